@@ -1,0 +1,46 @@
+"""A small GPT on the documentation that ships with Python: the first thing to run.
+
+    lmjax train --config configs/quickstart.py --workdir runs/quickstart
+
+Hardware and time: two CPU cores, about three minutes.
+Expected: validation bits per byte below both baselines that the run prints (see benchmarks/README.md).
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(argument, debug=False)
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=600,
+      batch=16,
+      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
+      rules="ddp",
+      data=dict(
+        kind="lmjax.data.pipeline:Text",
+        length=256,
+        tokenizer=dict(algorithm="bpe", size=2048),
+        source=dict(kind="lmjax.data.sources:Embedded", part=":95%"),
+        validation=dict(kind="lmjax.data.sources:Embedded", part="95%:"),
+      ),
+      model=dict(
+        kind="lmjax.models.decoder:Decoder",
+        width=192, depth=4, heads=6, groups=6, head_size=32, mlp=768, activation="relu",
+      ),
+      task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
+      optim=dict(rule="adamw", peak_rate=3e-3, warmup=50, weight_decay=0.1),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(
+        every=200,
+        validation=dict(kind="lmjax.evals.perplexity:Perplexity"),
+        baseline=dict(kind="lmjax.evals.ngrams:Ngrams"),
+      ),
+      checkpoint=dict(every=200),
+      log=dict(every=10),
+    )
+  )  # fmt: skip
+  return config.debug(settings) if choice.debug else settings

@@ -1,0 +1,93 @@
+"""The front door: `lmjax <command>` and `python -m lmjax <command>` are the same thing."""
+
+import importlib
+import os
+import sys
+import traceback
+
+from lmjax.utils.errors import UserError, nearest
+
+COMMANDS = {
+  "train": "train a model, or go on training it",
+  "generate": "continue prompts with a trained model",
+  "tokenizer": "train a tokenizer; encode and decode text",
+}
+
+USAGE = """lmjax <command> [options]      lmjax <command> --help for its own
+
+{commands}
+
+Options of every command:
+  --devices N      simulate N devices on the CPU
+  --debug_nans     stop at the operation that makes the first NaN
+  --traceback      show where an error was raised
+
+JAX_DISABLE_JIT=1 runs every operation by itself, for a debugger."""
+
+
+def main(arguments: list[str] | None = None) -> int:
+  """Runs one command and returns its exit code: 2 for what a person can mend, told in one line."""
+  arguments = sys.argv[1:] if arguments is None else arguments
+  show = "--traceback" in arguments
+  try:
+    return _run([a for a in arguments if a != "--traceback"])
+  except UserError as error:
+    if show:
+      traceback.print_exc()
+    print(f"lmjax: {error}", file=sys.stderr)
+    return 2
+  except KeyboardInterrupt:
+    print("lmjax: interrupted", file=sys.stderr)
+    return 130
+  except BrokenPipeError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _run(arguments: list[str]) -> int:
+  if not arguments or arguments[0] in ("-h", "--help", "help"):
+    print(USAGE.format(commands="\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items())))
+    return 0
+  command, *arguments = arguments
+  if command not in COMMANDS:
+    raise UserError(f"no command {command!r}{nearest(command, COMMANDS)}")
+  devices, arguments = _take(arguments, "--devices")
+  if devices is not None:
+    if not devices.isdigit() or int(devices) < 1:
+      raise UserError(f"--devices {devices}: give a whole number of at least 1")
+    flag = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+    os.environ["JAX_PLATFORMS"] = "cpu"
+  _prepare_jax("--debug_nans" in arguments)
+  module = importlib.import_module(f"lmjax.{command}")
+  return module.main([a for a in arguments if a != "--debug_nans"])
+
+
+def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
+  """Takes `name VALUE` or `name=VALUE` out of the arguments."""
+  for i, argument in enumerate(arguments):
+    if argument == name:
+      if i + 1 == len(arguments):
+        raise UserError(f"{name} needs a value")
+      return arguments[i + 1], arguments[:i] + arguments[i + 2 :]
+    if argument.startswith(name + "="):
+      return argument[len(name) + 1 :], arguments[:i] + arguments[i + 1 :]
+  return None, arguments
+
+
+def _prepare_jax(debug_nans: bool) -> None:
+  """Sets what every command wants of jax, before anything asks for a device."""
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+  from absl import flags
+
+  flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags
+  import jax
+
+  if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lmjax", "xla")
+    jax.config.update("jax_compilation_cache_dir", cache)
+  jax.config.update("jax_debug_nans", debug_nans)
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,161 @@
+"""Checkpoints: the one importer of Orbax.
+
+A checkpoint is a folder `<step>` with `state` (parameters, optimizer, transform, carry, step) and `place` (RNG and data
+position). It is written in the background and appears under its name only when it is whole.
+"""
+
+import dataclasses
+import logging
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from lmjax.state import TrainState
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+UNKNOWN = 1e30  # the loss of a checkpoint that was not evaluated, as a number JSON can hold
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """When to save and what to keep; a run also saves at its end and when it is told to stop."""
+
+  every: int = 500  # steps; 0 only at the end
+  keep: int = 2  # the latest ones
+  best: int = 1  # and those with the lowest validation loss
+
+  def __post_init__(self):
+    if self.every < 0 or self.keep < 1 or self.best < 0:
+      raise ValueError("every and best are at least 0, keep at least 1")
+
+
+class Checkpoints:
+  """The checkpoints of one run folder."""
+
+  def __init__(self, workdir: epath.Path, settings: Settings = Settings()):
+    self.folder = epath.Path(workdir) / "checkpoints"
+    policies = ocp.training.preservation_policies
+    keep = [policies.LatestN(settings.keep)]
+    if settings.best:
+      keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=settings.best))
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+    self._checkpointer = ocp.training.Checkpointer(
+      self.folder,
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=policies.AnyPreservationPolicy(keep),
+      cleanup_tmp_directories=True,
+    )
+    self._saving: tuple[int, Any] | None = None
+
+  def steps(self) -> list[int]:
+    """Returns the steps of the whole checkpoints, oldest first."""
+    return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
+
+  def save(self, step: int, state: TrainState, place: dict[str, np.ndarray], loss: float | None) -> None:
+    """Starts to write a checkpoint and returns as soon as the arrays are copied.
+
+    Raises:
+      UserError: the one before could not be written.
+    """
+    self.wait()
+    try:
+      response = self._checkpointer.save_checkpointables_async(
+        step,
+        {"state": state.saved(), "place": place},
+        metrics={"loss": UNKNOWN if loss is None else loss},
+        force=True,
+        overwrite=True,
+      )
+    except Exception as error:  # Orbax passes on whatever the file system raised
+      raise self._failed(step, error) from error
+    self._saving = (step, response)
+
+  def wait(self) -> None:
+    """Returns when the checkpoint being written is whole; raises UserError if it could not be."""
+    if self._saving:
+      step, response = self._saving
+      self._saving = None
+      try:
+        response.result()
+      except Exception as error:
+        raise self._failed(step, error) from error
+
+  def _failed(self, step: int, error: Exception) -> UserError:
+    good = [s for s in sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if s != step]
+    last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+    reason = _reason(error)
+    return UserError(
+      f"checkpoint: step {step} could not be written to {self.folder}: {reason}; {last}. "
+      "Free some space or choose another --workdir; the same command then goes on from there"
+    )
+
+  def restore(self, state: TrainState, place: dict[str, np.ndarray], say=print) -> tuple[TrainState, dict] | None:
+    """Returns the newest whole state, on the shardings of the abstract `state`; None if there is none.
+
+    A damaged checkpoint is named with `say` and skipped.
+
+    Raises:
+      UserError: there are checkpoints and none can be read.
+    """
+    steps = self.steps()
+    failures = []
+    for step in reversed(steps):
+      try:
+        found = self._checkpointer.load_checkpointables(step, {"state": state.saved(), "place": place})
+        if int(found["state"]["step"]) != step:
+          raise ValueError(f"it holds step {int(found['state']['step'])}")
+        return state.replace(**found["state"]), found["place"]
+      except Exception as error:  # what a damaged file raises depends on where it is damaged
+        failures.append(f"step {step}: {_reason(error)}")
+        say(f"checkpoint {self.folder / str(step)} is damaged or does not fit, skipped ({_reason(error)})")
+    if steps:
+      raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
+    return None
+
+  def close(self) -> None:
+    """Waits for the last write."""
+    self.wait()
+    self._checkpointer.close()
+
+
+def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = None) -> tuple[dict[str, Tree], int]:
+  """Returns parts of a run folder's newest (or given) state, such as {"params": ...}, and its step.
+
+  Args:
+    wanted: the abstract parts, with the shardings to load them on; nothing else is read.
+
+  Raises:
+    UserError: the folder has no checkpoint, not that one, or none that can be read.
+  """
+  folder = epath.Path(workdir) / "checkpoints"
+  steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+  if not steps:
+    raise UserError(f"checkpoint: {workdir} holds none; train first: lmjax train --config ... --workdir {workdir}")
+  if step is not None and step not in steps:
+    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps))}")
+  logging.getLogger("absl").setLevel(logging.ERROR)
+  partial = ocp.options.PyTreeOptions.Loading(partial_load=True)
+  for candidate in [step] if step is not None else reversed(steps):
+    try:
+      with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial)):
+        return ocp.load_checkpointables(folder / str(candidate), {"state": wanted})["state"], candidate
+    except Exception as error:  # what a damaged file raises depends on where it is damaged
+      failure = f"checkpoint: {folder / str(candidate)} cannot be read: {_reason(error)}"
+  raise UserError(failure)
+
+
+def place(rng: jax.Array, positions: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns what a checkpoint says of randomness and data."""
+  return {"rng": np.asarray(jax.random.key_data(rng)), "positions": np.asarray(positions, np.int64)}
+
+
+def _reason(error: BaseException) -> str:
+  """Returns the innermost cause of an error in one line."""
+  while error.__cause__ is not None:
+    error = error.__cause__
+  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+  return (lines[0] if lines else type(error).__name__)[:300]

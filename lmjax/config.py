@@ -1,0 +1,242 @@
+"""Configs: functions that return plain nested data, each leaf of which is consumed by exactly one strict constructor.
+
+A config file has `get_config(argument)`; `configs/gpt2.py:size=124m,debug` calls it with `size=124m,debug`. A part that names
+a class, `kind = "lmjax.tasks.causal_lm:CausalLM"`, is built by `build`, which knows every key from the class itself.
+"""
+
+import argparse
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import json
+import types
+import typing
+from typing import Any
+
+from etils import epath
+from flax import linen as nn
+from ml_collections import ConfigDict
+
+from lmjax.utils.errors import UserError, nearest
+
+KEYS = (
+  "seed", "steps", "batch", "mesh", "rules", "data", "model", "task", "optim", "transform", "evals", "checkpoint", "log",
+)  # fmt: skip
+
+
+def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
+  """Returns the choices of a config's argument, `size=124m,debug`, over their defaults.
+
+  A default that is a tuple lists what may be chosen, its first being the default; False marks a switch.
+
+  Raises:
+    UserError: an unknown name or choice.
+  """
+  chosen = {key: value[0] if isinstance(value, tuple) else value for key, value in defaults.items()}
+  for item in filter(None, argument.split(",")):
+    key, given, value = item.partition("=")
+    if key not in defaults:
+      raise UserError(f"config: no variant {key!r}{nearest(key, defaults)}")
+    choices = defaults[key]
+    if isinstance(choices, tuple) and value not in choices:
+      raise UserError(f"config: {key}={value}: no such choice{nearest(value, choices)}")
+    chosen[key] = value if given else True
+  return types.SimpleNamespace(**chosen)
+
+
+def debug(config: ConfigDict) -> ConfigDict:
+  """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
+  part = "lmjax.data.sources:Embedded"
+  config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
+  config.data.update(length=32, tokenizer=dict(algorithm="bytes"))
+  config.data.source = ConfigDict(dict(kind=part, part=":5%"))
+  config.data.validation = ConfigDict(dict(kind=part, part="99.5%:"))
+  config.model.update({k: v for k, v in TINY.items() if k in config.model})
+  config.optim.update(warmup=2, peak_rate=1e-3)
+  config.evals.update(every=10)
+  config.checkpoint.update(every=10)
+  config.log.update(every=1)
+  return config
+
+
+TINY = dict(width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, dtype="float32")
+
+
+def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:
+  """Returns the plain data of `PATH[:argument]`, with overrides such as {"optim.peak_rate": "3e-4"} put in.
+
+  Raises:
+    UserError: no such file, no get_config in it, a wrong argument, an unknown top-level key.
+  """
+  path, _, argument = reference.partition(":")
+  file = epath.Path(path)
+  if not file.exists():
+    known = [str(p) for p in epath.Path("configs").glob("*.py")] if epath.Path("configs").exists() else []
+    raise UserError(f"config: no file {path}{nearest(path, known)}")
+  if file.suffix == ".json":
+    config = json.loads(file.read_text())
+  else:
+    spec = importlib.util.spec_from_file_location("lmjax_config", file)
+    module = importlib.util.module_from_spec(spec)
+    try:
+      spec.loader.exec_module(module)
+    except SyntaxError as error:
+      raise UserError(f"config: {path}:{error.lineno}: {error.msg}") from error
+    if not hasattr(module, "get_config"):
+      raise UserError(f"config: {path} has no function get_config(argument)")
+    config = json.loads(ConfigDict(module.get_config(argument)).to_json())
+  for key, text in (overrides or {}).items():
+    _override(config, key, text)
+  for key in config:
+    if key not in KEYS:
+      raise UserError(f"config.{key}: no such key{nearest(key, KEYS)}")
+  for key in KEYS:
+    if key not in config:
+      raise UserError(f"config.{key} is missing from {path}")
+  return config
+
+
+def _override(config: dict[str, Any], key: str, text: str) -> None:
+  *parents, last = key.split(".")
+  if key.split(".")[0] not in KEYS:
+    raise UserError(f"config.{key}: no such key{nearest(key.split('.')[0], KEYS)}")
+  for i, parent in enumerate(parents):
+    if not isinstance(config.get(parent), dict):
+      raise UserError(f"config.{'.'.join(parents[: i + 1])}: no such part{nearest(parent, config)}")
+    config = config[parent]
+  try:
+    config[last] = ast.literal_eval(text)
+  except (ValueError, SyntaxError):
+    config[last] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
+
+
+def resolve(name: str, where: str) -> Any:
+  """Returns the object of a dotted name `package.module:Name`.
+
+  Raises:
+    UserError: no such module, or no such name in it.
+  """
+  module_name, _, attribute = name.partition(":")
+  if not attribute:
+    raise UserError(f"config.{where}: {name!r} is not of the form package.module:Name")
+  try:
+    module = importlib.import_module(module_name)
+  except ImportError as error:
+    raise UserError(f"config.{where}: cannot import {module_name!r}: {error}") from error
+  if not hasattr(module, attribute):
+    names = [n for n in vars(module) if not n.startswith("_")]
+    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{nearest(attribute, names)}")
+  return getattr(module, attribute)
+
+
+def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: Any) -> Any:
+  """Returns the object a part of a config describes.
+
+  Args:
+    spec: the keys of the constructor, and `kind`, its dotted name, unless `cls` is given.
+    where: the part's own place, for messages: `optim`, `data.source`.
+    cls: the class, where the place decides it.
+    shared: values that several parts need and the config says once (vocabulary, length, model).
+
+  Raises:
+    UserError: an unknown or missing key, a value of the wrong type, or one the constructor refuses.
+  """
+  if not isinstance(spec, dict):
+    raise UserError(f"config.{where} is a part with keys of its own, not {spec!r}")
+  spec = dict(spec)
+  if "kind" in spec:
+    cls = resolve(spec.pop("kind"), f"{where}.kind")
+  elif cls is None:
+    raise UserError(f"config.{where}.kind is missing: the dotted name of a class, package.module:Name")
+  if isinstance(cls, type) and issubclass(cls, nn.Module):  # a model is a Linen module around its Config
+    return cls(build(spec, where, typing.get_type_hints(cls)["config"], **shared))
+  hints = typing.get_type_hints(cls)
+  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+  for key in spec:
+    if key not in fields or key in shared:
+      owner = " (it is said elsewhere, once)" if key in shared else nearest(key, set(fields) - set(shared))
+      raise UserError(f"config.{where}.{key}: no such key{owner}")
+  values = {key: _value(value, hints[key], f"{where}.{key}") for key, value in spec.items()}
+  values |= {key: value for key, value in shared.items() if key in fields}
+  for key, field in fields.items():
+    optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+    if key not in values and not optional:
+      raise UserError(f"config.{where}.{key} is missing")
+  try:
+    return cls(**values)
+  except ValueError as error:
+    raise UserError(f"config.{where}: {error}") from error
+
+
+def _value(value: Any, hint: Any, where: str) -> Any:
+  """Returns a leaf as its field wants it, or raises UserError."""
+  origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+  if origin in (typing.Union, types.UnionType):
+    if value is None and type(None) in arguments:
+      return None
+    options = [a for a in arguments if a is not type(None)]
+    for option in options:
+      try:
+        return _value(value, option, where)
+      except UserError:
+        if len(options) == 1:
+          raise
+    raise UserError(f"config.{where}: {value!r} is not {hint}")
+  if origin is tuple:
+    if not isinstance(value, list | tuple):
+      raise UserError(f"config.{where} is a list, not {value!r}")
+    return tuple(_value(v, arguments[0], where) for v in value)
+  if origin is dict:
+    if not isinstance(value, dict):
+      raise UserError(f"config.{where} maps names to values, not {value!r}")
+    return {str(k): _value(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
+  if dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False):
+    return build(value, where, hint if dataclasses.is_dataclass(hint) else None)
+  if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    return float(value)
+  if hint is int and isinstance(value, float) and value.is_integer():
+    return int(value)
+  if hint in (int, float, str, bool) and (not isinstance(value, hint) or (hint is int and isinstance(value, bool))):
+    raise UserError(f"config.{where} is {_article(hint)}, not {value!r}")
+  return value
+
+
+def _article(hint: type) -> str:
+  return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
+
+
+def parse_overrides(
+  parser: argparse.ArgumentParser, arguments: list[str]
+) -> tuple[argparse.Namespace, dict[str, str]]:
+  """Returns a door's own options, and the `--config.key=value` among its arguments as {key: value}.
+
+  Raises:
+    UserError: an option the door does not have.
+  """
+  overrides, others, waiting = {}, [], list(arguments)
+  while waiting:
+    argument = waiting.pop(0)
+    if argument.startswith("--config."):
+      key, given, value = argument[len("--config.") :].partition("=")
+      if not given and not waiting:
+        raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
+      overrides[key] = value if given else waiting.pop(0)
+    else:
+      others.append(argument)
+  return parse(parser, others), overrides
+
+
+def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
+  """Returns a door's options; what argparse would print in many lines is a UserError."""
+
+  def fail(message: str):
+    raise UserError(f"{parser.prog}: {message}; see {parser.prog} --help")
+
+  parser.error = fail
+  parser.allow_abbrev = False
+  options, unknown = parser.parse_known_args(arguments)
+  if unknown:
+    known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
+    raise UserError(f"{parser.prog}: no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], known)}")
+  return options

@@ -1,0 +1,31 @@
+"""The legend of batch keys: what a pipeline makes and a task takes, by one set of names."""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from lmjax.utils.errors import UserError, nearest
+
+Batch = dict[str, Any]
+
+LEGEND = {
+  "inputs": "ids the model reads, int32 [B, L]",
+  "targets": "ids it must predict, int32 [B, L]",
+  "weights": "loss weight of each target, float32 [B, L]; 0 on padding",
+  "positions": "place of each token in its own document, int32 [B, L]",
+  "segments": "number of the packed document a token belongs to, from 1, int32 [B, L]; 0 is padding",
+}
+
+
+def check(batch: Batch, spec: dict[str, jax.ShapeDtypeStruct]) -> None:
+  """Raises UserError where a batch is not what a task's spec asks for."""
+  for key, wanted in spec.items():
+    if key not in batch:
+      raise UserError(f"data: the task needs batch key {key!r} ({LEGEND.get(key, 'its own')}){nearest(key, batch)}")
+    found = batch[key]
+    if found.shape[1:] != wanted.shape[1:] or np.dtype(found.dtype) != np.dtype(wanted.dtype):
+      raise UserError(
+        f"data: batch key {key!r} is {found.dtype}{list(found.shape)}, the task takes "
+        f"{np.dtype(wanted.dtype)}{list(wanted.shape)}"
+      )

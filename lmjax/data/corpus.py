@@ -1,0 +1,55 @@
+"""English text found on this machine: the documentation that ships inside every Python installation."""
+
+import ast
+import hashlib
+import importlib
+import inspect
+import pathlib
+import sysconfig
+
+from lmjax.utils.errors import UserError
+
+SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
+
+
+def python_documentation() -> list[str]:
+  """Returns the language reference topics and the docstrings of the standard library, about 2 million characters.
+
+  Texts are distinct, stripped, and ordered by their hash, so that any slice is a random sample and always the same one.
+
+  Raises:
+    UserError: this Python came without its documentation.
+  """
+  try:
+    topics = importlib.import_module("pydoc_data.topics").topics
+  except ImportError:
+    topics = {}
+  library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  texts = {_clean(text) for text in topics.values()}
+  for path in sorted(library.rglob("*.py")):
+    if not set(path.relative_to(library).parts) & set(SKIPPED):
+      texts |= set(_docstrings(path))
+  texts = {text for text in texts if len(text) >= 40}
+  if sum(map(len, texts)) < 200_000:
+    raise UserError(
+      f"data: this Python carries too little documentation to train on (looked in pydoc_data and {library}); "
+      "install the full standard library, or give your own text: --config configs/text.py:files=my/*.txt"
+    )
+  return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+
+
+def _docstrings(path: pathlib.Path):
+  """Yields the docstrings of one module; a file that does not parse has none."""
+  try:
+    tree = ast.parse(path.read_bytes())
+  except (SyntaxError, ValueError, OSError):
+    return
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+      text = ast.get_docstring(node, clean=False)
+      if text:
+        yield _clean(text)
+
+
+def _clean(text: str) -> str:
+  return inspect.cleandoc(text).encode("utf-8", "ignore").decode("utf-8")

@@ -1,0 +1,49 @@
+"""Loss on held-out text, per token and per byte."""
+
+import dataclasses
+import math
+
+import jax
+
+from lmjax.data.batch import check
+from lmjax.data.pipeline import Text
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.evals.base import Run
+from lmjax.parallel.sharding import Layout
+from lmjax.tasks.base import Task
+from lmjax.utils.metrics import add
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Perplexity:
+  """The mean negative log-likelihood of a pass over the validation text.
+
+    loss = nats per token;  perplexity = exp(loss);  bits_per_byte = total nats / ln 2 / UTF-8 bytes of the text
+
+  steps: batches to measure on; 0 is all of the text, exactly once.
+  """
+
+  steps: int = 0
+
+  def prepare(self, task: Task, data: Text, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
+    batches = data.validate(tokenizer, batch, self.steps)
+    text_bytes = sum(float(b["bytes"].sum()) for b in batches)
+    keys = task.spec(batch, data.length)
+    check(batches[0], keys)
+    totals = jax.jit(lambda params, batch: task.loss(params, {}, task.initial_carry(len(batch["inputs"])), batch)[0])
+
+    def run(params: Tree) -> dict[str, float]:
+      terms = {}
+      for b in batches:
+        rows = {key: b[key] for key in keys}
+        terms = add(terms, totals(params, jax.device_put(rows, layout.batch(rows))))
+      loss = terms["nll"].value()
+      return {
+        "loss": loss,
+        "perplexity": math.exp(min(loss, 700.0)),
+        "accuracy": terms["correct"].value(),
+        "bits_per_byte": float(terms["nll"].total) / math.log(2) / text_bytes,
+      }
+
+    return run

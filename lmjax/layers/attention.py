@@ -1,0 +1,61 @@
+"""Multi-head attention with grouped keys and values, and the masks it looks through."""
+
+import jax
+from flax import linen as nn
+
+from lmjax.layers import kernels
+from lmjax.layers.cache import Cache
+from lmjax.layers.einsum import Einsum
+from lmjax.layers.positions import Rotary
+from lmjax.parallel.sharding import constrain
+
+
+def window_mask(positions_BxL: jax.Array, positions_BxM: jax.Array, window: int) -> jax.Array:
+  """Returns mask_BxLxM: True where the attended token is fewer than `window` positions back."""
+  return positions_BxL[:, :, None] - positions_BxM[:, None, :] < window
+
+
+def segment_mask(segments_BxL: jax.Array) -> jax.Array:
+  """Returns mask_BxLxL: True within a packed document, so that documents in one row never meet."""
+  return segments_BxL[:, :, None] == segments_BxL[:, None, :]
+
+
+class Attention(nn.Module):
+  """Softmax attention (Vaswani et al., 2017), `heads` queries over `groups` shared keys and values."""
+
+  heads: int
+  groups: int
+  head_size: int
+  bias: bool = True
+  rotary: Rotary | None = None
+  scale: float = 1.0  # of the output projection's initial values
+  causal: bool = True
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    positions_BxL: jax.Array,
+    mask_BxLxM: jax.Array | None,
+    cache: Cache | None = None,
+    layer: int = 0,
+    tap: bool = False,
+  ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
+    """Returns the mixed vectors [B, L, D], the cache with this layer's keys, and (if tapped) the weights [B, H, L, M]."""
+    sizes = {"D": x_BxLxD.shape[-1], "H": self.heads, "G": self.groups, "K": self.head_size}
+    q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, name="query")(x_BxLxD)
+    k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, name="key")(x_BxLxD)
+    v_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, name="value")(x_BxLxD)
+    if self.rotary:
+      q_BxLxHxK = self.rotary(q_BxLxHxK, positions_BxL)
+      k_BxMxGxK = self.rotary(k_BxMxGxK, positions_BxL)
+    q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
+    causal = self.causal
+    if cache is not None:
+      cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
+      (k_BxMxGxK, v_BxMxGxK), causal = cache.layers[layer], False  # the mask says it already
+      k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
+    o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, causal)
+    weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask_BxLxM, causal) if tap else None
+    y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, self.bias, self.scale, name="out")(o_BxLxHxK)
+    return y_BxLxD, cache, weights

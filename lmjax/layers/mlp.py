@@ -1,0 +1,39 @@
+"""The feed-forward layer, plain or gated."""
+
+from functools import partial
+
+import jax
+from flax import linen as nn
+
+from lmjax.layers.einsum import Einsum
+from lmjax.parallel.sharding import constrain
+
+ACTIVATIONS = {
+  "gelu": partial(jax.nn.gelu, approximate=False),
+  "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+  "relu": jax.nn.relu,
+  "silu": jax.nn.silu,
+}
+
+
+class Mlp(nn.Module):
+  """down(activation(up(x))), or down(activation(gate(x)) * up(x)) if gated (Shazeer, 2020, arXiv:2002.05202)."""
+
+  width: int
+  mlp: int
+  activation: str = "gelu_tanh"
+  gated: bool = False
+  bias: bool = True
+  scale: float = 1.0  # of the output projection's initial values
+
+  @nn.compact
+  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
+    sizes = {"D": self.width, "F": self.mlp}
+    activation = ACTIVATIONS[self.activation]
+    y_BxLxF = Einsum("BLD,DF->BLF", sizes, self.bias, name="up")(x_BxLxD)
+    if self.gated:
+      y_BxLxF *= activation(Einsum("BLD,DF->BLF", sizes, self.bias, name="gate")(x_BxLxD))
+    else:
+      y_BxLxF = activation(y_BxLxF)
+    y_BxLxF = constrain(y_BxLxF, "batch", "length", "mlp")
+    return Einsum("BLF,FD->BLD", sizes, self.bias, self.scale, name="down")(y_BxLxF)

@@ -1,0 +1,40 @@
+"""Layer normalisation and its root-mean-square form, computed in float32 whatever the activations are."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.einsum import named
+
+
+class LayerNorm(nn.Module):
+  """(x - mean) / sqrt(variance + epsilon) * scale + bias, over the width (Ba et al., 2016, arXiv:1607.06450)."""
+
+  epsilon: float = 1e-5
+  bias: bool = True
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y -= jnp.mean(y, -1, keepdims=True)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
+    y *= self.param("scale", named(nn.initializers.ones, ("width",)), x.shape[-1:], jnp.float32)
+    if self.bias:
+      y += self.param("bias", named(nn.initializers.zeros, ("width",)), x.shape[-1:], jnp.float32)
+    return y.astype(x.dtype)
+
+
+class RMSNorm(nn.Module):
+  """x / sqrt(mean(x^2) + epsilon) * scale, over the width (Zhang and Sennrich, 2019, arXiv:1910.07467)."""
+
+  epsilon: float = 1e-5
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    y = x.astype(jnp.float32)
+    y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
+    y *= self.param("scale", named(nn.initializers.ones, ("width",)), x.shape[-1:], jnp.float32)
+    return y.astype(x.dtype)
+
+
+NORMS = {"layer": LayerNorm, "rms": RMSNorm}

@@ -1,0 +1,90 @@
+"""Layers applied in turn: parameters stacked along a leading axis, computed by a scan or unrolled."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.cache import Cache
+from lmjax.parallel.sharding import stack_names
+from lmjax.utils.pytree import Tree
+
+REMAT = {
+  "none": None,
+  "full": jax.checkpoint_policies.nothing_saveable,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def unstack(layers: Tree, depth: int) -> tuple[Tree, ...]:
+  """Returns one parameter tree a layer; the gradient of the split is a concatenation, not a sum of padded copies."""
+  leaves, structure = jax.tree.flatten(layers)
+  columns = [[piece[0] for piece in jax.lax.split(leaf, (1,) * depth)] for leaf in leaves]
+  return tuple(jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True))
+
+
+class Stack(nn.Module):
+  """`depth` copies of a block. The parameters are the same tree whether `scan` or not, so a checkpoint serves both.
+
+  The block is applied as a pure function of its own parameters, which may also come as a tuple of trees (see `unstack`):
+  decoding wants that, since it reads every weight for every token.
+  """
+
+  block: Callable[..., nn.Module]
+  depth: int
+  scan: bool = True
+  remat: str = "none"
+
+  @nn.compact
+  def __call__(
+    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask_BxLxM: jax.Array | None, taps: tuple[str, ...] = ()
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L]."""
+    layers = self._parameters(x_BxLxD, positions_BxL, mask_BxLxM)
+    rng = self.make_rng("dropout") if self.has_rng("dropout") else None
+    rngs = None if rng is None else jax.random.split(rng, self.depth)
+
+    def layer(x_BxLxD, inputs):
+      params, rng = inputs
+      rngs = {} if rng is None else {"dropout": rng}
+      y, _, weights = self._block().apply(
+        {"params": params}, x_BxLxD, positions_BxL, mask_BxLxM, tap="attention" in taps, rngs=rngs
+      )
+      return y, {key: value for key, value in (("hidden", y), ("attention", weights)) if key in taps}
+
+    if REMAT[self.remat] is not None:
+      layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan)
+    if self.scan and not isinstance(layers, tuple):
+      return jax.lax.scan(layer, x_BxLxD, (layers, rngs))
+    tapped = []
+    for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
+      # Without the barrier XLA recomputes the residual stream, a sum over all earlier layers, wherever it is read.
+      x_BxLxD = jax.lax.optimization_barrier(x_BxLxD)
+      x_BxLxD, tap = layer(x_BxLxD, (params, None if rngs is None else rngs[i]))
+      tapped.append(tap)
+    return x_BxLxD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tapped)
+
+  @nn.compact
+  def extend(
+    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask_BxLxM: jax.Array, cache: Cache
+  ) -> tuple[jax.Array, Cache]:
+    """Returns the output for new tokens and the cache with their keys and values; always unrolled."""
+    layers = self.get_variable("params", "layers")
+    for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
+      x_BxLxD, cache, _ = self._block().apply(
+        {"params": params}, x_BxLxD, positions_BxL, mask_BxLxM, cache, layer=i
+      )
+    return x_BxLxD, cache
+
+  def _block(self) -> nn.Module:
+    return self.block(parent=None)
+
+  def _parameters(self, *inputs) -> Tree:
+    if self.has_variable("params", "layers"):
+      return self.get_variable("params", "layers")
+
+    def init(rng):
+      return self._block().init(rng, *inputs)["params"]
+
+    return self.param("layers", lambda rng: stack_names(jax.vmap(init)(jax.random.split(rng, self.depth))))

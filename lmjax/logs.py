@@ -1,0 +1,165 @@
+"""What a run tells: progress bar, metrics.jsonl, TensorBoard, wandb, loss.png, summary.json; process 0 only."""
+
+import contextlib
+import dataclasses
+import json
+import time
+from collections import defaultdict
+from typing import Any
+
+import jax
+from etils import epath
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from lmjax.data.sources import Bad
+from lmjax.utils.errors import UserError
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """How often and where to tell."""
+
+  every: int = 10  # steps between lines of metrics.jsonl
+  tensorboard: bool = True
+  wandb: str = ""  # project; needs `pip install wandb`
+
+  def __post_init__(self):
+    if self.every < 1:
+      raise ValueError(f"every is at least 1 step, not {self.every}")
+
+
+class Clock:
+  """Where the time of a run goes, by name, in seconds."""
+
+  def __init__(self):
+    self.start = time.perf_counter()
+    self.seconds: dict[str, float] = defaultdict(float)
+
+  @contextlib.contextmanager
+  def __call__(self, name: str):
+    began = time.perf_counter()
+    try:
+      yield
+    finally:
+      self.seconds[name] += time.perf_counter() - began
+
+  def total(self) -> float:
+    return time.perf_counter() - self.start
+
+
+class Log:
+  """The log of one run folder; silent on every process but the first."""
+
+  def __init__(self, workdir: epath.Path, settings: Settings, first: int, steps: int, config: dict[str, Any]):
+    self.workdir, self.settings = workdir, settings
+    self.speaks = jax.process_index() == 0
+    self._lines = read_metrics(workdir)
+    self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run says its steps once
+    self._tensorboard = self._wandb = None
+    if not self.speaks:
+      return
+    self._write(self._lines, "metrics.jsonl")
+    if settings.tensorboard and "://" not in str(workdir):
+      from tensorboardX import SummaryWriter
+
+      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+    if settings.wandb:
+      self._wandb = _start_wandb(settings.wandb, workdir, config)
+    self._progress = Progress(
+      TextColumn("step {task.completed}/{task.total}"),
+      BarColumn(),
+      TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+      TimeRemainingColumn(),
+      console=console,
+      refresh_per_second=4,
+    )
+    self._bar = self._progress.add_task("train", total=steps, completed=first, loss="-", speed="-")
+    self._progress.start()
+
+  def advance(self, step: int, loss: float, tokens_per_second: float) -> None:
+    """Moves the bar."""
+    if self.speaks:
+      self._progress.update(self._bar, completed=step, loss=f"{loss:.4f}", speed=f"{tokens_per_second:,.0f}")
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Adds a line to metrics.jsonl and its values to TensorBoard and wandb."""
+    if not self.speaks:
+      return
+    line = {"step": step, **metrics}
+    self._lines.append(line)
+    self._write([line], "metrics.jsonl", append=True)
+    for key, value in metrics.items():
+      if self._tensorboard:
+        self._tensorboard.add_scalar(key, value, step)
+    if self._wandb:
+      self._wandb.log(metrics, step=step)
+
+  def bad_records(self, bad: list[Bad]) -> None:
+    """Writes skipped records into debug.log, a line each."""
+    if self.speaks and bad:
+      with (self.workdir / "debug.log").open("a") as file:
+        file.writelines(f"skipped {record.where}: {record.why}\n" for record in bad)
+
+  def say(self, text: str) -> None:
+    """Prints a line above the bar."""
+    if self.speaks:
+      console.print(text, markup=False)
+
+  def summary(self, values: dict[str, Any]) -> None:
+    """Writes summary.json and loss.png."""
+    if self.speaks:
+      (self.workdir / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+      plot(self._lines, self.workdir)
+
+  def close(self) -> None:
+    """Stops the bar and closes the files."""
+    if self.speaks:
+      self._progress.stop()
+    if self._tensorboard:
+      self._tensorboard.close()
+    if self._wandb:
+      self._wandb.finish()
+
+  def _write(self, lines: list[dict], name: str, append: bool = False) -> None:
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    with (self.workdir / name).open("a" if append else "w") as file:
+      file.write(text)
+
+
+def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
+  """Returns the lines of a run's metrics.jsonl; one cut off by a kill is left out."""
+  file = workdir / "metrics.jsonl"
+  lines = []
+  for text in file.read_text().splitlines() if file.exists() else []:
+    with contextlib.suppress(json.JSONDecodeError):
+      lines.append(json.loads(text))
+  return lines
+
+
+def plot(lines: list[dict[str, float]], workdir: epath.Path) -> None:
+  """Draws loss.png: training and validation loss over steps."""
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7, 4), layout="constrained")
+  axes = figure.subplots()
+  for key, style in (("train_loss", "-"), ("validation_loss", "o-")):
+    points = [(line["step"], line[key]) for line in lines if key in line]
+    if points:
+      axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "), markersize=4, linewidth=1.2)
+  axes.set(xlabel="step", ylabel="loss (nats per token)", title=workdir.name)
+  axes.grid(alpha=0.3)
+  if axes.lines:
+    axes.legend()
+  with (workdir / "loss.png").open("wb") as file:
+    figure.savefig(file, format="png", dpi=120)
+
+
+def _start_wandb(project: str, workdir: epath.Path, config: dict[str, Any]):
+  try:
+    import wandb
+  except ImportError as error:
+    raise UserError("config.log.wandb: wandb is not installed: pip install 'lmjax[wandb]'") from error
+  return wandb.init(project=project, dir=str(workdir), config=config, id=workdir.name, resume="allow")

@@ -1,0 +1,186 @@
+"""The decoder family: GPT-1, GPT-2, GPT-3 and the Llama shape, by one Config.
+
+Radford et al. (2018, 2019); Brown et al. (2020), arXiv:2005.14165, dense attention throughout; Touvron et al. (2023),
+arXiv:2302.13971; Llama 3 (2024), arXiv:2407.21783.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.attention import Attention, segment_mask, window_mask
+from lmjax.layers.block import Block
+from lmjax.layers.cache import Cache
+from lmjax.layers.einsum import Embed, vocabulary_logits
+from lmjax.layers.mlp import ACTIVATIONS, Mlp
+from lmjax.layers.norms import NORMS
+from lmjax.layers.positions import Rotary
+from lmjax.layers.stack import REMAT, Stack, unstack
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The shape of a decoder and how it is computed."""
+
+  vocabulary: int  # comes from the tokenizer
+  length: int  # the longest sequence, in tokens; comes from data.length
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  groups: int = 12  # key/value heads, a divisor of heads
+  head_size: int = 64
+  mlp: int = 3072
+  activation: str = "gelu_tanh"
+  gated: bool = False
+  norm: str = "layer"
+  post_norm: bool = False
+  epsilon: float = 1e-5
+  bias: bool = True
+  tied: bool = True  # the embedding table also scores the next token
+  rotary: Rotary | None = None  # None: learned positions
+  window: int | None = None  # how many tokens back attention reaches, itself included
+  dropout: float = 0.0  # of embeddings and residual branches
+  dtype: str = "float32"  # of the computation; parameters are float32
+  scan: bool = True
+  remat: str = "none"
+
+  def __post_init__(self):
+    for name, choices in (("activation", ACTIVATIONS), ("norm", NORMS), ("remat", REMAT)):
+      if getattr(self, name) not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+    for name in ("vocabulary", "length", "width", "depth", "heads", "groups", "head_size", "mlp"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+    if self.heads % self.groups:
+      raise ValueError(f"heads ({self.heads}) must be a multiple of groups ({self.groups})")
+    if self.rotary and self.head_size % 2:
+      raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout is at least 0 and below 1, not {self.dropout}")
+
+
+class Decoder(nn.Module):
+  """A causal transformer. Parameters: `embed`, `positions` (if learned), `layers`, `norm` (if pre-norm), `unembed` (if untied)."""
+
+  config: Config
+
+  def setup(self):
+    c = self.config
+    scale = (2 * c.depth) ** -0.5  # residual branches start small, so that the sum over depth does not grow
+    norm = partial(NORMS[c.norm], epsilon=c.epsilon)
+    block = partial(
+      Block,
+      norm=norm,
+      attention=partial(
+        Attention, heads=c.heads, groups=c.groups, head_size=c.head_size, bias=c.bias, rotary=c.rotary, scale=scale
+      ),
+      mlp=partial(
+        Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated, bias=c.bias, scale=scale
+      ),
+      post=c.post_norm,
+      dropout=c.dropout,
+    )
+    self.embed = Embed(c.vocabulary, c.width)
+    if c.rotary is None:
+      self.positions = Embed(c.length, c.width, axis="positions")
+    self.stack = Stack(block, c.depth, c.scan, c.remat)
+    if not c.post_norm:
+      self.norm = norm()
+    if not c.tied:
+      self.unembed = Embed(c.vocabulary, c.width)
+    self.drop = nn.Dropout(c.dropout)
+
+  def __call__(
+    self,
+    inputs_BxL: jax.Array,
+    positions_BxL: jax.Array | None = None,
+    segments_BxL: jax.Array | None = None,
+    taps: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
+    if positions_BxL is None:
+      positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
+    mask = None if segments_BxL is None else segment_mask(segments_BxL)
+    if self.config.window:
+      reach = window_mask(positions_BxL, positions_BxL, self.config.window)
+      mask = reach if mask is None else mask & reach
+    x_BxLxD = self._enter(inputs_BxL, positions_BxL)
+    x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
+    if self.is_initializing() and not self.config.tied:
+      self.unembed(inputs_BxL)
+    return self._leave(x_BxLxD), tapped
+
+  def extend(self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Cache]:
+    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the longer cache."""
+    cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL)
+    if self.config.window:
+      mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self.config.window)
+    x_BxLxD = self._enter(tokens_BxL, positions_BxL)
+    x_BxLxD, cache = self.stack.extend(x_BxLxD, positions_BxL, mask_BxLxM, cache)
+    return self._leave(x_BxLxD), cache.advance(tokens_BxL.shape[1])
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Returns float32 scores [..., V] of final vectors [..., D]."""
+    table = self.embed.table if self.config.tied else self.unembed.table
+    return vocabulary_logits(x, table, self.config.vocabulary)
+
+  def empty_cache(self, batch: int, slots: int) -> Cache:
+    """Returns a cache of `slots` token slots for `batch` rows."""
+    c = self.config
+    return Cache.empty(c.depth, batch, slots, c.groups, c.head_size, jnp.dtype(c.dtype))
+
+  def unembedding(self, params: Tree) -> jax.Array:
+    """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
+    return params["embed" if self.config.tied else "unembed"]["table"]
+
+  def unstacked(self, params: Tree) -> Tree:
+    """Returns the parameters with each layer as a tree of its own, as decoding reads them fastest."""
+    return params | {"stack": {"layers": unstack(params["stack"]["layers"], self.config.depth)}}
+
+  def _enter(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+    dtype = jnp.dtype(self.config.dtype)
+    x_BxLxD = self.embed(tokens_BxL, dtype)
+    if self.config.rotary is None:
+      x_BxLxD += self.positions(positions_BxL, dtype)
+    return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
+
+  def _leave(self, x_BxLxD: jax.Array) -> jax.Array:
+    return x_BxLxD if self.config.post_norm else self.norm(x_BxLxD)
+
+
+def _gpt(width: int, depth: int, heads: int, length: int, **changes) -> dict:
+  shape = dict(width=width, depth=depth, heads=heads, groups=heads, head_size=width // heads, mlp=4 * width)
+  return dict(vocabulary=50257, length=length) | shape | changes
+
+
+def _llama(width: int, depth: int, heads: int, groups: int, mlp: int, vocabulary: int, length: int, base: float) -> dict:
+  return dict(
+    vocabulary=vocabulary, length=length, width=width, depth=depth, heads=heads, groups=groups,
+    head_size=width // heads, mlp=mlp, activation="silu", gated=True, norm="rms", bias=False, tied=False,
+    rotary=dict(base=base),
+  )  # fmt: skip
+
+
+PRESETS: dict[str, dict] = {
+  "gpt": _gpt(768, 12, 12, 512, vocabulary=40478, post_norm=True),
+  "gpt2-124m": _gpt(768, 12, 12, 1024),
+  "gpt2-355m": _gpt(1024, 24, 16, 1024),
+  "gpt2-774m": _gpt(1280, 36, 20, 1024),
+  "gpt2-1558m": _gpt(1600, 48, 25, 1024),
+  "gpt3-125m": _gpt(768, 12, 12, 2048),
+  "gpt3-350m": _gpt(1024, 24, 16, 2048),
+  "gpt3-760m": _gpt(1536, 24, 16, 2048),
+  "gpt3-1.3b": _gpt(2048, 24, 16, 2048),
+  "gpt3-2.7b": _gpt(2560, 32, 32, 2048),
+  "gpt3-6.7b": _gpt(4096, 32, 32, 2048),
+  "gpt3-13b": _gpt(5120, 40, 40, 2048),
+  "gpt3-175b": _gpt(12288, 96, 96, 2048),
+  "llama2-7b": _llama(4096, 32, 32, 32, 11008, 32000, 4096, 1e4),
+  "llama3-8b": _llama(4096, 32, 32, 8, 14336, 128256, 8192, 5e5),
+}

@@ -1,0 +1,148 @@
+"""Logical names to shardings: parameters are born with names, a Layout resolves them once.
+
+Nothing outside `parallel/` knows a mesh axis. `constrain` is how activations ask for a layout, and it does nothing
+outside `use_layout`.
+"""
+
+import contextlib
+import contextvars
+import dataclasses
+import math
+from typing import Any
+
+import jax
+from flax import linen as nn
+from flax import struct
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from lmjax.parallel.rules import RULES, Rules
+from lmjax.utils import pytree
+from lmjax.utils.errors import UserError, nearest
+
+Tree = Any
+
+
+@struct.dataclass
+class Named(nn.meta.AxisMetadata):
+  """A parameter with its logical axis names, as it is between birth and `unbox`.
+
+  `rows` is the true size of axis 0 where the array is padded (a vocabulary table), else None.
+  """
+
+  value: Any
+  axes: tuple[str | None, ...] = struct.field(pytree_node=False)
+  rows: int | None = struct.field(pytree_node=False, default=None)
+
+  def unbox(self) -> Any:
+    return self.value
+
+  def replace_boxed(self, val: Any) -> "Named":
+    return self.replace(value=val)
+
+  def add_axis(self, index: int, params: dict) -> "Named":
+    return self.replace(axes=(*self.axes[:index], "layers", *self.axes[index:]))
+
+  def remove_axis(self, index: int, params: dict) -> "Named":
+    return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
+
+  def size(self) -> int:
+    """Returns the number of true (unpadded) values."""
+    shape = self.value.shape
+    return math.prod(shape if self.rows is None else (self.rows, *shape[1:]))
+
+
+def _is_named(leaf: Any) -> bool:
+  return isinstance(leaf, Named)
+
+
+def stack_names(boxed: Tree) -> Tree:
+  """Adds the name `layers` in front of every parameter, after a vmapped initialisation."""
+  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=_is_named)
+
+
+def count_parameters(boxed: Tree) -> int:
+  """Returns the number of trained values in a named (abstract) tree, vocabulary padding not counted."""
+  return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=_is_named))
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """A mesh and the rules that place logical axes on it."""
+
+  mesh: Mesh
+  rules: Rules
+
+  @classmethod
+  def build(cls, mesh: Mesh, rules: str | list | tuple) -> "Layout":
+    """Returns the layout for a rule set by name, or given as `[[logical, [mesh axis, ...]], ...]`."""
+    if isinstance(rules, str):
+      if rules not in RULES:
+        raise UserError(f"rules: no rule set {rules!r}{nearest(rules, RULES)}")
+      rules = RULES[rules]
+    rules = tuple((logical, (axes,) if isinstance(axes, str) else tuple(axes)) for logical, axes in rules)
+    for logical, axes in rules:
+      for axis in axes:
+        if axis not in mesh.axis_names:
+          raise UserError(f"rules: {logical} -> {axis}: no such mesh axis{nearest(axis, mesh.axis_names)}")
+    return cls(mesh, rules)
+
+  def spec(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
+    """Returns where each dimension goes; given its shape, an axis that does not divide is replicated."""
+    wanted, taken, entries = dict(self.rules), set(), []
+    for dimension, axis in enumerate(logical):
+      axes = tuple(a for a in wanted.get(axis, ()) if a not in taken and self.mesh.shape[a] > 1)
+      if shape is not None and axes and shape[dimension] % math.prod(self.mesh.shape[a] for a in axes):
+        axes = ()
+      taken.update(axes)
+      entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
+    return PartitionSpec(*entries)
+
+  def sharding(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> NamedSharding:
+    """Returns the NamedSharding for the logical axes; with no axes, replication."""
+    return NamedSharding(self.mesh, self.spec(*logical, shape=shape))
+
+  def shardings(self, boxed: Tree) -> Tree:
+    """Returns a sharding for each parameter of a named abstract tree."""
+    return jax.tree.map(lambda leaf: self.sharding(*leaf.axes, shape=leaf.value.shape), boxed, is_leaf=_is_named)
+
+  def replicated(self, boxed: Tree) -> list[str]:
+    """Returns a line for each parameter that a rule wanted to split and whose size does not divide."""
+    found = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_named):
+      if self.spec(*leaf.axes) != self.spec(*leaf.axes, shape=leaf.value.shape):
+        found.append(f"{pytree.name(path)} {leaf.value.shape} is replicated: {leaf.axes} does not divide")
+    return found
+
+  def batch(self, batch: Tree) -> Tree:
+    """Returns the shardings of a batch: rows over `batch`, columns over `length`."""
+    names = ("batch", "length")
+    return jax.tree.map(
+      lambda leaf: self.sharding(*names[: leaf.ndim], *[None] * (leaf.ndim - 2), shape=leaf.shape), batch
+    )
+
+
+_current: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def use_layout(layout: Layout):
+  """Makes the layout the one that `constrain` and the kernels see, and its mesh jax's own."""
+  token = _current.set(layout)
+  try:
+    with jax.set_mesh(layout.mesh):
+      yield layout
+  finally:
+    _current.reset(token)
+
+
+def current_layout() -> Layout | None:
+  """Returns the layout in use, or None on a bare single device."""
+  return _current.get()
+
+
+def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
+  """Asks for the layout of an activation by its logical axes; the identity where no layout is in use."""
+  layout = _current.get()
+  if layout is None or layout.mesh.size == 1:
+    return x
+  return jax.lax.with_sharding_constraint(x, layout.sharding(*logical, shape=x.shape))

@@ -1,0 +1,99 @@
+"""Losses over a vocabulary that never hold more than a chunk of the scores."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+def cross_entropy(
+  x_BxLxD: jax.Array,
+  table_VxD: jax.Array,
+  targets_BxL: jax.Array,
+  weights_BxL: jax.Array,
+  vocabulary: int,
+  z_loss: float = 0.0,
+  chunk: int = 0,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """Scores vectors against a vocabulary table and sums the weighted negative log-likelihood of the targets.
+
+    nll = log Z - score(target),  Z = sum_v exp(score(v));  loss = sum weights * (nll + z_loss * (log Z)^2)
+
+  The z-loss keeps log Z near 0 (Chowdhery et al., 2022, arXiv:2204.02311, section 5). Under differentiation the
+  gradient of a chunk is made as soon as its scores are there, so they are computed once and dropped.
+
+  Args:
+    x_BxLxD: final vectors, in any float type; products accumulate in float32.
+    table_VxD: the table, its padded rows (from `vocabulary` on) left out of Z.
+    chunk: positions of the length axis scored at a time, a divisor of L; 0 scores all at once.
+
+  Returns:
+    the loss, and the float32 totals {"nll", "correct"}, which carry no gradient.
+  """
+  batch, length = targets_BxL.shape
+  chunks = length // chunk if chunk and length % chunk == 0 else 1
+
+  def split(a):  # [B, L, ...] -> [chunks, B * L / chunks, ...]; the batch axis stays whole, so its sharding does
+    a = a.reshape(batch, chunks, length // chunks, *a.shape[2:]).swapaxes(0, 1)
+    return a.reshape(chunks, -1, *a.shape[3:])
+
+  weights = weights_BxL.astype(jnp.float32)
+  loss, nll, correct = _scored(
+    split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), vocabulary, z_loss
+  )
+  return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
+
+
+def _chunk(x_TxD, table_VxD, targets_T, weights_T, vocabulary, z_loss):
+  """Returns the three totals of one chunk, and what its gradient needs."""
+  scores_TxV = jnp.einsum("td,vd->tv", x_TxD, table_VxD.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
+  if table_VxD.shape[0] > vocabulary:
+    scores_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)
+  top_T = jnp.max(scores_TxV, axis=-1)
+  log_z_T = top_T + jnp.log(jnp.sum(jnp.exp(scores_TxV - top_T[:, None]), axis=-1))
+  score_T = jnp.take_along_axis(scores_TxV, targets_T[:, None], axis=-1)[:, 0]
+  nll_T = log_z_T - score_T
+  loss = jnp.sum(weights_T * (nll_T + z_loss * log_z_T**2))
+  totals = jnp.stack([loss, jnp.sum(weights_T * nll_T), jnp.sum(weights_T * (score_T >= top_T))])
+  return totals, (scores_TxV, log_z_T)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _scored(x, table, targets, weights, vocabulary, z_loss):
+  def body(totals, inputs):
+    x, targets, weights = inputs
+    return totals + _chunk(x, table, targets, weights, vocabulary, z_loss)[0], None
+
+  return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
+
+
+def _scored_forward(x, table, targets, weights, vocabulary, z_loss):
+  def body(carry, inputs):
+    totals, d_table = carry
+    x, targets, weights = inputs
+    more, (scores, log_z) = _chunk(x, table, targets, weights, vocabulary, z_loss)
+    d_scores = jnp.exp(scores - log_z[:, None]) * (1 + 2 * z_loss * log_z)[:, None]
+    d_scores -= jax.nn.one_hot(targets, scores.shape[-1], dtype=d_scores.dtype)
+    d_scores = (d_scores * weights[:, None]).astype(x.dtype)
+    d_x = jnp.einsum("tv,vd->td", d_scores, table.astype(x.dtype))
+    d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
+    return (totals + more, d_table), d_x
+
+  start = (jnp.zeros(3), jnp.zeros(table.shape, jnp.float32))
+  if x.shape[0] == 1:  # no loop, no accumulation
+    (totals, d_table), d_x = body(start, (x[0], targets[0], weights[0]))
+    d_x = d_x[None]
+  else:
+    (totals, d_table), d_x = jax.lax.scan(body, start, (x, targets, weights))
+  return tuple(totals), (d_x, d_table.astype(table.dtype), targets.shape)
+
+
+def _scored_backward(vocabulary, z_loss, saved, cotangents):
+  d_x, d_table, shape = saved
+  scale = cotangents[0]  # of the loss; the other totals are metrics
+  no_gradient = np.zeros(shape, jax.dtypes.float0)
+  return d_x * scale.astype(d_x.dtype), d_table * scale.astype(d_table.dtype), no_gradient, jnp.zeros(shape)
+
+
+_scored.defvjp(_scored_forward, _scored_backward)

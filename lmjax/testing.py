@@ -1,0 +1,32 @@
+"""Tiny models, tokenizers and batches, for tests and notebooks."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.batch import Batch
+from lmjax.models.decoder import Config, Decoder
+from lmjax.tasks.causal_lm import CausalLM
+
+
+def tiny_decoder(**changes) -> Decoder:
+  """Returns a decoder of 3 layers, width 32, 50 words, 16 positions."""
+  shape = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, groups=4, head_size=8, mlp=64)
+  return Decoder(Config(**(shape | changes)))
+
+
+def fake_batch(task: CausalLM, batch: int = 4, length: int = 16, seed: int = 0) -> Batch:
+  """Returns random ids of two packed documents a row, the second half as long as the first, the last token padding."""
+  rng = np.random.default_rng(seed)
+  ids = rng.integers(0, task.model.config.vocabulary, (batch, length + 1))
+  first = length * 2 // 3
+  segments = np.where(np.arange(length) < first, 1, 2)
+  segments[-1] = 0
+  positions = np.where(segments == 2, np.arange(length) - first, np.arange(length))
+  full = {
+    "inputs": ids[:, :-1],
+    "targets": ids[:, 1:],
+    "positions": np.tile(positions, (batch, 1)),
+    "segments": np.tile(segments, (batch, 1)),
+    "weights": np.tile(segments > 0, (batch, 1)),
+  }
+  return {key: jnp.asarray(full[key], leaf.dtype) for key, leaf in task.spec(batch, length).items()}

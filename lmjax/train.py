@@ -1,0 +1,325 @@
+"""The training loop: the only one, and the only caller of optax.apply_updates.
+
+    lmjax train --config configs/gpt2.py:size=124m --workdir runs/gpt2 --config.optim.peak_rate=3e-4
+
+The same command on the same folder goes on where it stopped.
+"""
+
+import argparse
+import datetime
+import signal
+import threading
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from etils import epath
+
+from lmjax import config as configs
+from lmjax import experiment as experiments
+from lmjax.checkpoint import Checkpoints, place
+from lmjax.compression.base import ParamTransform
+from lmjax.data.batch import Batch, check
+from lmjax.experiment import Experiment
+from lmjax.logs import Clock, Log
+from lmjax.parallel.sharding import use_layout
+from lmjax.planning.flops import FORMULA, train_step_flops
+from lmjax.planning.hardware import peak_flops
+from lmjax.state import TrainState
+from lmjax.tasks.base import Task
+from lmjax.utils.errors import UserError
+from lmjax.utils.metrics import Mean, add
+
+PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again
+
+
+def make_step(
+  task: Task, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1
+):
+  """Returns step(state, batch, rng) -> (state, metrics), the whole of it, to be jitted with its state donated.
+
+  metrics: each loss term and metric of the task as a Mean, `gradient_norm`, and `finite`, which says that both are.
+  """
+
+  def step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict[str, Any]]:
+    rng = jax.random.fold_in(rng, state.step)
+    counts = task.counts(batch)
+
+    def loss_fn(params, carry, batch, rng):
+      seen = transform.forward(params, state.transform, state.frozen)
+      terms, carry = task.loss(seen, state.frozen, carry, batch, rng=rng)
+      return weighted_sum(terms, counts), (terms, carry)
+
+    grads, terms, carry = accumulate(loss_fn, microbatches)(state.params, state.carry, batch, rng)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    params, transform_state = transform.update(params, grads, state.transform, state.step)
+    norm = optax.tree.norm(grads)
+    metrics = terms | {"gradient_norm": norm, "finite": jnp.isfinite(weighted_sum(terms, counts) + norm)}
+    state = state.replace(
+      step=state.step + 1, params=params, opt_state=opt_state, transform=transform_state, carry=carry
+    )
+    return state, metrics
+
+  return step
+
+
+def weighted_sum(terms: dict[str, Mean], counts: dict[str, jax.Array]) -> jax.Array:
+  """Returns the loss: each term's total over its count in the whole global batch; terms without a count are metrics."""
+  return sum(terms[key].total / jnp.maximum(count, 1e-9) for key, count in counts.items())
+
+
+def accumulate(loss_fn, microbatches: int):
+  """Returns gradients, terms and carry of a batch taken in parts; exact, since the denominators are the whole batch's."""
+  gradient = jax.grad(loss_fn, has_aux=True)
+
+  def whole(params, carry, batch, rng):
+    grads, (terms, carry) = gradient(params, carry, batch, rng)
+    return grads, terms, carry
+
+  def parts(params, carry, batch, rng):
+    # Row i goes to part i modulo `microbatches`, so that every device keeps rows of its own in every part.
+    split = jax.tree.map(lambda a: a.reshape(-1, microbatches, *a.shape[1:]).swapaxes(0, 1), batch)
+
+    def body(sums, part):
+      grads, terms, carry = sums
+      batch, index = part
+      more, (more_terms, carry) = gradient(params, carry, batch, jax.random.fold_in(rng, index))
+      return (jax.tree.map(jnp.add, grads, more), add(terms, more_terms), carry), None
+
+    shapes = jax.eval_shape(whole, params, carry, jax.tree.map(lambda a: a[0], split), rng)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[:2])
+    return jax.lax.scan(body, (*zeros, carry), (split, jnp.arange(microbatches)))[0]
+
+  return whole if microbatches == 1 else parts
+
+
+def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
+  """Trains what a config describes into a run folder, and returns the exit code.
+
+  Raises:
+    UserError: whatever a person can mend; the last good checkpoint stays.
+  """
+  workdir = epath.Path(workdir)
+  clock = Clock()
+  run = experiments.build(settings, workdir)
+  experiments.keep(settings, run.tokenizer, workdir)
+  checkpoints = Checkpoints(workdir, run.checkpoint)
+  with use_layout(run.layout):
+    return _train(run, settings, workdir, checkpoints, clock, profile)
+
+
+def _train(
+  run: Experiment, settings: dict[str, Any], workdir: epath.Path, checkpoints: Checkpoints, clock: Clock, profile
+) -> int:
+  rng = jax.random.key(run.seed)
+  abstract = run.state(abstract=True)
+  empty = place(rng, np.zeros((run.data.streams or run.batch, 2)))
+  restored = checkpoints.restore(abstract, empty)
+  state, where = restored if restored else (run.state(), empty)
+  rng = jax.random.wrap_key_data(jnp.asarray(where["rng"]))
+  first = int(state.step)
+  batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"] if restored else None)
+  with clock("data"):
+    batch = next(batches)
+  check(batch, run.task.spec(run.batch, run.data.length))
+
+  with clock("compile"):
+    step = jax.jit(
+      make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches),
+      donate_argnums=0,
+      out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+    )
+    if not jax.config.jax_disable_jit:
+      step = step.lower(state, _place(batch, run), rng).compile()
+  with clock("evaluation"):
+    evaluators = {
+      name: evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
+      for name, evaluator in run.evaluators.items()
+    }
+
+  log = Log(workdir, run.log, first, run.steps, settings)
+  _introduce(log, run, step, first, workdir)
+  tokens = run.batch * run.data.length
+  rate = run.optimizer.rate(run.steps)
+  told = {"validation_loss": None, "train_loss": None, "evaluations": {}}
+  pending: list[tuple[int, dict]] = []
+  seen_bad = 0
+
+  def settle() -> None:
+    """Reads the oldest metrics that are not read yet; they lag a step, so that the device never waits for us."""
+    at, metrics = pending.pop(0)
+    metrics = jax.device_get(metrics)
+    values = {k: v.value() if isinstance(v, Mean) else float(v) for k, v in metrics.items()}
+    if not metrics["finite"]:
+      good = checkpoints.steps()
+      raise UserError(
+        f"step {at}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; stopped. "
+        f"{f'The last good checkpoint is step {good[-1]}' if good else 'There is no checkpoint yet'} in {workdir}. "
+        "Try a lower --config.optim.peak_rate or a longer warmup; --debug_nans names the operation"
+      )
+    told["train_loss"] = values["loss"]
+    speed = (at - first) * tokens / max(clock.seconds["step"] + clock.seconds["data"], 1e-9)
+    log.advance(at, values["loss"], speed)
+    if at % run.log.every == 0 or at == run.steps:
+      log.write(
+        at,
+        {
+          "train_loss": values["nll"] if "nll" in values else values["loss"],
+          "accuracy": values.get("correct", 0.0),
+          "gradient_norm": values["gradient_norm"],
+          "rate": float(rate(at - 1)),
+          "tokens": at * tokens,
+          "tokens_per_second": speed,
+          "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
+        },
+      )
+
+  def evaluate(at: int) -> None:
+    with clock("evaluation"):
+      params = run.visible(state)
+      found = {f"{n}_{k}": v for n, evaluator in evaluators.items() for k, v in evaluator(params).items()}
+    if found:
+      told["evaluations"] = found
+      told["validation_loss"] = found.get("validation_loss")
+      log.write(at, found)
+      log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in found.items()))
+
+  def save(at: int) -> None:
+    with clock("saving"):
+      checkpoints.save(at, state, place(rng, batches.positions), told["validation_loss"])
+
+  try:
+    with _Signals() as signals:
+      for at in range(first + 1, run.steps + 1):
+        if profile and at == profile[0]:
+          jax.profiler.start_trace(str(workdir / "profile"))
+        with clock("step"):
+          state, metrics = step(state, _place(batch, run), rng)
+          pending.append((at, metrics))
+          if len(pending) > 1:
+            settle()
+        if profile and at == profile[1]:
+          jax.block_until_ready(state)
+          jax.profiler.stop_trace()
+        last = at == run.steps or signals.caught is not None
+        due = [every and at % every == 0 for every in (run.evaluate_every, run.checkpoint.every)]
+        if last or any(due):
+          with clock("step"):
+            while pending:
+              settle()
+        if (due[0] or at == run.steps) and signals.caught is None:
+          evaluate(at)
+        if due[1] or last:
+          save(at)
+        if last:
+          break
+        with clock("data"):  # after the save, whose position is behind the batch that was learnt from
+          batch = next(batches)
+        log.bad_records(batches.bad[seen_bad:])
+        seen_bad = len(batches.bad)
+    with clock("saving"):
+      checkpoints.close()
+    if signals.caught is not None and at < run.steps:
+      log.say(f"{signals.caught.name}: saved step {at} in {workdir}; the same command goes on from there")
+      return PREEMPTED if signals.caught == signal.SIGTERM else 130
+    log.summary(_summary(run, told, clock, first, batches))
+    return 0
+  finally:
+    log.close()
+    batches.close()
+
+
+def _place(batch: Batch, run: Experiment) -> Batch:
+  """Returns the batch on the devices, each host giving the rows it has made."""
+  wanted = run.layout.batch(run.task.spec(run.batch, run.data.length))
+  return {key: jax.make_array_from_process_local_data(s, batch[key]) for key, s in wanted.items()}
+
+
+class _Signals:
+  """Remembers the first SIGTERM or SIGINT, for the loop to save and leave; the second one acts at once."""
+
+  def __init__(self):
+    self.caught: signal.Signals | None = None
+
+  def __enter__(self) -> "_Signals":
+    self._before = {}
+    if threading.current_thread() is threading.main_thread():
+      self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
+    return self
+
+  def _catch(self, number: int, frame) -> None:
+    self.caught = signal.Signals(number)
+    signal.signal(number, self._before[number])
+
+  def __exit__(self, *error) -> None:
+    for number, handler in self._before.items():
+      signal.signal(number, handler)
+
+
+def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
+  """Says what is about to be trained."""
+  tokens, devices = run.batch * run.data.length, run.layout.mesh.size
+  log.say(
+    f"{run.parameters:,} parameters; {tokens:,} tokens a step, {tokens // devices:,} on each of {devices} device(s)"
+  )
+  for line in run.layout.replicated(run.named):
+    log.say(line)
+  memory = step.memory_analysis() if hasattr(step, "memory_analysis") else None
+  if memory is not None:
+    # Donated arguments become outputs in place, so outputs that alias are not counted twice.
+    parts = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    total = sum(parts) + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    log.say(f"memory a device: {total / 1e6:,.0f} MB ({parts[0] / 1e6:,.0f} of state and batch, {parts[1] / 1e6:,.0f} of temporaries)")
+  log.say(f"{'goes on from step ' + str(first) if first else 'starts'} in {workdir}")
+
+
+def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches) -> dict[str, Any]:
+  """Returns what summary.json says."""
+  tokens = run.batch * run.data.length
+  busy = clock.seconds["step"] + clock.seconds["data"]
+  speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None
+  peak = peak_flops(run.layout.mesh.devices.flat[0])
+  utilisation = None
+  if peak and speed:
+    flops = train_step_flops(run.task.model.config, run.parameters, tokens, run.data.length)
+    utilisation = flops / tokens * speed / peak / run.layout.mesh.size
+  return {
+    "parameters": run.parameters,
+    "steps": run.steps,
+    "tokens": run.steps * tokens,
+    "train_loss": told["train_loss"],
+    "validation_loss": None,
+    "validation_bits_per_byte": None,
+    **told["evaluations"],
+    "seconds": clock.total(),
+    "tokens_per_second": speed,
+    "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
+    "flops_utilisation": utilisation if utilisation is not None else "not known for this device",
+    "flops_formula": FORMULA,
+    "energy_kwh": "not measured",
+    "skipped_records": len(batches.bad),
+    "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
+    "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+  }
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax train`."""
+  parser = argparse.ArgumentParser(prog="lmjax train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--config", required=True, help="configs/NAME.py[:variant,...], or a run's config.json")
+  parser.add_argument("--workdir", required=True, help="the run folder; going on if it holds a run")
+  parser.add_argument("--profile", metavar="FIRST:LAST", help="write a jax.profiler trace of these steps")
+  options, overrides = configs.parse_overrides(parser, arguments)
+  profile = None
+  if options.profile:
+    try:
+      profile = tuple(int(step) for step in options.profile.split(":"))
+      first, last = profile
+    except ValueError as error:
+      raise UserError(f"--profile {options.profile}: give two steps, FIRST:LAST") from error
+    if not 0 < first <= last:
+      raise UserError(f"--profile {options.profile}: the first step is at least 1 and not behind the last")
+  return train(configs.load(options.config, overrides), options.workdir, profile)

@@ -1,0 +1,17 @@
+"""The one exception that is meant to be read by a person."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+  """What is wrong, where, and what to do, in one line; a door prints it and leaves with code 2."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+  """Returns `; did you mean 'x'?` for the closest known name, else the list of known names."""
+  known = sorted(known)
+  close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+  if close:
+    return f"; did you mean {close[0]!r}?"
+  return f"; known: {', '.join(known)}" if known else ""

@@ -1,0 +1,38 @@
+"""Install lmjax: `pip install -e .`, `pip install -e .[test]`, `pip install -e .[test,parity]`."""
+
+from setuptools import find_packages, setup
+
+setup(
+  name="lmjax",
+  version="0.1.0",
+  description="Train, fine-tune, align, compress, measure and inspect language models in JAX.",
+  long_description=open("README.md", encoding="utf-8").read(),
+  long_description_content_type="text/markdown",
+  license="Apache-2.0",
+  python_requires=">=3.11",
+  packages=find_packages(include=["lmjax", "lmjax.*"]),
+  install_requires=[
+    "jax>=0.10.1,!=0.11.0,<0.13",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "grain",
+    "tensorflow-datasets>=4.9.10",
+    "importlib_resources",
+    "sentencepiece",
+    "tokenizers",
+    "ml_collections",
+    "safetensors",
+    "etils[epath]",
+    "tensorboardX",
+    "rich",
+    "matplotlib",
+    "absl-py",
+  ],
+  extras_require={
+    "test": ["pytest", "ruff", "fsspec"],
+    "parity": ["torch==2.13.0", "transformers==5.23.0"],
+    "wandb": ["wandb"],
+  },
+  entry_points={"console_scripts": ["lmjax = lmjax.__main__:main"]},
+)
