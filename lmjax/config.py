@@ -49,7 +49,8 @@ def debug(config: ConfigDict) -> ConfigDict:
   """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
   part = "lmjax.data.sources:Embedded"
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
-  config.data.update(length=32, tokenizer=dict(algorithm="bytes"))
+  config.data.update(length=32, workers=0)
+  config.data.tokenizer = ConfigDict(dict(algorithm="bytes"))
   config.data.source = ConfigDict(dict(kind=part, part=":5%"))
   config.data.validation = ConfigDict(dict(kind=part, part="99.5%:"))
   config.model.update({k: v for k, v in TINY.items() if k in config.model})
@@ -58,6 +59,11 @@ def debug(config: ConfigDict) -> ConfigDict:
   config.checkpoint.update(every=10)
   config.log.update(every=1)
   return config
+
+
+def given(preset: dict[str, Any]) -> dict[str, Any]:
+  """Returns a model preset without what other parts of a config say: the vocabulary and the length."""
+  return {key: value for key, value in preset.items() if key not in ("vocabulary", "length")}
 
 
 TINY = dict(width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, dtype="float32")

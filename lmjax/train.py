@@ -23,7 +23,7 @@ from lmjax.checkpoint import Checkpoints, place
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
 from lmjax.experiment import Experiment
-from lmjax.logs import Clock, Log
+from lmjax.logs import Clock, Log, console
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import peak_flops
@@ -121,6 +121,9 @@ def _train(
   state, where = restored if restored else (run.state(), empty)
   rng = jax.random.wrap_key_data(jnp.asarray(where["rng"]))
   first = int(state.step)
+  if first >= run.steps:
+    console.print(f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False)
+    return 0
   batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"] if restored else None)
   with clock("data"):
     batch = next(batches)

@@ -1,6 +1,7 @@
 """English text found on this machine: the documentation that ships inside every Python installation."""
 
 import ast
+import functools
 import hashlib
 import importlib
 import inspect
@@ -12,7 +13,8 @@ from lmjax.utils.errors import UserError
 SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
 
 
-def python_documentation() -> list[str]:
+@functools.cache
+def python_documentation() -> tuple[str, ...]:
   """Returns the language reference topics and the docstrings of the standard library, about 2 million characters.
 
   Texts are distinct, stripped, and ordered by their hash, so that any slice is a random sample and always the same one.
@@ -35,7 +37,7 @@ def python_documentation() -> list[str]:
       f"data: this Python carries too little documentation to train on (looked in pydoc_data and {library}); "
       "install the full standard library, or give your own text: --config configs/text.py:files=my/*.txt"
     )
-  return sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest())
+  return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
 
 
 def _docstrings(path: pathlib.Path):

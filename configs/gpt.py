@@ -1,0 +1,47 @@
+"""GPT-1: "Improving Language Understanding by Generative Pre-Training" (Radford et al., 2018).
+
+    lmjax train --config configs/gpt.py:files='data/*.txt',tokenizer=my_tokenizer --workdir runs/gpt
+
+12 layers, width 768, post-norm, 512 positions; 116.5 M parameters with the paper's 40,478 pieces. The paper: 100 epochs of
+64 x 512 tokens of BooksCorpus, a month on 8 GPUs. Make a tokenizer of your text with `lmjax tokenizer train --size 40478`.
+Expected: the paper's 18.4 perplexity on BooksCorpus, which is not public; not measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.decoder import PRESETS
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(
+    argument, files="data/*.txt", tokenizer="data/tokenizer", debug=False
+  )
+  shape = PRESETS["gpt"]
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=800_000,
+      batch=64,
+      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
+      rules="ddp",
+      data=dict(
+        kind="lmjax.data.pipeline:Text",
+        length=shape["length"],
+        tokenizer=dict(path=choice.tokenizer),
+        source=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part=":99.5%"),
+        validation=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part="99.5%:"),
+        workers=8,
+      ),
+      model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="none", **config.given(shape)),
+      task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
+      optim=dict(
+        rule="adamw", peak_rate=2.5e-4, schedule="cosine", warmup=2000, final=0.0, b2=0.999, weight_decay=0.01,
+      ),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),
+      checkpoint=dict(every=1000),
+      log=dict(every=10),
+    )
+  )
+  return config.debug(settings) if choice.debug else settings

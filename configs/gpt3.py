@@ -1,0 +1,55 @@
+"""GPT-3: "Language Models are Few-Shot Learners" (Brown et al., 2020), arXiv:2005.14165; attention dense in every layer.
+
+    lmjax train --config configs/gpt3.py:size=1.3b,files='data/*.txt',tokenizer=data/gpt2 --workdir runs/gpt3
+
+size: 125m 350m 760m 1.3b 2.7b 6.7b 13b 175b, with the peak rates and batches (in tokens) of the paper's table 2.1; 300 B tokens
+each. 1.3b has 16 heads of 128, since the table's 24 do not divide its width; 13b has width 5,120, not 5,140.
+Hardware: 1.3b on a v5e-16 and up; 175b on a v5p-1024. Expected: the paper's figure 3.1, validation loss 2.57 L(C) C^-0.048 with C
+in PF-days; not measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.decoder import PRESETS
+
+TABLE = {  # peak rate, sequences of 2,048 tokens in a batch
+  "125m": (6e-4, 256), "350m": (3e-4, 256), "760m": (2.5e-4, 256), "1.3b": (2e-4, 512),
+  "2.7b": (1.6e-4, 512), "6.7b": (1.2e-4, 1024), "13b": (1e-4, 1024), "175b": (6e-5, 1536),
+}  # fmt: skip
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(
+    argument, size=tuple(TABLE), files="data/*.txt", tokenizer="data/gpt2", debug=False
+  )
+  peak_rate, batch = TABLE[choice.size]
+  shape = PRESETS[f"gpt3-{choice.size}"]
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=300_000_000_000 // (batch * 2048),
+      batch=batch,
+      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      rules="fsdp",
+      data=dict(
+        kind="lmjax.data.pipeline:Text",
+        length=shape["length"],
+        tokenizer=dict(path=choice.tokenizer),
+        source=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part=":99.5%"),
+        validation=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part="99.5%:"),
+        workers=8,
+      ),
+      model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="full", **config.given(shape)),
+      task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
+      optim=dict(
+        rule="adamw", peak_rate=peak_rate, schedule="cosine", warmup=375_000_000 // (batch * 2048), final=0.1, b2=0.95,
+        weight_decay=0.1, clip=1.0,
+      ),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),
+      checkpoint=dict(every=1000),
+      log=dict(every=10),
+    )
+  )
+  return config.debug(settings) if choice.debug else settings

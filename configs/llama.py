@@ -1,0 +1,50 @@
+"""Llama: "Llama 2" (Touvron et al., 2023), arXiv:2307.09288; "The Llama 3 Herd of Models" (2024), arXiv:2407.21783.
+
+    lmjax train --config configs/llama.py:size=7b,files='data/*.txt',tokenizer=data/llama2 --workdir runs/llama
+
+size: 7b (Llama 2: 32,000 pieces, 4,096 tokens) or 8b (Llama 3: 128,256 pieces, 8,192 tokens, grouped heads). `tokenizer` is a
+folder with tokenizer.model (7b) or tokenizer.json (8b).
+Batch of 4 M tokens; 2 T tokens for 7b. Hardware: a v5e-256 or larger. Expected: the paper's figure 5, training perplexity
+about 1.75 nats after 2 T tokens; not measured here.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.decoder import PRESETS
+
+SIZES = {"7b": "llama2-7b", "8b": "llama3-8b"}
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(
+    argument, size=tuple(SIZES), files="data/*.txt", tokenizer="data/llama", debug=False
+  )
+  shape = PRESETS[SIZES[choice.size]]
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=500_000,
+      batch=4_194_304 // shape["length"],
+      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      rules="fsdp",
+      data=dict(
+        kind="lmjax.data.pipeline:Text",
+        length=shape["length"],
+        tokenizer=dict(path=choice.tokenizer),
+        source=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part=":99.5%"),
+        validation=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part="99.5%:"),
+        workers=8,
+      ),
+      model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="full", **config.given(shape)),
+      task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
+      optim=dict(
+        rule="adamw", peak_rate=3e-4, schedule="cosine", warmup=2000, final=0.1, b2=0.95, weight_decay=0.1, clip=1.0,
+      ),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),
+      checkpoint=dict(every=1000),
+      log=dict(every=10),
+    )
+  )
+  return config.debug(settings) if choice.debug else settings

@@ -1,0 +1,45 @@
+"""Tiny Shakespeare by characters: the CPU recipe of karpathy/nanoGPT (config/train_shakespeare_char.py, its README).
+
+    lmjax train --config configs/shakespeare_char.py:file=input.txt --workdir runs/shakespeare
+
+4 layers, width 128, windows of 64 characters, batch 12, 2,000 steps = 1.5 M characters; the first 90 % of the text train.
+file: the 1.1 MB `input.txt` of nanoGPT. Hardware and time: two CPU cores, see benchmarks/README.md.
+Expected: at most 1.90 nats per character over the whole validation text.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(argument, file="data/lm_tinyshakespeare/input.txt", debug=False)
+  text = dict(kind="lmjax.data.sources:TextFiles", files=choice.file, piece=1024)
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=2000,
+      batch=12,
+      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
+      rules="ddp",
+      data=dict(
+        kind="lmjax.data.pipeline:Text",
+        length=64,
+        packing="windows",
+        tokenizer=dict(algorithm="characters"),
+        source=dict(part=":90%", **text),
+        validation=dict(part="90%:", **text),
+      ),
+      model=dict(
+        kind="lmjax.models.decoder:Decoder",
+        width=128, depth=4, heads=4, groups=4, head_size=32, mlp=512, activation="gelu_tanh", bias=False, scan=False,
+      ),
+      task=dict(kind="lmjax.tasks.causal_lm:CausalLM", packed=False),
+      optim=dict(rule="adamw", peak_rate=1e-3, warmup=100, final=0.1, b2=0.99, weight_decay=0.1, clip=1.0),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=0, validation=dict(kind="lmjax.evals.perplexity:Perplexity")),
+      checkpoint=dict(every=0),
+      log=dict(every=50),
+    )
+  )  # fmt: skip
+  return config.debug(settings) if choice.debug else settings

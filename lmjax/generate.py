@@ -1,0 +1,187 @@
+"""Continue prompts with a trained model.
+
+    lmjax generate --workdir runs/quickstart --prompt "Return the" --num_samples 3 --temperature 0.8
+    lmjax generate --workdir runs/quickstart --prompts_file prompts.jsonl --output continued.jsonl
+
+A prompts file has a text a line, or JSON objects with a `prompt`; the output has their `prompt`, `sample` and `text`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from lmjax import config as configs
+from lmjax import experiment as experiments
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.decode.logits import Sampling
+from lmjax.decode.sample import Sampler
+from lmjax.parallel.sharding import use_layout
+from lmjax.utils.errors import UserError
+
+
+class Text:
+  """The growing text of one continuation: decoded piece by piece, cut at the first stop string."""
+
+  def __init__(self, tokenizer: Tokenizer, prompt: list[int], stops: list[str]):
+    self._tokenizer, self._prompt, self._stops = tokenizer, prompt, stops
+    self._ids: list[int] = []
+    self._skip = len(tokenizer.decode(prompt))
+    self._told = 0
+    self.text = ""
+    self.stopped = False
+
+  def add(self, ids: Iterable[int]) -> str:
+    """Takes new ids, and returns the text that is certain now and was not told before."""
+    if self.stopped:
+      return ""
+    self._ids += [int(i) for i in ids if i >= 0 and i != self._tokenizer.end]
+    # Decoded with the prompt, since a piece may depend on what stands before it.
+    self.text = self._tokenizer.decode([*self._prompt, *self._ids])[self._skip :]
+    cuts = [at for at in (self.text.find(stop) for stop in self._stops) if at >= 0]
+    if cuts:
+      self.text, self.stopped = self.text[: min(cuts)], True
+    certain = len(self.text)
+    if not self.stopped:  # half a character, or the beginning of a stop string, waits
+      certain -= len(self.text) - len(self.text.rstrip("\ufffd"))
+      begun = [n for stop in self._stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
+      certain = min(certain, len(self.text) - max(begun, default=0))
+    return self._tell(certain)
+
+  def finish(self) -> str:
+    """Returns what was waiting."""
+    return self._tell(len(self.text))
+
+  def _tell(self, upto: int) -> str:
+    told, self._told = self._told, max(self._told, upto)
+    return self.text[told : self._told]
+
+
+def continue_texts(
+  sampler: Sampler, params, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
+  stops: list[str] = (), every: int = 16,
+) -> Iterator[list[str]]:  # fmt: skip
+  """Yields, as tokens come, the new text of each prompt's continuation; the last time, what was waiting."""
+  ids = [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts]
+  texts = [Text(tokenizer, prompt, list(stops)) for prompt in ids]
+  for drawn in sampler.tokens(params, ids, new, seeds, every):
+    yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
+    if all(text.stopped for text in texts):
+      break
+  yield [text.finish() for text in texts]
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax generate`."""
+  parser = argparse.ArgumentParser(prog="lmjax generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--workdir", required=True, help="the run folder")
+  parser.add_argument("--step", type=int, help="the checkpoint, by its step; default the newest")
+  parser.add_argument("--prompt", action="append", help="a text to continue; may be given several times")
+  parser.add_argument("--prompts_file", help="prompts, a line each, or JSONL with a `prompt`")
+  parser.add_argument("--output", help="JSONL file for the continuations; default the terminal")
+  parser.add_argument("--max_new_tokens", type=int, default=128)
+  parser.add_argument("--num_samples", type=int, default=1, help="continuations of each prompt")
+  parser.add_argument("--batch", type=int, default=16, help="rows computed together")
+  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
+  parser.add_argument("--top_k", type=int, default=0)
+  parser.add_argument("--top_p", type=float, default=1.0)
+  parser.add_argument("--min_p", type=float, default=0.0)
+  parser.add_argument("--repetition_penalty", type=float, default=1.0)
+  parser.add_argument("--stop", action="append", default=[], help="end a continuation before this text")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
+  options = configs.parse(parser, arguments)
+  if bool(options.prompt) == bool(options.prompts_file):
+    raise UserError("generate: give --prompt or --prompts_file")
+  for name in ("num_samples", "batch", "max_new_tokens"):
+    if getattr(options, name) < 1:
+      raise UserError(f"generate: --{name} is at least 1, not {getattr(options, name)}")
+  try:
+    sampling = Sampling(
+      options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
+    )
+  except ValueError as error:
+    raise UserError(f"generate: {error}") from error
+  prompts = options.prompt or read_prompts(options.prompts_file)
+
+  settings = experiments.open_run(options.workdir)
+  settings["mesh"] = {}
+  if options.dtype:
+    settings["model"]["dtype"] = options.dtype
+  run = experiments.build(settings, options.workdir)
+  with use_layout(run.layout):
+    params, _ = run.load(options.workdir, options.step)
+    sampler = Sampler(run.task.model, run.data.length, sampling, run.tokenizer.end)
+    params = sampler.prepare(params["model"])
+    if options.dtype == "bfloat16":
+      params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
+    rows = [(prompt, sample) for prompt in prompts for sample in range(options.num_samples)]
+    groups = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
+    if options.output:
+      _write(options, groups, sampler, params, run.tokenizer)
+    else:
+      _print(options, groups, sampler, params, run.tokenizer)
+  return 0
+
+
+def read_prompts(path: str) -> list[str]:
+  """Returns the prompts of a file.
+
+  Raises:
+    UserError: the file cannot be read, is empty, or a JSON line has no `prompt`.
+  """
+  try:
+    lines = epath.Path(path).read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"generate: cannot read {path}: {error}") from error
+  prompts = []
+  for number, line in enumerate(lines, 1):
+    if line.startswith("{"):
+      try:
+        prompts.append(json.loads(line)["prompt"])
+      except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"generate: {path}:{number}: is no JSON object with a 'prompt'") from error
+    elif line.strip():
+      prompts.append(line)
+  if not prompts:
+    raise UserError(f"generate: {path} has no prompts")
+  return prompts
+
+
+def _run(options, group, sampler, params, tokenizer, every):
+  prompts = [prompt for prompt, _ in group]
+  seeds = [options.seed + sample for _, sample in group]
+  return continue_texts(sampler, params, tokenizer, prompts, options.max_new_tokens, seeds, options.stop, every)
+
+
+def _print(options, groups, sampler, params, tokenizer) -> None:
+  """Streams a single continuation token by token, and several one after the other."""
+  alone = len(groups) == 1 and len(groups[0]) == 1
+  for group in groups:
+    texts = ["" for _ in group]
+    if alone:
+      sys.stdout.write(group[0][0])
+    for pieces in _run(options, group, sampler, params, tokenizer, 1 if alone else 16):
+      texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+      if alone:
+        sys.stdout.write(pieces[0])
+        sys.stdout.flush()
+    if not alone:
+      for (prompt, sample), text in zip(group, texts, strict=True):
+        print(f"--- sample {sample}\n{prompt}{text}")
+  if alone:
+    print()
+
+
+def _write(options, groups, sampler, params, tokenizer) -> None:
+  with epath.Path(options.output).open("w") as file:
+    for group in groups:
+      texts = ["" for _ in group]
+      for pieces in _run(options, group, sampler, params, tokenizer, 16):
+        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+      for (prompt, sample), text in zip(group, texts, strict=True):
+        file.write(json.dumps({"prompt": prompt, "sample": sample, "text": text}, ensure_ascii=False) + "\n")

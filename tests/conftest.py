@@ -1,0 +1,59 @@
+"""What tests share: the data folder, a runner for commands, and the markers."""
+
+import importlib.util
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+DATA = pathlib.Path(os.environ.get("LMJAX_DATA", ROOT.parent / "shared" / "data"))
+
+jax.config.update("jax_numpy_rank_promotion", "allow")
+jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "lmjax" / "tests"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def pytest_addoption(parser):
+  parser.addoption("--all", action="store_true", help="run the slow tests too")
+
+
+def pytest_collection_modifyitems(config, items):
+  parity = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
+  for item in items:
+    if "slow" in item.keywords and not config.getoption("--all"):
+      item.add_marker(pytest.mark.skip(reason="slow: runs with --all"))
+    if "torch" in item.keywords and not parity:
+      item.add_marker(pytest.mark.skip(reason="needs torch and transformers: pip install -e '.[parity]'"))
+
+
+@pytest.fixture
+def data():
+  """The folder of real data; the test is skipped where it is absent."""
+  if not DATA.exists():
+    pytest.skip(f"real data is not at {DATA}; set LMJAX_DATA to its folder")
+  return DATA
+
+
+@pytest.fixture
+def lmjax():
+  """Runs `lmjax ...` in a process of its own and returns it, finished."""
+
+  def run(*arguments, check=True, env=None, timeout=300, **options):
+    process = subprocess.run(
+      [sys.executable, "-W", "error", "-m", "lmjax", *map(str, arguments)],
+      cwd=ROOT,
+      env=os.environ | {"JAX_PLATFORMS": "cpu"} | (env or {}),
+      capture_output=True,
+      text=True,
+      timeout=timeout,
+      **options,
+    )
+    if check:
+      assert process.returncode == 0, process.stderr[-3000:] + process.stdout[-1000:]
+    return process
+
+  return run

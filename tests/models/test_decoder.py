@@ -1,0 +1,190 @@
+"""Properties of the decoder family."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lmjax.layers.positions import Rotary
+from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.parallel.sharding import count_parameters
+from lmjax.testing import tiny_decoder
+
+COUNTS = {
+  "gpt": 116_534_784,
+  "gpt2-124m": 124_439_808,
+  "gpt2-355m": 354_823_168,
+  "gpt2-774m": 774_030_080,
+  "gpt2-1558m": 1_557_611_200,
+  "gpt3-125m": 125_226_240,
+  "gpt3-350m": 355_871_744,
+  "gpt3-760m": 760_300_032,
+  "gpt3-1.3b": 1_315_723_264,
+  "gpt3-2.7b": 2_651_553_280,
+  "gpt3-6.7b": 6_658_404_352,
+  "gpt3-13b": 12_853_386_240,
+  "gpt3-175b": 174_604_259_328,
+  "llama2-7b": 6_738_415_616,
+  "llama3-8b": 8_030_261_248,
+}
+
+LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated=True, groups=2, bias=False, tied=False)
+SHAPES = {
+  "gpt": dict(post_norm=True),
+  "gpt2": {},
+  "llama": LLAMA,
+  "mistral": LLAMA | dict(window=5),
+}
+
+
+def made(**changes):
+  """Returns a tiny model and parameters that are not at their special initial values."""
+  model = tiny_decoder(**changes)
+  params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
+  rng = np.random.default_rng(0)
+  return model, jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), params)
+
+
+def with_config(model, **changes):
+  return Decoder(dataclasses.replace(model.config, **changes))
+
+
+def tokens(batch=2, length=12, seed=1):
+  return jnp.asarray(np.random.default_rng(seed).integers(0, 50, (batch, length)))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_counts(name):
+  preset = dict(PRESETS[name])
+  if preset.get("rotary"):
+    preset["rotary"] = Rotary(**preset["rotary"])
+  model = Decoder(Config(**preset))
+  shapes = jax.eval_shape(lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"], jax.random.key(0))
+  assert count_parameters(shapes) == COUNTS[name]
+  table = shapes["embed"]["table"].value
+  assert table.shape[0] % 128 == 0
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_token_depends_on_no_later_one(shape):
+  model, params = made(**SHAPES[shape])
+  x = jax.random.normal(jax.random.key(2), (1, 10, 32))
+  table = params["embed"]["table"].at[:10].set(x[0])
+  params = params | {"embed": {"table": table}}
+
+  def output(table, at):
+    hidden, _ = model.apply({"params": params | {"embed": {"table": table}}}, jnp.arange(10)[None])
+    return hidden[0, at].sum()
+
+  for at in (0, 4, 9):
+    gradient = jnp.abs(jax.grad(output)(table, at)[:10]).sum(-1)
+    assert (gradient[at + 1 :] == 0).all()
+    reach = gradient[: at + 1]
+    assert (reach > 0).all() if shape != "mistral" else reach[-1] > 0
+
+
+def test_a_window_reaches_as_far_as_layers_let_it():
+  model, params = made(**LLAMA, window=3, depth=1)
+  ids = tokens(1)
+  hidden, _ = model.apply({"params": params}, ids)
+  other, _ = model.apply({"params": params}, ids.at[0, 4].add(1))
+  changed = jnp.abs(hidden - other).max(-1)[0] > 0
+  assert changed.tolist() == [i in (4, 5, 6) for i in range(12)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_packed_documents_never_meet(shape):
+  model, params = made(**SHAPES[shape])
+  first, second = tokens(1, 7), tokens(1, 5, seed=2)
+  packed = jnp.concatenate([first, second], 1)
+  positions = jnp.concatenate([jnp.arange(7), jnp.arange(5)])[None]
+  segments = jnp.array([[1] * 7 + [2] * 5])
+  together, _ = model.apply({"params": params}, packed, positions, segments)
+  for alone, part in ((first, together[:, :7]), (second, together[:, 7:])):
+    np.testing.assert_allclose(model.apply({"params": params}, alone)[0], part, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scan_is_loop_is_remat(shape):
+  model, params = made(**SHAPES[shape])
+  ids = tokens()
+
+  def loss(model, params):
+    return (model.apply({"params": params}, ids, rngs={})[0] ** 2).mean()
+
+  value, grads = jax.value_and_grad(loss, argnums=1)(model, params)
+  for changes in (dict(scan=False), dict(remat="full"), dict(remat="dots"), dict(scan=False, remat="full")):
+    other, other_grads = jax.value_and_grad(loss, argnums=1)(with_config(model, **changes), params)
+    np.testing.assert_allclose(value, other, rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), grads, other_grads)
+
+
+def test_dropout_is_the_same_under_scan_loop_and_remat():
+  model, params = made(dropout=0.3)
+  ids = tokens()
+
+  def run(model):
+    return model.apply({"params": params}, ids, rngs={"dropout": jax.random.key(7)})[0]
+
+  value = run(model)
+  assert jnp.abs(value - model.apply({"params": params}, ids)[0]).max() > 0.1
+  for changes in (dict(scan=False), dict(remat="full")):
+    np.testing.assert_allclose(value, run(with_config(model, **changes)), atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_cached_decoding_is_the_full_forward(shape):
+  model, params = made(**SHAPES[shape])
+  ids = tokens(3, 12)
+  hidden, _ = model.apply({"params": params}, ids)
+  cache = model.empty_cache(3, 16)
+  for tree in (params, model.unstacked(params)):
+    cache, parts = model.empty_cache(3, 16), []
+    for start, end in ((0, 5), (5, 6), (6, 9), (9, 12)):
+      valid = jnp.ones((3, end - start), bool)
+      part, cache = model.apply({"params": tree}, cache, ids[:, start:end], valid, method="extend")
+      parts.append(part)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_padding_anywhere_changes_nothing(shape):
+  model, params = made(**SHAPES[shape])
+  ids = tokens(1, 6)
+  hidden, _ = model.apply({"params": params}, ids)
+  valid = jnp.array([[0, 0, 1, 1, 0, 1, 1, 1, 0, 1]], bool)
+  padded = jnp.zeros((1, 10), jnp.int32).at[0, jnp.flatnonzero(valid[0])].set(ids[0])
+  found, _ = model.apply({"params": params}, model.empty_cache(1, 12), padded, valid, method="extend")
+  np.testing.assert_allclose(found[:, valid[0]], hidden, atol=1e-5)
+
+
+def test_bfloat16_computes_in_half_and_scores_in_float32():
+  model, params = made(dtype="bfloat16")
+  hidden, _ = model.apply({"params": params}, tokens())
+  assert hidden.dtype == jnp.bfloat16
+  logits = model.apply({"params": params}, hidden, method="logits")
+  assert logits.dtype == jnp.float32 and logits.shape[-1] == 50
+  exact, _ = with_config(model, dtype="float32").apply({"params": params}, tokens())
+  assert jnp.abs(hidden - exact).max() < 0.15  # 3 layers of 2^-8 relative error on values of size 3
+
+
+def test_taps():
+  model, params = made()
+  ids = tokens()
+  hidden, taps = model.apply({"params": params}, ids, taps=("hidden", "attention"))
+  assert taps["hidden"].shape == (3, 2, 12, 32) and taps["attention"].shape == (3, 2, 4, 12, 12)
+  np.testing.assert_allclose(taps["attention"].sum(-1), 1, atol=1e-5)
+  assert (jnp.triu(taps["attention"], 1) == 0).all()
+  np.testing.assert_allclose(hidden, model.apply({"params": params}, ids)[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+  "changes, words",
+  [(dict(groups=3), "multiple of groups"), (dict(norm="batch"), "norm is one of"), (dict(dropout=1.0), "dropout")],
+)
+def test_impossible_shapes_are_refused(changes, words):
+  with pytest.raises(ValueError, match=words):
+    tiny_decoder(**changes)
