@@ -29,7 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(
         kind="lmjax.models.decoder:Decoder",
-        width=192, depth=4, heads=6, groups=6, head_size=32, mlp=768, activation="relu",
+        width=192, depth=4, heads=6, groups=6, head_size=32, mlp=768, activation="relu", scan=False,
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
       optim=dict(rule="adamw", peak_rate=3e-3, warmup=50, weight_decay=0.1),

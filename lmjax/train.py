@@ -23,6 +23,7 @@ from lmjax.checkpoint import Checkpoints, place
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
 from lmjax.experiment import Experiment
+from lmjax.layers.kernels import compiler_options
 from lmjax.logs import Clock, Log, console
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
@@ -134,6 +135,7 @@ def _train(
       make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches),
       donate_argnums=0,
       out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
+      compiler_options=compiler_options(),
     )
     if not jax.config.jax_disable_jit:
       step = step.lower(state, _place(batch, run), rng).compile()

@@ -19,6 +19,13 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 def pytest_addoption(parser):
   parser.addoption("--all", action="store_true", help="run the slow tests too")
+  parser.addoption("--fail-on-skip", action="store_true", help="count a skipped test as a failure")
+
+
+def pytest_sessionfinish(session):
+  skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
+  if session.config.getoption("--fail-on-skip") and skipped:
+    session.exitstatus = 1
 
 
 def pytest_collection_modifyitems(config, items):

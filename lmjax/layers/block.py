@@ -6,6 +6,7 @@ import jax
 from flax import linen as nn
 
 from lmjax.layers.cache import Cache
+from lmjax.layers.kernels import materialize
 from lmjax.parallel.sharding import constrain
 
 
@@ -39,7 +40,7 @@ class Block(nn.Module):
     y, cache, weights = attention(
       x_BxLxD if self.post else attention_norm(x_BxLxD), positions_BxL, mask_BxLxM, cache, layer, tap
     )
-    x_BxLxD = constrain(x_BxLxD + drop(y), "batch", "length", None)
+    x_BxLxD = materialize(constrain(x_BxLxD + drop(y), "batch", "length", None))
     if self.post:
       x_BxLxD = attention_norm(x_BxLxD)
       x_BxLxD = mlp_norm(x_BxLxD + drop(mlp(x_BxLxD)))

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.cache import Cache
+from lmjax.layers.kernels import materialize
 from lmjax.parallel.sharding import stack_names
 from lmjax.utils.pytree import Tree
 
@@ -59,9 +60,7 @@ class Stack(nn.Module):
       return jax.lax.scan(layer, x_BxLxD, (layers, rngs))
     tapped = []
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
-      # Without the barrier XLA recomputes the residual stream, a sum over all earlier layers, wherever it is read.
-      x_BxLxD = jax.lax.optimization_barrier(x_BxLxD)
-      x_BxLxD, tap = layer(x_BxLxD, (params, None if rngs is None else rngs[i]))
+      x_BxLxD, tap = layer(materialize(x_BxLxD), (params, None if rngs is None else rngs[i]))
       tapped.append(tap)
     return x_BxLxD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tapped)
 

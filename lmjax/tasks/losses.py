@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax.layers.kernels import materialize
+
 
 def cross_entropy(
   x_BxLxD: jax.Array,
@@ -75,7 +77,7 @@ def _scored_forward(x, table, targets, weights, vocabulary, z_loss):
     more, (scores, log_z) = _chunk(x, table, targets, weights, vocabulary, z_loss)
     d_scores = jnp.exp(scores - log_z[:, None]) * (1 + 2 * z_loss * log_z)[:, None]
     d_scores -= jax.nn.one_hot(targets, scores.shape[-1], dtype=d_scores.dtype)
-    d_scores = (d_scores * weights[:, None]).astype(x.dtype)
+    d_scores = materialize((d_scores * weights[:, None]).astype(x.dtype))
     d_x = jnp.einsum("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
     return (totals + more, d_table), d_x

@@ -1,0 +1,189 @@
+"""Streams: every token once, the same order whatever reads it, and bad records counted."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from absl import flags
+
+from lmjax.data import packing, tokenizers
+from lmjax.data.pipeline import Text
+from lmjax.data.sources import Bad, Embedded, JsonLines, TextFiles, share
+from lmjax.data.tokenizers import Settings
+from lmjax.utils.errors import UserError
+
+flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
+BYTES = tokenizers.Bytes()
+
+
+@pytest.fixture
+def files(tmp_path):
+  """Forty documents of very different lengths."""
+  rng = np.random.default_rng(0)
+  for i in range(40):
+    words = rng.integers(0, 26, rng.integers(1, 200))
+    (tmp_path / f"{i:02}.txt").write_text("".join(chr(97 + w) for w in words))
+  return str(tmp_path / "*.txt")
+
+
+def text(files, length=32, **changes):
+  source = TextFiles(files, document="file")
+  return Text(source, source, length, Settings("bytes"), **changes)
+
+
+def take(batches, count):
+  found = [next(batches) for _ in range(count)]
+  batches.close()
+  return found, batches.positions
+
+
+def same(first, second):
+  return all(np.array_equal(a[key], b[key]) for a, b in zip(first, second, strict=True) for key in a)
+
+
+def test_no_token_is_lost_or_doubled(files):
+  source = TextFiles(files, document="file")
+  found = text(files).validate(BYTES, 4)
+  kept = np.concatenate([b["targets"][b["weights"] > 0] for b in found])
+  whole = np.concatenate([[*BYTES.encode(source[i]), BYTES.end] for i in range(len(source))])
+  np.testing.assert_array_equal(kept, whole)
+  assert sum(b["bytes"].sum() for b in found) == pytest.approx(len(whole) - len(source))
+
+
+def test_rows_are_what_they_say(files):
+  for b in take(text(files).train(BYTES, 4, 0), 20)[0]:
+    same_document = b["segments"][:, 1:] == b["segments"][:, :-1]
+    np.testing.assert_array_equal(b["inputs"][:, 1:][same_document], b["targets"][:, :-1][same_document])
+    np.testing.assert_array_equal(np.diff(b["positions"])[same_document], 1)
+    assert (b["positions"][:, 1:][~same_document] == 0).all() and (b["segments"] > 0).all()
+
+
+@pytest.mark.parametrize("mode", ["concatenate", "windows"])
+@pytest.mark.parametrize("streams", [0, 2])
+def test_resuming_goes_on_exactly(files, mode, streams):
+  data = text(files, packing=mode, streams=streams)
+  whole, _ = take(data.train(BYTES, 4, 7), 12)
+  _, positions = take(data.train(BYTES, 4, 7), 5)
+  rest, _ = take(data.train(BYTES, 4, 7, positions), 7)
+  assert same(whole[5:], rest)
+  assert not same(whole, take(data.train(BYTES, 4, 8), 12)[0]), "the seed must matter"
+
+
+def test_workers_change_nothing(files):
+  plain, positions = take(text(files).train(BYTES, 4, 0), 6)
+  for workers in (1, 2, 3):
+    others, where = take(text(files, workers=workers).train(BYTES, 4, 0), 6)
+    assert same(plain, others)
+    np.testing.assert_array_equal(positions, where)
+
+
+def test_an_epoch_visits_every_document_once_and_the_next_one_shuffles(files):
+  data = text(files, streams=1)
+  tokens = []
+  for b in take(data.train(BYTES, 1, 0), 400)[0]:
+    tokens += b["targets"][b["weights"] > 0].tolist()
+  documents, current = [], []
+  for token in tokens:
+    if token == BYTES.end:
+      documents.append(BYTES.decode(current))
+      current = []
+    else:
+      current.append(token)
+  source = TextFiles(files, document="file")
+  first, second = documents[:40], documents[40:80]
+  assert sorted(first) == sorted(second) == sorted(source[i] for i in range(40))
+  assert first != second
+
+
+def test_windows_are_windows_of_the_text(files):
+  whole = bytes(text(files, packing="windows").validate(BYTES, 1)[0]["inputs"][0].tolist())
+  source = TextFiles(files, document="file")
+  everything = "".join(source[i] for i in range(40)).encode()
+  assert everything.startswith(whole)
+  for b in take(text(files, packing="windows").train(BYTES, 4, 0), 3)[0]:
+    assert all(bytes(row.tolist()) in everything for row in b["inputs"])
+
+
+def test_sources(tmp_path):
+  body = "one\ntwo\n\nthree\n   \nfour"
+  (tmp_path / "a.txt").write_text(body)
+  (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"five\n"))
+  both = str(tmp_path / "*.txt*")
+  assert [*map(TextFiles(both, "line").__getitem__, range(7))][-1] == "five\n"
+  assert len(TextFiles(both, "file")) == 2
+  assert [t.strip() for t in map(TextFiles(both, "paragraph").__getitem__, range(4))] == ["one\ntwo", "three", "four", "five"]
+  pieces = TextFiles(str(tmp_path / "a.txt"), piece=8)
+  assert "".join(pieces[i] for i in range(len(pieces))) == body and len(pieces) > 1
+  (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(10)))
+  lines = JsonLines(str(tmp_path / "c.jsonl"))
+  assert [lines[i] for i in range(10)] == [f"t{i}" for i in range(10)]
+  assert len(JsonLines(str(tmp_path / "c.jsonl"), part="90%:")) == 1
+
+
+def test_bad_records_are_named(tmp_path):
+  (tmp_path / "bad.jsonl").write_bytes(b'{"text": "ok"}\n[1]\n{"body": "x"}\n{"text": \n{"text": "\xff"}\n')
+  source = JsonLines(str(tmp_path / "bad.jsonl"))
+  found = [source[i] for i in range(5)]
+  assert found[0] == "ok"
+  assert [f.where.rsplit(":", 1)[1] for f in found[1:]] == ["2", "3", "4", "5"]
+  assert ["list" in found[1].why, "body" in found[2].why, "JSON" in found[3].why, "UTF-8" in found[4].why] == [True] * 4
+  assert all(isinstance(f, Bad) for f in found[1:])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
+  lines = [json.dumps({"text": "word " * 10})] * 300
+  lines[17] = "no json"
+  (tmp_path / "a.jsonl").write_text("\n".join(lines))
+  source = JsonLines(str(tmp_path / "a.jsonl"))
+  batches = Text(source, source, 64, Settings("bytes"), workers=workers).train(BYTES, 2, 0)
+  for _ in range(130):
+    next(batches)
+  batches.close()
+  assert [b.where.rsplit(":", 1)[1] for b in batches.bad] == ["18"] and batches.read >= 300
+  lines[::20] = ["no json"] * 15
+  (tmp_path / "b.jsonl").write_text("\n".join(lines))
+  source = JsonLines(str(tmp_path / "b.jsonl"))
+  batches = Text(source, source, 64, Settings("bytes")).train(BYTES, 2, 0)
+  with pytest.raises(UserError, match=r"records are bad, more than 1 %.*b.jsonl:\d+ is not JSON"):
+    for _ in range(300):
+      next(batches)
+  batches.close()
+
+
+def test_parts():
+  assert share(10, ":90%") == range(9) and share(10, "90%:") == range(9, 10) and share(10, "") == range(10)
+  for part in ("half", "90", "10%:5%", "50%:55%"):
+    with pytest.raises(UserError, match="part"):
+      share(10, part)
+
+
+def test_errors_for_files(tmp_path):
+  with pytest.raises(UserError, match=r"no file matches.*nothing\*"):
+    len(TextFiles(str(tmp_path / "nothing*")))
+  (tmp_path / "x.gz").write_bytes(gzip.compress(b"hello" * 1000)[:30])
+  with pytest.raises(UserError, match="cannot read"):
+    len(TextFiles(str(tmp_path / "x.gz")))
+
+
+def test_the_embedded_corpus():
+  everything, train, held_out = Embedded(), Embedded(":95%"), Embedded("95%:")
+  assert len(train) + len(held_out) == len(everything)
+  assert sum(map(len, map(everything.__getitem__, range(len(everything))))) > 1_000_000
+  assert not {train[i] for i in range(len(train))} & {held_out[i] for i in range(len(held_out))}
+
+
+def test_streams_must_fit(files):
+  with pytest.raises(UserError, match="3 streams must divide"):
+    text(files, streams=3).train(BYTES, 4, 0)
+  with pytest.raises(UserError, match="holds 2 streams"):
+    text(files).train(BYTES, 4, 0, np.zeros((2, 2), np.int64))
+
+
+def test_a_row_of_padding_when_there_is_no_more():
+  documents = [np.arange(5), np.zeros(0, np.int32)]
+  row, position, taken = packing.concatenate(documents.__getitem__, (0, 0), 8)
+  assert row["weights"].tolist() == [1] * 4 + [0] * 4 and taken == {0: 1.0}
+  row, _, taken = packing.concatenate(documents.__getitem__, position, 8)
+  assert row["weights"].sum() == 0 and taken == {}
