@@ -1,12 +1,14 @@
 """Install lmjax: `pip install -e .`, `pip install -e .[test]`, `pip install -e .[test,parity]`."""
 
+import pathlib
+
 from setuptools import find_packages, setup
 
 setup(
   name="lmjax",
   version="0.1.0",
   description="Train, fine-tune, align, compress, measure and inspect language models in JAX.",
-  long_description=open("README.md", encoding="utf-8").read(),
+  long_description=pathlib.Path("README.md").read_text(encoding="utf-8"),
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
@@ -30,7 +32,7 @@ setup(
     "absl-py",
   ],
   extras_require={
-    "test": ["pytest", "ruff", "fsspec"],
+    "test": ["pytest", "pytest-xdist", "ruff"],
     "parity": ["torch==2.13.0", "transformers==5.23.0"],
     "wandb": ["wandb"],
   },

@@ -2,9 +2,9 @@
 
     lmjax train --config configs/gpt.py:files='data/*.txt',tokenizer=my_tokenizer --workdir runs/gpt
 
-12 layers, width 768, post-norm, 512 positions; 116.5 M parameters with the paper's 40,478 pieces. The paper: 100 epochs of
-64 x 512 tokens of BooksCorpus, a month on 8 GPUs. Make a tokenizer of your text with `lmjax tokenizer train --size 40478`.
-Expected: the paper's 18.4 perplexity on BooksCorpus, which is not public; not measured here.
+12 layers, width 768, post-norm, 512 positions; 116.5 M parameters with the paper's 40,478 pieces. The paper: 100
+epochs of 64 x 512 tokens of BooksCorpus, a month on 8 GPUs. Make a tokenizer of your text with `lmjax tokenizer train
+--size 40478`. Expected: the paper's 18.4 perplexity on BooksCorpus, which is not public; not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -14,9 +14,7 @@ from lmjax.models.decoder import PRESETS
 
 
 def get_config(argument: str = "") -> ConfigDict:
-  choice = config.variant(
-    argument, files="data/*.txt", tokenizer="data/tokenizer", debug=False
-  )
+  choice = config.variant(argument, files="data/*.txt", tokenizer="data/tokenizer", debug=False)
   shape = PRESETS["gpt"]
   settings = ConfigDict(
     dict(
@@ -36,7 +34,13 @@ def get_config(argument: str = "") -> ConfigDict:
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="none", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
       optim=dict(
-        rule="adamw", peak_rate=2.5e-4, schedule="cosine", warmup=2000, final=0.0, b2=0.999, weight_decay=0.01,
+        rule="adamw",
+        peak_rate=2.5e-4,
+        schedule="cosine",
+        warmup=2000,
+        final=0.0,
+        b2=0.999,
+        weight_decay=0.01,
       ),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),

@@ -3,9 +3,9 @@
     lmjax train --config configs/gpt2.py:size=124m,files='data/*.txt',tokenizer=data/gpt2 --workdir runs/gpt2
 
 size: 124m 355m 774m 1558m. `tokenizer` is a folder with OpenAI's encoder.json and vocab.bpe (or one you trained).
-Batch 480 x 1,024 = 491,520 tokens; 600,000 steps = 295 B tokens. With the reproductions on OpenWebText, 124m ends near 2.85
-nats per token of validation text after about four days on 8 A100s; not measured here.
-Hardware: 124m trains on one GPU or a v5e-8; take rules=fsdp from 774m on.
+Batch 480 x 1,024 = 491,520 tokens; 600,000 steps = 295 B tokens. With the reproductions on OpenWebText, 124m ends
+near 2.85 nats per token of validation text after about four days on 8 A100s; not measured here. Hardware: 124m trains
+on one GPU or a v5e-8; take rules=fsdp from 774m on.
 """
 
 from ml_collections import ConfigDict
@@ -17,9 +17,7 @@ SIZES = ("124m", "355m", "774m", "1558m")
 
 
 def get_config(argument: str = "") -> ConfigDict:
-  choice = config.variant(
-    argument, size=SIZES, files="data/*.txt", tokenizer="data/gpt2", debug=False
-  )
+  choice = config.variant(argument, size=SIZES, files="data/*.txt", tokenizer="data/gpt2", debug=False)
   shape = PRESETS[f"gpt2-{choice.size}"]
   settings = ConfigDict(
     dict(
@@ -39,7 +37,14 @@ def get_config(argument: str = "") -> ConfigDict:
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="none", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
       optim=dict(
-        rule="adamw", peak_rate=6e-4, schedule="cosine", warmup=2000, final=0.1, b2=0.95, weight_decay=0.1, clip=1.0,
+        rule="adamw",
+        peak_rate=6e-4,
+        schedule="cosine",
+        warmup=2000,
+        final=0.1,
+        b2=0.95,
+        weight_decay=0.1,
+        clip=1.0,
       ),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),

@@ -1,11 +1,11 @@
-"""GPT-3: "Language Models are Few-Shot Learners" (Brown et al., 2020), arXiv:2005.14165; attention dense in every layer.
+"""GPT-3: "Language Models are Few-Shot Learners" (Brown et al., 2020), arXiv:2005.14165, with dense attention.
 
     lmjax train --config configs/gpt3.py:size=1.3b,files='data/*.txt',tokenizer=data/gpt2 --workdir runs/gpt3
 
-size: 125m 350m 760m 1.3b 2.7b 6.7b 13b 175b, with the peak rates and batches (in tokens) of the paper's table 2.1; 300 B tokens
-each. 1.3b has 16 heads of 128, since the table's 24 do not divide its width; 13b has width 5,120, not 5,140.
-Hardware: 1.3b on a v5e-16 and up; 175b on a v5p-1024. Expected: the paper's figure 3.1, validation loss 2.57 L(C) C^-0.048 with C
-in PF-days; not measured here.
+size: 125m 350m 760m 1.3b 2.7b 6.7b 13b 175b, with the peak rates and batches (in tokens) of the paper's table 2.1;
+300 B tokens each. 1.3b has 16 heads of 128, since the table's 24 do not divide its width; 13b has width 5,120, not
+5,140. Hardware: 1.3b on a v5e-16 and up; 175b on a v5p-1024. Expected: the paper's figure 3.1, validation loss 2.57
+C^-0.048 with C in PF-days; not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -20,9 +20,7 @@ TABLE = {  # peak rate, sequences of 2,048 tokens in a batch
 
 
 def get_config(argument: str = "") -> ConfigDict:
-  choice = config.variant(
-    argument, size=tuple(TABLE), files="data/*.txt", tokenizer="data/gpt2", debug=False
-  )
+  choice = config.variant(argument, size=tuple(TABLE), files="data/*.txt", tokenizer="data/gpt2", debug=False)
   peak_rate, batch = TABLE[choice.size]
   shape = PRESETS[f"gpt3-{choice.size}"]
   settings = ConfigDict(
@@ -43,8 +41,14 @@ def get_config(argument: str = "") -> ConfigDict:
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="full", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
       optim=dict(
-        rule="adamw", peak_rate=peak_rate, schedule="cosine", warmup=375_000_000 // (batch * 2048), final=0.1, b2=0.95,
-        weight_decay=0.1, clip=1.0,
+        rule="adamw",
+        peak_rate=peak_rate,
+        schedule="cosine",
+        warmup=375_000_000 // (batch * 2048),
+        final=0.1,
+        b2=0.95,
+        weight_decay=0.1,
+        clip=1.0,
       ),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),

@@ -2,10 +2,10 @@
 
     lmjax train --config configs/llama.py:size=7b,files='data/*.txt',tokenizer=data/llama2 --workdir runs/llama
 
-size: 7b (Llama 2: 32,000 pieces, 4,096 tokens) or 8b (Llama 3: 128,256 pieces, 8,192 tokens, grouped heads). `tokenizer` is a
-folder with tokenizer.model (7b) or tokenizer.json (8b).
-Batch of 4 M tokens; 2 T tokens for 7b. Hardware: a v5e-256 or larger. Expected: the paper's figure 5, training perplexity
-about 1.75 nats after 2 T tokens; not measured here.
+size: 7b (Llama 2: 32,000 pieces, 4,096 tokens) or 8b (Llama 3: 128,256 pieces, 8,192 tokens, grouped heads).
+`tokenizer` is a folder with tokenizer.model (7b) or tokenizer.json (8b). Batch of 4 M tokens; 2 T tokens for 7b.
+Hardware: a v5e-256 or larger. Expected: the paper's figure 5, training perplexity about 1.75 nats after 2 T tokens;
+not measured here.
 """
 
 from ml_collections import ConfigDict
@@ -17,9 +17,7 @@ SIZES = {"7b": "llama2-7b", "8b": "llama3-8b"}
 
 
 def get_config(argument: str = "") -> ConfigDict:
-  choice = config.variant(
-    argument, size=tuple(SIZES), files="data/*.txt", tokenizer="data/llama", debug=False
-  )
+  choice = config.variant(argument, size=tuple(SIZES), files="data/*.txt", tokenizer="data/llama", debug=False)
   shape = PRESETS[SIZES[choice.size]]
   settings = ConfigDict(
     dict(
@@ -39,7 +37,14 @@ def get_config(argument: str = "") -> ConfigDict:
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="full", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
       optim=dict(
-        rule="adamw", peak_rate=3e-4, schedule="cosine", warmup=2000, final=0.1, b2=0.95, weight_decay=0.1, clip=1.0,
+        rule="adamw",
+        peak_rate=3e-4,
+        schedule="cosine",
+        warmup=2000,
+        final=0.1,
+        b2=0.95,
+        weight_decay=0.1,
+        clip=1.0,
       ),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),

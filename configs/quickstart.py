@@ -16,7 +16,7 @@ def get_config(argument: str = "") -> ConfigDict:
   settings = ConfigDict(
     dict(
       seed=0,
-      steps=600,
+      steps=250,
       batch=16,
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
@@ -32,14 +32,14 @@ def get_config(argument: str = "") -> ConfigDict:
         width=192, depth=4, heads=6, groups=6, head_size=32, mlp=768, activation="relu", scan=False,
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
-      optim=dict(rule="adamw", peak_rate=3e-3, warmup=50, weight_decay=0.1),
+      optim=dict(rule="muon", peak_rate=1e-2, warmup=20, weight_decay=0.1),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
-        every=200,
+        every=125,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity"),
         baseline=dict(kind="lmjax.evals.ngrams:Ngrams"),
       ),
-      checkpoint=dict(every=200),
+      checkpoint=dict(every=125),
       log=dict(every=10),
     )
   )  # fmt: skip

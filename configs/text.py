@@ -2,9 +2,9 @@
 
     lmjax train --config configs/text.py:files=my/*.txt --workdir runs/text
 
-files: a path or glob, plain or .gz. 10 M parameters; about 2,000 tokens a second on two CPU cores, so lower `steps` or the
-model for a first look (`--config.model.depth=4 --config.steps=300`), or use an accelerator.
-Expected: depends on the text; compare with the baselines that the run prints.
+files: a path or glob, plain or .gz. 10 M parameters; about 2,000 tokens a second on two CPU cores, so lower `steps`
+or the model for a first look (`--config.model.depth=4 --config.steps=300`), or use an accelerator. Expected: depends
+on the text; compare with the baselines that the run prints.
 """
 
 from ml_collections import ConfigDict

@@ -5,6 +5,7 @@ position). It is written in the background and appears under its name only when 
 """
 
 import dataclasses
+import json
 import logging
 from typing import Any
 
@@ -36,8 +37,10 @@ class Settings:
 class Checkpoints:
   """The checkpoints of one run folder."""
 
-  def __init__(self, workdir: epath.Path, settings: Settings = Settings()):
+  def __init__(self, workdir: epath.Path, settings: Settings = Settings(), say=print):
     self.folder = epath.Path(workdir) / "checkpoints"
+    self._say = say
+    self._set_aside()
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(settings.keep)]
     if settings.best:
@@ -50,6 +53,20 @@ class Checkpoints:
       cleanup_tmp_directories=True,
     )
     self._saving: tuple[int, Any] | None = None
+
+  def _set_aside(self) -> None:
+    """Moves checkpoints whose metrics cannot be read out of the way: Orbax reads all of them before anything else."""
+    for path in self.folder.iterdir() if self.folder.exists() else []:
+      try:
+        if path.name.isdigit():
+          json.loads((path / "metrics" / "metrics").read_text())
+      except (OSError, ValueError) as error:
+        damaged = self.folder.parent / "damaged" / path.name
+        damaged.parent.mkdir(exist_ok=True)
+        self._say(f"checkpoint {path} is damaged, moved to {damaged} ({_reason(error)})")
+        if damaged.exists():
+          damaged.rmtree()
+        path.rename(damaged)
 
   def steps(self) -> list[int]:
     """Returns the steps of the whole checkpoints, oldest first."""
@@ -93,10 +110,10 @@ class Checkpoints:
       "Free some space or choose another --workdir; the same command then goes on from there"
     )
 
-  def restore(self, state: TrainState, place: dict[str, np.ndarray], say=print) -> tuple[TrainState, dict] | None:
+  def restore(self, state: TrainState, place: dict[str, np.ndarray]) -> tuple[TrainState, dict] | None:
     """Returns the newest whole state, on the shardings of the abstract `state`; None if there is none.
 
-    A damaged checkpoint is named with `say` and skipped.
+    A damaged checkpoint is named and skipped.
 
     Raises:
       UserError: there are checkpoints and none can be read.
@@ -111,9 +128,14 @@ class Checkpoints:
         return state.replace(**found["state"]), found["place"]
       except Exception as error:  # what a damaged file raises depends on where it is damaged
         failures.append(f"step {step}: {_reason(error)}")
-        say(f"checkpoint {self.folder / str(step)} is damaged or does not fit, skipped ({_reason(error)})")
+        self._say(f"checkpoint {self.folder / str(step)} is damaged or does not fit, skipped ({_reason(error)})")
     if steps:
       raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
+    if (self.folder.parent / "damaged").exists():
+      raise UserError(
+        f"checkpoint: {self.folder} holds no good one, and {self.folder.parent / 'damaged'} holds damaged ones; "
+        "delete that folder to start anew, or choose another --workdir"
+      )
     return None
 
   def close(self) -> None:

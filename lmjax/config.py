@@ -1,7 +1,8 @@
 """Configs: functions that return plain nested data, each leaf of which is consumed by exactly one strict constructor.
 
-A config file has `get_config(argument)`; `configs/gpt2.py:size=124m,debug` calls it with `size=124m,debug`. A part that names
-a class, `kind = "lmjax.tasks.causal_lm:CausalLM"`, is built by `build`, which knows every key from the class itself.
+A config file has `get_config(argument)`; `configs/gpt2.py:size=124m,debug` calls it with `size=124m,debug`. A part
+that names a class, `kind = "lmjax.tasks.causal_lm:CausalLM"`, is built by `build`, which knows every key from the
+class itself.
 """
 
 import argparse
@@ -21,7 +22,8 @@ from ml_collections import ConfigDict
 from lmjax.utils.errors import UserError, nearest
 
 KEYS = (
-  "seed", "steps", "batch", "mesh", "rules", "data", "model", "task", "optim", "transform", "evals", "checkpoint", "log",
+  "seed", "steps", "batch", "mesh", "rules", "data", "model", "task", "optim", "transform", "evals", "checkpoint",
+  "log",
 )  # fmt: skip
 
 
@@ -212,9 +214,7 @@ def _article(hint: type) -> str:
   return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
 
 
-def parse_overrides(
-  parser: argparse.ArgumentParser, arguments: list[str]
-) -> tuple[argparse.Namespace, dict[str, str]]:
+def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   """Returns a door's own options, and the `--config.key=value` among its arguments as {key: value}.
 
   Raises:
@@ -241,7 +241,7 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
 
   parser.error = fail
   parser.allow_abbrev = False
-  options, unknown = parser.parse_known_args(arguments)
+  options, unknown = parser.parse_known_intermixed_args(arguments)
   if unknown:
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
     raise UserError(f"{parser.prog}: no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], known)}")

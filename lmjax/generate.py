@@ -77,7 +77,9 @@ def continue_texts(
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax generate`."""
-  parser = argparse.ArgumentParser(prog="lmjax generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="lmjax generate", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--workdir", required=True, help="the run folder")
   parser.add_argument("--step", type=int, help="the checkpoint, by its step; default the newest")
   parser.add_argument("--prompt", action="append", help="a text to continue; may be given several times")
@@ -101,9 +103,7 @@ def main(arguments: list[str]) -> int:
     if getattr(options, name) < 1:
       raise UserError(f"generate: --{name} is at least 1, not {getattr(options, name)}")
   try:
-    sampling = Sampling(
-      options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty
-    )
+    sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
   except ValueError as error:
     raise UserError(f"generate: {error}") from error
   prompts = options.prompt or read_prompts(options.prompts_file)

@@ -72,5 +72,7 @@ def init_state(
   named = named_parameters(task, batch, length)
   shardings = pytree.inherit(shapes, nn.unbox(named), layout.shardings(named), layout.sharding())
   if abstract:
-    return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings)
+    return jax.tree.map(
+      lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
+    )
   return jax.jit(fresh, out_shardings=shardings)(rng)

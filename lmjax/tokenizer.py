@@ -1,8 +1,8 @@
 """Train a tokenizer; turn text into ids and back.
 
-    lmjax tokenizer train --algorithm bpe --size 8000 --files 'my/*.txt' --output my_tokenizer
-    lmjax tokenizer encode --path my_tokenizer "Some text"
-    echo 12 7 99 | lmjax tokenizer decode --path my_tokenizer
+lmjax tokenizer train --algorithm bpe --size 8000 --files 'my/*.txt' --output my_tokenizer
+lmjax tokenizer encode --path my_tokenizer "Some text"
+echo 12 7 99 | lmjax tokenizer decode --path my_tokenizer
 """
 
 import argparse
@@ -17,7 +17,9 @@ from lmjax.utils.errors import UserError
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax tokenizer`."""
-  parser = argparse.ArgumentParser(prog="lmjax tokenizer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="lmjax tokenizer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("action", choices=("train", "encode", "decode"))
   parser.add_argument("text", nargs="*", help="text to encode, or ids to decode; default standard input")
   parser.add_argument("--path", help="the tokenizer to use: a folder, a file or a run")

@@ -36,9 +36,7 @@ from lmjax.utils.metrics import Mean, add
 PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again
 
 
-def make_step(
-  task: Task, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1
-):
+def make_step(task: Task, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1):
   """Returns step(state, batch, rng) -> (state, metrics), the whole of it, to be jitted with its state donated.
 
   metrics: each loss term and metric of the task as a Mean, `gradient_norm`, and `finite`, which says that both are.
@@ -73,7 +71,7 @@ def weighted_sum(terms: dict[str, Mean], counts: dict[str, jax.Array]) -> jax.Ar
 
 
 def accumulate(loss_fn, microbatches: int):
-  """Returns gradients, terms and carry of a batch taken in parts; exact, since the denominators are the whole batch's."""
+  """Returns gradients, terms and carry of a batch taken in parts: exact, the denominators being the whole batch's."""
   gradient = jax.grad(loss_fn, has_aux=True)
 
   def whole(params, carry, batch, rng):
@@ -113,7 +111,12 @@ def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int,
 
 
 def _train(
-  run: Experiment, settings: dict[str, Any], workdir: epath.Path, checkpoints: Checkpoints, clock: Clock, profile
+  run: Experiment,
+  settings: dict[str, Any],
+  workdir: epath.Path,
+  checkpoints: Checkpoints,
+  clock: Clock,
+  profile,
 ) -> int:
   rng = jax.random.key(run.seed)
   abstract = run.state(abstract=True)
@@ -123,7 +126,9 @@ def _train(
   rng = jax.random.wrap_key_data(jnp.asarray(where["rng"]))
   first = int(state.step)
   if first >= run.steps:
-    console.print(f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False)
+    console.print(
+      f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False
+    )
     return 0
   batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"] if restored else None)
   with clock("data"):
@@ -275,9 +280,9 @@ def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path)
   memory = step.memory_analysis() if hasattr(step, "memory_analysis") else None
   if memory is not None:
     # Donated arguments become outputs in place, so outputs that alias are not counted twice.
-    parts = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    total = sum(parts) + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    log.say(f"memory a device: {total / 1e6:,.0f} MB ({parts[0] / 1e6:,.0f} of state and batch, {parts[1] / 1e6:,.0f} of temporaries)")
+    kept, passing = memory.argument_size_in_bytes / 1e6, memory.temp_size_in_bytes / 1e6
+    total = kept + passing + (memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e6
+    log.say(f"memory a device: {total:,.0f} MB, {kept:,.0f} of it state and batch, {passing:,.0f} temporaries")
   log.say(f"{'goes on from step ' + str(first) if first else 'starts'} in {workdir}")
 
 
@@ -313,7 +318,9 @@ def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches) -> 
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax train`."""
-  parser = argparse.ArgumentParser(prog="lmjax train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser = argparse.ArgumentParser(
+    prog="lmjax train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
   parser.add_argument("--config", required=True, help="configs/NAME.py[:variant,...], or a run's config.json")
   parser.add_argument("--workdir", required=True, help="the run folder; going on if it holds a run")
   parser.add_argument("--profile", metavar="FIRST:LAST", help="write a jax.profiler trace of these steps")

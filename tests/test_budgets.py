@@ -79,9 +79,7 @@ def test_imports_run_one_way():
         continue
       if len(parts) > 1:
         assert target == parts[0] or target in ROOMS[parts[0]], f"{path.relative_to(ROOT)} imports {name}"
-      elif parts[0] in TRUNK:
-        assert target not in DOORS, f"{path.relative_to(ROOT)} imports the door {name}"
-      elif parts[0] in DOORS:
+      elif parts[0] in TRUNK or parts[0] in DOORS:
         assert target not in DOORS, f"{path.relative_to(ROOT)} imports the door {name}"
       else:
         assert parts[0] == "__init__", f"{parts[0]}.py is neither trunk nor door"
@@ -92,9 +90,7 @@ def test_only_checkpoint_imports_orbax_and_only_train_applies_updates():
     text = path.read_text()
     if any(name.startswith("orbax") for name in imports(path)):
       assert path.name == "checkpoint.py", path
-    called = any(
-      isinstance(node, ast.Attribute) and node.attr == "apply_updates" for node in ast.walk(ast.parse(text))
-    )
+    called = any(isinstance(node, ast.Attribute) and node.attr == "apply_updates" for node in ast.walk(ast.parse(text)))
     assert not called or path.name == "train.py", path
 
 

@@ -24,8 +24,8 @@ def concatenate(
     length: tokens in a row.
 
   Returns:
-    the row (inputs, targets, positions, segments, weights, each [L]), all padding when the stream is exhausted; the next
-    position; and which share of each document is in it, so that bytes can be counted.
+    the row (inputs, targets, positions, segments, weights, each [L]), all padding when the stream is exhausted; the
+    next position; and which share of each document is in it, so that bytes can be counted.
   """
   row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
   filled, segment, (document, used) = 0, 0, position
@@ -52,7 +52,7 @@ def concatenate(
 
 
 def crop(ids: np.ndarray, start: int, length: int) -> Row:
-  """Returns a plain window of one long text from `start`, padded where the text ends; documents run on into each other."""
+  """Returns a window of one long text from `start`, padded where the text ends; documents run on into each other."""
   window = np.zeros(length + 1, np.int32)
   piece = ids[start : start + length + 1]
   window[: len(piece)] = piece

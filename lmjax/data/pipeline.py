@@ -1,8 +1,8 @@
 """From sources to batches: streams of packed rows, made ahead by Grain, whose order depends on nothing but the seed.
 
-Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle. A batch has
-as many rows from each stream. Its position, two integers a stream, travels with every batch, so that what was prefetched
-and not used is not lost, and a run resumes with another number of workers or hosts.
+Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle. A
+batch has as many rows from each stream. Its position, two integers a stream, travels with every batch, so that what
+was prefetched and not used is not lost, and a run resumes with another number of workers or hosts.
 """
 
 import dataclasses
@@ -229,9 +229,7 @@ class _RowIterator(grain.DatasetIterator):
         row = packing.random_window(ids, rows.seed, stream, position[0], length)
       self._positions[stream] = (position[0] + 1, 0)
       return row | {"bytes": np.float64(row["weights"].sum() * density)}
-    row, self._positions[stream], taken = packing.concatenate(
-      functools.partial(self._read, stream), position, length
-    )
+    row, self._positions[stream], taken = packing.concatenate(functools.partial(self._read, stream), position, length)
     return row | {"bytes": np.float64(sum(share * self._read(stream, k, size=True) for k, share in taken.items()))}
 
   def _read(self, stream: int, number: int, size: bool = False):
@@ -261,5 +259,8 @@ def _join(elements: list[dict]) -> dict:
   """Joins the elements of all streams into one batch."""
   arrays = [key for key in elements[0] if key != "report"]
   joined = {key: np.concatenate([np.atleast_1d(e[key]) for e in elements]) for key in arrays}
-  joined["report"] = (sum(e["report"][0] for e in elements), [bad for e in elements for bad in e["report"][1]])
+  joined["report"] = (
+    sum(e["report"][0] for e in elements),
+    [bad for e in elements for bad in e["report"][1]],
+  )
   return joined

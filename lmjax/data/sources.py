@@ -1,7 +1,7 @@
 """Sources: documents by number, so that any order and any share of them is a matter of arithmetic.
 
-A source has a length and returns texts by index; a record that cannot be read is returned as `Bad`, counted and skipped by
-the pipeline. Files may be plain or gzipped, local or remote (`gs://...`).
+A source has a length and returns texts by index; a record that cannot be read is returned as `Bad`, counted and
+skipped by the pipeline. Files may be plain or gzipped, local or remote (`gs://...`).
 """
 
 import dataclasses
@@ -66,8 +66,8 @@ class Embedded:
 class TextFiles:
   """Text files by path or glob, cut into documents.
 
-  document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work in a
-  single large file); `paragraph` cuts at blank lines; `line` and `file` say what they do.
+  document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work
+  in a single large file); `paragraph` cuts at blank lines; `line` and `file` say what they do.
   """
 
   files: str | tuple[str, ...]

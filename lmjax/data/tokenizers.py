@@ -42,7 +42,8 @@ class Tokenizer(Protocol):
 class Settings:
   """Which tokenizer a run uses: the one at `path` (a file or folder), or one trained on its training text.
 
-  algorithm: `bpe` (byte-level), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size: ids, where it can be chosen.
+  algorithm: `bpe` (byte-level), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size: ids, where it can be
+  chosen.
   """
 
   algorithm: str = "bpe"
@@ -209,8 +210,8 @@ def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
 def load(path: epath.PathLike) -> Tokenizer:
   """Returns the tokenizer in a folder (or a run's `tokenizer/`), or of one file.
 
-  Reads GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`), `tokenizer.json`, SentencePiece `*.model`,
-  `characters.json`, `bytes.json`.
+  Reads GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`), `tokenizer.json`, SentencePiece
+  `*.model`, `characters.json`, `bytes.json`.
 
   Raises:
     UserError: nothing there is a tokenizer, or what is there is damaged.

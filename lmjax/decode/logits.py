@@ -54,7 +54,7 @@ class Sampling:
     return x
 
   def draw(self, rngs_B: jax.Array, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
-    """Returns a token for each row, drawn with the row's own key, so that a row's text does not depend on its neighbours."""
+    """Returns a token for each row, drawn with the row's own key: a text does not depend on its neighbours."""
     if self.temperature == 0 and self.repetition_penalty == 1:
       return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     x = self.filter(logits_BxV, seen_BxV)

@@ -10,7 +10,6 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.evals.base import Run
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
-from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)

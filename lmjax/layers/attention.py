@@ -41,7 +41,7 @@ class Attention(nn.Module):
     layer: int = 0,
     tap: bool = False,
   ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
-    """Returns the mixed vectors [B, L, D], the cache with this layer's keys, and (if tapped) the weights [B, H, L, M]."""
+    """Returns the mixed vectors [B, L, D], the cache with this layer's keys, and the weights [B, H, L, M] if tapped."""
     sizes = {"D": x_BxLxD.shape[-1], "H": self.heads, "G": self.groups, "K": self.head_size}
     q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, name="query")(x_BxLxD)
     k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, name="key")(x_BxLxD)

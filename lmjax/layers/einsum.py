@@ -1,7 +1,8 @@
 """The two layers that own weights, Einsum and Embed: axes are named here and special leaves read here, nowhere else.
 
 The letters of an equation are those of `utils.shapes.LEGEND`, so a kernel's logical axes are read off its equation:
-`Einsum("BLD,DHK->BLHK", {"D": 768, "H": 12, "K": 64})` has a kernel of axes (width, heads, head) and a bias (heads, head).
+`Einsum("BLD,DHK->BLHK", {"D": 768, "H": 12, "K": 64})` has a kernel of axes (width, heads, head) and a bias (heads,
+head).
 """
 
 import re
@@ -47,8 +48,8 @@ def cast(params: pytree.Tree, dtype: jnp.dtype) -> pytree.Tree:
 def contract(equation: str, x: jax.Array, kernel: jax.Array) -> jax.Array:
   """jnp.einsum, with a kernel gradient whose smaller factor stands first.
 
-  XLA's CPU compiler transposes the first factor of that product, together with whatever made it: the derivative of a GELU,
-  recomputed in transposed order, cost more than the product itself.
+  XLA's CPU compiler transposes the first factor of that product, together with whatever made it: the derivative of a
+  GELU, recomputed in transposed order, cost more than the product itself.
   """
   return jnp.einsum(equation, x, kernel)
 
@@ -114,9 +115,7 @@ class Embed(nn.Module):
   def setup(self):
     rows = padded(self.rows) if self.axis == "vocabulary" else self.rows
     init = nn.initializers.normal(self.deviation)
-    self.table = self.param(
-      "table", named(init, (self.axis, "width"), self.rows), (rows, self.width), jnp.float32
-    )
+    self.table = self.param("table", named(init, (self.axis, "width"), self.rows), (rows, self.width), jnp.float32)
 
   def __call__(self, ids: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
     """Returns vectors [..., D] of ids [...], in `dtype`."""

@@ -43,9 +43,7 @@ def attend(
   )
 
 
-def probabilities(
-  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask_BxLxM: jax.Array | None, causal: bool
-) -> jax.Array:
+def probabilities(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask_BxLxM: jax.Array | None, causal: bool) -> jax.Array:
   """Returns the attention weights [B, H, L, M] in float32, for those who want to look at them."""
   heads, groups = q_BxLxHxK.shape[2], k_BxMxGxK.shape[2]
   k_BxMxHxK = jnp.repeat(k_BxMxGxK, heads // groups, axis=2)

@@ -28,8 +28,8 @@ def unstack(layers: Tree, depth: int) -> tuple[Tree, ...]:
 class Stack(nn.Module):
   """`depth` copies of a block. The parameters are the same tree whether `scan` or not, so a checkpoint serves both.
 
-  The block is applied as a pure function of its own parameters, which may also come as a tuple of trees (see `unstack`):
-  decoding wants that, since it reads every weight for every token.
+  The block is applied as a pure function of its own parameters, which may also come as a tuple of trees (see
+  `unstack`): decoding wants that, since it reads every weight for every token.
   """
 
   block: Callable[..., nn.Module]
@@ -39,7 +39,11 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask_BxLxM: jax.Array | None, taps: tuple[str, ...] = ()
+    self,
+    x_BxLxD: jax.Array,
+    positions_BxL: jax.Array,
+    mask_BxLxM: jax.Array | None,
+    taps: tuple[str, ...] = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L]."""
     layers = self._parameters(x_BxLxD, positions_BxL, mask_BxLxM)
@@ -71,9 +75,7 @@ class Stack(nn.Module):
     """Returns the output for new tokens and the cache with their keys and values; always unrolled."""
     layers = self.get_variable("params", "layers")
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
-      x_BxLxD, cache, _ = self._block().apply(
-        {"params": params}, x_BxLxD, positions_BxL, mask_BxLxM, cache, layer=i
-      )
+      x_BxLxD, cache, _ = self._block().apply({"params": params}, x_BxLxD, positions_BxL, mask_BxLxM, cache, layer=i)
     return x_BxLxD, cache
 
   def _block(self) -> nn.Module:

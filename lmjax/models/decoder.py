@@ -19,6 +19,7 @@ from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.positions import Rotary
 from lmjax.layers.stack import REMAT, Stack, unstack
+from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
 
@@ -66,7 +67,10 @@ class Config:
 
 
 class Decoder(nn.Module):
-  """A causal transformer. Parameters: `embed`, `positions` (if learned), `layers`, `norm` (if pre-norm), `unembed` (if untied)."""
+  """A causal transformer.
+
+  Parameters: `embed`, `stack`, and where the config wants them `positions` (learned), `norm` (pre-norm), `unembed`.
+  """
 
   config: Config
 
@@ -78,11 +82,15 @@ class Decoder(nn.Module):
       Block,
       norm=norm,
       attention=partial(
-        Attention, heads=c.heads, groups=c.groups, head_size=c.head_size, bias=c.bias, rotary=c.rotary, scale=scale
+        Attention,
+        heads=c.heads,
+        groups=c.groups,
+        head_size=c.head_size,
+        bias=c.bias,
+        rotary=c.rotary,
+        scale=scale,
       ),
-      mlp=partial(
-        Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated, bias=c.bias, scale=scale
-      ),
+      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated, bias=c.bias, scale=scale),
       post=c.post_norm,
       dropout=c.dropout,
     )
@@ -148,6 +156,7 @@ class Decoder(nn.Module):
     x_BxLxD = self.embed(tokens_BxL, dtype)
     if self.config.rotary is None:
       x_BxLxD += self.positions(positions_BxL, dtype)
+    x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
   def _leave(self, x_BxLxD: jax.Array) -> jax.Array:
@@ -159,7 +168,9 @@ def _gpt(width: int, depth: int, heads: int, length: int, **changes) -> dict:
   return dict(vocabulary=50257, length=length) | shape | changes
 
 
-def _llama(width: int, depth: int, heads: int, groups: int, mlp: int, vocabulary: int, length: int, base: float) -> dict:
+def _llama(
+  width: int, depth: int, heads: int, groups: int, mlp: int, vocabulary: int, length: int, base: float
+) -> dict:
   return dict(
     vocabulary=vocabulary, length=length, width=width, depth=depth, heads=heads, groups=groups,
     head_size=width // heads, mlp=mlp, activation="silu", gated=True, norm="rms", bias=False, tied=False,

@@ -8,7 +8,7 @@ Schedule = Callable[[jnp.ndarray], jnp.ndarray]
 
 
 def cosine(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Falls along half a cosine: final + (1 - final) (1 + cos(pi t)) / 2 (Loshchilov and Hutter, 2017, arXiv:1608.03983)."""
+  """Falls along half a cosine: final + (1 - final) (1 + cos(pi t)) / 2 (Loshchilov, Hutter, 2017, arXiv:1608.03983)."""
   return lambda step: final + (1 - final) * (1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))) / 2
 
 

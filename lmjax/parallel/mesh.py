@@ -38,6 +38,4 @@ class MeshShape:
         "set one axis to -1, or simulate devices on a CPU with --devices N"
       )
     # Explicit axes, jax's default, would make every einsum ask for its output sharding.
-    return jax.make_mesh(
-      tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices
-    )
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=(AxisType.Auto,) * len(shape), devices=devices)

@@ -1,8 +1,8 @@
 """The rule sets: which mesh axis carries which logical axis of parameters and activations, as data.
 
-A rule is `(logical axis, mesh axis or axes)`. Read per array: the first dimension that wants a mesh axis gets it, and an
-axis with no rule is replicated. Parameters are named by `utils.shapes.LEGEND`; activations are constrained by `batch` and
-`length` (and by the same names as parameters inside attention and the MLP).
+A rule is `(logical axis, mesh axis or axes)`. Read per array: the first dimension that wants a mesh axis gets it, and
+an axis with no rule is replicated. Parameters are named by `utils.shapes.LEGEND`; activations are constrained by
+`batch` and `length` (and by the same names as parameters inside attention and the MLP).
 """
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]

@@ -65,5 +65,10 @@ class CausalLM:
     compute = cast(params["model"], jnp.dtype(self.model.config.dtype))
     rngs = {} if rng is None else {"dropout": rng}
     return self.model.apply(
-      {"params": compute}, batch["inputs"], batch.get("positions"), batch.get("segments"), taps=taps, rngs=rngs
+      {"params": compute},
+      batch["inputs"],
+      batch.get("positions"),
+      batch.get("segments"),
+      taps=taps,
+      rngs=rngs,
     )

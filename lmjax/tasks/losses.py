@@ -36,14 +36,14 @@ def cross_entropy(
   batch, length = targets_BxL.shape
   chunks = length // chunk if chunk and length % chunk == 0 else 1
 
-  def split(a):  # [B, L, ...] -> [chunks, B * L / chunks, ...]; the batch axis stays whole, so its sharding does
+  def split(
+    a,
+  ):  # [B, L, ...] -> [chunks, B * L / chunks, ...]; the batch axis stays whole, so its sharding does
     a = a.reshape(batch, chunks, length // chunks, *a.shape[2:]).swapaxes(0, 1)
     return a.reshape(chunks, -1, *a.shape[3:])
 
   weights = weights_BxL.astype(jnp.float32)
-  loss, nll, correct = _scored(
-    split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), vocabulary, z_loss
-  )
+  loss, nll, correct = _scored(split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), vocabulary, z_loss)
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 

@@ -112,7 +112,12 @@ def test_sources(tmp_path):
   both = str(tmp_path / "*.txt*")
   assert [*map(TextFiles(both, "line").__getitem__, range(7))][-1] == "five\n"
   assert len(TextFiles(both, "file")) == 2
-  assert [t.strip() for t in map(TextFiles(both, "paragraph").__getitem__, range(4))] == ["one\ntwo", "three", "four", "five"]
+  assert [t.strip() for t in map(TextFiles(both, "paragraph").__getitem__, range(4))] == [
+    "one\ntwo",
+    "three",
+    "four",
+    "five",
+  ]
   pieces = TextFiles(str(tmp_path / "a.txt"), piece=8)
   assert "".join(pieces[i] for i in range(len(pieces))) == body and len(pieces) > 1
   (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(10)))
@@ -127,7 +132,12 @@ def test_bad_records_are_named(tmp_path):
   found = [source[i] for i in range(5)]
   assert found[0] == "ok"
   assert [f.where.rsplit(":", 1)[1] for f in found[1:]] == ["2", "3", "4", "5"]
-  assert ["list" in found[1].why, "body" in found[2].why, "JSON" in found[3].why, "UTF-8" in found[4].why] == [True] * 4
+  assert [
+    "list" in found[1].why,
+    "body" in found[2].why,
+    "JSON" in found[3].why,
+    "UTF-8" in found[4].why,
+  ] == [True] * 4
   assert all(isinstance(f, Bad) for f in found[1:])
 
 

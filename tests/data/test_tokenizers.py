@@ -8,7 +8,11 @@ import sentencepiece
 from lmjax.data import tokenizers
 from lmjax.utils.errors import UserError
 
-TEXTS = ["the cat sat on the mat.", "the dog; 12 naïve façades — π ≈ 3.14 🦙\n\ttabs", "a <|endoftext|> b"] * 20
+TEXTS = [
+  "the cat sat on the mat.",
+  "the dog; 12 naïve façades — π ≈ 3.14 🦙\n\ttabs",
+  "a <|endoftext|> b",
+] * 20
 
 
 def test_gpt2_vectors(data):

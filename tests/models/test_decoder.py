@@ -183,7 +183,11 @@ def test_taps():
 
 @pytest.mark.parametrize(
   "changes, words",
-  [(dict(groups=3), "multiple of groups"), (dict(norm="batch"), "norm is one of"), (dict(dropout=1.0), "dropout")],
+  [
+    (dict(groups=3), "multiple of groups"),
+    (dict(norm="batch"), "norm is one of"),
+    (dict(dropout=1.0), "dropout"),
+  ],
 )
 def test_impossible_shapes_are_refused(changes, words):
   with pytest.raises(ValueError, match=words):

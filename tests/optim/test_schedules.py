@@ -13,7 +13,10 @@ from lmjax.optim.schedules import schedule
     # peak 2, 4 steps of warm-up, 20 steps, final a tenth; steps 0, 1, 3, 4, 12, 20, 30
     ("cosine", [0.5, 1.0, 2.0, 2.0, 2 * (0.1 + 0.9 * 0.5), 0.2, 0.2]),
     ("linear", [0.5, 1.0, 2.0, 2.0, 1.1, 0.2, 0.2]),
-    ("inverse_sqrt", [0.5, 1.0, 2.0, 2.0, 2 * math.sqrt(4 / 12), 2 * math.sqrt(4 / 20), 2 * math.sqrt(4 / 30)]),
+    (
+      "inverse_sqrt",
+      [0.5, 1.0, 2.0, 2.0, 2 * math.sqrt(4 / 12), 2 * math.sqrt(4 / 20), 2 * math.sqrt(4 / 30)],
+    ),
     ("warmup_stable_decay", [0.5, 1.0, 2.0, 2.0, 2.0, 0.2, 0.2]),
     ("constant", [0.5, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0]),
   ],

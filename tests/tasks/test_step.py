@@ -115,5 +115,7 @@ def test_moving_average():
     state, _ = step(state, batch, RNG)
     expected = jax.tree.map(lambda a, p: 0.75 * a + 0.25 * p, expected, state.params)
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), averaged(state.opt_state, state.params), expected
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    averaged(state.opt_state, state.params),
+    expected,
   )

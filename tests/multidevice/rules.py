@@ -1,0 +1,71 @@
+"""Run by test_rules.py in a process of eight simulated devices: every rule set against a single device."""
+
+import jax
+import numpy as np
+
+from lmjax.compression.base import Identity
+from lmjax.layers.positions import Rotary
+from lmjax.optim import Optimizer
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout, constrain, use_layout
+from lmjax.state import init_state
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.testing import fake_batch, tiny_decoder
+from lmjax.train import make_step
+from lmjax.utils import pytree
+
+MESHES = {
+  "ddp": MeshShape(data=8),
+  "fsdp": MeshShape(data=2, fsdp=4),
+  "tp": MeshShape(data=2, model=4),
+  "fsdp_tp": MeshShape(data=2, fsdp=2, model=2),
+  "sequence": MeshShape(data=2, sequence=4),
+}
+LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated=True, bias=False, tied=False)
+
+
+def losses(layout, changes, microbatches=1):
+  """Returns the losses of three steps and the final state."""
+  task = CausalLM(tiny_decoder(dropout=0.1, **changes))
+  optimizer = Optimizer(peak_rate=1e-2, microbatches=microbatches)
+  with use_layout(layout):
+    state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, jax.random.key(0))
+    step = jax.jit(make_step(task, optimizer.build(10), Identity(), microbatches), donate_argnums=0)
+    batch = fake_batch(task, 16, 16)
+    batch = jax.device_put(batch, layout.batch(batch))
+    found = []
+    for _ in range(3):
+      state, metrics = step(state, batch, jax.random.key(1))
+      found.append(metrics["loss"].value())
+  return found, state
+
+
+def split(state, wanted):
+  """Returns whether parameter and both moments are stored in parts of their own."""
+  leaves = {name: leaf for name, leaf in pytree.named_leaves(state).items() if name.endswith(wanted)}
+  assert len(leaves) == 3, list(leaves)
+  return [leaf.addressable_shards[0].data.size < leaf.size for leaf in leaves.values()]
+
+
+def main():
+  assert jax.device_count() == 8
+  for changes in ({}, LLAMA):
+    alone, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), changes)
+    for rules, mesh in MESHES.items():
+      found, state = losses(Layout.build(mesh.build(), rules), changes)
+      np.testing.assert_allclose(found, alone, rtol=2e-5, err_msg=rules)
+      assert split(state, "mlp/up/kernel") == [rules not in ("ddp", "sequence")] * 3, rules
+      assert split(state, "model/embed/table") == [rules not in ("ddp", "sequence")] * 3, rules
+      print("same loss under", rules, found, flush=True)
+  accumulated, _ = losses(Layout.build(MESHES["fsdp"].build(), "fsdp"), LLAMA, microbatches=2)
+  assert abs(accumulated[0] - alone[0]) < 0.2, "other dropout, the same loss but for it"
+
+  layout = Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
+  with use_layout(layout):
+    placed = jax.jit(lambda x: constrain(x, "batch", None, "mlp"))(np.zeros((8, 4, 16), np.float32))
+  assert placed.sharding.shard_shape(placed.shape) == (2, 4, 8), "constrain bites"
+  assert layout.spec("width", "heads", "head", shape=(32, 3, 8))[1] is None, "3 heads do not divide: replicated"
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,33 @@
+"""Sharding, in processes of their own with eight simulated devices."""
+
+import os
+import subprocess
+import sys
+
+from tests.conftest import ROOT
+
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+
+
+def test_every_rule_set_gives_the_loss_of_one_device():
+  process = subprocess.run(
+    [sys.executable, "-W", "error", "-m", "tests.multidevice.rules"],
+    cwd=ROOT,
+    env=os.environ | EIGHT,
+    capture_output=True,
+    text=True,
+    timeout=400,
+  )
+  assert process.returncode == 0, process.stderr[-3000:]
+  assert process.stdout.count("same loss under") == 10
+
+
+def test_the_command_line_simulates_devices(lmjax, tmp_path):
+  """A checkpoint written on eight devices opens on one."""
+  run = tmp_path / "run"
+  told = lmjax(
+    "train", "--config", "configs/quickstart.py:debug", "--workdir", run, "--devices", 8, "--config.rules=fsdp_tp",
+    "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.model=2",
+  ).stdout  # fmt: skip
+  assert "on each of 8 device(s)" in told
+  assert len(lmjax("generate", "--workdir", run, "--prompt", "The", "--max_new_tokens", 4).stdout) > 3

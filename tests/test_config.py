@@ -1,0 +1,109 @@
+"""Configs: strict, and wrong ones end in one clear line."""
+
+import json
+
+import pytest
+
+from lmjax import config
+from lmjax.optim import Optimizer
+from lmjax.utils.errors import UserError
+
+QUICK = "configs/quickstart.py"
+
+
+def test_variants():
+  choice = config.variant("size=b,debug", size=("a", "b"), files="x", debug=False)
+  assert (choice.size, choice.files, choice.debug) == ("b", "x", True)
+  with pytest.raises(UserError, match="no variant 'sise'; did you mean 'size'"):
+    config.variant("sise=b", size=("a", "b"))
+  with pytest.raises(UserError, match="size=c"):
+    config.variant("size=c", size=("a", "b"))
+
+
+def test_overrides():
+  loaded = config.load(QUICK, {"optim.peak_rate": "3e-4", "optim.ema": "0.9", "task.packed": "true"})
+  assert loaded["optim"]["peak_rate"] == 3e-4 and loaded["optim"]["ema"] == 0.9 and loaded["task"]["packed"] is True
+  assert json.loads(json.dumps(loaded)) == loaded
+
+
+@pytest.mark.parametrize(
+  "reference, overrides, words",
+  [
+    ("configs/quikstart.py", {}, "did you mean 'configs/quickstart.py'"),
+    (QUICK + ":debgu", {}, "did you mean 'debug'"),
+    (QUICK, {"optm.peak_rate": "1"}, "did you mean 'optim'"),
+    (QUICK, {"optim.peak_rate.x": "1"}, "optim.peak_rate: no such part"),
+  ],
+)
+def test_what_does_not_load(reference, overrides, words):
+  with pytest.raises(UserError, match=words):
+    config.load(reference, overrides)
+
+
+@pytest.mark.parametrize(
+  "spec, words",
+  [
+    (dict(peek_rate=1.0), "config.optim.peek_rate: no such key; did you mean 'peak_rate'"),
+    (dict(peak_rate="fast"), "config.optim.peak_rate is a number, not 'fast'"),
+    (dict(warmup=1.5), "config.optim.warmup is a whole number"),
+    (dict(peak_rate=True), "is a number, not True"),
+    (dict(rule="adam"), "config.optim: rule is one of"),
+    (dict(rates=3), "maps names to values"),
+    (dict(frozen="x"), "is a list"),
+    ("x", "is a part with keys"),
+  ],
+)
+def test_what_does_not_build(spec, words):
+  with pytest.raises(UserError, match=words):
+    config.build(spec, "optim", Optimizer)
+
+
+def test_numbers_may_be_written_either_way():
+  built = config.build(dict(peak_rate=1, warmup=1e3), "optim", Optimizer)
+  assert built.peak_rate == 1.0 and built.warmup == 1000 and isinstance(built.warmup, int)
+
+
+@pytest.mark.parametrize(
+  "name, words",
+  [
+    ("lmjax.tasks.causal_lm", "not of the form"),
+    ("lmjax.tasks.nothing:CausalLM", "cannot import"),
+    ("lmjax.tasks.causal_lm:CausalML", "did you mean 'CausalLM'"),
+  ],
+)
+def test_names_that_do_not_resolve(name, words):
+  with pytest.raises(UserError, match=words):
+    config.resolve(name, "task.kind")
+
+
+@pytest.mark.parametrize(
+  "arguments, words",
+  [
+    (["trian"], "no command 'trian'; did you mean 'train'"),
+    (["train", "--config", "configs/none.py", "--workdir", "w"], "no file configs/none.py"),
+    (["train", "--workdir", "w"], "--config"),
+    (["train", "--confg", "x", "--workdir", "w", "--config", QUICK], "did you mean '--config'"),
+    (
+      ["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.model.heads=5"],
+      "config.model: heads (5)",
+    ),
+    (["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.batch=0"], "config.batch"),
+    (
+      ["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.mesh.model=3"],
+      "does not fit 1 device",
+    ),
+    (["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.rules=fdsp"], "did you mean 'fsdp'"),
+    (["train", "--config", "configs/text.py:files=none/*", "--workdir", "W"], "no file matches 'none/*'"),
+    (["train", "--config", QUICK + ":debug", "--workdir", "W", "--profile", "5"], "FIRST:LAST"),
+    (["generate", "--workdir", "nowhere", "--prompt", "x"], "no run folder"),
+    (["generate", "--workdir", "nowhere"], "--prompt"),
+    (["tokenizer", "encode", "x"], "--path"),
+  ],
+)
+def test_commands_end_in_one_line_and_code_2(arguments, words, capsys, tmp_path, monkeypatch):
+  from lmjax.__main__ import main
+
+  arguments = [str(tmp_path / "w") if argument == "W" else argument for argument in arguments]
+  assert main(arguments) == 2
+  errors = capsys.readouterr().err.strip()
+  assert words in errors and "\n" not in errors and errors.startswith("lmjax: ")

@@ -1,0 +1,153 @@
+"""Kill it, feed it rubbish, fill the disk: a clear message, and nothing lost."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import experiment
+from tests.conftest import ROOT
+
+ARGUMENTS = ("--config", "configs/quickstart.py:debug", "--config.steps=120", "--config.checkpoint.every=15",
+             "--config.evals.every=60", "--config.model.dropout=0.1", "--config.optim.schedule=constant")  # fmt: skip
+
+
+def start(run, *more, **options):
+  return subprocess.Popen(
+    [sys.executable, "-W", "error", "-m", "lmjax", "train", *ARGUMENTS, "--workdir", str(run), *more],
+    cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu"}, **options,
+  )  # fmt: skip
+
+
+def finish(process, code=0):
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == code, f"{process.returncode}: {err[-2000:]}\n{out[-2000:]}"
+  return out, err
+
+
+def wait_for_step(run, step, process):
+  """Returns when metrics.jsonl has passed a step."""
+  deadline = time.time() + 120
+  while time.time() < deadline and process.poll() is None:
+    file = run / "metrics.jsonl"
+    if file.exists() and any(f'"step": {s},' in file.read_text() for s in range(step, step + 20)):
+      return
+    time.sleep(0.01)
+  raise AssertionError(f"step {step} did not come: {process.stderr.read()[-2000:]}")
+
+
+def parameters(run):
+  built = experiment.build(experiment.open_run(run), run)
+  return built.load(run)
+
+
+def assert_same(first, second):
+  (a, step_a), (b, step_b) = parameters(first), parameters(second)
+  assert step_a == step_b
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """A run that nothing disturbed."""
+  run = tmp_path_factory.mktemp("whole") / "run"
+  finish(start(run))
+  return run
+
+
+def checkpoints(run):
+  return sorted(int(p.name) for p in (run / "checkpoints").iterdir() if p.name.isdigit())
+
+
+def test_killed_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path):
+  run = tmp_path / "run"
+  process = start(run)
+  wait_for_step(run, 40, process)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+  out, _ = finish(start(run))
+  assert "goes on from step" in out
+  assert_same(run, whole)
+  steps = [
+    json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train_loss" in line
+  ]
+  assert steps == list(range(1, 121)), "each step is told once"
+
+
+def test_sigterm_saves_and_leaves_with_its_own_code(whole, tmp_path):
+  run = tmp_path / "run"
+  process = start(run)
+  wait_for_step(run, 20, process)
+  began = time.time()
+  process.send_signal(signal.SIGTERM)
+  out, _ = finish(process, 75)
+  assert time.time() - began < 30
+  assert "SIGTERM: saved step" in out
+  saved = int(out.split("saved step ")[1].split()[0])
+  assert checkpoints(run)[-1] == saved
+  assert f"goes on from step {saved}" in finish(start(run))[0]
+  assert_same(run, whole)
+
+
+def test_a_damaged_checkpoint_is_named_and_skipped(whole, tmp_path):
+  run = tmp_path / "run"
+  finish(start(run, "--config.steps=45"))
+  assert checkpoints(run) == [30, 45]
+  for path in (run / "checkpoints" / "45").rglob("*"):
+    if path.is_file() and path.parent.name == "d":
+      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+  (run / "checkpoints" / "60.orbax-checkpoint-tmp").mkdir()  # as a kill while writing leaves it
+  out, _ = finish(start(run))
+  assert "45 is damaged" in out and "goes on from step 30" in out
+  assert_same(run, whole)
+  for path in (run / "checkpoints").rglob("*"):
+    if path.is_file():
+      path.write_bytes(b"")
+  _, err = finish(start(run, "--config.steps=130"), 2)
+  assert "holds no good one" in err and err.count("\n") == 1
+
+
+def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_stays(tmp_path):
+  run = tmp_path / "run"
+  finish(start(run, "--config.steps=15"))
+
+  command = [sys.executable, "-m", "lmjax", "train", *ARGUMENTS, "--workdir", str(run)]
+  process = subprocess.run(  # no file may grow beyond 100 kB
+    ["bash", "-c", 'trap "" XFSZ; ulimit -f 100; exec "$@"', "bash", *command],
+    cwd=ROOT, capture_output=True, text=True, timeout=200,
+    env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"},
+  )  # fmt: skip
+  assert process.returncode == 2, process.stderr[-2000:]
+  last = process.stderr.strip().splitlines()[-1]
+  assert "could not be written" in last and "the last good one is step 15" in last and "File too large" in last
+  assert parameters(run)[1] == 15
+  assert "goes on from step 15" in finish(start(run, "--config.steps=20"))[0]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+  run = tmp_path / "run"
+  _, err = finish(start(run, "--config.optim.peak_rate=1e30", "--config.optim.clip=0"), 2)
+  assert "the loss is" in err and "peak_rate" in err and err.count("\n") == 1
+
+
+def test_too_many_bad_records_stop_the_run(tmp_path):
+  good, bad = json.dumps({"text": "some words here"}), "{broken"
+  (tmp_path / "a.jsonl").write_text("\n".join([good] * 95 + [bad] * 5) * 3)
+  source = "lmjax.data.sources:JsonLines"
+  _, err = finish(
+    start(
+      tmp_path / "run",
+      f"--config.data.source.kind={source}",
+      f"--config.data.source.files={tmp_path}/a.jsonl",
+      "--config.data.source.part=:",
+    ),  # fmt: skip
+    2,
+  )
+  assert "records are bad, more than 1 %" in err and "a.jsonl:" in err

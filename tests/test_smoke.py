@@ -1,0 +1,81 @@
+"""Every config builds and takes a debug step; the commands work together."""
+
+import json
+
+import jax
+import pytest
+
+from lmjax import config, experiment
+from lmjax.parallel.sharding import use_layout
+from lmjax.testing import fake_batch
+from lmjax.train import make_step
+from tests.conftest import ROOT
+
+VARIANTS = [
+  "gpt", "quickstart", "shakespeare_char", "text", "llama:size=7b", "llama:size=8b",
+  *(f"gpt2:size={size}" for size in ("124m", "355m", "774m", "1558m")),
+  *(f"gpt3:size={size}" for size in ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")),
+]  # fmt: skip
+
+
+def test_no_config_is_left_out():
+  assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {name.split(":")[0] for name in VARIANTS}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_config_builds_and_takes_a_debug_step(name):
+  file, _, choice = name.partition(":")
+  full = config.load(f"configs/{file}.py:{choice}")
+  assert full["steps"] > 20
+  settings = config.load(f"configs/{file}.py:{choice},debug")
+  run = experiment.build(settings)
+  if file not in ("gpt", "quickstart", "shakespeare_char", "text", "llama", "gpt2") or choice[-2:] not in (
+    "",
+    "4m",
+    "7b",
+  ):
+    run.state(abstract=True)
+    return  # the sizes of a family share all their code: one of them takes the step
+  with use_layout(run.layout):
+    step = jax.jit(make_step(run.task, run.optimizer.build(run.steps), run.transform))
+    _, metrics = step(run.state(), fake_batch(run.task, run.batch, run.data.length), jax.random.key(0))
+  assert bool(metrics["finite"])
+
+
+def test_train_then_generate_then_read(lmjax, tmp_path):
+  run = tmp_path / "run"
+  lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", run)
+  summary = json.loads((run / "summary.json").read_text())
+  wanted = (
+    "parameters", "steps", "tokens", "train_loss", "validation_loss", "validation_bits_per_byte", "seconds",
+    "tokens_per_second",
+  )  # fmt: skip
+  assert all(summary[key] is not None for key in wanted)
+  assert summary["steps"] == 20 and summary["energy_kwh"] == "not measured"
+  assert set(summary["time"]) == {"compile", "data", "step", "evaluation", "saving"}
+  assert {"loss.png", "tensorboard", "config.json", "tokenizer", "checkpoints"} <= {p.name for p in run.iterdir()}
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  losses = {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
+  assert sorted(losses) == list(range(1, 21)) and losses[20] < losses[1]
+
+  told = lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", run).stdout
+  assert "is finished" in told and json.loads((run / "summary.json").read_text()) == summary
+  wrong = lmjax(
+    "train", "--config", "configs/quickstart.py:debug", "--workdir", run, "--config.model.mlp=8", check=False
+  )
+  assert wrong.returncode == 2 and "config.model.mlp was 128 and is 8" in wrong.stderr
+
+  alone = lmjax("generate", "--workdir", run, "--prompt", "Return", "--max_new_tokens", 8, "--temperature", 0)
+  assert alone.stdout.startswith("Return") and len(alone.stdout) > 8
+  prompts, output = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl"
+  prompts.write_text('{"prompt": "Return"}\nThe class\n')
+  lmjax(
+    "generate", "--workdir", run, "--prompts_file", prompts, "--output", output, "--num_samples", 2, "--batch", 3,
+    "--max_new_tokens", 8, "--temperature", 0, "--dtype", "float32",
+  )  # fmt: skip
+  rows = [json.loads(line) for line in output.read_text().splitlines()]
+  assert [row["prompt"] for row in rows] == ["Return", "Return", "The class", "The class"]
+  assert "Return" + rows[0]["text"] == alone.stdout.rstrip("\n"), "in a batch as alone"
+
+  ids = lmjax("tokenizer", "encode", "--path", run, "Hello é").stdout.strip()
+  assert lmjax("tokenizer", "decode", "--path", run, *ids.split()).stdout == "Hello é\n"
