@@ -23,8 +23,8 @@ def pytest_addoption(parser):
 
 
 def pytest_sessionfinish(session):
-  skipped = session.config.pluginmanager.get_plugin("terminalreporter").stats.get("skipped", [])
-  if session.config.getoption("--fail-on-skip") and skipped:
+  reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # none in a worker of xdist
+  if session.config.getoption("--fail-on-skip") and reporter and reporter.stats.get("skipped"):
     session.exitstatus = 1
 
 
