@@ -36,6 +36,12 @@ def main(arguments: list[str] | None = None) -> int:
       traceback.print_exc()
     print(f"lmjax: {error}", file=sys.stderr)
     return 2
+  except FloatingPointError as error:  # of --debug_nans
+    if show:
+      traceback.print_exc()
+    reason = str(error).strip().splitlines()[0]
+    print(f"lmjax: {reason}; --traceback shows where", file=sys.stderr)
+    return 2
   except KeyboardInterrupt:
     print("lmjax: interrupted", file=sys.stderr)
     return 130

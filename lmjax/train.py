@@ -136,14 +136,7 @@ def _train(
   check(batch, run.task.spec(run.batch, run.data.length))
 
   with clock("compile"):
-    step = jax.jit(
-      make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches),
-      donate_argnums=0,
-      out_shardings=(jax.tree.map(lambda leaf: leaf.sharding, abstract), None),
-      compiler_options=compiler_options(),
-    )
-    if not jax.config.jax_disable_jit:
-      step = step.lower(state, _place(batch, run), rng).compile()
+    step = _compile(run, abstract, state, _place(batch, run), rng)
   with clock("evaluation"):
     evaluators = {
       name: evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
@@ -240,6 +233,16 @@ def _train(
   finally:
     log.close()
     batches.close()
+
+
+def _compile(run: Experiment, abstract: TrainState, *arguments):
+  """Returns the step for these arguments, compiled; as it is where jax is to look at every operation."""
+  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+  if jax.config.jax_disable_jit or jax.config.jax_debug_nans:
+    return jax.jit(step)
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=compiler_options())
+  return step.lower(*arguments).compile()
 
 
 def _place(batch: Batch, run: Experiment) -> Batch:

@@ -79,3 +79,15 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
 
   ids = lmjax("tokenizer", "encode", "--path", run, "Hello é").stdout.strip()
   assert lmjax("tokenizer", "decode", "--path", run, *ids.split()).stdout == "Hello é\n"
+
+
+def test_debugging_options(lmjax, tmp_path):
+  """Operation by operation, stopping at the first NaN, with a trace of two steps."""
+  arguments = ("train", "--config", "configs/quickstart.py:debug", "--config.steps=2", "--workdir")
+  lmjax(*arguments, tmp_path / "eager", env={"JAX_DISABLE_JIT": "1"})
+  assert (tmp_path / "eager" / "summary.json").exists()
+  lmjax(*arguments, tmp_path / "traced", "--profile", "1:2")
+  assert list((tmp_path / "traced" / "profile").rglob("*.xplane.pb"))
+  broken = ("--debug_nans", "--config.optim.peak_rate=1e30", "--config.optim.clip=0", "--config.steps=9")
+  process = lmjax(*arguments, tmp_path / "nan", *broken, check=False)
+  assert process.returncode == 2 and "invalid value (nan)" in process.stderr and process.stderr.count("\n") == 1

@@ -5,6 +5,7 @@ skipped by the pipeline. Files may be plain or gzipped, local or remote (`gs://.
 """
 
 import dataclasses
+import fnmatch
 import functools
 import glob
 import gzip
@@ -145,11 +146,13 @@ def find(files: str | Sequence[str]) -> list[epath.Path]:
   patterns = [files] if isinstance(files, str) else list(files)
   found: list[epath.Path] = []
   for pattern in patterns:
-    path = epath.Path(pattern)
-    if "://" in pattern or pattern.startswith("gs:"):
-      matches = list(path.parent.glob(path.name)) if glob.has_magic(path.name) else [path]
+    path = epath.Path(pattern).expanduser()
+    if "://" not in pattern:
+      matches = [epath.Path(p) for p in glob.glob(str(path), recursive=True)]
+    elif glob.has_magic(path.name):  # of a remote pattern, the last part may be one
+      matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
     else:
-      matches = [epath.Path(p) for p in glob.glob(str(path.expanduser()), recursive=True)]
+      matches = [path]
     matches = sorted(p for p in matches if p.exists() and not p.is_dir())
     if not matches:
       raise UserError(

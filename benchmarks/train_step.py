@@ -1,0 +1,88 @@
+"""Seconds of a training step: the work, and the JSON keys, of a PyTorch peer run beside it.
+
+    python benchmarks/train_step.py --case gpt2
+
+gpt2: 124M parameters, causal LM loss, AdamW, 4 x 256 tokens, float32. Prints one JSON line: the median of --repeats steps
+after one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py) against the best of several
+1024 x 768 x 3072 matrix products measured in the same process.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.compression.base import Identity
+from lmjax.layers.kernels import compiler_options
+from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.optim import Optimizer
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout, count_parameters, use_layout
+from lmjax.planning.flops import train_step_flops
+from lmjax.state import init_state, named_parameters
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.testing import fake_batch
+from lmjax.train import make_step
+
+CASES = {"gpt2": ("gpt2-124m", 4, 256)}
+
+
+def median_seconds(fn, repeats: int) -> float:
+  """Returns the median time of fn after one warm-up."""
+  jax.block_until_ready(fn())
+  times = []
+  for _ in range(repeats):
+    start = time.perf_counter()
+    jax.block_until_ready(fn())
+    times.append(time.perf_counter() - start)
+  return statistics.median(times)
+
+
+def product_flops() -> float:
+  """Returns the FLOP/s of a 1024 x 768 x 3072 product in float32."""
+  a, b = jnp.ones((1024, 768)), jnp.ones((768, 3072))
+  product = jax.jit(lambda a, b: a @ b)
+  return 2 * 1024 * 768 * 3072 / median_seconds(lambda: product(a, b), 20)
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--case", choices=CASES, default="gpt2")
+  parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--scan", action="store_true", help="scan over the layers instead of unrolling them")
+  options = parser.parse_args()
+  preset, batch, length = CASES[options.case]
+  task = CausalLM(Decoder(Config(**PRESETS[preset] | dict(scan=options.scan))), packed=False)
+  tx = Optimizer(peak_rate=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)
+  layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
+  with use_layout(layout):
+    state = init_state(task, tx, Identity(), layout, batch, length, jax.random.key(0))
+    step = jax.jit(make_step(task, tx, Identity()), donate_argnums=0, compiler_options=compiler_options())
+    data, rng = fake_batch(task, batch, length), jax.random.key(1)
+
+    def run():
+      nonlocal state
+      state, metrics = step(state, data, rng)
+      return metrics
+
+    seconds = median_seconds(run, options.repeats)
+    parameters = count_parameters(named_parameters(task, batch, length))
+  flops = train_step_flops(task.model.config, parameters, batch * length, length) / seconds
+  peak = product_flops()
+  result = dict(
+    case=options.case,
+    parameters=parameters,
+    seconds=round(seconds, 4),
+    tokens_per_second=round(batch * length / seconds, 1),
+    gflops_per_second=round(flops / 1e9, 1),
+    product_gflops_per_second=round(peak / 1e9, 1),
+    share_of_product=round(flops / peak, 3),
+  )
+  print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+  main()

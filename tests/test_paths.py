@@ -1,0 +1,55 @@
+"""Paths that are not local: everything but Orbax's own writing goes through epath, tested on a file system in memory."""
+
+import json
+
+import fsspec
+import numpy as np
+import pytest
+from etils import epath
+from etils.epath import backend
+
+from lmjax import experiment, logs
+from lmjax.data import tokenizers
+from lmjax.data.pipeline import Text
+from lmjax.data.sources import Bad, TextFiles
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+  """A gs:// bucket in memory."""
+  memory = fsspec.filesystem("memory")
+  monkeypatch.setattr(type(backend.fsspec_backend), "fs", lambda self, path: memory)
+  yield epath.Path("gs://bucket/folder")
+  memory.store.clear()
+  memory.pseudo_dirs[:] = [""]
+
+
+def test_a_run_folder_elsewhere(bucket):
+  tokenizer = tokenizers.train("bpe", ["some text to learn from"] * 9, 300)
+  settings = {"seed": 0, "model": {"width": 8}}
+  experiment.keep(settings, tokenizer, bucket / "run")
+  assert experiment.open_run(str(bucket / "run")) == settings
+  again = tokenizers.load(str(bucket / "run"))
+  assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+
+  log = logs.Log(bucket / "run", logs.Settings(), 0, 3, settings)
+  for step in (1, 2, 3):
+    log.write(step, {"train_loss": 1.0 / step})
+  log.bad_records([Bad("x:3", "is bad")])
+  log.summary({"steps": 3})
+  log.close()
+  assert [line["step"] for line in logs.read_metrics(bucket / "run")] == [1, 2, 3]
+  assert json.loads((bucket / "run" / "summary.json").read_text()) == {"steps": 3}
+  assert (bucket / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
+  assert "x:3" in (bucket / "run" / "debug.log").read_text()
+
+
+def test_text_elsewhere(bucket):
+  bucket.mkdir(parents=True)
+  for i in range(5):
+    (bucket / f"{i}.txt").write_text(f"document number {i}")
+  source = TextFiles(str(bucket / "*.txt"), document="file")
+  assert [source[i] for i in range(len(source))] == [f"document number {i}" for i in range(5)]
+  batches = Text(source, source, 8).train(tokenizers.Bytes(), 2, 0)
+  assert np.all(next(batches)["weights"] == 1)
+  batches.close()
