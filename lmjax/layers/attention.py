@@ -53,7 +53,7 @@ class Attention(nn.Module):
     causal = self.causal
     if cache is not None:
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
-      (k_BxMxGxK, v_BxMxGxK), causal = cache.layers[layer], False  # the mask says it already
+      (k_BxMxGxK, v_BxMxGxK), causal = cache.read(layer), False  # the mask says it already
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
     o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, causal)
     weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask_BxLxM, causal) if tap else None

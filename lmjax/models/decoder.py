@@ -14,7 +14,8 @@ from flax import linen as nn
 from lmjax.layers.attention import Attention, segment_mask, window_mask
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
-from lmjax.layers.einsum import Embed, vocabulary_logits
+from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
+from lmjax.layers.kernels import platform
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.positions import Rotary
@@ -149,7 +150,10 @@ class Decoder(nn.Module):
 
   def unstacked(self, params: Tree) -> Tree:
     """Returns the parameters with each layer as a tree of its own, as decoding reads them fastest."""
-    return params | {"stack": {"layers": unstack(params["stack"]["layers"], self.config.depth)}}
+    layers = unstack(params["stack"]["layers"], self.config.depth)
+    if platform() == "cpu":
+      layers = tuple(map(transpose_kernels, layers))
+    return params | {"stack": {"layers": layers}}
 
   def _enter(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
     dtype = jnp.dtype(self.config.dtype)
