@@ -2,9 +2,10 @@
 
     python benchmarks/generate.py
 
-GPT-2 124M, a prompt of 32 tokens, 64 new ones, batch 1 and 8, float32, key/value cache. Prints a JSON line each: the median of
---repeats runs after one warm-up, and what bounds them: bytes of weights read a second (every weight once a token, once for
-the prompt) against the bandwidth of a sum over as many bytes, measured in the same process.
+GPT-2 124M, a prompt of 32 tokens, 64 new ones, batch 1 and 8, float32, key/value cache. Prints a JSON line each: the
+median of --repeats runs after one warm-up, and what bounds them: bytes of weights read a second (every weight once
+for the prompt and once for each token but the last) against the bandwidth of a sum over as many bytes, measured in
+the same process.
 """
 
 import argparse

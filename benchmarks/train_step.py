@@ -2,9 +2,9 @@
 
     python benchmarks/train_step.py --case gpt2
 
-gpt2: 124M parameters, causal LM loss, AdamW, 4 x 256 tokens, float32. Prints one JSON line: the median of --repeats steps
-after one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py) against the best of several
-1024 x 768 x 3072 matrix products measured in the same process.
+gpt2: 124M parameters, causal LM loss, AdamW, 4 x 256 tokens, float32. Prints one JSON line: the median of --repeats
+steps after one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py) against the best
+of several 1024 x 768 x 3072 matrix products measured in the same process.
 """
 
 import argparse

@@ -64,6 +64,9 @@ def _run(arguments: list[str]) -> int:
     flag = f"--xla_force_host_platform_device_count={devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # Simulated devices share a pool of NPROC threads, and a collective holds one until its partners come: with a thread
+    # a core, two devices on two cores came to wait for each other for ever.
+    os.environ.setdefault("NPROC", str(4 * int(devices)))
   _prepare_jax("--debug_nans" in arguments)
   module = importlib.import_module(f"lmjax.{command}")
   return module.main([a for a in arguments if a != "--debug_nans"])

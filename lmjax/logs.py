@@ -59,6 +59,7 @@ class Log:
     self._lines = read_metrics(workdir)
     self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run says its steps once
     self._tensorboard = self._wandb = None
+    self._bad = 0  # skipped records told so far
     if not self.speaks:
       return
     self._write(self._lines, "metrics.jsonl")
@@ -98,10 +99,11 @@ class Log:
       self._wandb.log(metrics, step=step)
 
   def bad_records(self, bad: list[Bad]) -> None:
-    """Writes skipped records into debug.log, a line each."""
-    if self.speaks and bad:
+    """Writes those of all skipped records that are new into debug.log, a line each."""
+    if self.speaks and len(bad) > self._bad:
       with (self.workdir / "debug.log").open("a") as file:
-        file.writelines(f"skipped {record.where}: {record.why}\n" for record in bad)
+        file.writelines(f"skipped {record.where}: {record.why}\n" for record in bad[self._bad :])
+      self._bad = len(bad)
 
   def say(self, text: str) -> None:
     """Prints a line above the bar."""

@@ -149,7 +149,6 @@ def _train(
   rate = run.optimizer.rate(run.steps)
   told = {"validation_loss": None, "train_loss": None, "evaluations": {}}
   pending: list[tuple[int, dict]] = []
-  seen_bad = 0
 
   def settle() -> None:
     """Reads the oldest metrics that are not read yet; they lag a step, so that the device never waits for us."""
@@ -177,6 +176,7 @@ def _train(
           "tokens": at * tokens,
           "tokens_per_second": speed,
           "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
+          "skipped_records": len(batches.bad),
         },
       )
 
@@ -195,42 +195,49 @@ def _train(
       checkpoints.save(at, state, place(rng, batches.positions), told["validation_loss"])
 
   try:
+    at = first
     with _Signals() as signals:
-      for at in range(first + 1, run.steps + 1):
-        if profile and at == profile[0]:
-          jax.profiler.start_trace(str(workdir / "profile"))
+      while True:
+        before = at
         with clock("step"):
-          state, metrics = step(state, _place(batch, run), rng)
-          pending.append((at, metrics))
-          if len(pending) > 1:
-            settle()
-        if profile and at == profile[1]:
-          jax.block_until_ready(state)
-          jax.profiler.stop_trace()
-        last = at == run.steps or signals.caught is not None
-        due = [every and at % every == 0 for every in (run.evaluate_every, run.checkpoint.every)]
-        if last or any(due):
+          for part in run.task.collect(state, _place(batch, run), rng):
+            if profile and at + 1 == profile[0]:
+              jax.profiler.start_trace(str(workdir / "profile"))
+            state, metrics = step(state, part, rng)
+            at += 1
+            pending.append((at, metrics))
+            if len(pending) > 1:
+              settle()
+            if profile and at == profile[1]:
+              jax.block_until_ready(state)
+              jax.profiler.stop_trace()
+        done = at >= run.steps
+        leaving = done or signals.caught is not None
+        evaluation, saving = (
+          every and at // every > before // every for every in (run.evaluate_every, run.checkpoint.every)
+        )
+        if leaving or evaluation or saving:
           with clock("step"):
             while pending:
               settle()
-        if (due[0] or at == run.steps) and signals.caught is None:
+        if done or (evaluation and not leaving):
           evaluate(at)
-        if due[1] or last:
+        if leaving or saving:
           save(at)
-        if last:
+        if leaving:
           break
         with clock("data"):  # after the save, whose position is behind the batch that was learnt from
           batch = next(batches)
-        log.bad_records(batches.bad[seen_bad:])
-        seen_bad = len(batches.bad)
+        log.bad_records(batches.bad)
     with clock("saving"):
       checkpoints.close()
-    if signals.caught is not None and at < run.steps:
+    if not done:
       log.say(f"{signals.caught.name}: saved step {at} in {workdir}; the same command goes on from there")
       return PREEMPTED if signals.caught == signal.SIGTERM else 130
     log.summary(_summary(run, told, clock, first, batches))
     return 0
   finally:
+    log.bad_records(batches.bad)
     log.close()
     batches.close()
 

@@ -1,4 +1,4 @@
-"""Paths that are not local: everything but Orbax's own writing goes through epath, tested on a file system in memory."""
+"""Paths that are not local: all but Orbax's own writing goes through epath, tested on a file system in memory."""
 
 import json
 

@@ -77,6 +77,11 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
   assert [row["prompt"] for row in rows] == ["Return", "Return", "The class", "The class"]
   assert "Return" + rows[0]["text"] == alone.stdout.rstrip("\n"), "in a batch as alone"
 
+  (tmp_path / "my.txt").write_text("Hello Hello Hello é")
+  made = tmp_path / "made"
+  lmjax("tokenizer", "train", "--algorithm", "characters", "--files", tmp_path / "my.txt", "--output", made)
+  assert lmjax("tokenizer", "encode", "--path", made, "Hello").stdout == "1 2 3 3 4\n"
+
   ids = lmjax("tokenizer", "encode", "--path", run, "Hello é").stdout.strip()
   assert lmjax("tokenizer", "decode", "--path", run, *ids.split()).stdout == "Hello é\n"
 

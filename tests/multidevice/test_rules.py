@@ -6,7 +6,8 @@ import sys
 
 from tests.conftest import ROOT
 
-EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+# As `--devices 8` sets them; with fewer threads than collectives may hold, simulated devices wait for each other.
+EIGHT = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu", "NPROC": "32"}
 
 
 def test_every_rule_set_gives_the_loss_of_one_device():
