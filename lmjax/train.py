@@ -156,6 +156,7 @@ def _train(
     metrics = jax.device_get(metrics)
     values = {k: v.value() if isinstance(v, Mean) else float(v) for k, v in metrics.items()}
     if not metrics["finite"]:
+      checkpoints.wait()
       good = checkpoints.steps()
       raise UserError(
         f"step {at}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; stopped. "
