@@ -38,14 +38,14 @@ class Checkpoints:
   """The checkpoints of one run folder."""
 
   def __init__(self, workdir: epath.Path, settings: Settings = Settings(), say=print):
-    self.folder = epath.Path(workdir) / "checkpoints"
+    self.folder = _folder(workdir)
     self._say = say
     self._set_aside()
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(settings.keep)]
     if settings.best:
       keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=settings.best))
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells every save at length
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells every save, and every error twice, at length
     self._checkpointer = ocp.training.Checkpointer(
       self.folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -153,13 +153,13 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   Raises:
     UserError: the folder has no checkpoint, not that one, or none that can be read.
   """
-  folder = epath.Path(workdir) / "checkpoints"
+  folder = _folder(workdir)
   steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
   if not steps:
     raise UserError(f"checkpoint: {workdir} holds none; train first: lmjax train --config ... --workdir {workdir}")
   if step is not None and step not in steps:
     raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps))}")
-  logging.getLogger("absl").setLevel(logging.ERROR)
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
   partial = ocp.options.PyTreeOptions.Loading(partial_load=True)
   for candidate in [step] if step is not None else reversed(steps):
     try:
@@ -168,6 +168,12 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
     except Exception as error:  # what a damaged file raises depends on where it is damaged
       failure = f"checkpoint: {folder / str(candidate)} cannot be read: {_reason(error)}"
   raise UserError(failure)
+
+
+def _folder(workdir: epath.PathLike) -> epath.Path:
+  """Returns where a run keeps its checkpoints, as the absolute path that Orbax wants."""
+  path = epath.Path(workdir)
+  return (path if "://" in str(path) else epath.Path(path.expanduser().absolute())) / "checkpoints"
 
 
 def place(rng: jax.Array, positions: np.ndarray) -> dict[str, np.ndarray]:

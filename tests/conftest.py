@@ -49,15 +49,14 @@ def data():
 def lmjax():
   """Runs `lmjax ...` in a process of its own and returns it, finished."""
 
-  def run(*arguments, check=True, env=None, timeout=300, **options):
+  def run(*arguments, check=True, env=None, timeout=300, cwd=ROOT):
     process = subprocess.run(
       [sys.executable, "-W", "error", "-m", "lmjax", *map(str, arguments)],
-      cwd=ROOT,
+      cwd=cwd,
       env=os.environ | {"JAX_PLATFORMS": "cpu"} | (env or {}),
       capture_output=True,
       text=True,
       timeout=timeout,
-      **options,
     )
     if check:
       assert process.returncode == 0, process.stderr[-3000:] + process.stdout[-1000:]

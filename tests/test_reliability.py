@@ -125,6 +125,7 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_stays(tmp_pa
     env=os.environ | {"JAX_ENABLE_COMPILATION_CACHE": "false", "JAX_PLATFORMS": "cpu"},
   )  # fmt: skip
   assert process.returncode == 2, process.stderr[-2000:]
+  assert "Traceback" not in process.stderr
   last = process.stderr.strip().splitlines()[-1]
   assert "could not be written" in last and "the last good one is step 15" in last and "File too large" in last
   assert parameters(run)[1] == 15

@@ -86,6 +86,14 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
   assert lmjax("tokenizer", "decode", "--path", run, *ids.split()).stdout == "Hello é\n"
 
 
+def test_a_relative_run_folder(lmjax, tmp_path):
+  lmjax("train", "--config", ROOT / "configs/quickstart.py:debug", "--workdir", "runs/quick", cwd=tmp_path)
+  assert (tmp_path / "runs" / "quick" / "checkpoints" / "20").is_dir()
+  assert (
+    len(lmjax("generate", "--workdir", "runs/quick", "--prompt", "A", "--max_new_tokens", 4, cwd=tmp_path).stdout) > 1
+  )
+
+
 def test_debugging_options(lmjax, tmp_path):
   """Operation by operation, stopping at the first NaN, with a trace of two steps."""
   arguments = ("train", "--config", "configs/quickstart.py:debug", "--config.steps=2", "--workdir")
