@@ -2,8 +2,8 @@
 
     lmjax train --config configs/text.py:files=my/*.txt --workdir runs/text
 
-files: a path or glob, plain or .gz. 10 M parameters; about 2,000 tokens a second on two CPU cores, so lower `steps`
-or the model for a first look (`--config.model.depth=4 --config.steps=300`), or use an accelerator. Expected: depends
+files: a path or glob, plain or .gz. 9 M parameters, meant for an accelerator; on a laptop lower `steps` and the model
+for a first look (`--config.model.depth=4 --config.steps=300`). Time: not measured. Expected: depends
 on the text; compare with the baselines that the run prints.
 """
 
