@@ -19,6 +19,8 @@ setup(
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12.8,<0.13",
     "grain",
+    "array_record",
+    "pyarrow",
     "tensorflow-datasets>=4.9.10",
     "importlib_resources",
     "sentencepiece",
@@ -35,6 +37,7 @@ setup(
     "test": ["pytest", "pytest-xdist", "ruff"],
     "parity": ["torch==2.13.0", "transformers==5.23.0"],
     "wandb": ["wandb"],
+    "beam": ["apache-beam"],
   },
   entry_points={"console_scripts": ["lmjax = lmjax.__main__:main"]},
 )

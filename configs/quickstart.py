@@ -25,8 +25,8 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.pipeline:Text",
         length=256,
         tokenizer=dict(algorithm="bpe", size=2048),
-        source=dict(kind="lmjax.data.sources:Embedded", part=":95%"),
-        validation=dict(kind="lmjax.data.sources:Embedded", part="95%:"),
+        source=dict(kind="lmjax.data.corpus:Embedded", part=":95%"),
+        validation=dict(kind="lmjax.data.corpus:Embedded", part="95%:"),
       ),
       model=dict(
         kind="lmjax.models.decoder:Decoder",

@@ -1,8 +1,10 @@
 """Your own text: a small GPT that learns a byte-level BPE of it first.
 
     lmjax train --config configs/text.py:files=my/*.txt --workdir runs/text
+    lmjax train --config configs/text.py:prepared=data/books --workdir runs/books
 
-files: a path or glob, plain or .gz. 9 M parameters, meant for an accelerator; on a laptop lower `steps` and the model
+files: a path or glob, plain or .gz. prepared: a folder that `lmjax prepare --validation 0.01` wrote, with its own
+tokenizer. 9 M parameters, meant for an accelerator; on a laptop lower `steps` and the model
 for a first look (`--config.model.depth=4 --config.steps=300`). Time: not measured. Expected: depends
 on the text; compare with the baselines that the run prints.
 """
@@ -13,7 +15,15 @@ from lmjax import config
 
 
 def get_config(argument: str = "") -> ConfigDict:
-  choice = config.variant(argument, files="my/*.txt", debug=False)
+  choice = config.variant(argument, files="my/*.txt", prepared="", debug=False)
+  tokenizer = dict(algorithm="bpe", size=4096)
+  files = dict(kind="lmjax.data.sources:TextFiles", files=choice.files)
+  source, validation = files | dict(part=":95%"), files | dict(part="95%:")
+  if choice.prepared:
+    tokenizer = dict(path=choice.prepared)
+    source, validation = (
+      dict(kind="lmjax.data.prepared:Prepared", folder=choice.prepared, split=s) for s in ("train", "validation")
+    )
   settings = ConfigDict(
     dict(
       seed=0,
@@ -24,9 +34,9 @@ def get_config(argument: str = "") -> ConfigDict:
       data=dict(
         kind="lmjax.data.pipeline:Text",
         length=256,
-        tokenizer=dict(algorithm="bpe", size=4096),
-        source=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part=":95%"),
-        validation=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part="95%:"),
+        tokenizer=tokenizer,
+        source=source,
+        validation=validation,
       ),
       model=dict(
         kind="lmjax.models.decoder:Decoder",

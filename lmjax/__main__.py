@@ -10,6 +10,7 @@ from lmjax.utils.errors import UserError, nearest
 COMMANDS = {
   "train": "train a model, or go on training it",
   "generate": "continue prompts with a trained model",
+  "prepare": "tokenize a corpus once; look at data as a model sees it",
   "tokenizer": "train a tokenizer; encode and decode text",
 }
 
@@ -67,6 +68,8 @@ def _run(arguments: list[str]) -> int:
     # Simulated devices share a pool of NPROC threads, and a collective holds one until its partners come: with a thread
     # a core, two devices on two cores came to wait for each other for ever.
     os.environ.setdefault("NPROC", str(4 * int(devices)))
+  if os.getcwd() not in sys.path:  # a config may name a function of one's own; `python -m` looks here by itself
+    sys.path.insert(0, os.getcwd())
   _prepare_jax("--debug_nans" in arguments)
   module = importlib.import_module(f"lmjax.{command}")
   return module.main([a for a in arguments if a != "--debug_nans"])

@@ -176,9 +176,10 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
   return (path if "://" in str(path) else epath.Path(path.expanduser().absolute())) / "checkpoints"
 
 
-def place(rng: jax.Array, positions: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns what a checkpoint says of randomness and data."""
-  return {"rng": np.asarray(jax.random.key_data(rng)), "positions": np.asarray(positions, np.int64)}
+def place(rng: jax.Array, positions: np.ndarray, version: int) -> dict[str, np.ndarray]:
+  """Returns what a checkpoint says of randomness and data: the key, and where the streams of a data version stand."""
+  key = np.asarray(jax.random.key_data(rng))
+  return {"rng": key, "positions": np.asarray(positions, np.int64), "version": np.asarray(version, np.int64)}
 
 
 def _reason(error: BaseException) -> str:

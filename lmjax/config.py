@@ -7,9 +7,11 @@ class itself.
 
 import argparse
 import ast
+import collections.abc
 import dataclasses
 import importlib
 import importlib.util
+import inspect
 import json
 import types
 import typing
@@ -49,7 +51,7 @@ def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
 
 def debug(config: ConfigDict) -> ConfigDict:
   """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
-  part = "lmjax.data.sources:Embedded"
+  part = "lmjax.data.corpus:Embedded"
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
   config.data.update(length=32, workers=0)
   config.data.tokenizer = ConfigDict(dict(algorithm="bytes"))
@@ -160,16 +162,15 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: A
   if isinstance(cls, type) and issubclass(cls, nn.Module):  # a model is a Linen module around its Config
     return cls(build(spec, where, typing.get_type_hints(cls)["config"], **shared))
   hints = typing.get_type_hints(cls)
-  fields = {field.name: field for field in dataclasses.fields(cls) if field.init}
+  fields = inspect.signature(cls).parameters  # of a class or of a function that returns an object of one
   for key in spec:
     if key not in fields or key in shared:
       owner = " (it is said elsewhere, once)" if key in shared else nearest(key, set(fields) - set(shared))
       raise UserError(f"config.{where}.{key}: no such key{owner}")
-  values = {key: _value(value, hints[key], f"{where}.{key}") for key, value in spec.items()}
+  values = {key: _value(value, hints.get(key, Any), f"{where}.{key}") for key, value in spec.items()}
   values |= {key: value for key, value in shared.items() if key in fields}
   for key, field in fields.items():
-    optional = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
-    if key not in values and not optional:
+    if key not in values and field.default is inspect.Parameter.empty:
       raise UserError(f"config.{where}.{key} is missing")
   try:
     return cls(**values)
@@ -191,6 +192,8 @@ def _value(value: Any, hint: Any, where: str) -> Any:
         if len(options) == 1:
           raise
     raise UserError(f"config.{where}: {value!r} is not {hint}")
+  if origin is collections.abc.Callable:  # a function by its dotted name
+    return resolve(value, where) if isinstance(value, str) else value
   if origin is tuple:
     if not isinstance(value, list | tuple):
       raise UserError(f"config.{where} is a list, not {value!r}")

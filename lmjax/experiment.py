@@ -127,7 +127,8 @@ def open_run(workdir: epath.PathLike) -> dict[str, Any]:
 def keep(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) -> None:
   """Writes config and tokenizer into a run folder, or checks them against what it keeps.
 
-  The number of steps, and how often things are logged, evaluated and saved, may change when a run goes on.
+  The number of steps, and how often things are logged, evaluated and saved, may change when a run goes on; its data may
+  where config.data.version is raised.
 
   Raises:
     UserError: the folder belongs to another config.
@@ -135,11 +136,16 @@ def keep(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) ->
   workdir.mkdir(parents=True, exist_ok=True)
   if (workdir / "config.json").exists():
     before = open_run(workdir)
+    free = ["steps", "evals", "checkpoint", "log", "mesh", "rules"]
+    advice = "choose another --workdir, or give the same config to go on"
+    if settings["data"].get("version", 0) > before["data"].get("version", 0):
+      free.append("data")
+    elif before["data"] != settings["data"]:
+      advice += f" (with other data: --config.data.version={before['data'].get('version', 0) + 1})"
     for key, value in settings.items():
-      if key not in ("steps", "evals", "checkpoint", "log", "mesh", "rules") and before.get(key) != value:
+      if key not in free and before.get(key) != value:
         raise UserError(
-          f"{workdir} holds a run of another config: {_difference(key, before.get(key), value)}; "
-          "choose another --workdir, or give the same config to go on"
+          f"{workdir} holds a run of another config: {_difference(key, before.get(key), value)}; {advice}"
         )
   if not (workdir / "tokenizer").exists():
     tokenizer.save(workdir / "tokenizer")

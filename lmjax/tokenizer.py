@@ -11,7 +11,7 @@ import sys
 from etils import epath
 
 from lmjax import config as configs
-from lmjax.data import sources, tokenizers
+from lmjax.data import corpus, documents, sources, tokenizers
 from lmjax.utils.errors import UserError
 
 
@@ -51,9 +51,8 @@ def main(arguments: list[str]) -> int:
 def _train(options: argparse.Namespace) -> int:
   if not options.output:
     raise UserError("tokenizer train: where to? give --output FOLDER")
-  source = sources.TextFiles(tuple(options.files)) if options.files else sources.Embedded()
-  texts = (source[i] for i in range(len(source)))
-  tokenizer = tokenizers.train(options.algorithm, (t for t in texts if isinstance(t, str)), options.size)
+  source = sources.TextFiles(tuple(options.files)) if options.files else corpus.Embedded()
+  tokenizer = tokenizers.train(options.algorithm, documents.texts(source), options.size)
   tokenizer.save(epath.Path(options.output))
   print(f"{tokenizer.size} ids in {options.output}")
   return 0

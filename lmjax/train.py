@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from etils import epath
 
@@ -120,9 +119,9 @@ def _train(
 ) -> int:
   rng = jax.random.key(run.seed)
   abstract = run.state(abstract=True)
-  empty = place(rng, np.zeros((run.data.streams or run.batch, 2)))
-  restored = checkpoints.restore(abstract, empty)
-  state, where = restored if restored else (run.state(), empty)
+  start = place(rng, run.data.start(run.batch), run.data.version)
+  restored = checkpoints.restore(abstract, start)
+  state, where = restored if restored else (run.state(), start)
   rng = jax.random.wrap_key_data(jnp.asarray(where["rng"]))
   first = int(state.step)
   if first >= run.steps:
@@ -130,13 +129,21 @@ def _train(
       f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False
     )
     return 0
-  batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"] if restored else None)
+  if int(where["version"]) != run.data.version:
+    console.print(
+      f"data version {run.data.version} begins at step {first}: its order starts anew "
+      f"(version {int(where['version'])} was read up to there)",
+      markup=False,
+    )
+    where = start
+  batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"])
   with clock("data"):
     batch = next(batches)
-  check(batch, run.task.spec(run.batch, run.data.length))
+  check(batch, _spec(run, batch))
 
+  step = _Step(run, abstract)
   with clock("compile"):
-    step = _compile(run, abstract, state, _place(batch, run), rng)
+    step.compile(state, _place(batch, run), rng)
   with clock("evaluation"):
     evaluators = {
       name: evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
@@ -177,6 +184,7 @@ def _train(
           "tokens": at * tokens,
           "tokens_per_second": speed,
           "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
+          "padding": batches.padding,
           "skipped_records": len(batches.bad),
         },
       )
@@ -193,7 +201,7 @@ def _train(
 
   def save(at: int) -> None:
     with clock("saving"):
-      checkpoints.save(at, state, place(rng, batches.positions), told["validation_loss"])
+      checkpoints.save(at, state, place(rng, batches.positions, run.data.version), told["validation_loss"])
 
   try:
     at = first
@@ -243,19 +251,42 @@ def _train(
     batches.close()
 
 
-def _compile(run: Experiment, abstract: TrainState, *arguments):
-  """Returns the step for these arguments, compiled; as it is where jax is to look at every operation."""
-  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-  if jax.config.jax_disable_jit or jax.config.jax_debug_nans:
-    return jax.jit(step)
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  step = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None), compiler_options=compiler_options())
-  return step.lower(*arguments).compile()
+class _Step:
+  """The step, compiled once for each length of batch; as it is where jax is to look at every operation."""
+
+  def __init__(self, run: Experiment, abstract: TrainState):
+    step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    self.looked_at = jax.config.jax_disable_jit or jax.config.jax_debug_nans
+    options = {} if self.looked_at else {"donate_argnums": 0, "compiler_options": compiler_options()}
+    self._step = jax.jit(step, out_shardings=(shardings, None), **options)
+    self._compiled: dict[tuple, Any] = {}
+
+  def compile(self, state: TrainState, batch: Batch, rng: jax.Array):
+    """Returns the step for these arguments."""
+    shapes = tuple(value.shape for value in batch.values())
+    if shapes not in self._compiled:
+      arguments = (state, batch, rng)
+      self._compiled[shapes] = self._step if self.looked_at else self._step.lower(*arguments).compile()
+    return self._compiled[shapes]
+
+  def __call__(self, state: TrainState, batch: Batch, rng: jax.Array):
+    return self.compile(state, batch, rng)(state, batch, rng)
+
+  def memory(self):
+    """Returns XLA's account of the first compiled step, or None."""
+    step = next(iter(self._compiled.values()))
+    return step.memory_analysis() if hasattr(step, "memory_analysis") else None
+
+
+def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
+  """Returns what the task takes, at this batch's length."""
+  return run.task.spec(run.batch, batch["inputs"].shape[1] if "inputs" in batch else run.data.length)
 
 
 def _place(batch: Batch, run: Experiment) -> Batch:
   """Returns the batch on the devices, each host giving the rows it has made."""
-  wanted = run.layout.batch(run.task.spec(run.batch, run.data.length))
+  wanted = run.layout.batch(_spec(run, batch))
   return {key: jax.make_array_from_process_local_data(s, batch[key]) for key, s in wanted.items()}
 
 
@@ -288,7 +319,7 @@ def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path)
   )
   for line in run.layout.replicated(run.named):
     log.say(line)
-  memory = step.memory_analysis() if hasattr(step, "memory_analysis") else None
+  memory = step.memory()
   if memory is not None:
     # Donated arguments become outputs in place, so outputs that alias are not counted twice.
     kept, passing = memory.argument_size_in_bytes / 1e6, memory.temp_size_in_bytes / 1e6

@@ -23,7 +23,7 @@ ROOMS = {
   "planning": ("models", "utils"),
 }
 TRUNK = ("config", "experiment", "state", "checkpoint", "logs", "testing")
-DOORS = ("__main__", "train", "generate", "tokenizer")
+DOORS = ("__main__", "train", "generate", "prepare", "tokenizer")
 
 
 def imports(path: pathlib.Path) -> set[str]:

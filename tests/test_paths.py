@@ -10,8 +10,9 @@ from etils.epath import backend
 
 from lmjax import experiment, logs
 from lmjax.data import tokenizers
+from lmjax.data.documents import Bad
 from lmjax.data.pipeline import Text
-from lmjax.data.sources import Bad, TextFiles
+from lmjax.data.sources import TextFiles
 
 
 @pytest.fixture

@@ -1,16 +1,37 @@
 """English text found on this machine: the documentation that ships inside every Python installation."""
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import importlib
 import inspect
 import pathlib
+import re
 import sysconfig
 
+from lmjax.data.documents import share
 from lmjax.utils.errors import UserError
 
 SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+  """The documentation of this Python, a document each topic and docstring."""
+
+  part: str = ""
+
+  @functools.cached_property
+  def _texts(self) -> list[str]:
+    texts = python_documentation()
+    return [texts[i] for i in share(len(texts), self.part)]
+
+  def __len__(self) -> int:
+    return len(self._texts)
+
+  def __getitem__(self, index: int) -> str:
+    return self._texts[index]
 
 
 @functools.cache
@@ -38,6 +59,13 @@ def python_documentation() -> tuple[str, ...]:
       "install the full standard library, or give your own text: --config configs/text.py:files=my/*.txt"
     )
   return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
+
+
+def gutenberg_body(data: bytes) -> bytes:
+  """Returns a Project Gutenberg book without the header and footer around it; other text as it is."""
+  start = re.search(rb"^\*\*\* ?START OF .*$", data, re.MULTILINE)
+  end = re.search(rb"^\*\*\* ?END OF .*$", data, re.MULTILINE)
+  return data[start.end() if start else 0 : end.start() if end else len(data)].strip()
 
 
 def _docstrings(path: pathlib.Path):

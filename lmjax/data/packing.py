@@ -1,66 +1,173 @@
 """Rows of fixed length out of documents of any length.
 
-A packer makes the next row of one stream from a position of two integers, and returns the position after it: all there
+A packer makes the next row of one stream from a position, a few integers, and returns the position after it: all there
 is to save and resume. Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted exactly once.
+Each row carries `bytes`, the UTF-8 bytes of text that its targets stand for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 import numpy as np
 
 Row = dict[str, np.ndarray]
-Position = tuple[int, int]
+Position = tuple[int, ...]
+Document = tuple[np.ndarray, int]  # ids with start and end around them (empty if it was skipped), bytes of its text
+Read = Callable[[int], Document]  # the stream's document k; raises IndexError behind the last one
+Piece = tuple[np.ndarray, int, int, float]  # ids, its first target and the one after its last, bytes
+
+GROUP = 64  # rows that first-fit fills from the same documents
 
 
-def concatenate(
-  read: Callable[[int], np.ndarray], position: Position, length: int
-) -> tuple[Row, Position, dict[int, float]]:
-  """Fills a row with documents one after the other, splitting the last; the rest of it opens the next row.
+class Packer(Protocol):
+  """What makes the rows of one stream."""
 
-  Args:
-    read: returns the ids of the stream's document k, with start and end around them (empty if it was skipped); raises
-      IndexError behind the last one.
-    position: the document to read next, and how many of its targets are used up.
-    length: tokens in a row.
+  length: int  # tokens in a row
 
-  Returns:
-    the row (inputs, targets, positions, segments, weights, each [L]), all padding when the stream is exhausted; the
-    next position; and which share of each document is in it, so that bytes can be counted.
+  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+    """Returns the next row and the position after it; a row of padding where the stream is exhausted."""
+
+
+class Concatenate:
+  """Documents one after the other, the last one split; the rest of it opens the next row.
+
+  Position: the document to read next, and how many of its targets are used up.
   """
+
+  def __init__(self, length: int):
+    self.length = length
+
+  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+    pieces, filled, (document, used) = [], 0, position
+    while filled < self.length:
+      try:
+        ids, size = read(document)
+      except IndexError:
+        break
+      targets = max(len(ids) - 1, 0)
+      end = min(used + self.length - filled, targets)
+      if end > used:
+        pieces.append(_piece(ids, size, used, end))
+        filled, used = filled + end - used, end
+      if used >= targets:  # true at once for a skipped document
+        document, used = document + 1, 0
+    return fill(pieces, self.length), (document, used)
+
+
+class FirstFit:
+  """Each document in the first row that has room for it: none is split that fits a row, and some rows end in padding.
+
+  Documents that could fill 64 rows are placed at a time, so that a row is a pure function of its position: the first
+  document of its group, and the row's number in it. Longer documents than a row are split.
+  """
+
+  def __init__(self, length: int):
+    self.length = length
+    self._group: tuple[int, list[list[Piece]], int] = (-1, [], 0)
+
+  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+    first, number = position
+    if self._group[0] != first:
+      self._group = (first, *self._place(read, first))
+    _, rows, after = self._group
+    if not rows:
+      return fill([], self.length), position
+    return fill(rows[number], self.length), (first, number + 1) if number + 1 < len(rows) else (after, 0)
+
+  def _place(self, read: Read, document: int) -> tuple[list[list[Piece]], int]:
+    """Returns the rows of the group that starts with a document, and the document after it."""
+    rows: list[list[Piece]] = []
+    room = np.zeros(0, np.int64)
+    tokens = 0
+    while tokens < GROUP * self.length:
+      try:
+        ids, size = read(document)
+      except IndexError:
+        break
+      document += 1
+      for start in range(0, len(ids) - 1, self.length):
+        piece = _piece(ids, size, start, min(start + self.length, len(ids) - 1))
+        wanted = piece[2] - start
+        fits = np.flatnonzero(room >= wanted)
+        if not len(fits):
+          rows.append([])
+          room, fits = np.append(room, self.length), [len(rows) - 1]
+        rows[fits[0]].append(piece)
+        room[fits[0]] -= wanted
+        tokens += wanted
+    return rows, document
+
+
+class Buckets:
+  """A document a row, in rows of a few lengths; longer ones than the longest are cut.
+
+  Every stream makes rows of the same length at the same time, by a fixed schedule in which each length comes as often
+  as a sample of the documents wants it. Position: the row's number, then for each length the document to look at next.
+  """
+
+  def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):
+    self.lengths, self.length = tuple(lengths), max(lengths)
+    self.schedule = tuple(schedule)  # numbers of lengths, cycled through
+
+  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+    turn, *documents = position
+    bucket = self.schedule[turn % len(self.schedule)]
+    while True:
+      try:
+        ids, size = read(documents[bucket])
+      except IndexError:  # behind the end of a single pass
+        return fill([], self.lengths[bucket]), position
+      documents[bucket] += 1
+      if len(ids) > 1 and self.bucket(len(ids) - 1) == bucket:
+        break
+    length = self.lengths[bucket]
+    return fill([_piece(ids, size, 0, min(length, len(ids) - 1))], length), (turn + 1, *documents)
+
+  def bucket(self, targets: int) -> int:
+    """Returns the number of the shortest scheduled length that holds so many targets, or of the longest."""
+    used = sorted(set(self.schedule))
+    return next((b for b in used if targets <= self.lengths[b]), used[-1])
+
+
+class Windows:
+  """Windows of one long text, in which documents run on into each other.
+
+  With a seed each is drawn anywhere, as a pure function of (seed, stream, row); without one they follow each other.
+  Position: the row's number.
+  """
+
+  def __init__(self, ids: np.ndarray, size: int, length: int, seed: int | None, stream: int):
+    self.ids, self.length, self.seed, self.stream = ids, length, seed, stream
+    self._bytes_per_token = size / len(ids)
+
+  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+    (number,) = position
+    start = number * self.length
+    if self.seed is not None:
+      rng = np.random.default_rng([self.seed, self.stream, number])
+      start = int(rng.integers(0, max(len(self.ids) - self.length, 1)))
+    window = np.zeros(self.length + 1, np.int32)
+    ids = self.ids[start : start + self.length + 1]
+    window[: len(ids)] = ids
+    weights = (np.arange(self.length) < len(ids) - 1).astype(np.float32)
+    row = {"inputs": window[:-1], "targets": window[1:], "weights": weights}
+    return row | {"bytes": np.float64(weights.sum() * self._bytes_per_token)}, (number + 1,)
+
+
+def fill(pieces: Iterable[Piece], length: int) -> Row:
+  """Returns a row (inputs, targets, positions, segments, weights, each [L], and bytes) of pieces of documents."""
   row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
-  filled, segment, (document, used) = 0, 0, position
-  taken: dict[int, float] = {}
-  while filled < length:
-    try:
-      ids = read(document)
-    except IndexError:
-      break
-    size = min(len(ids) - 1 - used, length - filled)
-    if size > 0:
-      segment += 1
-      here, there = slice(filled, filled + size), slice(used, used + size)
-      row["inputs"][here] = ids[:-1][there]
-      row["targets"][here] = ids[1:][there]
-      row["positions"][here] = np.arange(size)
-      row["segments"][here] = segment
-      taken[document] = size / (len(ids) - 1)
-      filled, used = filled + size, used + size
-    if used >= len(ids) - 1:  # true at once for a skipped document
-      document, used = document + 1, 0
+  filled, text_bytes = 0, 0.0
+  for segment, (ids, start, end, size) in enumerate(pieces, 1):
+    here = slice(filled, filled + end - start)
+    row["inputs"][here] = ids[start:end]
+    row["targets"][here] = ids[start + 1 : end + 1]
+    row["positions"][here] = np.arange(end - start)
+    row["segments"][here] = segment
+    filled, text_bytes = here.stop, text_bytes + size
   row["weights"] = (row["segments"] > 0).astype(np.float32)
-  return row, (document, used), taken
+  return row | {"bytes": np.float64(text_bytes)}
 
 
-def crop(ids: np.ndarray, start: int, length: int) -> Row:
-  """Returns a window of one long text from `start`, padded where the text ends; documents run on into each other."""
-  window = np.zeros(length + 1, np.int32)
-  piece = ids[start : start + length + 1]
-  window[: len(piece)] = piece
-  weights = (np.arange(length) < len(piece) - 1).astype(np.float32)
-  return {"inputs": window[:-1], "targets": window[1:], "weights": weights}
-
-
-def random_window(ids: np.ndarray, seed: int, stream: int, counter: int, length: int) -> Row:
-  """Returns the window that a stream draws at its row `counter`: a pure function of its arguments."""
-  rng = np.random.default_rng([seed, stream, counter])
-  return crop(ids, int(rng.integers(0, max(len(ids) - length, 1))), length)
+def _piece(ids: np.ndarray, size: int, start: int, end: int) -> Piece:
+  return ids, start, end, size * (end - start) / (len(ids) - 1)

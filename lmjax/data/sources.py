@@ -1,66 +1,23 @@
-"""Sources: documents by number, so that any order and any share of them is a matter of arithmetic.
+"""Sources: where documents come from.
 
-A source has a length and returns texts by index; a record that cannot be read is returned as `Bad`, counted and
-skipped by the pipeline. Files may be plain or gzipped, local or remote (`gs://...`).
+A source has a length and returns documents by index (see documents.py), so that any order and any share of them is a
+matter of arithmetic.
 """
 
 import dataclasses
-import fnmatch
 import functools
-import glob
-import gzip
+import importlib
 import json
+import mmap
 import re
-import zlib
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from lmjax.data import corpus
-from lmjax.utils.errors import UserError
-
-
-class Bad(NamedTuple):
-  """A record that could not be read: where it is, and why."""
-
-  where: str
-  why: str
-
-
-def share(count: int, part: str) -> range:
-  """Returns the numbers in a part of `count` things, written like a slice of percents: `:90%`, `90%:`, `` for all.
-
-  Raises:
-    UserError: the part is written otherwise, or holds nothing.
-  """
-  match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)%)?:(?:(\d+(?:\.\d+)?)%)?", part or ":")
-  if not match:
-    raise UserError(f"data: part {part!r} is not of the form ':90%', '90%:' or '80%:90%'")
-  start, end = (float(p) if p else whole for p, whole in zip(match.groups(), (0.0, 100.0), strict=True))
-  numbers = range(int(count * start / 100), int(count * end / 100))
-  if not numbers:
-    raise UserError(f"data: part {part!r} of {count} documents is empty: give more text or a larger part")
-  return numbers
-
-
-@dataclasses.dataclass(frozen=True)
-class Embedded:
-  """The documentation of this Python, a document each topic and docstring."""
-
-  part: str = ""
-
-  @functools.cached_property
-  def _texts(self) -> list[str]:
-    texts = corpus.python_documentation()
-    return [texts[i] for i in share(len(texts), self.part)]
-
-  def __len__(self) -> int:
-    return len(self._texts)
-
-  def __getitem__(self, index: int) -> str:
-    return self._texts[index]
+from lmjax.data.documents import LARGEST, Bad, Clean, Index, find, line_starts, share
+from lmjax.utils.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,12 +26,15 @@ class TextFiles:
 
   document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work
   in a single large file); `paragraph` cuts at blank lines; `line` and `file` say what they do.
+  clean: the dotted name of a function from a file's bytes to those to read, such as
+  `lmjax.data.corpus:gutenberg_body`.
   """
 
   files: str | tuple[str, ...]
   document: str = "piece"
   piece: int = 16_384
   part: str = ""
+  clean: Clean | None = None
 
   def __post_init__(self):
     if self.document not in ("piece", "paragraph", "line", "file"):
@@ -83,21 +43,20 @@ class TextFiles:
       raise ValueError(f"piece is at least 1 byte, not {self.piece}")
 
   @functools.cached_property
-  def _index(self) -> "_Index":
-    return _Index(find(self.files), self._cut, self.part)
+  def _index(self) -> "Index":
+    return Index(find(self.files), self._cut, self.part, self.clean)
 
-  def _cut(self, data: bytes) -> np.ndarray:
+  def _cut(self, data: bytes | mmap.mmap) -> np.ndarray:
     """Returns where the documents of a file start."""
     if self.document == "file":
       return np.zeros(1, np.int64)
     if self.document == "paragraph":
       starts = [match.end() for match in re.finditer(rb"\r?\n(?:[ \t]*\r?\n)+", data)]
       return np.array([0, *starts], np.int64)
-    lines = _line_starts(data)
     if self.document == "line":
-      return lines
-    wanted = np.arange(0, len(data), self.piece)
-    return np.unique(lines[np.searchsorted(lines, wanted, side="right") - 1])
+      return line_starts(data)
+    ends = (data.find(b"\n", wanted) + 1 for wanted in range(self.piece - 1, len(data), self.piece))
+    return np.unique(np.array([0, *(end for end in ends if 0 < end < len(data))], np.int64))
 
   def __len__(self) -> int:
     return len(self._index)
@@ -115,8 +74,8 @@ class JsonLines:
   part: str = ""
 
   @functools.cached_property
-  def _index(self) -> "_Index":
-    return _Index(find(self.files), _line_starts, self.part)
+  def _index(self) -> "Index":
+    return Index(find(self.files), line_starts, self.part)
 
   def __len__(self) -> int:
     return len(self._index)
@@ -137,82 +96,146 @@ class JsonLines:
     return text
 
 
-def find(files: str | Sequence[str]) -> list[epath.Path]:
-  """Returns the files of paths and globs, sorted.
+@dataclasses.dataclass(frozen=True)
+class Parquet:
+  """Rows of parquet files, by path or glob; the text is in `key`.
 
-  Raises:
-    UserError: a path or glob matches nothing.
+  A row group is decoded at a time and a few are kept: reading in order is fast, drawing from large groups at random is
+  not; prepare such files first.
   """
-  patterns = [files] if isinstance(files, str) else list(files)
-  found: list[epath.Path] = []
-  for pattern in patterns:
-    path = epath.Path(pattern).expanduser()
-    if "://" not in pattern:
-      matches = [epath.Path(p) for p in glob.glob(str(path), recursive=True)]
-    elif glob.has_magic(path.name):  # of a remote pattern, the last part may be one
-      matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
-    else:
-      matches = [path]
-    matches = sorted(p for p in matches if p.exists() and not p.is_dir())
-    if not matches:
-      raise UserError(
-        f"data: no file matches {pattern!r} (looked from {epath.Path().resolve()}); "
-        "name your text with --config configs/text.py:files=my/*.txt"
-      )
-    found += matches
-  return found
 
+  files: str | tuple[str, ...]
+  key: str = "text"
+  part: str = ""
 
-class _Index:
-  """Where each document of some files starts and ends."""
+  @functools.cached_property
+  def _groups(self) -> tuple[list[tuple[epath.Path, int]], np.ndarray]:
+    """Each row group as (file, its number there), and the rows before each of them."""
+    groups, rows = [], [0]
+    for path in find(self.files):
+      file = _parquet(path)
+      if self.key not in file.schema_arrow.names:
+        raise UserError(f"data: {path} has no column {self.key!r}{nearest(self.key, file.schema_arrow.names)}")
+      for i in range(file.num_row_groups):
+        groups.append((path, i))
+        rows.append(rows[-1] + file.metadata.row_group(i).num_rows)
+    return groups, np.array(rows)
 
-  def __init__(self, files: list[epath.Path], cut, part: str):
-    self.files = files
-    starts, owners, self.ends = [], [], []
-    for number, path in enumerate(files):
-      data = _read(number, path)
-      cuts = cut(data)
-      starts.append(cuts)
-      owners.append(np.full(len(cuts), number))
-      self.ends.append(len(data))
-    self.starts, self.owners = np.concatenate(starts), np.concatenate(owners)
-    self.numbers = share(len(self.starts), part)
+  @functools.cached_property
+  def _numbers(self) -> range:
+    return share(int(self._groups[1][-1]), self.part)
 
   def __len__(self) -> int:
-    return len(self.numbers)
+    return len(self._numbers)
 
-  def _place(self, index: int) -> tuple[int, int, int]:
-    """Returns the file, start and end of a document."""
-    i = self.numbers[index]
-    owner = int(self.owners[i])
-    last = i + 1 == len(self.starts) or self.owners[i + 1] != owner
-    return owner, int(self.starts[i]), self.ends[owner] if last else int(self.starts[i + 1])
-
-  def document(self, index: int) -> str | Bad:
-    owner, start, end = self._place(index)
+  def __getitem__(self, index: int) -> str | Bad:
+    groups, rows = self._groups
+    row = self._numbers[index]
+    group = int(np.searchsorted(rows, row, side="right")) - 1
+    path, number = groups[group]
+    place = int(row - rows[group])
+    where = f"{path}: row {place} of row group {number}"
     try:
-      return _read(owner, self.files[owner])[start:end].decode("utf-8")
+      return _text(_row_group(path, number, self.key)[place].as_py(), where)
+    except (OSError, ValueError) as error:  # what pyarrow raises for a damaged page
+      return Bad(where, f"cannot be read: {error}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TFDS:
+  """A data set of TensorFlow Datasets, read without TensorFlow: `c4/en`, `lm1b`; the text is under `key`.
+
+  folder: where data sets are kept (default: ~/tensorflow_datasets), or the folder of this one, with its version.
+  """
+
+  name: str = ""
+  split: str = "train"
+  key: str = "text"
+  folder: str = ""
+  part: str = ""
+
+  @functools.cached_property
+  def _records(self) -> Sequence[dict[str, Any]]:
+    builder = tfds_builder(self.name, self.folder)
+    path = epath.Path(builder.data_dir)
+    if not path.exists():
+      raise UserError(
+        f"data: {self.name} is not prepared in {path.parent}: lmjax prepare tfds {self.name}"
+        + (f" --folder {self.folder}" if self.folder else "")
+      )
+    if self.split not in builder.info.splits:
+      raise UserError(f"data: {self.name} has no split {self.split!r}{nearest(self.split, builder.info.splits)}")
+    try:
+      return builder.as_data_source(self.split)
+    except NotImplementedError as error:
+      raise UserError(
+        f"data: {path} is not kept as array_record, which is how it is read without TensorFlow; "
+        f"lmjax prepare tfds {self.name} --folder ANOTHER"
+      ) from error
+
+  @functools.cached_property
+  def _numbers(self) -> range:
+    return share(len(self._records), self.part)
+
+  def __len__(self) -> int:
+    return len(self._numbers)
+
+  def __getitem__(self, index: int) -> str | Bad:
+    where = f"{self.name or self.folder}/{self.split}:{self._numbers[index]}"
+    try:
+      record = self._records[self._numbers[index]]
+    except (RuntimeError, ValueError, IndexError) as error:  # of a damaged shard
+      return Bad(where, f"cannot be read: {error}")
+    if self.key not in record:
+      raise UserError(f"data: {self.name or self.folder} has no {self.key!r}{nearest(self.key, record)}")
+    try:
+      value = record[self.key]
+      return _text(value.decode("utf-8") if isinstance(value, bytes) else value, where)
     except UnicodeDecodeError as error:
-      return Bad(self.where(index, error.start), f"is not UTF-8: {error.reason}")
-
-  def where(self, index: int, offset: int = 0) -> str:
-    """Returns `file:line` of a document, or of a byte in it."""
-    owner, start, _ = self._place(index)
-    line = _read(owner, self.files[owner]).count(b"\n", 0, start + offset) + 1
-    return f"{self.files[owner]}:{line}"
+      return Bad(where, f"is not UTF-8: {error.reason}")
 
 
-@functools.lru_cache(maxsize=16)
-def _read(_number: int, path: epath.Path) -> bytes:
-  """Returns the bytes of a file, unzipped; the last few stay in memory."""
+def tfds_builder(name: str, folder: str = ""):
+  """Returns the TFDS builder of a data set by name, or of one prepared in `folder`.
+
+  Raises:
+    UserError: TFDS knows no such data set.
+  """
+  import tensorflow_datasets as tfds
+
+  for room in ("text", "translate", "summarization", "question_answering"):  # else theirs are "not found"
+    importlib.import_module(f"tensorflow_datasets.{room}")
+  if folder and (epath.Path(folder) / "dataset_info.json").exists():
+    return tfds.builder_from_directory(folder)
   try:
-    data = path.read_bytes()
-    return gzip.decompress(data) if path.suffix == ".gz" else data
-  except (OSError, EOFError, zlib.error) as error:
-    raise UserError(f"data: cannot read {path}: {error}") from error
+    return tfds.builder(name, data_dir=folder or None)
+  except tfds.core.DatasetNotFoundError as error:
+    known = tfds.list_builders(with_community_datasets=False)
+    raise UserError(f"data: TFDS has no data set {name!r}{nearest(name.partition('/')[0], known)}") from error
+  except ValueError as error:  # an unknown configuration of a known one
+    raise UserError(f"data: {name}: {str(error).splitlines()[0]}") from error
 
 
-def _line_starts(data: bytes) -> np.ndarray:
-  ends = np.flatnonzero(np.frombuffer(data, np.uint8) == ord("\n")) + 1
-  starts = np.concatenate([[0], ends])
-  return starts[starts < len(data)] if len(data) else starts[:0]
+def _text(value: Any, where: str) -> str | Bad:
+  """Returns a value that should be a text, or says why it is none."""
+  if not isinstance(value, str):
+    return Bad(where, f"is {'empty' if value is None else f'of type {type(value).__name__}'}, not a text")
+  if len(value) > LARGEST:
+    return Bad(where, f"has {len(value):,} characters, more than the {LARGEST:,} of a document")
+  return value
+
+
+@functools.lru_cache(maxsize=64)
+def _parquet(path: epath.Path):
+  import pyarrow
+  import pyarrow.parquet
+
+  try:
+    return pyarrow.parquet.ParquetFile(path.open("rb") if "://" in str(path) else str(path))
+  except (OSError, pyarrow.ArrowInvalid) as error:
+    raise UserError(f"data: cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+@functools.lru_cache(maxsize=4)
+def _row_group(path: epath.Path, number: int, key: str):
+  return _parquet(path).read_row_group(number, columns=[key]).column(key)

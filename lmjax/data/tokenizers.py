@@ -9,9 +9,10 @@ import functools
 import hashlib
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
+import numpy as np
 import sentencepiece
 import tokenizers
 from etils import epath
@@ -30,6 +31,9 @@ class Tokenizer(Protocol):
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a text, without start and end."""
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    """Returns the ids of several texts, as `encode` of each, faster."""
 
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of ids; start and end stand for nothing."""
@@ -70,6 +74,9 @@ class Bytes:
   def encode(self, text: str) -> list[int]:
     return list(text.encode("utf-8"))
 
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+
   def decode(self, ids: Iterable[int]) -> str:
     return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
 
@@ -100,6 +107,9 @@ class Characters:
   def encode(self, text: str) -> list[int]:
     return [self._ids.get(character, len(self.alphabet) + 1) for character in text]
 
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return [self.encode(text) for text in texts]
+
   def decode(self, ids: Iterable[int]) -> str:
     known = self.alphabet
     return "".join(known[i] if i < len(known) else "\ufffd" for i in ids if i != self.end)
@@ -129,6 +139,9 @@ class BPE:
   def encode(self, text: str) -> list[int]:
     return self._tokenizer.encode(text, add_special_tokens=False).ids
 
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+
   def decode(self, ids: Iterable[int]) -> str:
     return self._tokenizer.decode([int(i) for i in ids if i < self.size], skip_special_tokens=True)
 
@@ -150,6 +163,9 @@ class SentencePiece:
 
   def encode(self, text: str) -> list[int]:
     return self._processor.encode(text)
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return self._processor.encode(list(texts), num_threads=1)
 
   def decode(self, ids: Iterable[int]) -> str:
     pieces = self._processor.get_piece_size()

@@ -5,7 +5,9 @@ import math
 
 import numpy as np
 
+from lmjax.data.documents import Bad
 from lmjax.data.pipeline import Text
+from lmjax.data.streams import Documents
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evals.base import Run
 from lmjax.parallel.sharding import Layout
@@ -52,11 +54,12 @@ def ngram_bits_per_byte(data: Text, tokenizer: Tokenizer) -> dict[str, float]:
 def _pairs(source, tokenizer: Tokenizer) -> tuple[tuple[np.ndarray, np.ndarray], int]:
   """Returns (tokens, the tokens after them) within documents, and the bytes of text."""
   before, after, text_bytes = [], [], 0
+  documents = Documents(source, tokenizer, None, 1)
   for i in range(len(source)):
-    text = source[i]
-    if isinstance(text, str) and text.strip():
-      ids = [tokenizer.start, *tokenizer.encode(text), tokenizer.end]
-      before += ids[:-1]
-      after += ids[1:]
-      text_bytes += len(text.encode("utf-8"))
-  return (np.array(before, np.int64), np.array(after, np.int64)), text_bytes
+    found = documents.read(0, i)
+    if not isinstance(found, Bad):
+      ids, size = found
+      before.append(ids[:-1])
+      after.append(ids[1:])
+      text_bytes += size
+  return (np.concatenate(before).astype(np.int64), np.concatenate(after).astype(np.int64)), text_bytes

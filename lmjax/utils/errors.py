@@ -9,9 +9,9 @@ class UserError(Exception):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-  """Returns `; did you mean 'x'?` for the closest known name, else the list of known names."""
+  """Returns `; did you mean 'x'?` for the closest known name, else the known names where they are few."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
   if close:
     return f"; did you mean {close[0]!r}?"
-  return f"; known: {', '.join(known)}" if known else ""
+  return f"; known: {', '.join(known)}" if 0 < len(known) <= 40 else ""

@@ -8,8 +8,10 @@ import pytest
 from absl import flags
 
 from lmjax.data import packing, tokenizers
+from lmjax.data.corpus import Embedded
+from lmjax.data.documents import Bad, share
 from lmjax.data.pipeline import Text
-from lmjax.data.sources import Bad, Embedded, JsonLines, TextFiles, share
+from lmjax.data.sources import JsonLines, TextFiles
 from lmjax.data.tokenizers import Settings
 from lmjax.utils.errors import UserError
 
@@ -192,8 +194,9 @@ def test_streams_must_fit(files):
 
 
 def test_a_row_of_padding_when_there_is_no_more():
-  documents = [np.arange(5), np.zeros(0, np.int32)]
-  row, position, taken = packing.concatenate(documents.__getitem__, (0, 0), 8)
-  assert row["weights"].tolist() == [1] * 4 + [0] * 4 and taken == {0: 1.0}
-  row, _, taken = packing.concatenate(documents.__getitem__, position, 8)
-  assert row["weights"].sum() == 0 and taken == {}
+  documents = [(np.arange(5), 12), (np.zeros(0, np.int32), 0)]
+  for packer in (packing.Concatenate(8), packing.FirstFit(8)):
+    row, position = packer.row(documents.__getitem__, (0, 0))
+    assert row["weights"].tolist() == [1] * 4 + [0] * 4 and row["bytes"] == 12
+    row, _ = packer.row(documents.__getitem__, position)
+    assert row["weights"].sum() == 0 and row["bytes"] == 0
