@@ -256,10 +256,12 @@ class _Step:
 
   def __init__(self, run: Experiment, abstract: TrainState):
     step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     self.looked_at = jax.config.jax_disable_jit or jax.config.jax_debug_nans
-    options = {} if self.looked_at else {"donate_argnums": 0, "compiler_options": compiler_options()}
-    self._step = jax.jit(step, out_shardings=(shardings, None), **options)
+    options = {}
+    if not self.looked_at:
+      shardings = (jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
+      options = {"donate_argnums": 0, "out_shardings": shardings, "compiler_options": compiler_options()}
+    self._step = jax.jit(step, **options)
     self._compiled: dict[tuple, Any] = {}
 
   def compile(self, state: TrainState, batch: Batch, rng: jax.Array):

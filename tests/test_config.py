@@ -107,3 +107,11 @@ def test_commands_end_in_one_line_and_code_2(arguments, words, capsys, tmp_path,
   assert main(arguments) == 2
   errors = capsys.readouterr().err.strip()
   assert words in errors and "\n" not in errors and errors.startswith("lmjax: ")
+
+
+def test_traceback_shows_where(capsys):
+  from lmjax.__main__ import main
+
+  assert main(["train", "--config", "configs/none.py", "--workdir", "w", "--traceback"]) == 2
+  told = capsys.readouterr().err
+  assert "Traceback" in told and "config.py" in told and told.strip().splitlines()[-1].startswith("lmjax: ")

@@ -1,13 +1,16 @@
-"""Every training command in README, configs and launch scripts names a config and variants that load."""
+"""What the documentation tells people to type: every command loads, and README's run, in their order."""
 
 import re
+import shlex
 
 import pytest
 
 from lmjax import config
+from lmjax.__main__ import COMMANDS
 from tests.conftest import ROOT
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "launch").glob("*.sh"))]
+SMALL = ["--config.steps=2", *(f"--config.model.{key}={value}" for key, value in config.TINY.items())]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
@@ -20,3 +23,36 @@ def test_commands_load(path):
       continue
     overrides = dict(re.findall(r"--config\.([\w.]+)=(\S+)", rest))
     assert config.load(reference.replace("'", ""), overrides)["steps"] > 0
+
+
+def readme_commands():
+  """The lines of README's bash blocks that start lmjax."""
+  blocks = re.findall(r"```bash\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+  lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+  return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lmjax ")]
+
+
+def test_readme_runs(lmjax, tmp_path):
+  """In a folder with a text of one's own; models are made tiny, and what wants data of GPT-2's is only loaded."""
+  (tmp_path / "configs").symlink_to(ROOT / "configs")
+  (tmp_path / "my").mkdir()
+  for name in ("one", "two"):
+    text = "".join(f"{name} line {i}, once upon a time there was another line\n" for i in range(20_000))
+    (tmp_path / "my" / f"{name}.txt").write_text(text)
+  ran = []
+  for arguments in readme_commands():
+    if any("tokenizer=data/gpt2" in a for a in arguments):
+      continue
+    small = SMALL if arguments[0] == "train" and not any("debug" in a for a in arguments) else []
+    lmjax(*arguments, *small, cwd=tmp_path)
+    ran.append(arguments[0])
+  assert {"train", "generate", "prepare"} <= set(ran)
+
+
+def test_every_command_has_help(capsys):
+  from lmjax.__main__ import main
+
+  for command in COMMANDS:
+    with pytest.raises(SystemExit) as stopped:
+      main([command, "--help"])
+    assert stopped.value.code == 0 and f"lmjax {command}" in capsys.readouterr().out

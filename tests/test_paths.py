@@ -4,6 +4,8 @@ import json
 
 import fsspec
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from etils import epath
 from etils.epath import backend
@@ -12,7 +14,9 @@ from lmjax import experiment, logs
 from lmjax.data import tokenizers
 from lmjax.data.documents import Bad
 from lmjax.data.pipeline import Text
-from lmjax.data.sources import TextFiles
+from lmjax.data.preparation import Preparation
+from lmjax.data.prepared import Prepared, check_sums
+from lmjax.data.sources import JsonLines, Parquet, TextFiles
 
 
 @pytest.fixture
@@ -54,3 +58,21 @@ def test_text_elsewhere(bucket):
   batches = Text(source, source, 8).train(tokenizers.Bytes(), 2, 0)
   assert np.all(next(batches)["weights"] == 1)
   batches.close()
+
+
+def test_prepared_data_elsewhere(bucket, tmp_path):
+  """Shards are written to a local disk, copied to a bucket, and read there; so are tables and lines."""
+  rows = [f"document number {i}" for i in range(5)]
+  (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
+  pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
+  list(Preparation(JsonLines(str(tmp_path / "a.jsonl")), tokenizers.Bytes()).run(tmp_path / "data"))
+  for path in [p for p in tmp_path.rglob("*") if p.is_file()]:
+    there = bucket / str(path.relative_to(tmp_path))
+    there.parent.mkdir(parents=True, exist_ok=True)
+    there.write_bytes(path.read_bytes())
+  check_sums(bucket / "data")
+  ready = Prepared(str(bucket / "data"))
+  assert [tokenizers.Bytes().decode(ready[i].ids) for i in range(5)] == rows
+  assert [JsonLines(str(bucket / "*.jsonl"))[i] for i in range(5)] == rows
+  assert [Parquet(str(bucket / "*.parquet"))[i] for i in range(5)] == rows
+  assert tokenizers.load(str(bucket / "data")) == tokenizers.Bytes()

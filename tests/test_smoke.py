@@ -1,11 +1,14 @@
 """Every config builds and takes a debug step; the commands work together."""
 
 import json
+import sys
+import types
 
 import jax
 import pytest
 
 from lmjax import config, experiment
+from lmjax.__main__ import main
 from lmjax.parallel.sharding import use_layout
 from lmjax.testing import fake_batch
 from lmjax.train import make_step
@@ -104,3 +107,23 @@ def test_debugging_options(lmjax, tmp_path):
   broken = ("--debug_nans", "--config.optim.peak_rate=1e30", "--config.optim.clip=0", "--config.steps=9")
   process = lmjax(*arguments, tmp_path / "nan", *broken, check=False)
   assert process.returncode == 2 and "invalid value (nan)" in process.stderr and process.stderr.count("\n") == 1
+
+
+def test_wandb_is_told_what_metrics_jsonl_is(tmp_path, monkeypatch, capsys):
+  """Against a stand-in: the real one wants an account."""
+  told = []
+
+  class Run:
+    log = staticmethod(lambda metrics, step: told.append((step, metrics)))
+    finish = staticmethod(lambda: told.append("finished"))
+
+  wandb = types.SimpleNamespace(init=lambda **options: told.append(options) or Run)
+  monkeypatch.setitem(sys.modules, "wandb", wandb)
+  arguments = ["train", "--config", "configs/quickstart.py:debug", "--config.steps=3", "--config.log.wandb=project"]
+  assert main([*arguments, "--workdir", str(tmp_path / "run")]) == 0
+  assert told[0]["project"] == "project" and told[0]["config"]["steps"] == 3 and told[-1] == "finished"
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert [(line.pop("step"), line) for line in lines] == told[1:-1]
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  assert main([*arguments, "--workdir", str(tmp_path / "other")]) == 2
+  assert "pip install 'lmjax[wandb]'" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import struct
 import tempfile
 from typing import Any
@@ -45,6 +46,8 @@ class Prepared:
     index = read_index(self.folder)
     if self.split not in index["splits"]:
       raise UserError(f"data: {self.folder} has no split {self.split!r}{nearest(self.split, index['splits'])}")
+    if not index["splits"][self.split]:
+      raise UserError(f"data: {self.folder} holds no {self.split} documents; prepare it with another --validation")
     for shard in index["splits"][self.split]:
       path = epath.Path(self.folder) / shard["file"]
       if not path.exists():
@@ -125,9 +128,13 @@ def digest(path: epath.Path) -> str:
 @functools.lru_cache(maxsize=512)
 def _reader(path: epath.Path) -> ArrayRecordReader:
   if "://" in str(path):  # array_record reads local files: a remote shard is fetched once
-    local = epath.Path(tempfile.gettempdir()) / "lmjax-shards" / hashlib.sha256(str(path).encode()).hexdigest()[:16]
-    if not local.exists() or local.stat().length != path.stat().length:
+    stat = path.stat()
+    name = hashlib.sha256(f"{path} {stat.length} {stat.mtime}".encode()).hexdigest()[:16]
+    local = epath.Path(tempfile.gettempdir()) / "lmjax-shards" / name
+    if not local.exists():
       local.parent.mkdir(parents=True, exist_ok=True)
-      path.copy(local, overwrite=True)
+      partial = epath.Path(f"{local}.{os.getpid()}")  # two processes may fetch it at a time
+      partial.write_bytes(path.read_bytes())
+      partial.rename(local)
     path = local
   return ArrayRecordReader(str(path), "readahead_buffer_size:0", file_reader_buffer_size=32_768)

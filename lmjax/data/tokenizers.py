@@ -137,7 +137,7 @@ class BPE:
     self.start = begin[0] if begin else self.end
 
   def encode(self, text: str) -> list[int]:
-    return self._tokenizer.encode(text, add_special_tokens=False).ids
+    return self.encode_many([text])[0]
 
   def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
     return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]

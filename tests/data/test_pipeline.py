@@ -2,12 +2,13 @@
 
 import gzip
 import json
+import sys
 
 import numpy as np
 import pytest
 from absl import flags
 
-from lmjax.data import packing, tokenizers
+from lmjax.data import corpus, packing, tokenizers
 from lmjax.data.corpus import Embedded
 from lmjax.data.documents import Bad, share
 from lmjax.data.pipeline import Text
@@ -200,3 +201,13 @@ def test_a_row_of_padding_when_there_is_no_more():
     assert row["weights"].tolist() == [1] * 4 + [0] * 4 and row["bytes"] == 12
     row, _ = packer.row(documents.__getitem__, position)
     assert row["weights"].sum() == 0 and row["bytes"] == 0
+
+
+def test_a_python_without_documentation_is_said(monkeypatch, tmp_path):
+  monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
+  monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+  corpus.python_documentation.cache_clear()
+  with pytest.raises(UserError, match="too little documentation.*configs/text.py:files=") as error:
+    len(Embedded())
+  assert "\n" not in str(error.value)
+  corpus.python_documentation.cache_clear()
