@@ -36,6 +36,8 @@ setup(
   extras_require={
     "test": ["pytest", "pytest-xdist", "ruff"],
     "parity": ["torch==2.13.0", "transformers==5.23.0"],
+    "plan": ["libtpu==0.0.52"],
+    "energy": ["codecarbon"],
     "wandb": ["wandb"],
     "beam": ["apache-beam"],
   },

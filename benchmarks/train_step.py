@@ -59,7 +59,7 @@ def main() -> None:
   tx = Optimizer(peak_rate=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)
   layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
   with use_layout(layout):
-    state = init_state(task, tx, Identity(), layout, batch, length, jax.random.key(0))
+    state = init_state(task, tx, Identity(), layout, batch, length, 0)
     step = jax.jit(make_step(task, tx, Identity()), donate_argnums=0, compiler_options=compiler_options())
     data, rng = fake_batch(task, batch, length), jax.random.key(1)
 
@@ -70,7 +70,7 @@ def main() -> None:
 
     seconds = median_seconds(run, options.repeats)
     parameters = count_parameters(named_parameters(task, batch, length))
-  flops = train_step_flops(task.model.config, parameters, batch * length, length) / seconds
+  flops = train_step_flops(task, batch, length).causal / seconds
   peak = product_flops()
   result = dict(
     case=options.case,

@@ -33,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
       data=dict(
         kind="lmjax.data.pipeline:Text",
         length=shape["length"],
-        tokenizer=dict(path=choice.tokenizer),
+        tokenizer=dict(path=choice.tokenizer, size=shape["vocabulary"]),
         source=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part=":99.5%"),
         validation=dict(kind="lmjax.data.sources:TextFiles", files=choice.files, part="99.5%:"),
         workers=8,

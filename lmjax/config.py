@@ -204,6 +204,8 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     return {str(k): _value(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
   if dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False):
     return build(value, where, hint if dataclasses.is_dataclass(hint) else None)
+  if hint is str and value is None:  # `--config.model.remat=none` is read before it is known to be a text
+    return "none"
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if hint is int and isinstance(value, float) and value.is_integer():

@@ -54,8 +54,7 @@ class Experiment:
   def state(self, abstract: bool = False) -> TrainState:
     """Returns a fresh state, or its shapes and shardings."""
     tx = self.optimizer.build(self.steps)
-    rng = jax.random.fold_in(jax.random.key(self.seed), 1)
-    return init_state(self.task, tx, self.transform, self.layout, self.batch, self.data.length, rng, abstract)
+    return init_state(self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed, abstract)
 
   def visible(self, state: TrainState) -> Tree:
     """Returns the parameters the model sees in evaluation: the moving average, where one is kept, transformed."""
@@ -70,8 +69,17 @@ class Experiment:
     return self.visible(state.replace(**found)), step
 
 
-def build(settings: dict[str, Any], workdir: epath.PathLike | None = None) -> Experiment:
+def build(
+  settings: dict[str, Any],
+  workdir: epath.PathLike | None = None,
+  devices: list[jax.Device] | None = None,
+  vocabulary: int | None = None,
+) -> Experiment:
   """Returns the experiment of a config's plain data; the tokenizer comes from the run folder where it has one.
+
+  Args:
+    devices: those of the mesh, by default all; with absent ones, to plan for, no data or tokenizer need be there.
+    vocabulary: ids of a tokenizer that is not there.
 
   Raises:
     UserError: the first thing in the config that cannot be.
@@ -80,7 +88,7 @@ def build(settings: dict[str, Any], workdir: epath.PathLike | None = None) -> Ex
     value = settings[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < (0 if key == "seed" else 1):
       raise UserError(f"config.{key} is a whole number of at least {0 if key == 'seed' else 1}, not {value!r}")
-  layout = Layout.build(config.build(settings["mesh"], "mesh", MeshShape).build(), settings["rules"])
+  layout = Layout.build(config.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
   optimizer = config.build(settings["optim"], "optim", Optimizer)
   if settings["batch"] % optimizer.microbatches:
     raise UserError(
@@ -88,7 +96,10 @@ def build(settings: dict[str, Any], workdir: epath.PathLike | None = None) -> Ex
     )
   data = config.build(settings["data"], "data")
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
-  tokenizer = tokenizers.load(kept) if kept is not None and kept.exists() else data.make_tokenizer()
+  if kept is not None and kept.exists():
+    tokenizer = tokenizers.load(kept)
+  else:
+    tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
   model = config.build(settings["model"], "model", vocabulary=tokenizer.size, length=data.length)
   evals = dict(settings["evals"])
   every = evals.pop("every", 0)

@@ -18,6 +18,11 @@ from lmjax.utils.errors import UserError
 console = Console(highlight=False, soft_wrap=True)
 
 
+def show(table) -> None:
+  """Prints a table whole: as wide as the terminal, or wide enough where there is none."""
+  Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+
+
 @dataclasses.dataclass(frozen=True)
 class Settings:
   """How often and where to tell."""

@@ -21,7 +21,7 @@ from lmjax.data.pipeline import Text
 from lmjax.data.preparation import Preparation
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.experiment import open_run
-from lmjax.logs import console
+from lmjax.logs import console, show
 from lmjax.utils.errors import UserError, nearest
 
 
@@ -178,7 +178,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
   for row in range(min(options.rows, batch)):
     console.rule(f"row {row}", align="left")
     console.print(preview.passage(shown, row, tokenizer))
-    console.print(preview.table(shown, row, tokenizer, options.tokens))
+    show(preview.table(shown, row, tokenizer, options.tokens))
   lengths = _lengths(data.source, tokenizer)
   shape = "x".join(map(str, shown["inputs"].shape))
   console.rule("counts", align="left")
@@ -187,7 +187,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     f"{max(lengths):,}, of {len(lengths):,} looked at); a batch is {shape}, {batches.padding:.1%} of it padding",
     markup=False,
   )
-  console.print(preview.bars(lengths))
+  show(preview.bars(lengths))
   plot = (path if path.is_dir() and os.access(path, os.W_OK) else epath.Path()) / "lengths.png"
   preview.plot_lengths(lengths, plot)
   console.print(f"the same as a plot: {plot}", markup=False)

@@ -40,7 +40,7 @@ class TrainState:
 def named_parameters(task: Task, batch: int, length: int) -> Tree:
   """Returns the abstract parameters with their axis names, nothing computed."""
   spec = task.spec(batch, length)
-  return jax.eval_shape(task.init, jax.random.key(0), spec)
+  return jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), spec)  # the devices may be absent
 
 
 def init_state(
@@ -50,13 +50,14 @@ def init_state(
   layout: Layout,
   batch: int,
   length: int,
-  rng: jax.Array,
+  seed: int,
   abstract: bool = False,
 ) -> TrainState:
   """Returns a fresh state, each array born where the layout wants it; or its shapes and shardings, if `abstract`."""
   spec = task.spec(batch, length)
 
-  def fresh(rng):
+  def fresh():
+    rng = jax.random.fold_in(jax.random.key(seed), 1)
     zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in spec.items()}
     params, transform_state = transform.init(nn.unbox(task.init(rng, zeros)))
     return TrainState(
@@ -68,11 +69,11 @@ def init_state(
       frozen={},
     )
 
-  shapes = jax.eval_shape(fresh, rng)
+  shapes = jax.eval_shape(fresh)
   named = named_parameters(task, batch, length)
   shardings = pytree.inherit(shapes, nn.unbox(named), layout.shardings(named), layout.sharding())
   if abstract:
     return jax.tree.map(
       lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
     )
-  return jax.jit(fresh, out_shardings=shardings)(rng)
+  return jax.jit(fresh, out_shardings=shardings)()

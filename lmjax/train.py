@@ -25,8 +25,9 @@ from lmjax.experiment import Experiment
 from lmjax.layers.kernels import compiler_options
 from lmjax.logs import Clock, Log, console
 from lmjax.parallel.sharding import use_layout
+from lmjax.planning.energy import Meter
 from lmjax.planning.flops import FORMULA, train_step_flops
-from lmjax.planning.hardware import peak_flops
+from lmjax.planning.hardware import chip_of
 from lmjax.state import TrainState
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError
@@ -150,6 +151,7 @@ def _train(
       for name, evaluator in run.evaluators.items()
     }
 
+  meter = Meter(run.layout.mesh.local_devices)
   log = Log(workdir, run.log, first, run.steps, settings)
   _introduce(log, run, step, first, workdir)
   tokens = run.batch * run.data.length
@@ -243,7 +245,7 @@ def _train(
     if not done:
       log.say(f"{signals.caught.name}: saved step {at} in {workdir}; the same command goes on from there")
       return PREEMPTED if signals.caught == signal.SIGTERM else 130
-    log.summary(_summary(run, told, clock, first, batches))
+    log.summary(_summary(run, told, clock, first, batches, meter))
     return 0
   finally:
     log.bad_records(batches.bad)
@@ -330,16 +332,16 @@ def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path)
   log.say(f"{'goes on from step ' + str(first) if first else 'starts'} in {workdir}")
 
 
-def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches) -> dict[str, Any]:
+def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches, meter: Meter) -> dict[str, Any]:
   """Returns what summary.json says."""
   tokens = run.batch * run.data.length
   busy = clock.seconds["step"] + clock.seconds["data"]
   speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None
-  peak = peak_flops(run.layout.mesh.devices.flat[0])
-  utilisation = None
-  if peak and speed:
-    flops = train_step_flops(run.task.model.config, run.parameters, tokens, run.data.length)
-    utilisation = flops / tokens * speed / peak / run.layout.mesh.size
+  chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
+  if chip and speed:
+    flops = train_step_flops(run.task, run.batch, run.data.length)
+    utilisation = flops.causal / tokens * speed / chip.flops / run.layout.mesh.size
+  used = meter.used()
   return {
     "parameters": run.parameters,
     "steps": run.steps,
@@ -353,7 +355,8 @@ def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches) -> 
     "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
     "flops_utilisation": utilisation if utilisation is not None else "not known for this device",
     "flops_formula": FORMULA,
-    "energy_kwh": "not measured",
+    "energy_kwh": used.kwh,
+    "energy_how": used.how,
     "skipped_records": len(batches.bad),
     "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
     "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -20,10 +20,10 @@ ROOMS = {
   "tasks": ("decode", "models", "layers", "parallel", "utils", "data"),
   "optim": ("utils",),
   "evals": ("tasks", "decode", "models", "layers", "parallel", "data", "utils"),
-  "planning": ("models", "utils"),
+  "planning": ("models", "parallel", "utils"),
 }
 TRUNK = ("config", "experiment", "state", "checkpoint", "logs", "testing")
-DOORS = ("__main__", "train", "generate", "prepare", "tokenizer")
+DOORS = ("__main__", "train", "generate", "plan", "prepare", "tokenizer")
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -54,7 +54,7 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
     "tokens_per_second",
   )  # fmt: skip
   assert all(summary[key] is not None for key in wanted)
-  assert summary["steps"] == 20 and summary["energy_kwh"] == "not measured"
+  assert summary["steps"] == 20 and "energy_how" in summary
   assert set(summary["time"]) == {"compile", "data", "step", "evaluation", "saving"}
   assert {"loss.png", "tensorboard", "config.json", "tokenizer", "checkpoints"} <= {p.name for p in run.iterdir()}
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]

@@ -47,7 +47,7 @@ class Settings:
   """Which tokenizer a run uses: the one at `path` (a file or folder), or one trained on its training text.
 
   algorithm: `bpe` (byte-level), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size: ids, where it can be
-  chosen.
+  chosen, and what is planned with where `path` is not at hand.
   """
 
   algorithm: str = "bpe"
@@ -61,6 +61,12 @@ class Settings:
   def make(self, texts: Iterable[str]) -> Tokenizer:
     """Returns the tokenizer, trained on the texts if no path is given."""
     return load(self.path) if self.path else train(self.algorithm, texts, self.size)
+
+  def expected(self, size: int | None = None) -> Tokenizer:
+    """Returns a stand-in with as many ids as this tokenizer will have, or `size`, for plans that read no text."""
+    if size is None and self.path and epath.Path(self.path).expanduser().exists():
+      return load(self.path)
+    return Bytes(size or (257 if self.algorithm == "bytes" else self.size))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Multi-head attention with grouped keys and values, and the masks it looks through."""
+"""Multi-head attention with grouped keys and values."""
 
 import jax
 from flax import linen as nn
@@ -15,11 +15,6 @@ def window_mask(positions_BxL: jax.Array, positions_BxM: jax.Array, window: int)
   return positions_BxL[:, :, None] - positions_BxM[:, None, :] < window
 
 
-def segment_mask(segments_BxL: jax.Array) -> jax.Array:
-  """Returns mask_BxLxL: True within a packed document, so that documents in one row never meet."""
-  return segments_BxL[:, :, None] == segments_BxL[:, None, :]
-
-
 class Attention(nn.Module):
   """Softmax attention (Vaswani et al., 2017), `heads` queries over `groups` shared keys and values."""
 
@@ -29,14 +24,13 @@ class Attention(nn.Module):
   bias: bool = True
   rotary: Rotary | None = None
   scale: float = 1.0  # of the output projection's initial values
-  causal: bool = True
 
   @nn.compact
   def __call__(
     self,
     x_BxLxD: jax.Array,
     positions_BxL: jax.Array,
-    mask_BxLxM: jax.Array | None,
+    mask: kernels.Mask,
     cache: Cache | None = None,
     layer: int = 0,
     tap: bool = False,
@@ -50,12 +44,11 @@ class Attention(nn.Module):
       q_BxLxHxK = self.rotary(q_BxLxHxK, positions_BxL)
       k_BxMxGxK = self.rotary(k_BxMxGxK, positions_BxL)
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
-    causal = self.causal
     if cache is not None:
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
-      (k_BxMxGxK, v_BxMxGxK), causal = cache.read(layer), False  # the mask says it already
+      k_BxMxGxK, v_BxMxGxK = cache.read(layer)
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
-    o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask_BxLxM, causal)
-    weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask_BxLxM, causal) if tap else None
+    o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
+    weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
     y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, self.bias, self.scale, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 
 from lmjax.layers.cache import Cache
-from lmjax.layers.kernels import materialize
+from lmjax.layers.kernels import Mask, materialize
 from lmjax.parallel.sharding import constrain
 
 
@@ -27,7 +27,7 @@ class Block(nn.Module):
     self,
     x_BxLxD: jax.Array,
     positions_BxL: jax.Array,
-    mask_BxLxM: jax.Array | None,
+    mask: Mask,
     cache: Cache | None = None,
     layer: int = 0,
     tap: bool = False,
@@ -38,12 +38,12 @@ class Block(nn.Module):
     mlp, mlp_norm = self.mlp(name="mlp"), self.norm(name="mlp_norm")
 
     y, cache, weights = attention(
-      x_BxLxD if self.post else attention_norm(x_BxLxD), positions_BxL, mask_BxLxM, cache, layer, tap
+      x_BxLxD if self.post else attention_norm(x_BxLxD), positions_BxL, mask, cache, layer, tap
     )
-    x_BxLxD = materialize(constrain(x_BxLxD + drop(y), "batch", "length", None))
+    x_BxLxD = materialize(constrain(x_BxLxD + drop(y), "batch", "stream", None))
     if self.post:
       x_BxLxD = attention_norm(x_BxLxD)
       x_BxLxD = mlp_norm(x_BxLxD + drop(mlp(x_BxLxD)))
     else:
       x_BxLxD = x_BxLxD + drop(mlp(mlp_norm(x_BxLxD)))
-    return constrain(x_BxLxD, "batch", "length", None), cache, weights
+    return constrain(x_BxLxD, "batch", "stream", None), cache, weights

@@ -4,8 +4,38 @@ and what a compiler must be told.
 
 import jax
 import jax.numpy as jnp
+from flax import struct
+from jax.sharding import NamedSharding, PartitionSpec
 
 from lmjax.parallel.sharding import current_layout
+
+BLOCK = 512  # tokens of queries, and of keys, that splash attention holds at a time
+LANES = 128
+
+
+@struct.dataclass
+class Mask:
+  """Who may attend to whom, said so that a kernel needs no array of length x length.
+
+  A token attends within its own segment (packed document); if `causal`, to nothing after itself; with a `window`, to
+  itself and the window - 1 tokens before; and only where `allowed` is true, an array after all, as a cache has it.
+  """
+
+  segments_BxL: jax.Array | None = None
+  segments_BxM: jax.Array | None = None  # of the keys, where they are not the queries' own
+  allowed_BxLxM: jax.Array | None = None
+  causal: bool = struct.field(pytree_node=False, default=False)
+  window: int | None = struct.field(pytree_node=False, default=None)
+
+  def array(self, length: int, keys: int) -> jax.Array | None:
+    """Returns mask_BxLxM of all but causality; None where everything is allowed."""
+    found = [] if self.allowed_BxLxM is None else [self.allowed_BxLxM]
+    if self.segments_BxL is not None:
+      others = self.segments_BxL if self.segments_BxM is None else self.segments_BxM
+      found.append(self.segments_BxL[:, :, None] == others[:, None, :])
+    if self.window is not None:
+      found.append((jnp.arange(length)[:, None] - jnp.arange(keys) < self.window)[None])
+    return None if not found else jnp.logical_and(*found) if len(found) == 2 else found[0]
 
 
 def platform() -> str:
@@ -28,29 +58,124 @@ def materialize(x: jax.Array) -> jax.Array:
   return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
-def attend(
-  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask_BxLxM: jax.Array | None, causal: bool
-) -> jax.Array:
-  """Returns softmax(q k / sqrt(K)) v, [B, L, H, K]; H / G query heads share each key/value head.
+def ready(mask: Mask, length: int) -> Mask:
+  """Returns a mask over a row's own tokens as the platform's kernel reads it: for XLA's, an array made once."""
+  if _splash_fits(length, length, mask):
+    return mask
+  return Mask(allowed_BxLxM=mask.array(length, length), causal=mask.causal)
 
-  A token sees what `mask` allows and, if `causal`, nothing after itself.
-  """
+
+def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
+  """Returns softmax(q k / sqrt(K)) v, [B, L, H, K]; H / G query heads share each key/value head."""
+  length, keys = q_BxLxHxK.shape[1], k_BxMxGxK.shape[1]
+  if _splash_fits(length, keys, mask):
+    return splash(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
   half = q_BxLxHxK.dtype in (jnp.bfloat16, jnp.float16)
   implementation = "cudnn" if platform() == "gpu" and half else "xla"
-  mask = None if mask_BxLxM is None else mask_BxLxM[:, None]
+  allowed = mask.array(length, keys)
   return jax.nn.dot_product_attention(
-    q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask=mask, is_causal=causal, implementation=implementation
+    q_BxLxHxK,
+    k_BxMxGxK,
+    v_BxMxGxK,
+    mask=None if allowed is None else allowed[:, None],
+    is_causal=mask.causal,
+    implementation=implementation,
   )
 
 
-def probabilities(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask_BxLxM: jax.Array | None, causal: bool) -> jax.Array:
+def _splash_fits(length: int, keys: int, mask: Mask) -> bool:
+  shard = length // (1 if platform() != "tpu" or current_layout() is None else current_layout().parts("length"))
+  return platform() == "tpu" and mask.allowed_BxLxM is None and shard % LANES == 0 and keys % LANES == 0
+
+
+def splash(
+  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask, interpret: bool = False
+) -> jax.Array:
+  """`attend` by jax's Pallas splash attention for TPUs: no scores in memory, blocks that the mask empties are skipped.
+
+  Each device takes its own rows, heads and queries; keys and values are gathered along the length.
+
+  Args:
+    interpret: runs the kernel on any platform, slowly.
+  """
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+
+  layout, heads, groups = current_layout(), q_BxLxHxK.shape[2], k_BxMxGxK.shape[2]
+  if layout and layout.spec("heads", shape=(heads,)) != layout.spec("groups", shape=(groups,)):
+    k_BxMxGxK, v_BxMxGxK = (jnp.repeat(x, heads // groups, axis=2) for x in (k_BxMxGxK, v_BxMxGxK))
+  q_BxHxLxK = (q_BxLxHxK * q_BxLxHxK.shape[-1] ** -0.5).swapaxes(1, 2)
+  k_BxGxMxK, v_BxGxMxK = k_BxMxGxK.swapaxes(1, 2), v_BxMxGxK.swapaxes(1, 2)
+  segments = None
+  if mask.segments_BxL is not None:
+    others = mask.segments_BxL if mask.segments_BxM is None else mask.segments_BxM
+    segments = kernels.SegmentIds(mask.segments_BxL, others)
+  make = _splash_maker(heads, q_BxHxLxK.shape[2], k_BxGxMxK.shape[2], mask, interpret)
+
+  def local(kernel, q, k, v, segments):
+    return jax.vmap(kernel)(q, k, v, segments)
+
+  if layout is None or layout.mesh.size == 1:
+    return local(make(1, 1), q_BxHxLxK, k_BxGxMxK, v_BxGxMxK, segments).swapaxes(1, 2)
+  q_spec = layout.spec("batch", "heads", "length", None, shape=q_BxHxLxK.shape)
+  k_spec = PartitionSpec(*q_spec[:2], None, None)
+  kernel = make(layout.parts("heads", heads), layout.parts("length", q_BxHxLxK.shape[2]))
+  split = jax.shard_map(
+    local,
+    mesh=layout.mesh,
+    in_specs=(
+      kernel.manual_sharding_spec(NamedSharding(layout.mesh, PartitionSpec(q_spec[1], q_spec[2]))),
+      q_spec,
+      k_spec,
+      k_spec,
+      segments and kernels.SegmentIds(PartitionSpec(q_spec[0], q_spec[2]), PartitionSpec(q_spec[0], None)),
+    ),
+    out_specs=q_spec,
+    check_vma=False,
+  )
+  return split(kernel, q_BxHxLxK, k_BxGxMxK, v_BxGxMxK, segments).swapaxes(1, 2)
+
+
+def _splash_maker(heads: int, length: int, keys: int, mask: Mask, interpret: bool):
+  """Returns make(parts of the heads, parts of the queries) -> the kernel."""
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+  one = masks.CausalMask((length, keys)) if mask.causal else masks.FullMask((length, keys))
+  if mask.window is not None:
+    ahead = 0 if mask.causal else None
+    one = masks.LocalMask((length, keys), (mask.window - 1, ahead), 0)
+
+  def make(head_parts: int, query_parts: int):
+    q, kv = _block(length // query_parts), _block(keys)
+    sizes = kernels.BlockSizes(
+      block_q=q, block_kv=kv, block_kv_compute=kv, block_q_dkv=q, block_kv_dkv=kv, block_kv_dkv_compute=kv,
+      block_q_dq=q, block_kv_dq=kv,
+    )  # fmt: skip
+    return kernels.make_splash_mha(
+      masks.MultiHeadMask([one] * heads),
+      block_sizes=sizes,
+      head_shards=head_parts,
+      q_seq_shards=query_parts,
+      interpret=interpret,
+    )
+
+  return make
+
+
+def _block(length: int) -> int:
+  """Returns the largest multiple of 128 up to 512 that divides a length."""
+  return next(size for size in range(min(BLOCK, length), 0, -LANES) if length % size == 0)
+
+
+def probabilities(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
   """Returns the attention weights [B, H, L, M] in float32, for those who want to look at them."""
   heads, groups = q_BxLxHxK.shape[2], k_BxMxGxK.shape[2]
   k_BxMxHxK = jnp.repeat(k_BxMxGxK, heads // groups, axis=2)
   scores = jnp.einsum("blhk,bmhk->bhlm", q_BxLxHxK, k_BxMxHxK, preferred_element_type=jnp.float32)
   scores *= q_BxLxHxK.shape[-1] ** -0.5
   allowed = jnp.ones(scores.shape[-2:], bool)
-  if causal:
+  if mask.causal:
     allowed = jnp.tril(allowed)
-  allowed = allowed[None] if mask_BxLxM is None else allowed[None] & mask_BxLxM
+  further = mask.array(*scores.shape[-2:])
+  allowed = allowed[None] if further is None else allowed[None] & further
   return jax.nn.softmax(jnp.where(allowed[:, None], scores, -jnp.inf), axis=-1)

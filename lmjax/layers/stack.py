@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.cache import Cache
-from lmjax.layers.kernels import materialize
+from lmjax.layers.kernels import Mask, materialize
 from lmjax.parallel.sharding import stack_names
 from lmjax.utils.pytree import Tree
 
@@ -42,11 +42,11 @@ class Stack(nn.Module):
     self,
     x_BxLxD: jax.Array,
     positions_BxL: jax.Array,
-    mask_BxLxM: jax.Array | None,
+    mask: Mask,
     taps: tuple[str, ...] = (),
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L]."""
-    layers = self._parameters(x_BxLxD, positions_BxL, mask_BxLxM)
+    layers = self._parameters(x_BxLxD, positions_BxL, mask)
     rng = self.make_rng("dropout") if self.has_rng("dropout") else None
     rngs = None if rng is None else jax.random.split(rng, self.depth)
 
@@ -54,7 +54,7 @@ class Stack(nn.Module):
       params, rng = inputs
       rngs = {} if rng is None else {"dropout": rng}
       y, _, weights = self._block().apply(
-        {"params": params}, x_BxLxD, positions_BxL, mask_BxLxM, tap="attention" in taps, rngs=rngs
+        {"params": params}, x_BxLxD, positions_BxL, mask, tap="attention" in taps, rngs=rngs
       )
       return y, {key: value for key, value in (("hidden", y), ("attention", weights)) if key in taps}
 
@@ -69,13 +69,11 @@ class Stack(nn.Module):
     return x_BxLxD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tapped)
 
   @nn.compact
-  def extend(
-    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask_BxLxM: jax.Array, cache: Cache
-  ) -> tuple[jax.Array, Cache]:
+  def extend(self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask: Mask, cache: Cache) -> tuple[jax.Array, Cache]:
     """Returns the output for new tokens and the cache with their keys and values; always unrolled."""
     layers = self.get_variable("params", "layers")
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
-      x_BxLxD, cache, _ = self._block().apply({"params": params}, x_BxLxD, positions_BxL, mask_BxLxM, cache, layer=i)
+      x_BxLxD, cache, _ = self._block().apply({"params": params}, x_BxLxD, positions_BxL, mask, cache, layer=i)
     return x_BxLxD, cache
 
   def _block(self) -> nn.Module:

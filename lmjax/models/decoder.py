@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.attention import Attention, segment_mask, window_mask
+from lmjax.layers.attention import Attention, window_mask
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
-from lmjax.layers.kernels import platform
+from lmjax.layers.kernels import Mask, platform, ready
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.positions import Rotary
@@ -115,10 +115,7 @@ class Decoder(nn.Module):
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
     if positions_BxL is None:
       positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
-    mask = None if segments_BxL is None else segment_mask(segments_BxL)
-    if self.config.window:
-      reach = window_mask(positions_BxL, positions_BxL, self.config.window)
-      mask = reach if mask is None else mask & reach
+    mask = ready(Mask(segments_BxL, causal=True, window=self.config.window), inputs_BxL.shape[1])
     x_BxLxD = self._enter(inputs_BxL, positions_BxL)
     x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tied:
@@ -131,7 +128,7 @@ class Decoder(nn.Module):
     if self.config.window:
       mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self.config.window)
     x_BxLxD = self._enter(tokens_BxL, positions_BxL)
-    x_BxLxD, cache = self.stack.extend(x_BxLxD, positions_BxL, mask_BxLxM, cache)
+    x_BxLxD, cache = self.stack.extend(x_BxLxD, positions_BxL, Mask(allowed_BxLxM=mask_BxLxM), cache)
     return self._leave(x_BxLxD), cache.advance(tokens_BxL.shape[1])
 
   def logits(self, x: jax.Array) -> jax.Array:
@@ -160,7 +157,7 @@ class Decoder(nn.Module):
     x_BxLxD = self.embed(tokens_BxL, dtype)
     if self.config.rotary is None:
       x_BxLxD += self.positions(positions_BxL, dtype)
-    x_BxLxD = constrain(x_BxLxD, "batch", "length", None)
+    x_BxLxD = constrain(x_BxLxD, "batch", "stream", None)
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
   def _leave(self, x_BxLxD: jax.Array) -> jax.Array:

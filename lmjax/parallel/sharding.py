@@ -15,7 +15,7 @@ from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from lmjax.parallel.rules import RULES, Rules
+from lmjax.parallel.mesh import RULES, Rules
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, nearest
 
@@ -96,6 +96,11 @@ class Layout:
       taken.update(axes)
       entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return PartitionSpec(*entries)
+
+  def parts(self, logical: str, size: int | None = None) -> int:
+    """Returns how many parts a logical axis is split into; one where `size` does not divide."""
+    axes = self.spec(logical, shape=None if size is None else (size,))[0] or ()
+    return math.prod(self.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
   def sharding(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> NamedSharding:
     """Returns the NamedSharding for the logical axes; with no axes, replication."""

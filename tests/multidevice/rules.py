@@ -29,7 +29,7 @@ def losses(layout, changes, microbatches=1):
   task = CausalLM(tiny_decoder(dropout=0.1, **changes))
   optimizer = Optimizer(peak_rate=1e-2, microbatches=microbatches)
   with use_layout(layout):
-    state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, jax.random.key(0))
+    state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, 0)
     step = jax.jit(make_step(task, optimizer.build(10), Identity(), microbatches), donate_argnums=0)
     batch = fake_batch(task, 16, 16)
     batch = jax.device_put(batch, layout.batch(batch))

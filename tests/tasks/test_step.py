@@ -21,7 +21,7 @@ RNG = jax.random.key(3)
 def setup(task=None, optimizer=None, **changes):
   task = task or CausalLM(tiny_decoder(**changes))
   optimizer = optimizer or Optimizer(peak_rate=1e-2)
-  state = init_state(task, optimizer.build(10), Identity(), LAYOUT, 4, 16, jax.random.key(0))
+  state = init_state(task, optimizer.build(10), Identity(), LAYOUT, 4, 16, 0)
   step = jax.jit(make_step(task, optimizer.build(10), Identity(), optimizer.microbatches))
   return state, step, fake_batch(task)
 

@@ -1,0 +1,216 @@
+"""Compiling for devices that are not there: topologies by name, and what the compiler says of a step."""
+
+import dataclasses
+import math
+import os
+import re
+import time
+
+import jax
+import numpy as np
+
+from lmjax.planning.hardware import CHIPS, Chip
+from lmjax.utils.errors import UserError, nearest
+
+PLANES = {n: (2 ** (k // 2), 2 ** (k - k // 2)) for k in range(9) for n in [2**k]}  # of v5e and v6e: 8 is 2x4
+CUBES = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4)} | {
+  2**k: tuple(2 ** ((k + i) // 3) for i in range(3)) for k in range(5, 14)
+}
+KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+  """Devices by name: a chip, how many of them, in which grid (TPUs), and slices of it."""
+
+  name: str
+  chip: Chip | None
+  count: int  # in all slices
+  grid: tuple[int, ...] = ()
+  slices: int = 1
+
+  @property
+  def compiles(self) -> bool:
+    return bool(self.grid)
+
+  def devices(self) -> list[jax.Device]:
+    """Returns the absent devices that the TPU compiler compiles for.
+
+    Raises:
+      UserError: libtpu is not installed, or knows no such grid.
+    """
+    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"}
+    for name, value in (quiet | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():  # no TPU machine; two plans at a time
+      os.environ.setdefault(name, value)
+    from jax.experimental import topologies
+
+    options = {"num_slices": self.slices} if self.slices > 1 else {}
+    if self.name.startswith("v4"):
+      options["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on the real ones
+    shape = "x".join(map(str, self.grid))
+    try:
+      return list(topologies.get_topology_desc(f"{self.name}:{shape}", "tpu", **options).devices)
+    except (ImportError, RuntimeError) as error:
+      reason = str(error).strip().splitlines()[0] if str(error).strip() else "libtpu cannot be loaded"
+      raise UserError(
+        f"plan: no compiler for {self.name}:{shape} ({reason}); is libtpu installed? pip install 'lmjax[plan]'"
+      ) from error
+
+
+def topology(text: str, slices: int = 1) -> Topology:
+  """Returns the topology of `v5e:16x16` (its grid of chips), `v5e-256` (its sales name), `h100:8` or `cpu:8`.
+
+  Sales names of v4 and v5p count cores, two a chip: v5p-1024 has 512 chips.
+  """
+  name, separator, size = text.partition(":") if ":" in text else text.partition("-")
+  numbers = size.split("x")
+  if name not in (*CHIPS, "cpu") or not all(n.isdigit() and int(n) for n in numbers):
+    known = nearest(name, (*CHIPS, "cpu")) if name not in (*CHIPS, "cpu") else ""
+    raise UserError(f"plan: no topology {text!r}{known}; write v5e:16x16, v5e-256, h100:8 or cpu:8")
+  grid = tuple(map(int, numbers))
+  chip = CHIPS.get(name)
+  if not name.startswith("v"):
+    return Topology(name, chip, math.prod(grid) * slices)
+  if len(grid) == 1:
+    chips = grid[0] // 2 if separator == "-" and name in ("v4", "v5p") else grid[0]
+    shapes = CUBES if name in ("v4", "v5p") else PLANES
+    if chips not in shapes:
+      raise UserError(f"plan: no {name} slice of {chips} chips; give its grid, such as {name}:4x4")
+    grid = shapes[chips]
+  return Topology(name, chip, math.prod(grid) * slices, grid, slices)
+
+
+@dataclasses.dataclass
+class Compiled:
+  """What the compiler says of a step: bytes a device, and bytes moved by each kind of collective a step.
+
+  collectives is None where the compiler's text cannot be read back.
+  """
+
+  arguments: int
+  temporaries: int
+  output: int
+  fits: bool
+  seconds: float
+  collectives: dict[str, dict[str, float]] | None
+
+  @property
+  def total(self) -> int:
+    return self.arguments + self.temporaries + self.output
+
+
+def compile_step(lowered, capacity: float, slices: int, began: float) -> Compiled:
+  """Compiles a lowered step and reads its memory and its collectives; a step that does not fit has no collectives."""
+  cached = jax.config.jax_enable_compilation_cache
+  jax.config.update("jax_enable_compilation_cache", False)  # what was compiled for absent devices cannot be loaded
+  try:
+    compiled = lowered.compile()
+  except jax.errors.JaxRuntimeError as error:
+    used = re.search(r"[Uu]sed ([\d.]+)([MG]) of", str(error))
+    if "RESOURCE_EXHAUSTED" not in str(error) and not used:
+      raise
+    total = float(used[1]) * 2 ** {"M": 20, "G": 30}[used[2]] if used else 2 * capacity
+    return Compiled(0, int(total), 0, False, time.perf_counter() - began, None)
+  finally:
+    jax.config.update("jax_enable_compilation_cache", cached)
+  memory = compiled.memory_analysis()
+  output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs in place
+  found = Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, True, 0.0, None)
+  found.fits = found.total <= capacity
+  try:
+    found.collectives = collectives(compiled.as_text(), slices)
+  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52 prints some asynchronous operations that jax 0.10 cannot read
+    found.collectives = None
+  found.seconds = time.perf_counter() - began
+  return found
+
+
+def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
+  """Returns {kind: {count, bytes, network_bytes}} a step and device, those in loops as often as they run.
+
+  Bytes are what a ring moves through a device among n: (n - 1) / n of the whole for gathering and scattering, twice
+  that for an all-reduce. network_bytes is the part between slices. An asynchronous collective shows in several fused
+  computations under one channel and is counted once.
+  """
+  bodies = {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$", text, re.M | re.S)}
+  times = _multiplicities(text, bodies)
+  found = {kind: {"count": 0.0, "bytes": 0.0, "network_bytes": 0.0} for kind in KINDS}
+  seen = set()
+  pattern = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\((.*?)\), (.*)")
+  for name, body in bodies.items():
+    for line in body.splitlines():
+      match = pattern.search(line)
+      if not match:
+        continue
+      output, kind, _, rest = match.groups()
+      channel = re.search(r"channel_id=(\d+)", rest)
+      key = (kind, channel[1]) if channel else (kind, name, line)
+      if key in seen:
+        continue
+      seen.add(key)
+      size, spans = _group(rest, slices)
+      whole = _bytes(output)
+      if kind == "reduce-scatter":
+        whole *= size
+      moved = whole * (1.0 if kind == "collective-permute" else (size - 1) / size) * (2 if kind == "all-reduce" else 1)
+      found[kind]["count"] += times.get(name, 1.0)
+      found[kind]["bytes"] += times.get(name, 1.0) * moved
+      found[kind]["network_bytes"] += times.get(name, 1.0) * moved * (1 / size if spans else 0.0)
+  return {kind: numbers for kind, numbers in found.items() if numbers["count"]}
+
+
+def _multiplicities(text: str, bodies: dict[str, str]) -> dict[str, float]:
+  """Returns how often each computation runs a step: loops by the constant their condition compares with."""
+  entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1]
+  times: dict[str, float] = {}
+
+  def visit(name: str, factor: float) -> None:
+    if name not in bodies or times.get(name, 0.0) >= factor:
+      return
+    times[name] = factor
+    body = bodies[name]
+    loops = {}
+    for match in re.finditer(r"condition=%?([\w.\-]+), body=%?([\w.\-]+)", body):
+      loops[match[2]] = _trips(match[1], bodies)
+    for inner in set(re.findall(r"(?:calls|to_apply|body|condition|branch_computations)=\{?%?([\w.\-]+)", body)):
+      visit(inner, factor * loops.get(inner, 1))
+
+  visit(entry, 1.0)
+  return times
+
+
+def _trips(condition: str, bodies: dict[str, str], depth: int = 3) -> int:
+  """Returns the largest whole constant in a loop's condition: what its counter is compared with."""
+  body = bodies.get(condition, "")
+  found = [int(n) for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", body)]
+  if depth:
+    found += [_trips(inner, bodies, depth - 1) for inner in re.findall(r"calls=%?([\w.\-]+)", body)]
+  return max(found, default=1)
+
+
+def _group(rest: str, slices: int) -> tuple[int, bool]:
+  """Returns the devices of one group, and whether it spans slices (whose devices are numbered one after the other)."""
+  mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest)
+  if mesh:
+    sizes = {axis: int(n) for axis, n in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
+    axes = re.findall(r"'([\w]+)'(?::\((\d+)\)(\d+))?", mesh[2])
+    size = math.prod(int(part) if part else sizes[axis] for axis, _, part in axes)
+    return max(size, 1), slices > 1 and bool(axes) and axes[0][0] == next(iter(sizes))
+  groups = np.zeros((1, 1), int)
+  if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
+    shape, dims, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
+    groups = np.arange(math.prod(dims)).reshape(dims).transpose(order).reshape(shape)
+  elif listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
+    groups = np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
+  per_slice = max(groups.size // slices, 1)
+  return groups.shape[1], bool((np.ptp(groups // per_slice, axis=1) > 0).any())
+
+
+def _bytes(shapes: str) -> int:
+  """Returns the bytes of the last of a tuple of shapes, or of one: what a collective gives."""
+  width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
+  found = [
+    width.get(kind, 4) * math.prod(int(n) for n in size.split(",") if n)
+    for kind, size in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", shapes)
+  ]
+  return sum(found)
