@@ -54,7 +54,9 @@ class Experiment:
   def state(self, abstract: bool = False) -> TrainState:
     """Returns a fresh state, or its shapes and shardings."""
     tx = self.optimizer.build(self.steps)
-    return init_state(self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed, abstract)
+    return init_state(
+      self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed, abstract=abstract
+    )
 
   def visible(self, state: TrainState) -> Tree:
     """Returns the parameters the model sees in evaluation: the moving average, where one is kept, transformed."""

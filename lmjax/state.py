@@ -1,5 +1,6 @@
 """TrainState: everything a step reads and writes, sharded from birth."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -43,7 +44,7 @@ def named_parameters(task: Task, batch: int, length: int) -> Tree:
   return jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), spec)  # the devices may be absent
 
 
-def init_state(
+def birth(
   task: Task,
   tx: optax.GradientTransformation,
   transform: ParamTransform,
@@ -51,9 +52,8 @@ def init_state(
   batch: int,
   length: int,
   seed: int,
-  abstract: bool = False,
-) -> TrainState:
-  """Returns a fresh state, each array born where the layout wants it; or its shapes and shardings, if `abstract`."""
+) -> tuple[Callable[[], TrainState], TrainState]:
+  """Returns what makes a fresh state, each array born where the layout wants it, and its shapes and shardings."""
   spec = task.spec(batch, length)
 
   def fresh():
@@ -72,8 +72,11 @@ def init_state(
   shapes = jax.eval_shape(fresh)
   named = named_parameters(task, batch, length)
   shardings = pytree.inherit(shapes, nn.unbox(named), layout.shardings(named), layout.sharding())
-  if abstract:
-    return jax.tree.map(
-      lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), shapes, shardings
-    )
-  return jax.jit(fresh, out_shardings=shardings)()
+  abstract = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
+  return jax.jit(fresh, out_shardings=shardings), abstract
+
+
+def init_state(*arguments, abstract: bool = False) -> TrainState:
+  """Returns a fresh state (see `birth`), or its shapes and shardings."""
+  fresh, shapes = birth(*arguments)
+  return shapes if abstract else fresh()

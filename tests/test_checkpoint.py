@@ -18,7 +18,7 @@ from lmjax.utils.errors import UserError
 def state(abstract=False):
   task = CausalLM(tiny_decoder(depth=1))
   layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
-  return init_state(task, Optimizer().build(9), Identity(), layout, 2, 8, 0, abstract)
+  return init_state(task, Optimizer().build(9), Identity(), layout, 2, 8, 0, abstract=abstract)
 
 
 def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):

@@ -7,8 +7,10 @@ Watts are the whole machine's share: processor, memory and accelerators, p_c + p
 
 import contextlib
 import dataclasses
+import logging
 import pathlib
 import time
+import warnings
 
 from lmjax.planning.hardware import chip_of
 
@@ -135,13 +137,14 @@ class Meter:
 
 
 def _codecarbon():
-  """Returns a running CodeCarbon tracker that needs no network, or None where it is not installed."""
+  """Returns a running CodeCarbon tracker that needs no network, or None where it is not installed or cannot run."""
   try:
-    from codecarbon import OfflineEmissionsTracker
+    import codecarbon
   except ImportError:
     return None
-  tracker = OfflineEmissionsTracker(
-    country_iso_code="USA", save_to_file=False, log_level="critical", allow_multiple_runs=True
-  )
-  tracker.start()
-  return tracker
+  logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+  with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # no run fails for want of a meter
+    tracker = codecarbon.OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="critical")
+    tracker.start()
+    return tracker
+  return None

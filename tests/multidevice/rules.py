@@ -1,9 +1,11 @@
 """Run by test_rules.py in a process of eight simulated devices: every rule set against a single device."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lmjax.compression.base import Identity
+from lmjax.layers.kernels import Mask, attend, splash
 from lmjax.layers.positions import Rotary
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
@@ -47,6 +49,21 @@ def split(state, wanted):
   return [leaf.addressable_shards[0].data.size < leaf.size for leaf in leaves.values()]
 
 
+def check_splash():
+  """The kernel under a mesh, rows, heads and queries each on devices of their own, is attention on one device."""
+  rng = np.random.default_rng(0)
+  q, k, v = (jnp.asarray(rng.normal(size=(4, 512, heads, 64)), jnp.float32) for heads in (4, 2, 2))
+  mask = Mask(jnp.asarray(np.repeat([[1, 2, 2, 3]] * 4, 128, axis=1)), causal=True, window=200)
+  wanted = attend(q, k, v, mask)
+  both = (("batch", ("data",)), ("length", ("sequence",)), ("heads", ("model",)), ("groups", ("model",)))
+  for rules in (both, both[:3], both[:2]):  # groups split as the heads are, or not split, or neither
+    layout = Layout.build(MeshShape(data=2, sequence=2, model=2).build(), rules)
+    with use_layout(layout):
+      found = jax.jit(lambda q, k, v: splash(q, k, v, mask, interpret=True))(q, k, v)
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+  print("splash under a mesh", flush=True)
+
+
 def main():
   assert jax.device_count() == 8
   for changes in ({}, LLAMA):
@@ -54,9 +71,16 @@ def main():
     for rules, mesh in MESHES.items():
       found, state = losses(Layout.build(mesh.build(), rules), changes)
       np.testing.assert_allclose(found, alone, rtol=2e-5, err_msg=rules)
-      assert split(state, "mlp/up/kernel") == [rules not in ("ddp", "sequence")] * 3, rules
-      assert split(state, "model/embed/table") == [rules not in ("ddp", "sequence")] * 3, rules
+      assert split(state, "mlp/up/kernel") == [rules != "ddp"] * 3, rules
+      assert split(state, "model/embed/table") == [rules != "ddp"] * 3, rules
       print("same loss under", rules, found, flush=True)
+  for devices in (2, 4):
+    for rules, axis in (("ddp", "data"), ("fsdp", "fsdp"), ("tp", "model"), ("sequence", "sequence")):
+      mesh = MeshShape(**({"data": 1} | {axis: devices})).build(jax.devices()[:devices])
+      found, _ = losses(Layout.build(mesh, rules), changes)
+      np.testing.assert_allclose(found, alone, rtol=2e-5, err_msg=f"{rules} on {devices}")
+      print("same loss under", rules, "on", devices, flush=True)
+  check_splash()
   accumulated, _ = losses(Layout.build(MESHES["fsdp"].build(), "fsdp"), LLAMA, microbatches=2)
   assert abs(accumulated[0] - alone[0]) < 0.2, "other dropout, the same loss but for it"
 

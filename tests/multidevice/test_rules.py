@@ -20,7 +20,15 @@ def test_every_rule_set_gives_the_loss_of_one_device():
     timeout=400,
   )
   assert process.returncode == 0, process.stderr[-3000:]
-  assert process.stdout.count("same loss under") == 10
+  assert process.stdout.count("same loss under") == 18 and "splash under a mesh" in process.stdout
+
+
+def test_a_7b_state_is_born_in_parts():
+  process = subprocess.run(
+    [sys.executable, "-W", "error", "-m", "tests.multidevice.birth"],
+    cwd=ROOT, env=os.environ | EIGHT, capture_output=True, text=True, timeout=200,
+  )  # fmt: skip
+  assert process.returncode == 0 and "born in parts" in process.stdout, process.stderr[-3000:]
 
 
 def test_the_command_line_simulates_devices(lmjax, tmp_path):
