@@ -14,6 +14,7 @@ import numpy as np
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
+from lmjax.parallel import hosts
 from lmjax.state import TrainState
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -40,7 +41,9 @@ class Checkpoints:
   def __init__(self, workdir: epath.Path, settings: Settings = Settings(), say=print):
     self.folder = _folder(workdir)
     self._say = say
-    self._set_aside()
+    if jax.process_index() == 0:
+      self._set_aside()
+    hosts.wait_for_all("checkpoints looked at")
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(settings.keep)]
     if settings.best:

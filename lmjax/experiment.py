@@ -15,6 +15,7 @@ from lmjax.data.pipeline import Text
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evals.base import Evaluator
 from lmjax.optim import Optimizer, averaged
+from lmjax.parallel import hosts
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters
 from lmjax.state import TrainState, init_state, named_parameters
@@ -160,9 +161,12 @@ def keep(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) ->
         raise UserError(
           f"{workdir} holds a run of another config: {_difference(key, before.get(key), value)}; {advice}"
         )
-  if not (workdir / "tokenizer").exists():
-    tokenizer.save(workdir / "tokenizer")
-  (workdir / "config.json").write_text(json.dumps(settings, indent=2))
+  hosts.wait_for_all("config read")
+  if jax.process_index() == 0:
+    if not (workdir / "tokenizer").exists():
+      tokenizer.save(workdir / "tokenizer")
+    (workdir / "config.json").write_text(json.dumps(settings, indent=2))
+  hosts.wait_for_all("config written")
 
 
 def _difference(where: str, before: Any, now: Any) -> str:

@@ -25,6 +25,7 @@ from lmjax.planning import energy
 from lmjax.planning.aot import Compiled, Topology, compile_step, topology
 from lmjax.planning.estimate import estimate, executed_flops
 from lmjax.planning.flops import FORMULA, train_step_flops
+from lmjax.planning.hardware import PUE, kilowatt_hours
 from lmjax.train import make_step
 from lmjax.utils.errors import UserError, nearest
 
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--steps", type=float, help="of the whole run; default the config's")
   parser.add_argument("--tokens", type=float, help="of the whole run, instead of --steps")
   parser.add_argument("--fit", action="store_true", help="find the largest batch a device that fits")
-  parser.add_argument("--pue", type=float, default=energy.PUE, help=f"overhead of the building; default {energy.PUE}")
+  parser.add_argument("--pue", type=float, default=PUE, help=f"overhead of the building; default {PUE}")
   parser.add_argument("--region", help=f"carbon intensity of {', '.join(energy.INTENSITY)}; default the paper's")
   parser.add_argument("--watts", type=float, help="of a device with its share of the machine")
   parser.add_argument("--price", type=float, help="dollars an hour and device")
@@ -162,7 +163,7 @@ def _costs(report: dict[str, Any], where: Topology, settings: dict[str, Any], op
   hours = None if seconds is None else steps * seconds / 3600
   watts = options.watts or (where.chip.watts if where.chip else None)
   price = options.price or (where.chip.price if where.chip else None)
-  kwh = None if hours is None or watts is None else energy.kilowatt_hours(watts * where.count, hours, options.pue)
+  kwh = None if hours is None or watts is None else kilowatt_hours(watts * where.count, hours, options.pue)
   pounds = energy.POUNDS_PER_KWH
   if options.region:
     pounds = energy.INTENSITY[options.region] / 1000 / energy.KILOGRAMS_PER_POUND
@@ -177,7 +178,7 @@ def _costs(report: dict[str, Any], where: Topology, settings: dict[str, Any], op
       "hours": "at the bound: a floor; published runs reach 0.46 to 0.71 of the peak (MaxText, v5e and v5p)",
       "watts": f"{watts:g} a device" if watts else "no published figure for this device: give --watts",
       "price": f"${price:g} an hour and device" if price else "none known: give --price",
-      "pue": f"{options.pue:g}" + (" (Strubell et al., 2019)" if options.pue == energy.PUE else ""),
+      "pue": f"{options.pue:g}" + (" (Strubell et al., 2019)" if options.pue == PUE else ""),
       "carbon": f"{pounds:.3f} lb a kWh" + (f" ({options.region}, Ember 2023)" if options.region else " (EPA 2018)"),
       "sources": "lmjax/planning/hardware.py, lmjax/planning/energy.py",
     },

@@ -8,7 +8,6 @@ The same command on the same folder goes on where it stopped.
 import argparse
 import datetime
 import signal
-import threading
 from typing import Any
 
 import jax
@@ -24,10 +23,10 @@ from lmjax.data.batch import Batch, check
 from lmjax.experiment import Experiment
 from lmjax.layers.kernels import compiler_options
 from lmjax.logs import Clock, Log, console
+from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
-from lmjax.planning.energy import Meter
 from lmjax.planning.flops import FORMULA, train_step_flops
-from lmjax.planning.hardware import chip_of
+from lmjax.planning.hardware import Meter, chip_of
 from lmjax.state import TrainState
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError
@@ -101,13 +100,16 @@ def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int,
   Raises:
     UserError: whatever a person can mend; the last good checkpoint stays.
   """
+  hosts.join()
   workdir = epath.Path(workdir)
   clock = Clock()
   run = experiments.build(settings, workdir)
   experiments.keep(settings, run.tokenizer, workdir)
   checkpoints = Checkpoints(workdir, run.checkpoint)
   with use_layout(run.layout):
-    return _train(run, settings, workdir, checkpoints, clock, profile)
+    code = _train(run, settings, workdir, checkpoints, clock, profile)
+  hosts.leave()
+  return code
 
 
 def _train(
@@ -203,11 +205,13 @@ def _train(
 
   def save(at: int) -> None:
     with clock("saving"):
-      checkpoints.save(at, state, place(rng, batches.positions, run.data.version), told["validation_loss"])
+      checkpoints.save(
+        at, state, place(rng, hosts.gather(batches.positions), run.data.version), told["validation_loss"]
+      )
 
   try:
     at = first
-    with _Signals() as signals:
+    with hosts.Signals() as signals:
       while True:
         before = at
         with clock("step"):
@@ -223,7 +227,7 @@ def _train(
               jax.block_until_ready(state)
               jax.profiler.stop_trace()
         done = at >= run.steps
-        leaving = done or signals.caught is not None
+        leaving = done or signals.at(at) is not None
         evaluation, saving = (
           every and at // every > before // every for every in (run.evaluate_every, run.checkpoint.every)
         )
@@ -292,27 +296,6 @@ def _place(batch: Batch, run: Experiment) -> Batch:
   """Returns the batch on the devices, each host giving the rows it has made."""
   wanted = run.layout.batch(_spec(run, batch))
   return {key: jax.make_array_from_process_local_data(s, batch[key]) for key, s in wanted.items()}
-
-
-class _Signals:
-  """Remembers the first SIGTERM or SIGINT, for the loop to save and leave; the second one acts at once."""
-
-  def __init__(self):
-    self.caught: signal.Signals | None = None
-
-  def __enter__(self) -> "_Signals":
-    self._before = {}
-    if threading.current_thread() is threading.main_thread():
-      self._before = {s: signal.signal(s, self._catch) for s in (signal.SIGTERM, signal.SIGINT)}
-    return self
-
-  def _catch(self, number: int, frame) -> None:
-    self.caught = signal.Signals(number)
-    signal.signal(number, self._before[number])
-
-  def __exit__(self, *error) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
 
 
 def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:

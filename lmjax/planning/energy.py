@@ -1,20 +1,12 @@
-"""Energy, carbon and money: estimated before a run, measured during it, and a published table to check the formula by.
+"""Energy, carbon and money, and a published table to check the formula by.
 
     kWh = PUE x hours x watts / 1000,  CO2e = carbon intensity x kWh          (Strubell et al., 2019, arXiv:1906.02243)
 
 Watts are the whole machine's share: processor, memory and accelerators, p_c + p_r + g p_g in the paper.
 """
 
-import contextlib
-import dataclasses
-import logging
-import pathlib
-import time
-import warnings
+from lmjax.planning.hardware import kilowatt_hours
 
-from lmjax.planning.hardware import chip_of
-
-PUE = 1.58  # the world's data centres in 2018, as in the paper; Google states 1.09 for its own (2024 report)
 POUNDS_PER_KWH = 0.954  # the United States in 2018 (EPA), as in the paper
 KILOGRAMS_PER_POUND = 0.45359237
 
@@ -50,11 +42,6 @@ HOURLY = {
 }  # fmt: skip
 
 
-def kilowatt_hours(watts: float, hours: float, pue: float = PUE) -> float:
-  """Returns the energy of `hours` at `watts`, the building's overhead included."""
-  return pue * watts * hours / 1000
-
-
 def strubell_table() -> list[dict]:
   """Returns the paper's table 3, each published figure beside ours: kWh, pounds of CO2e, dollars."""
   rows = []
@@ -76,75 +63,3 @@ def strubell_table() -> list[dict]:
       }
     )
   return rows
-
-
-@dataclasses.dataclass(frozen=True)
-class Used:
-  """The energy of a run and how it is known; kwh None is not measured."""
-
-  kwh: float | None
-  how: str
-
-
-class Meter:
-  """Counts the energy of this machine from its making on.
-
-  By the counters of its GPUs (NVML) or processors (RAPL), else by CodeCarbon where that is installed, else by the
-  devices' rated watts. Counters see their own parts alone; only the rating is multiplied by the PUE.
-  """
-
-  def __init__(self, devices):
-    self.devices, self.began = list(devices), time.time()
-    self.start = self._joules()
-    self._tracker = None if self.start else _codecarbon()
-
-  def used(self) -> Used:
-    """Returns what was used since; to be asked once, at the end."""
-    now, hours = self._joules(), (time.time() - self.began) / 3600
-    parts = [name for name in now if name in self.start]
-    if parts:
-      kwh = sum(max(now[p] - self.start[p], 0.0) for p in parts) / 3.6e6
-      return Used(kwh, f"measured by {', '.join(sorted({p.partition(' ')[0] for p in parts}))}, this machine")
-    if self._tracker:
-      self._tracker.stop()
-      return Used(self._tracker.final_emissions_data.energy_consumed, "estimated by CodeCarbon, this machine")
-    chip = chip_of(self.devices[0])
-    if chip and chip.watts:
-      kwh = kilowatt_hours(chip.watts * len(self.devices), hours)
-      return Used(kwh, f"estimated: {len(self.devices)} devices x {chip.watts:g} W rated x hours x PUE {PUE}")
-    return Used(None, "not measured")
-
-  def _joules(self) -> dict[str, float]:
-    """Returns the counters that can be read, by name."""
-    return self._nvml() if self.devices[0].platform == "gpu" else self._rapl()
-
-  def _nvml(self) -> dict[str, float]:
-    try:
-      import pynvml
-
-      pynvml.nvmlInit()
-      handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
-      return {f"NVML {i}": pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3 for i, h in enumerate(handles)}
-    except Exception:  # not installed, no driver, a board without the counter
-      return {}
-
-  def _rapl(self, root: str = "/sys/class/powercap") -> dict[str, float]:
-    found = {}
-    for path in sorted(pathlib.Path(root).glob("intel-rapl:?")):
-      with contextlib.suppress(OSError, ValueError):
-        found[f"RAPL {path.name}"] = int((path / "energy_uj").read_text()) / 1e6
-    return found
-
-
-def _codecarbon():
-  """Returns a running CodeCarbon tracker that needs no network, or None where it is not installed or cannot run."""
-  try:
-    import codecarbon
-  except ImportError:
-    return None
-  logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-  with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # no run fails for want of a meter
-    tracker = codecarbon.OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="critical")
-    tracker.start()
-    return tracker
-  return None

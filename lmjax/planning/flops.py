@@ -4,14 +4,12 @@ import dataclasses
 import math
 
 import jax
-import numpy as np
 from jax.extend import core
-from jax.sharding import AxisType, Mesh
 
+from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
 
 FORMULA = "3 x the forward pass's matrix products, 2 FLOPs a multiplication, those of causal attention halved"
-AXES = ("data", "fsdp", "sequence", "model")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +49,8 @@ def _parameters(task):
 
 def count(function, *arguments) -> Flops:
   """Returns the FLOPs of a function's matrix products, those in loops as often as they run; nothing is computed."""
-  device = np.array(jax.devices("cpu")[:1]).reshape(1, 1, 1, 1)  # where attention is products, not a kernel
-  with use_layout(Layout(Mesh(device, AXES, axis_types=(AxisType.Auto,) * 4), ())):
+  processor = MeshShape().build(jax.devices("cpu")[:1])  # where attention is products, not a kernel
+  with use_layout(Layout(processor, ())):
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 

@@ -1,4 +1,4 @@
-"""What devices can do at most, and what they cost.
+"""What devices can do at most and what they cost, and the energy that a machine uses while it runs.
 
 TPUs: Google Cloud's pages "TPU v4", "TPU v5p", "TPU v5e" and "TPU v6e" (read 2026-11): bfloat16 FLOP/s, memory and its
 bandwidth, inter-chip bandwidth of all ports together, a chip's share of the pod's data-centre network. GPUs: NVIDIA's
@@ -8,9 +8,16 @@ published none for the others. Prices: on-demand, Google Cloud's list of 2025, a
 change and were not looked up since: give your own with --price.
 """
 
+import contextlib
 import dataclasses
+import logging
+import pathlib
+import time
+import warnings
 
 import jax
+
+PUE = 1.58  # the world's data centres in 2018, as in the paper; Google states 1.09 for its own (2024 report)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,3 +49,80 @@ def chip_of(device: jax.Device) -> Chip | None:
   """Returns what is known of a device, or None (of a CPU, say)."""
   found = [chip for chip in CHIPS.values() if chip.kind in device.device_kind]
   return max(found, key=lambda chip: len(chip.kind), default=None)  # "TPU v5 lite" before "TPU v5"
+
+
+def kilowatt_hours(watts: float, hours: float, pue: float = PUE) -> float:
+  """Returns the energy of `hours` at `watts`, the building's overhead included."""
+  return pue * watts * hours / 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Used:
+  """The energy of a run and how it is known; kwh None is not measured."""
+
+  kwh: float | None
+  how: str
+
+
+class Meter:
+  """Counts the energy of this machine from its making on.
+
+  By the counters of its GPUs (NVML) or processors (RAPL), else by CodeCarbon where that is installed, else by the
+  devices' rated watts. Counters see their own parts alone; only the rating is multiplied by the PUE.
+  """
+
+  def __init__(self, devices):
+    self.devices, self.began = list(devices), time.time()
+    self.start = self._joules()
+    self._tracker = None if self.start else _codecarbon()
+
+  def used(self) -> Used:
+    """Returns what was used since; to be asked once, at the end."""
+    now, hours = self._joules(), (time.time() - self.began) / 3600
+    parts = [name for name in now if name in self.start]
+    if parts:
+      kwh = sum(max(now[p] - self.start[p], 0.0) for p in parts) / 3.6e6
+      return Used(kwh, f"measured by {', '.join(sorted({p.partition(' ')[0] for p in parts}))}, this machine")
+    if self._tracker:
+      self._tracker.stop()
+      return Used(self._tracker.final_emissions_data.energy_consumed, "estimated by CodeCarbon, this machine")
+    chip = chip_of(self.devices[0])
+    if chip and chip.watts:
+      kwh = kilowatt_hours(chip.watts * len(self.devices), hours)
+      return Used(kwh, f"estimated: {len(self.devices)} devices x {chip.watts:g} W rated x hours x PUE {PUE}")
+    return Used(None, "not measured")
+
+  def _joules(self) -> dict[str, float]:
+    """Returns the counters that can be read, by name."""
+    return self._nvml() if self.devices[0].platform == "gpu" else self._rapl()
+
+  def _nvml(self) -> dict[str, float]:
+    try:
+      import pynvml
+
+      pynvml.nvmlInit()
+      handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+      return {f"NVML {i}": pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3 for i, h in enumerate(handles)}
+    except Exception:  # not installed, no driver, a board without the counter
+      return {}
+
+  def _rapl(self, root: str = "/sys/class/powercap") -> dict[str, float]:
+    found = {}
+    for path in sorted(pathlib.Path(root).glob("intel-rapl:?")):
+      with contextlib.suppress(OSError, ValueError):
+        found[f"RAPL {path.name}"] = int((path / "energy_uj").read_text()) / 1e6
+    return found
+
+
+def _codecarbon():
+  """Returns a running CodeCarbon tracker that needs no network, or None where it is not installed or cannot run."""
+  try:
+    import codecarbon
+  except ImportError:
+    return None
+  logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
+  with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # no run fails for want of a meter
+    tracker = codecarbon.OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="critical")
+    tracker.start()
+    return tracker
+  return None

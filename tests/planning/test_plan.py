@@ -25,7 +25,7 @@ def test_the_published_energy_table():
       if published[key] is not None:  # the paper rounds to whole numbers, and BERT's by up to half a percent
         assert ours[key] == pytest.approx(published[key], abs=0.51, rel=5e-3), (row["model"], key)
     assert ours["usd"] == pytest.approx(published["usd"], abs=0.51, rel=5e-3), row["model"]
-  assert energy.kilowatt_hours(1000, 10, 1.0) == 10
+  assert hardware.kilowatt_hours(1000, 10, 1.0) == 10
 
 
 def test_the_table_is_printed(capsys):
