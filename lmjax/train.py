@@ -100,16 +100,14 @@ def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int,
   Raises:
     UserError: whatever a person can mend; the last good checkpoint stays.
   """
-  hosts.join()
-  workdir = epath.Path(workdir)
-  clock = Clock()
-  run = experiments.build(settings, workdir)
-  experiments.keep(settings, run.tokenizer, workdir)
-  checkpoints = Checkpoints(workdir, run.checkpoint)
-  with use_layout(run.layout):
-    code = _train(run, settings, workdir, checkpoints, clock, profile)
-  hosts.leave()
-  return code
+  with hosts.joined():
+    workdir = epath.Path(workdir)
+    clock = Clock()
+    run = experiments.build(settings, workdir)
+    experiments.keep(settings, run.tokenizer, workdir)
+    checkpoints = Checkpoints(workdir, run.checkpoint)
+    with use_layout(run.layout):
+      return _train(run, settings, workdir, checkpoints, clock, profile)
 
 
 def _train(

@@ -4,12 +4,14 @@ They meet by three environment variables, LMJAX_COORDINATOR (host:port of proces
 under SLURM, MPI, GKE and on a TPU pod jax finds them by itself.
 """
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import threading
 import time
+import traceback
 from typing import Any
 
 import jax
@@ -21,6 +23,8 @@ VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
 LIMIT = 300.0  # seconds to wait for hosts at the start; LMJAX_TIMEOUT sets another
 SILENCE = 30.0  # seconds after which a silent host is taken for lost
 LOST = 69  # exit code of the others
+
+_leaving = threading.Event()  # from here on, a silent host is one that has left before us
 
 
 def join() -> None:
@@ -128,7 +132,7 @@ def _watch() -> None:
   client, own = distributed.global_state.client, jax.process_index()
   others = {p: (0, time.monotonic()) for p in range(jax.process_count()) if p != own}
   beat = 0
-  while True:
+  while not _leaving.wait(2):
     beat += 1
     try:
       client.key_value_set(f"lmjax/alive/{own}", str(beat), allow_overwrite=True)
@@ -139,7 +143,7 @@ def _watch() -> None:
           break
         others[process] = (last, since) if int(now) == last else (int(now), time.monotonic())
     except Exception as error:  # the store lives in process 0
-      if "NOT_FOUND" not in str(error):
+      if "NOT_FOUND" not in str(error) and not _leaving.is_set():
         _stop("hosts: process 0 is gone; the others stop. The same command goes on from the last checkpoint", LOST)
     for process, (_, since) in others.items():
       if time.monotonic() - since > SILENCE - 5:
@@ -148,16 +152,32 @@ def _watch() -> None:
           "The same command goes on from the last checkpoint",
           LOST,
         )
-    time.sleep(2)
 
 
-def leave() -> None:
-  """Tells the others that this process has ended well, and waits until all have."""
+@contextlib.contextmanager
+def joined():
+  """Joins the other hosts of the run, if there are any, and leaves with them; an error ends this process at once.
+
+  Otherwise it would wait for hosts that wait for it.
+  """
+  join()
+  try:
+    yield
+  except BaseException as error:
+    if jax.process_count() == 1:
+      raise
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      reason = str(error).strip().splitlines()[0][:200]
+      _stop(f"hosts: another process is gone ({reason}). The same command goes on from the last checkpoint", LOST)
+    if not isinstance(error, UserError):
+      traceback.print_exc()
+    _stop(str(error) or type(error).__name__, 2 if isinstance(error, UserError) else 1)
   if jax.process_count() > 1:
     from jax._src import distributed
 
-    client = distributed.global_state.client
-    client.key_value_set(f"lmjax/alive/{jax.process_index()}", "done", allow_overwrite=True)
+    _leaving.set()
+    key = f"lmjax/alive/{jax.process_index()}"
+    distributed.global_state.client.key_value_set(key, "done", allow_overwrite=True)
     jax.distributed.shutdown()
 
 

@@ -1,0 +1,157 @@
+"""Several hosts, as local processes that talk by gloo: the same run, and no run that hangs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from tests.conftest import ROOT
+
+CONFIG = ("--config", "configs/quickstart.py:debug", "--config.rules=fsdp", "--config.model.dropout=0.1",
+          "--config.optim.schedule=constant", "--config.mesh.data=1", "--config.mesh.fsdp=-1")  # fmt: skip
+
+
+def free_port() -> int:
+  """A port that is free, and whose neighbour is, where the processes meet."""
+  while True:
+    with socket.socket() as one, socket.socket() as two:
+      one.bind(("localhost", 0))
+      port = one.getsockname()[1]
+      try:
+        two.bind(("localhost", port + 1))
+        return port
+      except OSError:
+        continue
+
+
+def start(run, count, devices, *more, numbers=None, limit=100):
+  """Starts the processes of one run, each with simulated devices of its own."""
+  port = free_port()
+  env = os.environ | {
+    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "NPROC": str(4 * devices), "LMJAX_COORDINATOR": f"localhost:{port}", "LMJAX_PROCESSES": str(count),
+    "LMJAX_TIMEOUT": str(limit),
+  }  # fmt: skip
+  command = [sys.executable, "-W", "error", "-m", "lmjax", "train", *CONFIG, "--workdir", str(run), *more]
+  return [
+    subprocess.Popen(
+      command, cwd=ROOT, env=env | {"LMJAX_PROCESS": str(i)}, text=True,
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )
+    for i in (range(count) if numbers is None else numbers)
+  ]  # fmt: skip
+
+
+def finish(processes, timeout=200):
+  """Returns (exit code, what it said) of each."""
+  try:
+    told = [process.communicate(timeout=timeout)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def losses(run):
+  lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+  return [line["train_loss"] for line in lines if "train_loss" in line]
+
+
+def wait_for(run, step, processes):
+  deadline = time.time() + 150
+  while time.time() < deadline and all(process.poll() is None for process in processes):
+    if (run / "checkpoints" / str(step)).is_dir():
+      return
+    time.sleep(0.05)
+  raise AssertionError(f"step {step} did not come: {[p.poll() for p in processes]}")
+
+
+def same_parameters(run, meshes):
+  """A checkpoint read onto meshes of 1, 4 and 8 devices holds the same numbers, bit for bit."""
+  script = f"""
+import jax, numpy as np
+from lmjax import experiment
+from lmjax.parallel.sharding import use_layout
+settings, found = experiment.open_run({str(run)!r}), []
+for count in {meshes}:
+  built = experiment.build(settings, {str(run)!r}, devices=jax.devices()[:count])
+  with use_layout(built.layout):
+    params, _ = built.load({str(run)!r})
+  found.append([np.asarray(leaf) for leaf in jax.tree.leaves(params)])
+for other in found[1:]:
+  for a, b in zip(found[0], other, strict=True):
+    assert (a == b).all()
+print("the same")
+"""
+  env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8", "NPROC": "32"}
+  done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120)
+  assert "the same" in done.stdout, done.stderr[-2000:]
+
+
+def test_two_hosts_are_one_and_a_run_goes_on_with_other_numbers(lmjax, tmp_path):
+  """Uninterrupted on one device; 8 devices on two hosts, then 1, then 8 again: the same losses."""
+  alone, moved = tmp_path / "alone", tmp_path / "moved"
+  lmjax("train", *CONFIG, "--config.steps=12", "--workdir", alone)
+  for code, told in finish(start(moved, 2, 4, "--config.steps=4")):
+    assert code == 0, told[-2000:]
+  same_parameters(moved, [8, 4, 1])
+  lmjax("train", *CONFIG, "--config.steps=8", "--workdir", moved)
+  same_parameters(moved, [1, 8])
+  for code, told in finish(start(moved, 2, 4, "--config.steps=12")):
+    assert code == 0, told[-2000:]
+  assert len(losses(moved)) == 12
+  np.testing.assert_allclose(losses(moved), losses(alone), rtol=2e-4)
+  np.testing.assert_allclose(losses(moved)[:4], losses(alone)[:4], rtol=2e-5)
+  read = [json.loads((run / "summary.json").read_text()) for run in (alone, moved)]
+  assert read[0]["validation_loss"] == pytest.approx(read[1]["validation_loss"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_four_makes_all_save_the_same_step_and_leave(tmp_path):
+  processes = start(tmp_path, 4, 1, "--config.steps=5000", "--config.checkpoint.every=20", "--config.evals.every=0")
+  wait_for(tmp_path, 20, processes)
+  processes[2].send_signal(signal.SIGTERM)
+  done = finish(processes, 60)
+  assert [code for code, _ in done] == [75] * 4, done
+  assert "SIGTERM: saved step" in done[0][1]
+  step = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+  assert f"saved step {step} " in done[0][1] and step >= 20
+
+
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_killed_host_stops_the_other_and_the_next_start_goes_on(tmp_path, victim):
+  more = ("--config.steps=5000", "--config.checkpoint.every=20", "--config.evals.every=0")
+  processes = start(tmp_path, 2, 1, *more)
+  wait_for(tmp_path, 20, processes)
+  processes[victim].kill()
+  began = time.time()
+  done = finish(processes, 60)
+  assert time.time() - began < 60
+  code, told = done[1 - victim]
+  assert code == 69 and "is gone" in told and "goes on from the last checkpoint" in told, told[-2000:]
+  if victim:
+    last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+    done = finish(start(tmp_path, 2, 1, f"--config.steps={last + 5}", *more[1:]))
+    assert [code for code, _ in done] == [0, 0] and f"goes on from step {last}" in done[0][1]
+
+
+def test_a_missing_host_is_named(tmp_path):
+  done = finish(start(tmp_path, 3, 1, numbers=(0, 1), limit=4), 60)
+  for code, told in done:
+    assert code == 2 and "3 processes are expected and 2 came within 4 s; missing: process 2" in told, told
+  ((code, told),) = finish(start(tmp_path, 2, 1, numbers=(1,), limit=4), 60)
+  assert code == 2 and "missing: process 0" in told
+
+
+def test_half_a_description_is_refused(lmjax, tmp_path):
+  process = lmjax("train", *CONFIG, "--workdir", tmp_path, env={"LMJAX_PROCESSES": "2"}, check=False)
+  assert process.returncode == 2 and "LMJAX_COORDINATOR, LMJAX_PROCESS is not set" in process.stderr
+  wrong = {"LMJAX_COORDINATOR": "localhost:1", "LMJAX_PROCESSES": "2", "LMJAX_PROCESS": "2"}
+  process = lmjax("train", *CONFIG, "--workdir", tmp_path, env=wrong, check=False)
+  assert process.returncode == 2 and "a number below the count" in process.stderr
