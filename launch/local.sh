@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Several processes with simulated devices on this machine, as a pod has hosts: for debugging.
+#   bash launch/local.sh --processes 2 --devices 4 [--dry-run] -- --config configs/quickstart.py:debug --workdir runs/local
+# Needs nothing. The processes meet at --port (default 5555) and the port after it.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+processes=1 devices=8 port=5555
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --processes) processes="$(value "$@")"; shift ;;
+    --devices) devices="$(value "$@")"; shift ;;
+    --port) port="$(value "$@")"; shift ;;
+    --dry-run) dry=1 ;;
+    --) shift; break ;;
+    *) stop "no option $1; the options of lmjax train follow after --" ;;
+  esac
+  shift
+done
+[ $# -gt 0 ] || stop "what is to be trained? give -- --config ... --workdir ..."
+
+plan "cpu:$((processes * devices))" 1 "$@"
+children=()
+trap 'kill "${children[@]}" 2>/dev/null || true' INT TERM
+for ((i = 0; i < processes; i++)); do
+  run env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices" "NPROC=$((4 * devices))" \
+    "LMJAX_COORDINATOR=localhost:$port" "LMJAX_PROCESSES=$processes" "LMJAX_PROCESS=$i" \
+    "${lmjax[@]}" train "$@" &
+  children+=($!)
+done
+code=0
+for child in "${children[@]}"; do
+  wait "$child" || code=$?
+done
+exit "$code"

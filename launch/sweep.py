@@ -1,0 +1,57 @@
+"""A grid of runs, one after the other: prints the commands, or runs those that are not finished.
+
+    python launch/sweep.py --workdir runs/sweep --grid optim.peak_rate=1e-3,3e-3 --grid model.depth=4,8 -- \
+      --config configs/quickstart.py
+    python launch/sweep.py ... --dry-run
+
+Every run has a folder of its own, named by its values; one that has a summary.json is done and left alone, one that was
+interrupted goes on. Needs nothing. At the end the runs are listed by their validation loss.
+"""
+
+import argparse
+import itertools
+import json
+import pathlib
+import shlex
+import subprocess
+import sys
+
+
+def main() -> int:
+  arguments = sys.argv[1:]
+  cut = arguments.index("--") if "--" in arguments else len(arguments)
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+  parser.add_argument("--workdir", required=True, type=pathlib.Path)
+  parser.add_argument("--grid", action="append", required=True, metavar="KEY=VALUE,VALUE", help="a key of the config")
+  parser.add_argument("--topology", help="plan every run for these devices first, and leave out what does not fit")
+  parser.add_argument("--dry-run", action="store_true")
+  options = parser.parse_args(arguments[:cut])
+  axes = []
+  for axis in options.grid:
+    key, given, values = axis.partition("=")
+    if not given or not values:
+      print(f"lmjax: --grid {axis}: give KEY=VALUE,VALUE", file=sys.stderr)
+      return 2
+    axes.append([(key, value) for value in values.split(",")])
+  worst, losses = 0, {}
+  for point in itertools.product(*axes):
+    folder = options.workdir / "_".join(f"{key.split('.')[-1]}-{value}" for key, value in point)
+    given = [*arguments[cut + 1 :], *(f"--config.{key}={value}" for key, value in point)]
+    train = [sys.executable, "-m", "lmjax", "train", *given, "--workdir", str(folder)]
+    plan = [sys.executable, "-m", "lmjax", "plan", *given, "--topology", options.topology] if options.topology else None
+    if not (folder / "summary.json").exists():
+      for command in filter(None, (plan, train)):
+        print(shlex.join(command), flush=True)
+        code = 0 if options.dry_run else subprocess.run(command).returncode
+        worst = max(worst, code)
+        if code:
+          break
+    if (folder / "summary.json").exists():
+      losses[folder.name] = json.loads((folder / "summary.json").read_text())["validation_loss"]
+  for name, loss in sorted(losses.items(), key=lambda item: (item[1] is None, item[1])):
+    print(f"{loss if loss is None else format(loss, '.4f')}  {name}")
+  return worst
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,54 @@
+#!/usr/bin/env bash
+# A run on a Cloud TPU slice: asks for it as a queued resource, installs lmjax on every host, trains, and starts again
+# after a preemption (exit code 75, or a slice that went away).
+#   bash launch/tpu_pod.sh --name gpt2 --zone us-central1-a --type v5litepod-256 --topology v5e-256 --spot \
+#     -- --config configs/llama.py:size=7b --workdir gs://bucket/runs/llama
+# Needs gcloud with a project, quota for the TPU type, a bucket the slice may write, and this repository in --source
+# (a git URL the hosts can reach). --runtime is the software version of the TPU type.
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+name="" zone="" type="" topology="" runtime=v2-alpha-tpuv5-lite spot=() slices=1
+source_url="$(git remote get-url origin 2>/dev/null || echo GIT_URL)"
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --name) name="$(value "$@")"; shift ;;
+    --zone) zone="$(value "$@")"; shift ;;
+    --type) type="$(value "$@")"; shift ;;
+    --topology) topology="$(value "$@")"; shift ;;
+    --runtime) runtime="$(value "$@")"; shift ;;
+    --source) source_url="$(value "$@")"; shift ;;
+    --slices) slices="$(value "$@")"; shift ;;
+    --spot) spot=(--spot) ;;
+    --dry-run) dry=1 ;;
+    --) shift; break ;;
+    *) stop "no option $1; the options of lmjax train follow after --" ;;
+  esac
+  shift
+done
+[ -n "$name" ] && [ -n "$zone" ] && [ -n "$type" ] || stop "give --name, --zone and --type (v5litepod-256, v5p-128, v4-32, v6e-64)"
+case "$*" in *--workdir\ gs://*) ;; *) stop "a pod has no shared disk: give --workdir gs://..." ;; esac
+[ -n "$dry" ] || command -v gcloud >/dev/null || stop "gcloud is not installed: cloud.google.com/sdk"
+
+plan "${topology:-${type/v5litepod/v5e}}" "$slices" "$@"
+node=(--node-id "$name")
+[ "$slices" = 1 ] || node=(--node-count "$slices" --node-prefix "$name")
+# Collectives beside computation, as MaxText's tuned configurations ask for them.
+flags="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_overlap_compute_collective_tc=true"
+ssh=(gcloud compute tpus queued-resources ssh "$name" --zone "$zone" --node all --worker all --command)
+train="cd lmjax && LIBTPU_INIT_ARGS='$flags' .venv/bin/lmjax train $(printf '%q ' "$@")"
+
+while :; do
+  run gcloud compute tpus queued-resources create "$name" --zone "$zone" --accelerator-type "$type" \
+    --runtime-version "$runtime" "${node[@]}" "${spot[@]}"
+  if [ -z "$dry" ]; then
+    until gcloud compute tpus queued-resources describe "$name" --zone "$zone" --format 'value(state.state)' | grep -q ACTIVE; do
+      sleep 30
+    done
+  fi
+  run "${ssh[@]}" "git clone $source_url lmjax; cd lmjax && python3 -m venv .venv && .venv/bin/pip install -q -e . 'jax[tpu]'" || true
+  code=0
+  run "${ssh[@]}" "$train" || code=$?
+  run gcloud compute tpus queued-resources delete "$name" --zone "$zone" --force --quiet
+  # 75: saved and preempted; 69: a host was lost; 255: ssh lost the slice itself.
+  case "$code" in 75 | 69 | 255) echo "preempted: asking for another slice" ;; *) exit "$code" ;; esac
+done
