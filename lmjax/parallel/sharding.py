@@ -84,6 +84,13 @@ class Layout:
       for axis in axes:
         if axis not in mesh.axis_names:
           raise UserError(f"rules: {logical} -> {axis}: no such mesh axis{nearest(axis, mesh.axis_names)}")
+    used = {axis for _, axes in rules for axis in axes}
+    for axis, size in mesh.shape.items():
+      if size > 1 and axis not in used:
+        others = [name for name, known in RULES.items() if any(axis in axes for _, axes in known)]
+        raise UserError(
+          f"mesh: {axis}={size}, and no rule gives that axis anything to carry; rule sets that do: {', '.join(others)}"
+        )
     return cls(mesh, rules)
 
   def spec(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
