@@ -54,7 +54,10 @@ def debug(config: ConfigDict) -> ConfigDict:
   part = "lmjax.data.corpus:Embedded"
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
   config.data.update(length=32, workers=0)
-  config.data.tokenizer = ConfigDict(dict(algorithm="bytes"))
+  small = dict(algorithm="bytes")
+  if config.data.tokenizer.get("algorithm") == "wordpiece":
+    small = dict(algorithm="wordpiece", size=512)
+  config.data.tokenizer = ConfigDict(small)
   config.data.source = ConfigDict(dict(kind=part, part=":5%"))
   config.data.validation = ConfigDict(dict(kind=part, part="99.5%:"))
   config.model.update({k: v for k, v in TINY.items() if k in config.model})

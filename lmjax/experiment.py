@@ -11,7 +11,7 @@ from etils import epath
 from lmjax import checkpoint, config, logs
 from lmjax.compression.base import ParamTransform
 from lmjax.data import tokenizers
-from lmjax.data.pipeline import Text
+from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evals.base import Evaluator
 from lmjax.optim import Optimizer, averaged
@@ -32,7 +32,7 @@ class Experiment:
   steps: int
   batch: int  # rows of the global batch
   layout: Layout
-  data: Text
+  data: Reader
   tokenizer: Tokenizer
   task: Task
   optimizer: Optimizer
@@ -113,7 +113,7 @@ def build(
     layout=layout,
     data=data,
     tokenizer=tokenizer,
-    task=config.build(settings["task"], "task", model=model),
+    task=config.build(settings["task"], "task", model=model, **data.shared()),
     optimizer=optimizer,
     transform=config.build(settings["transform"], "transform"),
     evaluators={name: config.build(spec, f"evals.{name}") for name, spec in evals.items()},

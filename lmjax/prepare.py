@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--tokenizer", help="the tokenizer to use: a folder, a file or a run")
   parser.add_argument("--algorithm", choices=tuple(tokenizers.ALGORITHMS), default="bpe", help="or train one: its kind")
   parser.add_argument("--size", type=int, default=8000, help="and its number of ids")
-  parser.add_argument("--document", default="piece", help="text files are cut by: piece, paragraph, line, file")
+  parser.add_argument(
+    "--document", default="piece", help="text files are cut by: piece, paragraph, chapter, line, file"
+  )
   parser.add_argument("--key", default="text", help="where the text is, in .jsonl and .parquet")
   parser.add_argument("--clean", help="a function over a text file's bytes: lmjax.data.corpus:gutenberg_body")
   parser.add_argument("--keep", help="keep the texts for which this function is true, package.module:name")

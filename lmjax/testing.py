@@ -5,7 +5,7 @@ import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.models.decoder import Config, Decoder
-from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.base import Task
 
 
 def tiny_decoder(**changes) -> Decoder:
@@ -14,10 +14,11 @@ def tiny_decoder(**changes) -> Decoder:
   return Decoder(Config(**(shape | changes)))
 
 
-def fake_batch(task: CausalLM, batch: int = 4, length: int = 16, seed: int = 0) -> Batch:
+def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> Batch:
   """Returns random ids of two packed documents a row, the second half as long as the first, the last token padding."""
   rng = np.random.default_rng(seed)
-  ids = rng.integers(0, task.model.config.vocabulary, (batch, length + 1))
+  spec, vocabulary = task.spec(batch, length), task.model.config.vocabulary
+  ids = rng.integers(0, vocabulary, (batch, length + 1))
   first = length * 2 // 3
   segments = np.where(np.arange(length) < first, 1, 2)
   segments[-1] = 0
@@ -27,6 +28,12 @@ def fake_batch(task: CausalLM, batch: int = 4, length: int = 16, seed: int = 0) 
     "targets": ids[:, 1:],
     "positions": np.tile(positions, (batch, 1)),
     "segments": np.tile(segments, (batch, 1)),
+    "types": np.tile(segments == 2, (batch, 1)),
     "weights": np.tile(segments > 0, (batch, 1)),
+    "random": rng.integers(0, 2, batch),
   }
-  return {key: jnp.asarray(full[key], leaf.dtype) for key, leaf in task.spec(batch, length).items()}
+  if "predicted" in spec:
+    places = spec["predicted"].shape
+    full["predicted"], full["labels"] = rng.integers(0, length - 1, places), rng.integers(0, vocabulary, places)
+    full["weights"] = np.ones(places)
+  return {key: jnp.asarray(full[key], leaf.dtype) for key, leaf in spec.items()}

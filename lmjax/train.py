@@ -38,7 +38,8 @@ PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again
 def make_step(task: Task, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1):
   """Returns step(state, batch, rng) -> (state, metrics), the whole of it, to be jitted with its state donated.
 
-  metrics: each loss term and metric of the task as a Mean, `gradient_norm`, and `finite`, which says that both are.
+  metrics: each loss term and metric of the task as a Mean, their weighted sum `loss`, `gradient_norm`, and `finite`,
+  which says that both are.
   """
 
   def step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict[str, Any]]:
@@ -55,7 +56,8 @@ def make_step(task: Task, tx: optax.GradientTransformation, transform: ParamTran
     params = optax.apply_updates(state.params, updates)
     params, transform_state = transform.update(params, grads, state.transform, state.step)
     norm = optax.tree.norm(grads)
-    metrics = terms | {"gradient_norm": norm, "finite": jnp.isfinite(weighted_sum(terms, counts) + norm)}
+    loss = weighted_sum(terms, counts)
+    metrics = terms | {"loss": Mean(loss, jnp.ones(())), "gradient_norm": norm, "finite": jnp.isfinite(loss + norm)}
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state, transform=transform_state, carry=carry
     )
@@ -179,9 +181,8 @@ def _train(
       log.write(
         at,
         {
-          "train_loss": values["nll"] if "nll" in values else values["loss"],
-          "accuracy": values.get("correct", 0.0),
-          "gradient_norm": values["gradient_norm"],
+          "train_loss": values.get("nll", values["loss"]),
+          **{key: value for key, value in values.items() if key not in ("loss", "nll", "finite")},
           "rate": float(rate(at - 1)),
           "tokens": at * tokens,
           "tokens_per_second": speed,

@@ -23,7 +23,7 @@ def state(abstract=False):
 
 def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):
   saved = state()
-  place = checkpoint.place(jax.random.key(5), np.arange(6).reshape(3, 2))
+  place = checkpoint.place(jax.random.key(5), np.arange(6).reshape(3, 2), 0)
   checkpoints = checkpoint.Checkpoints(tmp_path, checkpoint.Settings(keep=2, best=1))
   for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5)):
     saved = saved.replace(step=jax.numpy.int32(step))

@@ -16,6 +16,7 @@ from tests.conftest import ROOT
 
 VARIANTS = [
   "gpt", "quickstart", "shakespeare_char", "text", "llama:size=7b", "llama:size=8b",
+  *(f"bert:size={size}" for size in ("mini", "tiny", "small", "medium", "base", "large")),
   *(f"gpt2:size={size}" for size in ("124m", "355m", "774m", "1558m")),
   *(f"gpt3:size={size}" for size in ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")),
 ]  # fmt: skip
@@ -32,10 +33,11 @@ def test_every_config_builds_and_takes_a_debug_step(name):
   assert full["steps"] > 20
   settings = config.load(f"configs/{file}.py:{choice},debug")
   run = experiment.build(settings)
-  if file not in ("gpt", "quickstart", "shakespeare_char", "text", "llama", "gpt2") or choice[-2:] not in (
+  if file not in ("gpt", "quickstart", "shakespeare_char", "text", "llama", "gpt2", "bert") or choice[-2:] not in (
     "",
     "4m",
     "7b",
+    "ni",
   ):
     run.state(abstract=True)
     return  # the sizes of a family share all their code: one of them takes the step

@@ -14,6 +14,10 @@ LEGEND = {
   "targets": "ids it must predict, int32 [B, L]",
   "weights": "loss weight of each target, float32 [B, L]; 0 on padding",
   "positions": "place of each token in its own document, int32 [B, L]",
+  "types": "0 for sentence A, 1 for B, int32 [B, L]",
+  "predicted": "places whose words are to be found, int32 [B, P]; weights and labels are then [B, P] too",
+  "labels": "the words at those places, or the class of a row, int32",
+  "random": "1 where sentence B is a random one, 0 where it follows A, as BERT has it, int32 [B]",
   "segments": "number of the packed document a token belongs to, from 1, int32 [B, L]; 0 is padding",
 }
 

@@ -3,30 +3,28 @@
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
 import numpy as np
 
 from lmjax.data.batch import Batch
-from lmjax.data.documents import Bad, Encoded, Source, refuse_rubbish, texts
+from lmjax.data.documents import Bad, Source, refuse_rubbish, texts
 from lmjax.data.packing import Buckets, Concatenate, Document, FirstFit, Packer, Windows
-from lmjax.data.streams import Documents, Mixture, proportions, schedule
+from lmjax.data.streams import Documents, proportions, schedule
 from lmjax.data.tokenizers import Settings, Tokenizer
 from lmjax.utils.errors import UserError
 
 PACKINGS = ("concatenate", "first_fit", "buckets", "windows")
+KEPT = 4  # documents a stream remembers
 SAMPLE = 1000  # documents whose lengths decide how often each bucket comes
 
 
 @dataclasses.dataclass(frozen=True)
-class Text:
-  """Text as a language model reads it.
+class Reader:
+  """What every kind of data shares: sources, a tokenizer, streams, and rows made ahead of the step.
 
-  packing: `concatenate` puts whole documents one after the other, split at the ends of rows, and `first_fit` into the
-  first row with room; both keep documents apart by segments. `buckets` gives each a row of its own, of one of the
-  lengths `buckets`. `windows` draws windows of one long text, in which documents run on into each other (for small
-  corpora: it is tokenized at the start).
   streams: 0 is one for each row of the batch, else a divisor of it. workers: processes that read and tokenize, rounded
   down to a divisor of the streams; 0 reads in a thread.
   version: raise it to go on with other data; the order then starts anew.
@@ -36,20 +34,14 @@ class Text:
   validation: Source
   length: int
   tokenizer: Settings = Settings()
-  packing: str = "concatenate"
-  buckets: tuple[int, ...] = ()
   streams: int = 0
   workers: int = 0
   ahead: int = 4  # batches made in advance
   version: int = 0
 
   def __post_init__(self):
-    if self.packing not in PACKINGS:
-      raise ValueError(f"packing is one of {', '.join(PACKINGS)}, not {self.packing!r}")
     if self.length < 1:
       raise ValueError(f"length is at least 1 token, not {self.length}")
-    if (self.packing == "buckets") != bool(self.buckets) or any(not 0 < b <= self.length for b in self.buckets):
-      raise ValueError("buckets are lengths of up to `length` tokens, given for packing='buckets' and only then")
     if min(self.streams, self.workers, self.ahead, self.version) < 0:
       raise ValueError("streams, workers, ahead and version are at least 0")
 
@@ -59,8 +51,23 @@ class Text:
 
   def start(self, batch: int) -> np.ndarray:
     """Returns the positions of a run's streams at its start [streams, integers of a position]."""
-    width = {"buckets": 1 + len(self.buckets), "windows": 1}.get(self.packing, 2)
-    return np.zeros((self.streams or batch, width), np.int64)
+    return np.zeros((self.streams or batch, self.integers(training=True)), np.int64)
+
+  def shared(self) -> dict[str, Any]:
+    """Returns what a task must know of the data, so that the config says it once."""
+    return {}
+
+  def integers(self, training: bool) -> int:
+    """Returns how many integers a position has."""
+    return 2
+
+  def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
+    """Returns the documents of a source as the packers read them."""
+    return Documents(source, tokenizer, seed, streams)
+
+  def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
+    """Returns the packer of each stream."""
+    raise NotImplementedError
 
   def train(self, tokenizer: Tokenizer, batch: int, seed: int, positions: np.ndarray | None = None) -> "Batches":
     """Returns endless batches of `batch` rows, from the start or from saved positions.
@@ -82,24 +89,24 @@ class Text:
       )
     own = streams // hosts
     numbers = list(range(own * jax.process_index(), own * (jax.process_index() + 1)))
-    documents = Documents(self.source, tokenizer, (seed + 7919 * self.version) % 2**32, streams)
-    rows = _Rows(documents, self._packers(documents, numbers), batch // streams, positions)
+    documents = self.documents(self.source, tokenizer, (seed + 7919 * self.version) % 2**32, streams)
+    rows = _Rows(documents, self.packers(documents, numbers), batch // streams, positions)
     workers = max((w for w in range(1, self.workers + 1) if own % w == 0), default=0)
     if workers:
       rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
     dataset = rows.batch(own, batch_fn=_join)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.ahead)
-    known = documents.whole[2] if self.packing == "windows" else (0, [])
-    return Batches(iter(dataset), positions, *known)
+    return Batches(iter(dataset), positions, *documents.report)
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
     """Returns the batches of one pass over the validation text, padded to whole batches; the first `steps` if given.
 
     Each carries `bytes`, the UTF-8 bytes of the text its targets stand for, which a task does not see.
     """
-    documents = Documents(self.validation, tokenizer, None, 1)
+    documents = self.documents(self.validation, tokenizer, None, 1)
+    start = np.zeros((1, self.integers(training=False)), np.int64)
     found: list[Batch] = []
-    for row in _Rows(documents, self._packers(documents, [0]), 1, self.start(1)[:, :2]):
+    for row in _Rows(documents, self.packers(documents, [0]), 1, start):
       if not row["weights"].any() or len(found) == steps * batch > 0:
         break
       found.append(row)
@@ -110,14 +117,36 @@ class Text:
     joined = [_join(found[i : i + batch]) for i in range(0, len(found), batch)]
     return [{key: b[key] for key in b if key not in ("position", "report")} for b in joined]
 
-  def _packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
-    """Returns the packer of each stream; the first document of every source is read, to find what cannot be used."""
-    source = documents.source
-    for part in [p.source for p in source.parts.values()] if isinstance(source, Mixture) else [source]:
-      if isinstance(part[0], Encoded):
-        documents.encode(part[0])
+
+@dataclasses.dataclass(frozen=True)
+class Text(Reader):
+  """Text as a language model reads it.
+
+  packing: `concatenate` puts whole documents one after the other, split at the ends of rows, and `first_fit` into the
+  first row with room; both keep documents apart by segments. `buckets` gives each a row of its own, of one of the
+  lengths `buckets`. `windows` draws windows of one long text, in which documents run on into each other (for small
+  corpora: it is tokenized at the start).
+  """
+
+  packing: str = "concatenate"
+  buckets: tuple[int, ...] = ()
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.packing not in PACKINGS:
+      raise ValueError(f"packing is one of {', '.join(PACKINGS)}, not {self.packing!r}")
+    if (self.packing == "buckets") != bool(self.buckets) or any(not 0 < b <= self.length for b in self.buckets):
+      raise ValueError("buckets are lengths of up to `length` tokens, given for packing='buckets' and only then")
+
+  def integers(self, training: bool) -> int:
     if self.packing == "windows":
-      ids, size, _ = documents.whole
+      return 1
+    return 1 + len(self.buckets) if self.packing == "buckets" and training else 2
+
+  def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
+    documents.refuse_other_tokenizers()
+    if self.packing == "windows":
+      ids, size = documents.whole
       return {s: Windows(ids, size, self.length, documents.seed, s) for s in streams}
     if self.packing == "buckets":
       buckets, order = (self.length,), [0]  # of a single pass, all rows have one length
@@ -202,7 +231,8 @@ class _RowIterator(grain.DatasetIterator):
     self._turn = 0
     self._streams = list(rows.packers)
     self._positions = {s: tuple(map(int, rows.positions[s])) for s in self._streams}
-    self._known: dict[int, tuple[int, Document]] = {}  # a long document is tokenized once, not once a row
+    # The last documents of each stream: a long one is tokenized once, not once a row.
+    self._known: dict[int, dict[int, Document]] = {stream: {} for stream in self._streams}
     self._report: tuple[int, list[Bad]] = (0, [])
 
   def __next__(self) -> dict:
@@ -218,9 +248,9 @@ class _RowIterator(grain.DatasetIterator):
     return element
 
   def _read(self, stream: int, number: int) -> Document:
-    known, document = self._known.get(stream, (-1, None))
-    if known == number:
-      return document
+    known = self._known[stream]
+    if number in known:
+      return known[number]
     found = self._rows.documents.read(stream, number)
     read, bad = self._report
     if isinstance(found, Bad):
@@ -228,7 +258,9 @@ class _RowIterator(grain.DatasetIterator):
       found = (np.zeros(0, np.int32), 0)
     else:
       self._report = (read + 1, bad)
-    self._known[stream] = (number, found)
+    if len(known) == KEPT:
+      del known[next(iter(known))]
+    known[number] = found
     return found
 
   def get_state(self) -> dict:

@@ -19,13 +19,19 @@ from etils import epath
 from lmjax.data.documents import LARGEST, Bad, Clean, Index, find, line_starts, share
 from lmjax.utils.errors import UserError, nearest
 
+# "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; a page of contents makes documents of a line.
+CHAPTER = re.compile(
+  rb"^[ \t]*(?:(?:chapter|book|part|letter|stave)[ \t]+\S+|[IVXLC]+\.(?=[ \t]+[A-Z])).*$", re.M | re.I
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
   """Text files by path or glob, cut into documents.
 
   document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work
-  in a single large file); `paragraph` cuts at blank lines; `line` and `file` say what they do.
+  in a single large file); `paragraph` cuts at blank lines; `chapter` at lines that number one; `line` and `file` say
+  what they do.
   clean: the dotted name of a function from a file's bytes to those to read, such as
   `lmjax.data.corpus:gutenberg_body`.
   """
@@ -37,8 +43,8 @@ class TextFiles:
   clean: Clean | None = None
 
   def __post_init__(self):
-    if self.document not in ("piece", "paragraph", "line", "file"):
-      raise ValueError(f"document is piece, paragraph, line or file, not {self.document!r}")
+    if self.document not in ("piece", "paragraph", "chapter", "line", "file"):
+      raise ValueError(f"document is piece, paragraph, chapter, line or file, not {self.document!r}")
     if self.piece < 1:
       raise ValueError(f"piece is at least 1 byte, not {self.piece}")
 
@@ -53,6 +59,9 @@ class TextFiles:
     if self.document == "paragraph":
       starts = [match.end() for match in re.finditer(rb"\r?\n(?:[ \t]*\r?\n)+", data)]
       return np.array([0, *starts], np.int64)
+    if self.document == "chapter":
+      starts = [match.start() for match in CHAPTER.finditer(data)]
+      return np.array([0, *(start for start in starts if start)], np.int64)
     if self.document == "line":
       return line_starts(data)
     ends = (data.find(b"\n", wanted) + 1 for wanted in range(self.piece - 1, len(data), self.piece))

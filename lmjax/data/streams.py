@@ -81,6 +81,7 @@ class Documents:
 
   def __init__(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int):
     self.source, self.tokenizer, self.seed, self.streams = source, tokenizer, seed, streams
+    self.report: tuple[int, list[Bad]] = (0, [])  # of what was read at the start
 
   @functools.cached_property
   def _endless(self) -> list[grain.MapDataset]:
@@ -130,15 +131,23 @@ class Documents:
       whole[0], whole[1:-1], whole[-1] = self.tokenizer.start, ids, self.tokenizer.end
     return whole, size
 
+  def refuse_other_tokenizers(self) -> None:
+    """Raises UserError if a source was prepared with another tokenizer, before anything starts."""
+    parts = self.source.parts.values() if isinstance(self.source, Mixture) else ()
+    for first in [part.source[0] for part in parts] or [self.source[0]]:
+      if isinstance(first, Encoded):
+        self.encode(first)
+
   @functools.cached_property
-  def whole(self) -> tuple[np.ndarray, int, tuple[int, list[Bad]]]:
-    """Returns all ids of the source as one text, its bytes, and the report of reading it."""
+  def whole(self) -> tuple[np.ndarray, int]:
+    """All ids of the source as one text, and its bytes."""
     found = [self.encode(self.source[i]) for i in range(len(self.source))]
     good = [f for f in found if not isinstance(f, Bad)]
     ids = np.concatenate([f[0][1:-1] for f in good]) if good else np.zeros(0, np.int32)
     if len(ids) < 2:
       raise UserError("data: the source holds no text")
-    return ids, sum(f[1] for f in good), (len(found), [f for f in found if isinstance(f, Bad)])
+    self.report = (len(found), [f for f in found if isinstance(f, Bad)])
+    return ids, sum(f[1] for f in good)
 
 
 def proportions(weights: list[float]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface: byte-level BPE, SentencePiece (unigram and BPE), characters, bytes.
+"""Tokenizers behind one small interface: byte-level BPE, WordPiece, SentencePiece (unigram, BPE), characters, bytes.
 
 A tokenizer turns text into ids and back, and saves itself into a folder from which `load` makes it again. Text never
 turns into control ids: a document that contains `<|endoftext|>` is encoded as those characters.
@@ -46,8 +46,8 @@ class Tokenizer(Protocol):
 class Settings:
   """Which tokenizer a run uses: the one at `path` (a file or folder), or one trained on its training text.
 
-  algorithm: `bpe` (byte-level), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size: ids, where it can be
-  chosen, and what is planned with where `path` is not at hand.
+  algorithm: `bpe` (byte-level), `wordpiece` (uncased), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size:
+  ids, where it can be chosen, and what is planned with where `path` is not at hand.
   """
 
   algorithm: str = "bpe"
@@ -155,6 +155,42 @@ class BPE:
     _write(folder, "tokenizer.json", self._tokenizer.to_str())
 
 
+class WordPiece(BPE):
+  """WordPiece (Schuster and Nakajima, 2012) as BERT has it, cased or uncased; [CLS] opens a text and [SEP] ends it.
+
+  Decoding joins pieces with spaces where words were split off, so it gives back the words and not the text.
+  """
+
+  SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+
+  def __init__(self, tokenizer: tokenizers.Tokenizer):
+    for name in self.SPECIAL:
+      if tokenizer.token_to_id(name) is None:
+        raise UserError(f"tokenizer: a WordPiece vocabulary needs {name}")
+    super().__init__(tokenizer)
+    self.padding, self.unknown, self.start, self.end, self.mask = map(tokenizer.token_to_id, self.SPECIAL)
+
+  def piece(self, number: int) -> str:
+    """Returns the piece of an id as the vocabulary writes it; `##` goes on with a word."""
+    return self._tokenizer.id_to_token(number)
+
+  @classmethod
+  def of(cls, pieces: Iterable[str], lowercase: bool) -> "WordPiece":
+    """Returns the tokenizer of a vocabulary, in the order of its ids."""
+    model = tokenizers.models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    tokenizer = _bert(tokenizers.Tokenizer(model), lowercase)
+    tokenizer.add_special_tokens([name for name in cls.SPECIAL if tokenizer.token_to_id(name) is not None])
+    return cls(tokenizer)
+
+
+def _bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
+  """Adds what stands around WordPiece in BERT: cleaning, splitting at spaces and punctuation, joining."""
+  tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+  tokenizer.decoder = tokenizers.decoders.WordPiece()
+  return tokenizer
+
+
 class SentencePiece:
   """A SentencePiece model, unigram (Kudo, 2018) or BPE, by its own library."""
 
@@ -198,6 +234,15 @@ def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
   return BPE(tokenizer)
 
 
+def _train_wordpiece(texts: Iterable[str], size: int) -> Tokenizer:
+  tokenizer = _bert(tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]")), lowercase=True)
+  trainer = tokenizers.trainers.WordPieceTrainer(
+    vocab_size=size, special_tokens=list(WordPiece.SPECIAL), show_progress=False
+  )
+  tokenizer.train_from_iterator(texts, trainer)
+  return WordPiece(tokenizer)
+
+
 def _train_sentencepiece(texts: Iterable[str], size: int, model: str) -> Tokenizer:
   lines = (line for text in texts for line in text.splitlines() if line.strip())
   written = io.BytesIO()
@@ -213,6 +258,7 @@ def _train_sentencepiece(texts: Iterable[str], size: int, model: str) -> Tokeniz
 
 ALGORITHMS = {
   "bpe": _train_bpe,
+  "wordpiece": _train_wordpiece,
   "unigram": lambda texts, size: _train_sentencepiece(texts, size, "unigram"),
   "sentencepiece_bpe": lambda texts, size: _train_sentencepiece(texts, size, "bpe"),
   "characters": lambda texts, size: Characters("".join(sorted(set().union(*texts)))),
@@ -233,7 +279,7 @@ def load(path: epath.PathLike) -> Tokenizer:
   """Returns the tokenizer in a folder (or a run's `tokenizer/`), or of one file.
 
   Reads GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`), `tokenizer.json`, SentencePiece
-  `*.model`, `characters.json`, `bytes.json`.
+  `*.model`, BERT's `vocab.txt`, `characters.json`, `bytes.json`.
 
   Raises:
     UserError: nothing there is a tokenizer, or what is there is damaged.
@@ -251,14 +297,16 @@ def load(path: epath.PathLike) -> Tokenizer:
     if "characters.json" in files:
       return Characters(json.loads(files["characters.json"].read_text())["alphabet"])
     if "tokenizer.json" in files:
-      return BPE(tokenizers.Tokenizer.from_str(files["tokenizer.json"].read_text()))
+      return _from_json(files["tokenizer.json"].read_text())
+    if "vocab.txt" in files:
+      return _from_vocabulary(files)
     for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
       if vocabulary in files and merges in files:
         return _from_merges(files[vocabulary].read_text(), files[merges].read_text())
     if models:
       return SentencePiece(models[0].read_bytes())
     if not path.is_dir() and path.suffix == ".json":
-      return BPE(tokenizers.Tokenizer.from_str(path.read_text()))
+      return _from_json(path.read_text())
   except UserError:
     raise
   except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions of many kinds
@@ -266,7 +314,7 @@ def load(path: epath.PathLike) -> Tokenizer:
     raise UserError(f"tokenizer: {path} is damaged or not what its name says: {reason}") from error
   raise UserError(
     f"tokenizer: {path} holds no tokenizer; known files: tokenizer.json, encoder.json + vocab.bpe, "
-    "vocab.json + merges.txt, *.model, characters.json, bytes.json"
+    "vocab.json + merges.txt, vocab.txt, *.model, characters.json, bytes.json"
   )
 
 
@@ -275,6 +323,20 @@ def fingerprint(tokenizer: Tokenizer) -> str:
   probe = "The quick brown fox, 1234567890 times; naïve façade\n\tπ ≈ 3.14159 <|endoftext|>"
   told = (tokenizer.size, tokenizer.start, tokenizer.end, *tokenizer.encode(probe))
   return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _from_json(text: str) -> BPE:
+  tokenizer = tokenizers.Tokenizer.from_str(text)
+  return WordPiece(tokenizer) if isinstance(tokenizer.model, tokenizers.models.WordPiece) else BPE(tokenizer)
+
+
+def _from_vocabulary(files: dict[str, epath.Path]) -> WordPiece:
+  """Returns the WordPiece tokenizer of vocab.txt; uncased if its own settings say so, or if no piece has a capital."""
+  pieces = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
+  lowercase = not any(piece.lower() != piece for piece in pieces if not piece.startswith("["))
+  if "tokenizer_config.json" in files:
+    lowercase = json.loads(files["tokenizer_config.json"].read_text()).get("do_lower_case", lowercase)
+  return WordPiece.of(pieces, lowercase)
 
 
 def _from_merges(vocabulary: str, merges: str) -> BPE:

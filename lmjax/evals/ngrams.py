@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from lmjax.data.documents import Bad
-from lmjax.data.pipeline import Text
+from lmjax.data.pipeline import Reader
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evals.base import Run
@@ -24,12 +24,12 @@ class Ngrams:
   The bigram is Witten and Bell's (1991): the more different successors a token had, the less its counts are trusted.
   """
 
-  def prepare(self, task: Task, data: Text, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
+  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
     scores = ngram_bits_per_byte(data, tokenizer)
     return lambda params: scores
 
 
-def ngram_bits_per_byte(data: Text, tokenizer: Tokenizer) -> dict[str, float]:
+def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
   """Returns {"unigram_bits_per_byte", "bigram_bits_per_byte"}."""
   train, _ = _pairs(data.source, tokenizer)
   test, text_bytes = _pairs(data.validation, tokenizer)

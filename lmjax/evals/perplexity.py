@@ -6,7 +6,7 @@ import math
 import jax
 
 from lmjax.data.batch import check
-from lmjax.data.pipeline import Text
+from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.evals.base import Run
 from lmjax.parallel.sharding import Layout
@@ -26,7 +26,7 @@ class Perplexity:
 
   steps: int = 0
 
-  def prepare(self, task: Task, data: Text, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
+  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
     batches = data.validate(tokenizer, batch, self.steps)
     text_bytes = sum(float(b["bytes"].sum()) for b in batches)
     keys = task.spec(batch, data.length)
@@ -42,7 +42,7 @@ class Perplexity:
       return {
         "loss": loss,
         "perplexity": math.exp(min(loss, 700.0)),
-        "accuracy": terms["correct"].value(),
+        "accuracy": terms["accuracy"].value(),
         "bits_per_byte": float(terms["nll"].total) / math.log(2) / text_bytes,
       }
 

@@ -55,7 +55,10 @@ class CausalLM:
       self.model.config.vocabulary, self.z_loss, self.chunk,
     )  # fmt: skip
     count = jnp.sum(batch["weights"])
-    return {"loss": Mean(loss, count)} | {key: Mean(total, count) for key, total in totals.items()}, carry
+    return {"loss": Mean(loss, count)} | {
+      "nll": Mean(totals["nll"], count),
+      "accuracy": Mean(totals["correct"], count),
+    }, carry
 
   def collect(self, state, batch: Batch, rng: jax.Array) -> Iterable[Batch]:
     return (batch,)

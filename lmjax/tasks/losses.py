@@ -17,6 +17,7 @@ def cross_entropy(
   vocabulary: int,
   z_loss: float = 0.0,
   chunk: int = 0,
+  bias_V: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Scores vectors against a vocabulary table and sums the weighted negative log-likelihood of the targets.
 
@@ -29,6 +30,7 @@ def cross_entropy(
     x_BxLxD: final vectors, in any float type; products accumulate in float32.
     table_VxD: the table, its padded rows (from `vocabulary` on) left out of Z.
     chunk: positions of the length axis scored at a time, a divisor of L; 0 scores all at once.
+    bias_V: added to the scores, if given.
 
   Returns:
     the loss, and the float32 totals {"nll", "correct"}, which carry no gradient.
@@ -43,13 +45,17 @@ def cross_entropy(
     return a.reshape(chunks, -1, *a.shape[3:])
 
   weights = weights_BxL.astype(jnp.float32)
-  loss, nll, correct = _scored(split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), vocabulary, z_loss)
+  loss, nll, correct = _scored(
+    split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), bias_V, vocabulary, z_loss
+  )
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
-def _chunk(x_TxD, table_VxD, targets_T, weights_T, vocabulary, z_loss):
+def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss):
   """Returns the three totals of one chunk, and what its gradient needs."""
   scores_TxV = jnp.einsum("td,vd->tv", x_TxD, table_VxD.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
+  if bias_V is not None:
+    scores_TxV += bias_V
   if table_VxD.shape[0] > vocabulary:
     scores_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)
   top_T = jnp.max(scores_TxV, axis=-1)
@@ -61,41 +67,49 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, vocabulary, z_loss):
   return totals, (scores_TxV, log_z_T)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _scored(x, table, targets, weights, vocabulary, z_loss):
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _scored(x, table, targets, weights, bias, vocabulary, z_loss):
   def body(totals, inputs):
     x, targets, weights = inputs
-    return totals + _chunk(x, table, targets, weights, vocabulary, z_loss)[0], None
+    return totals + _chunk(x, table, targets, weights, bias, vocabulary, z_loss)[0], None
 
   return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
 
 
-def _scored_forward(x, table, targets, weights, vocabulary, z_loss):
+def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss):
   def body(carry, inputs):
-    totals, d_table = carry
+    totals, d_table, d_bias = carry
     x, targets, weights = inputs
-    more, (scores, log_z) = _chunk(x, table, targets, weights, vocabulary, z_loss)
+    more, (scores, log_z) = _chunk(x, table, targets, weights, bias, vocabulary, z_loss)
     d_scores = jnp.exp(scores - log_z[:, None]) * (1 + 2 * z_loss * log_z)[:, None]
     d_scores -= jax.nn.one_hot(targets, scores.shape[-1], dtype=d_scores.dtype)
     d_scores = materialize((d_scores * weights[:, None]).astype(x.dtype))
     d_x = jnp.einsum("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
-    return (totals + more, d_table), d_x
+    if d_bias is not None:
+      d_bias += jnp.sum(d_scores, axis=0, dtype=jnp.float32)
+    return (totals + more, d_table, d_bias), d_x
 
-  start = (jnp.zeros(3), jnp.zeros(table.shape, jnp.float32))
+  start = (jnp.zeros(3), jnp.zeros(table.shape, jnp.float32), None if bias is None else jnp.zeros(bias.shape))
   if x.shape[0] == 1:  # no loop, no accumulation
-    (totals, d_table), d_x = body(start, (x[0], targets[0], weights[0]))
+    (totals, d_table, d_bias), d_x = body(start, (x[0], targets[0], weights[0]))
     d_x = d_x[None]
   else:
-    (totals, d_table), d_x = jax.lax.scan(body, start, (x, targets, weights))
-  return tuple(totals), (d_x, d_table.astype(table.dtype), targets.shape)
+    (totals, d_table, d_bias), d_x = jax.lax.scan(body, start, (x, targets, weights))
+  return tuple(totals), (d_x, d_table.astype(table.dtype), d_bias, targets.shape)
 
 
 def _scored_backward(vocabulary, z_loss, saved, cotangents):
-  d_x, d_table, shape = saved
+  d_x, d_table, d_bias, shape = saved
   scale = cotangents[0]  # of the loss; the other totals are metrics
   no_gradient = np.zeros(shape, jax.dtypes.float0)
-  return d_x * scale.astype(d_x.dtype), d_table * scale.astype(d_table.dtype), no_gradient, jnp.zeros(shape)
+  return (
+    d_x * scale.astype(d_x.dtype),
+    d_table * scale.astype(d_table.dtype),
+    no_gradient,
+    jnp.zeros(shape),
+    (None if d_bias is None else d_bias * scale),
+  )
 
 
 _scored.defvjp(_scored_forward, _scored_backward)

@@ -9,6 +9,7 @@ LEGEND = {
   "G": "groups",  # key/value heads
   "K": "head",  # head size
   "F": "mlp",
+  "E": "output",  # of a head: a width that no rule splits
   "V": "vocabulary",
   "N": "layers",
   "P": "positions",  # rows of a table of learned positions

@@ -1,0 +1,62 @@
+"""BERT: "Pre-training of Deep Bidirectional Transformers" (Devlin et al., 2019), arXiv:1810.04805.
+
+    lmjax train --config configs/bert.py:size=base,files='data/*.txt',tokenizer=data/bert --workdir runs/bert
+    lmjax train --config configs/bert.py:size=mini,books='books/*.txt.gz' --workdir runs/mini
+
+size: mini tiny small medium base large. Masked words and next sentences; 256 rows of 512 tokens, 1,000,000 steps, as in
+the paper (which took 128 tokens for the first 90 %). `tokenizer` is a folder with vocab.txt; without one, an uncased
+WordPiece of 8,192 pieces is learnt. Hardware: base on a v5e-16. Expected: not measured here.
+
+books: Project Gutenberg's novels instead, a document a chapter; 64 rows of 128 tokens, 1,000 steps, float32, for two
+CPU cores. Expected: see benchmarks/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.encoder import PRESETS
+
+SIZES = ("mini", "tiny", "small", "medium", "base", "large")
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(argument, size=SIZES, files="data/*.txt", books="", tokenizer="", debug=False)
+  shape = PRESETS[f"bert-{choice.size}"]
+  text = dict(kind="lmjax.data.sources:TextFiles", files=choice.files)
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=1_000_000,
+      batch=256,
+      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      rules="fsdp",
+      data=dict(
+        kind="lmjax.data.pairs:SentencePairs",
+        length=512,
+        predictions=77,
+        tokenizer=dict(algorithm="wordpiece", path=choice.tokenizer, size=30522 if choice.tokenizer else 8192),
+        source=dict(part=":98%", **text),
+        validation=dict(part="98%:", **text),
+        workers=0,
+      ),
+      model=dict(kind="lmjax.models.encoder:Encoder", dtype="bfloat16", dropout=0.1, **config.given(shape)),
+      task=dict(kind="lmjax.tasks.masked_lm:MaskedLM"),
+      optim=dict(rule="adamw", peak_rate=1e-4, schedule="linear", warmup=10_000, weight_decay=0.01, clip=1.0),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=100)),
+      checkpoint=dict(every=5000),
+      log=dict(every=100),
+    )
+  )
+  if choice.books:
+    novels = dict(files=choice.books, document="chapter", clean="lmjax.data.corpus:gutenberg_body")
+    settings.update(steps=1000, batch=64)
+    settings.data.update(length=128, predictions=20)
+    for part in (settings.data.source, settings.data.validation):
+      part.update(novels)
+    settings.model.update(dtype="float32", dropout=0.0)
+    settings.optim.update(peak_rate=1e-3, warmup=100)
+    settings.evals.update(every=250)
+    settings.checkpoint.update(every=250)
+    settings.log.update(every=10)
+  return config.debug(settings) if choice.debug else settings

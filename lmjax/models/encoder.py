@@ -1,0 +1,130 @@
+"""The encoder family: BERT in its sizes, and DistilBERT's shape.
+
+Devlin et al. (2019), arXiv:1810.04805; the smaller BERTs of Turc et al. (2019), arXiv:1908.08962; Sanh et al. (2019),
+arXiv:1910.01108.
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.attention import Attention
+from lmjax.layers.block import Block
+from lmjax.layers.einsum import Einsum, Embed
+from lmjax.layers.kernels import Mask, ready
+from lmjax.layers.mlp import ACTIVATIONS, Mlp
+from lmjax.layers.norms import NORMS
+from lmjax.layers.stack import REMAT, Stack
+from lmjax.parallel.sharding import constrain
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The shape of an encoder and how it is computed."""
+
+  vocabulary: int  # comes from the tokenizer
+  length: int  # the longest sequence, in tokens; comes from data.length
+  width: int = 768
+  depth: int = 12
+  heads: int = 12
+  head_size: int = 64
+  mlp: int = 3072
+  types: int = 2  # kinds of sentence, A and B; 0 for none
+  pooler: bool = True
+  activation: str = "gelu"
+  epsilon: float = 1e-12
+  dropout: float = 0.0  # of embeddings and residual branches
+  dtype: str = "float32"  # of the computation; parameters are float32
+  scan: bool = True
+  remat: str = "none"
+
+  def __post_init__(self):
+    for name, choices in (("activation", ACTIVATIONS), ("remat", REMAT)):
+      if getattr(self, name) not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+    for name in ("vocabulary", "length", "width", "depth", "heads", "head_size", "mlp"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+    if self.types < 0 or not 0 <= self.dropout < 1:
+      raise ValueError("types is at least 0, dropout at least 0 and below 1")
+
+
+class Encoder(nn.Module):
+  """A bidirectional transformer, post-norm.
+
+  Parameters: `embed`, `positions`, `types` (if there are any), `embed_norm`, `stack`, `pooler` (if wanted).
+  """
+
+  config: Config
+
+  def setup(self):
+    c = self.config
+    norm = partial(NORMS["layer"], epsilon=c.epsilon)
+    block = partial(
+      Block,
+      norm=norm,
+      attention=partial(Attention, heads=c.heads, groups=c.heads, head_size=c.head_size),
+      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation),
+      post=True,
+      dropout=c.dropout,
+    )
+    self.embed = Embed(c.vocabulary, c.width)
+    self.positions = Embed(c.length, c.width, axis="positions")
+    if c.types:
+      self.types = Embed(c.types, c.width, axis="types")
+    self.embed_norm = norm()
+    self.stack = Stack(block, c.depth, c.scan, c.remat)
+    if c.pooler:
+      self.pooler = Einsum("BD,DE->BE", {"D": c.width, "E": c.width})
+    self.drop = nn.Dropout(c.dropout)
+
+  def __call__(
+    self,
+    inputs_BxL: jax.Array,
+    positions_BxL: jax.Array | None = None,
+    segments_BxL: jax.Array | None = None,
+    types_BxL: jax.Array | None = None,
+    taps: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
+    """Returns the final vectors [B, L, D], the pooled first ones [B, D] if there is a pooler, and what was tapped.
+
+    Tokens see those of their own segment; padding has segment 0.
+    """
+    dtype = jnp.dtype(self.config.dtype)
+    if positions_BxL is None:
+      positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
+    x_BxLxD = self.embed(inputs_BxL, dtype) + self.positions(positions_BxL, dtype)
+    if self.config.types:
+      x_BxLxD += self.types(jnp.zeros_like(inputs_BxL) if types_BxL is None else types_BxL, dtype)
+    x_BxLxD = constrain(self.embed_norm(x_BxLxD), "batch", "stream", None)
+    x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
+    mask = ready(Mask(segments_BxL), inputs_BxL.shape[1])
+    x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
+    pooled_BxD = jnp.tanh(self.pooler(x_BxLxD[:, 0])) if self.config.pooler else None
+    return x_BxLxD, pooled_BxD, tapped
+
+  def unembedding(self, params: Tree) -> jax.Array:
+    """Returns the table [V padded, D] that scores vectors, out of this model's parameters: the embedding's."""
+    return params["embed"]["table"]
+
+
+def _bert(depth: int, width: int, heads: int, **changes) -> dict:
+  shape = dict(width=width, depth=depth, heads=heads, head_size=width // heads, mlp=4 * width)
+  return dict(vocabulary=30522, length=512) | shape | changes
+
+
+PRESETS: dict[str, dict] = {
+  "bert-tiny": _bert(2, 128, 2),
+  "bert-mini": _bert(4, 256, 4),
+  "bert-small": _bert(4, 512, 8),
+  "bert-medium": _bert(8, 512, 8),
+  "bert-base": _bert(12, 768, 12),
+  "bert-large": _bert(24, 1024, 16),
+  "distilbert": _bert(6, 768, 12, types=0, pooler=False),
+}

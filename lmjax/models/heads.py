@@ -1,0 +1,41 @@
+"""Heads: what stands on a model's vectors to make a prediction of them."""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.einsum import Einsum, named, padded
+from lmjax.layers.mlp import ACTIVATIONS
+from lmjax.layers.norms import NORMS
+
+
+class MaskedLMHead(nn.Module):
+  """norm(activation(dense(x))), to be scored against the embedding table, plus a bias for every word."""
+
+  width: int
+  vocabulary: int
+  activation: str = "gelu"
+  epsilon: float = 1e-12
+
+  def setup(self):
+    self.dense = Einsum("BLD,DE->BLE", {"D": self.width, "E": self.width})
+    self.norm = NORMS["layer"](epsilon=self.epsilon)
+    shape = (padded(self.vocabulary),)
+    self.bias = self.param("bias", named(nn.initializers.zeros, ("vocabulary",), self.vocabulary), shape, jnp.float32)
+
+  def __call__(self, x_BxPxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the vectors to score [B, P, D] and the bias of the words [V padded]."""
+    return self.norm(ACTIVATIONS[self.activation](self.dense(x_BxPxD))), self.bias
+
+
+class Classifier(nn.Module):
+  """A linear map from pooled vectors to class scores."""
+
+  width: int
+  classes: int
+
+  @nn.compact
+  def __call__(self, x_BxD: jax.Array) -> jax.Array:
+    """Returns float32 scores [B, classes]."""
+    scores = Einsum("BD,DE->BE", {"D": self.width, "E": self.classes}, name="scores")(x_BxD)
+    return scores.astype(jnp.float32)
