@@ -113,6 +113,8 @@ def main(arguments: list[str]) -> int:
   if options.dtype:
     settings["model"]["dtype"] = options.dtype
   run = experiments.build(settings, options.workdir)
+  if not hasattr(run.task.model, "extend"):
+    raise UserError(f"generate: {options.workdir} holds no decoder but a model of type {type(run.task.model).__name__}")
   with use_layout(run.layout):
     params, _ = run.load(options.workdir, options.step)
     sampler = Sampler(run.task.model, run.data.length, sampling, run.tokenizer.end)

@@ -129,7 +129,7 @@ def _time(run: Experiment, where: Topology, compiled: Compiled, useful) -> dict[
     return {"seconds_per_step": None, "utilisation_bound": None, "bound_by": None, "seconds_of": {}}
   chip = where.chip
   executed = executed_flops(run)
-  parts = {"compute": executed.causal / where.count / chip.flops}
+  parts = {"compute": executed.done(run.task.model.causal) / where.count / chip.flops}
   # Each weight is read in the compute type forwards, backwards and where it is recomputed, and the state once, in
   # float32, by the optimizer.
   shares = run.layout.parts("heads")
@@ -146,7 +146,7 @@ def _time(run: Experiment, where: Topology, compiled: Compiled, useful) -> dict[
     "seconds_per_step": seconds,
     "bound_by": bound,
     "seconds_of": parts,
-    "executed_flops_per_step": executed.causal,
+    "executed_flops_per_step": executed.done(run.task.model.causal),
     "utilisation_bound": {
       "full_attention": useful.full / where.count / chip.flops / seconds,
       "causal_attention": useful.causal / where.count / chip.flops / seconds,

@@ -322,7 +322,7 @@ def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches, met
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
   if chip and speed:
     flops = train_step_flops(run.task, run.batch, run.data.length)
-    utilisation = flops.causal / tokens * speed / chip.flops / run.layout.mesh.size
+    utilisation = flops.done(run.task.model.causal) / tokens * speed / chip.flops / run.layout.mesh.size
   used = meter.used()
   return {
     "parameters": run.parameters,

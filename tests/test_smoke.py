@@ -129,3 +129,13 @@ def test_wandb_is_told_what_metrics_jsonl_is(tmp_path, monkeypatch, capsys):
   monkeypatch.setitem(sys.modules, "wandb", None)
   assert main([*arguments, "--workdir", str(tmp_path / "other")]) == 2
   assert "pip install 'lmjax[wandb]'" in capsys.readouterr().err
+
+
+def test_an_encoder_trains_and_says_that_it_continues_no_texts(tmp_path, capsys):
+  run = str(tmp_path / "run")
+  assert main(["train", "--config", "configs/bert.py:debug", "--config.steps=4", "--workdir", run]) == 0
+  lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  assert {"masked_lm", "next_sentence", "masked_accuracy", "next_accuracy"} <= set(lines[0])
+  assert lines[0]["train_loss"] == pytest.approx(lines[0]["masked_lm"] + lines[0]["next_sentence"], rel=1e-5)
+  assert main(["generate", "--workdir", run, "--prompt", "x"]) == 2
+  assert "no decoder but a model of type Encoder" in capsys.readouterr().err

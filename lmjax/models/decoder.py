@@ -74,6 +74,7 @@ class Decoder(nn.Module):
   """
 
   config: Config
+  causal = True  # a token sees those before it
 
   def setup(self):
     c = self.config

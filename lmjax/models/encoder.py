@@ -62,6 +62,7 @@ class Encoder(nn.Module):
   """
 
   config: Config
+  causal = False  # every token sees all others
 
   def setup(self):
     c = self.config

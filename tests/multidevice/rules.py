@@ -7,11 +7,14 @@ import numpy as np
 from lmjax.compression.base import Identity
 from lmjax.layers.kernels import Mask, attend, splash
 from lmjax.layers.positions import Rotary
+from lmjax.models.encoder import Config as EncoderConfig
+from lmjax.models.encoder import Encoder
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.testing import fake_batch, tiny_decoder
 from lmjax.train import make_step
 from lmjax.utils import pytree
@@ -23,12 +26,13 @@ MESHES = {
   "fsdp_tp": MeshShape(data=2, fsdp=2, model=2),
   "sequence": MeshShape(data=2, sequence=4),
 }
+BERT = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, head_size=8, mlp=64, dropout=0.1)
 LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated=True, bias=False, tied=False)
 
 
 def losses(layout, changes, microbatches=1):
   """Returns the losses of three steps and the final state."""
-  task = CausalLM(tiny_decoder(dropout=0.1, **changes))
+  task = changes if isinstance(changes, MaskedLM) else CausalLM(tiny_decoder(dropout=0.1, **changes))
   optimizer = Optimizer(peak_rate=1e-2, microbatches=microbatches)
   with use_layout(layout):
     state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, 0)
@@ -69,12 +73,19 @@ def main():
   assert jax.device_count() == 8
   for changes in ({}, LLAMA):
     alone, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), changes)
-    for rules, mesh in MESHES.items():
+    for rules in MESHES if not changes else ("tp", "fsdp_tp", "sequence"):
+      mesh = MESHES[rules]
       found, state = losses(Layout.build(mesh.build(), rules), changes)
       np.testing.assert_allclose(found, alone, rtol=2e-5, err_msg=rules)
       assert split(state, "mlp/up/kernel") == [rules != "ddp"] * 3, rules
       assert split(state, "model/embed/table") == [rules != "ddp"] * 3, rules
       print("same loss under", rules, found, flush=True)
+  task = MaskedLM(Encoder(EncoderConfig(**BERT)), predictions=4)
+  alone_bert, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), task)
+  for rules in ("fsdp", "fsdp_tp", "sequence"):
+    found, _ = losses(Layout.build(MESHES[rules].build(), rules), task)
+    np.testing.assert_allclose(found, alone_bert, rtol=2e-5, err_msg=f"BERT, {rules}")
+    print("same loss of BERT under", rules, flush=True)
   for rules, axis, devices in (
     ("ddp", "data", 2),
     ("fsdp", "fsdp", 4),

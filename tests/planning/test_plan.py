@@ -127,6 +127,11 @@ def test_gpus_and_cpus_by_counting(capsys):
   assert not report["fits"]
 
 
+def test_an_encoder_attends_to_all(capsys):
+  report = plan(capsys, "--config", "configs/bert.py:size=large", "--topology", "h100:8", "--config.batch=16")
+  assert report["utilisation_bound"]["full_attention"] == pytest.approx(1.0, rel=0.05)
+
+
 def test_what_cannot_be_planned(capsys):
   for arguments, words in (
     ([], "--config and --topology"),
