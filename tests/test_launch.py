@@ -40,16 +40,20 @@ def test_launchers_are_short():
       assert len(path.read_text().splitlines()) <= 80, path.name
 
 
-def test_local(tmp_path):
+def test_local():
   told = launch("local.sh", "--processes", 2, "--devices", 2, "--dry-run", "--", "--config", DEBUG, "--workdir", "w")
   assert told.count("lmjax train --config configs/quickstart.py:debug --workdir w") == 2
   assert "lmjax plan --topology cpu:4 --num_slices 1 --config configs/quickstart.py:debug" in told
   assert "LMJAX_PROCESS=0" in told and "LMJAX_PROCESS=1" in told
+  assert "no option --proceses" in launch("local.sh", "--proceses", 2, code=2)
+
+
+@pytest.mark.slow
+def test_local_processes_run(tmp_path):
   told = launch(
     "local.sh", "--processes", 2, "--devices", 1, "--port", 5601, "--", "--config", DEBUG, "--workdir", tmp_path / "run"
   )
   assert "step 20" in told and (tmp_path / "run" / "summary.json").exists()
-  assert "no option --proceses" in launch("local.sh", "--proceses", 2, code=2)
 
 
 def test_tpu_pod():

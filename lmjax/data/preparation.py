@@ -11,6 +11,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -65,7 +66,7 @@ class Preparation:
     keep = f"{self.keep.__module__}:{self.keep.__qualname__}" if self.keep else ""
     return {
       "version": VERSION,
-      "source": repr(self.source),
+      "source": re.sub(r" at 0x[0-9a-f]+", "", repr(self.source))[:2000],  # a function's address changes
       "records": len(self.source),
       "tokenizer": tokenizers.fingerprint(self.tokenizer),
       "dtype": self.dtype,

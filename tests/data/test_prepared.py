@@ -116,7 +116,8 @@ def test_sigkill_and_the_same_command(tmp_path):
   (tmp_path / "a.txt").write_text("\n".join(lines))
   command = [
     sys.executable, "-m", "lmjax", "prepare", "--files", str(tmp_path / "a.txt"), "--document", "line",
-    "--algorithm", "characters", "--shard_megabytes", "1", "--workers", "1", "--output",
+    "--algorithm", "characters", "--shard_megabytes", "1", "--workers", "1",
+    "--clean", "lmjax.data.corpus:gutenberg_body", "--output",
   ]  # fmt: skip
   options = dict(cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=120)
   assert subprocess.run([*command, str(tmp_path / "whole")], **options).returncode == 0
