@@ -8,7 +8,7 @@ the paper (which took 128 tokens for the first 90 %). `tokenizer` is a folder wi
 WordPiece of 8,192 pieces is learnt. Hardware: base on a v5e-16. Expected: not measured here.
 
 books: Project Gutenberg's novels instead, a document a chapter; 64 rows of 128 tokens, 1,000 steps, float32, for two
-CPU cores. Expected: see benchmarks/README.md.
+CPU cores. Expected: not measured to its end yet.
 """
 
 from ml_collections import ConfigDict

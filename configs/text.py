@@ -48,7 +48,7 @@ def get_config(argument: str = "") -> ConfigDict:
       evals=dict(
         every=200,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=40),
-        baseline=dict(kind="lmjax.evals.ngrams:Ngrams"),
+        **({} if choice.prepared else dict(baseline=dict(kind="lmjax.evals.ngrams:Ngrams"))),  # it counts in memory
       ),
       checkpoint=dict(every=200),
       log=dict(every=10),

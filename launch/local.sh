@@ -20,15 +20,21 @@ done
 
 plan "cpu:$((processes * devices))" 1 "$@"
 children=()
-trap 'kill "${children[@]}" 2>/dev/null || true' INT TERM
+trap 'kill -TERM "${children[@]}" 2>/dev/null || true' INT TERM # they save and leave
 for ((i = 0; i < processes; i++)); do
-  run env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices" "NPROC=$((4 * devices))" \
-    "LMJAX_COORDINATOR=localhost:$port" "LMJAX_PROCESSES=$processes" "LMJAX_PROCESS=$i" \
-    "${lmjax[@]}" train "$@" &
-  children+=($!)
+  command=(env JAX_PLATFORMS=cpu "XLA_FLAGS=--xla_force_host_platform_device_count=$devices" "NPROC=$((4 * devices))"
+    "LMJAX_COORDINATOR=localhost:$port" "LMJAX_PROCESSES=$processes" "LMJAX_PROCESS=$i" "${lmjax[@]}" train "$@")
+  if [ -n "$dry" ]; then
+    run "${command[@]}"
+  else
+    "${command[@]}" &
+    children+=($!)
+  fi
 done
 code=0
 for child in "${children[@]}"; do
-  wait "$child" || code=$?
+  while kill -0 "$child" 2>/dev/null; do # a signal interrupts a wait
+    wait "$child" || code=$?
+  done
 done
 exit "$code"

@@ -43,7 +43,7 @@ def main() -> int:
       for command in filter(None, (plan, train)):
         print(shlex.join(command), flush=True)
         code = 0 if options.dry_run else subprocess.run(command).returncode
-        worst = max(worst, code)
+        worst = max(worst, abs(code))
         if code:
           break
     if (folder / "summary.json").exists():

@@ -7,7 +7,7 @@
 # (a git URL the hosts can reach). --runtime is the software version of the TPU type.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-name="" zone="" type="" topology="" runtime=v2-alpha-tpuv5-lite spot=() slices=1
+name="" zone="" type="" topology="" runtime=v2-alpha-tpuv5-lite spot=() slices=1 restarts=20
 source_url="$(git remote get-url origin 2>/dev/null || echo GIT_URL)"
 while [ $# -gt 0 ]; do
   case "$1" in
@@ -18,6 +18,7 @@ while [ $# -gt 0 ]; do
     --runtime) runtime="$(value "$@")"; shift ;;
     --source) source_url="$(value "$@")"; shift ;;
     --slices) slices="$(value "$@")"; shift ;;
+    --restarts) restarts="$(value "$@")"; shift ;;
     --spot) spot=(--spot) ;;
     --dry-run) dry=1 ;;
     --) shift; break ;;
@@ -37,12 +38,15 @@ flags="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_overlap_compute_c
 ssh=(gcloud compute tpus queued-resources ssh "$name" --zone "$zone" --node all --worker all --command)
 train="cd lmjax && LIBTPU_INIT_ARGS='$flags' .venv/bin/lmjax train $(printf '%q ' "$@")"
 
-while :; do
+for ((attempt = 0; attempt < restarts; attempt++)); do
   run gcloud compute tpus queued-resources create "$name" --zone "$zone" --accelerator-type "$type" \
     --runtime-version "$runtime" "${node[@]}" "${spot[@]}"
   if [ -z "$dry" ]; then
-    until gcloud compute tpus queued-resources describe "$name" --zone "$zone" --format 'value(state.state)' | grep -q ACTIVE; do
+    state=""
+    until [ "$state" = ACTIVE ]; do
       sleep 30
+      state="$(gcloud compute tpus queued-resources describe "$name" --zone "$zone" --format 'value(state.state)')"
+      case "$state" in FAILED | SUSPENDED) stop "the queued resource $name is $state" ;; esac
     done
   fi
   run "${ssh[@]}" "git clone $source_url lmjax; cd lmjax && python3 -m venv .venv && .venv/bin/pip install -q -e . 'jax[tpu]'" || true

@@ -16,7 +16,7 @@ from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax import config as configs
-from lmjax.data import documents, prepared, preview, sources, tokenizers
+from lmjax.data import documents, prepared, preview, sources, tables, tokenizers
 from lmjax.data.pipeline import Text
 from lmjax.data.preparation import Preparation
 from lmjax.data.tokenizers import Tokenizer
@@ -99,7 +99,7 @@ def _source(options: argparse.Namespace) -> documents.Source:
   if names == {"jsonl"}:
     return sources.JsonLines(files, options.key)
   if names == {"parquet"}:
-    return sources.Parquet(files, options.key)
+    return tables.Parquet(files, options.key)
   clean = configs.resolve(options.clean, "clean") if options.clean else None
   try:
     return sources.TextFiles(files, options.document, clean=clean)
@@ -134,7 +134,7 @@ def _prepare_tfds(options: argparse.Namespace) -> int:
     raise UserError(f"prepare: {' '.join(options.tfds)!r} is nothing to prepare{known}: lmjax prepare tfds NAME")
   import tensorflow_datasets as tfds
 
-  builder = sources.tfds_builder(options.tfds[1], options.folder)
+  builder = tables.tfds_builder(options.tfds[1], options.folder)
   with console.status(f"{options.tfds[1]}: downloading and preparing"):
     try:
       beam = _beam_options()
@@ -190,9 +190,9 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     markup=False,
   )
   show(preview.bars(lengths))
-  plot = (path if path.is_dir() and os.access(path, os.W_OK) else epath.Path()) / "lengths.png"
-  preview.plot_lengths(lengths, plot)
-  console.print(f"the same as a plot: {plot}", markup=False)
+  if path.is_dir() and os.access(path, os.W_OK):
+    preview.plot_lengths(lengths, path / "lengths.png")
+    console.print(f"the same as a plot: {path / 'lengths.png'}", markup=False)
   return 0
 
 

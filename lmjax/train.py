@@ -293,8 +293,15 @@ def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _place(batch: Batch, run: Experiment) -> Batch:
   """Returns the batch on the devices, each host giving the rows it has made."""
-  wanted = run.layout.batch(_spec(run, batch))
-  return {key: jax.make_array_from_process_local_data(s, batch[key]) for key, s in wanted.items()}
+  spec = _spec(run, batch)
+  wanted = run.layout.batch(spec)
+  try:
+    return {k: jax.make_array_from_process_local_data(s, batch[k], spec[k].shape) for k, s in wanted.items()}
+  except ValueError as error:
+    raise UserError(
+      "mesh: every host brings rows of its own, so `data` and `fsdp` must be split between the hosts before `sequence` "
+      "and `model`, which have to stay within one"
+    ) from error
 
 
 def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:

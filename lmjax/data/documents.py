@@ -1,7 +1,7 @@
 """Documents by number: what every source gives, and how files of them are found, cut and read piece by piece.
 
 Files may be plain or gzipped, local or remote (`gs://...`). A plain local file is mapped, not read: its size costs
-no memory.
+no memory. A gzipped, cleaned or remote one is read whole, and the last few are kept.
 """
 
 import fnmatch

@@ -40,7 +40,8 @@ class SentencePairs(Reader):
   """Rows [CLS] A [SEP] B [SEP], in half of which B does not follow A, with words to be found again.
 
   predictions: words to find in a row, at most; masked: their share. Of them 80 % become [MASK], 10 % another word, 10 %
-  stay. whole_words: all pieces of a word are hidden together. dynamic: a new draw in every epoch.
+  stay. whole_words: all pieces of a word are hidden together. dynamic: a new draw in every epoch; else the
+  same cuts and places, though a random B is still another one.
   next_sentence: False gives single stretches of sentences (RoBERTa). other: where a B that does not follow comes from,
   another `document` or elsewhere in `this` one. short: share of rows that are shorter than they could be.
   split: how a document is cut, into `sentences` or `lines`.
@@ -114,11 +115,10 @@ class Pairs:
         document, first = document + 1, 0
     except IndexError:  # behind the end of a single pass
       return self._fill([], [], 0, np.random.default_rng(0)), position
-    rng = np.random.default_rng([self.seed, self.stream, made])
     text, _ = read(document)
+    draw = [made] if self.settings.dynamic else [first, zlib.crc32(text[first].tobytes())]
+    rng = np.random.default_rng([self.seed, self.stream if self.settings.dynamic else 0, *draw])
     a, b, random, after = self._pair(read, text, first, rng)
-    if not self.settings.dynamic:
-      rng = np.random.default_rng([self.seed, zlib.crc32(np.array([*a, *b]).tobytes())])
     return self._fill(a, b, random, rng), (document, after, made + 1)
 
   def _pair(self, read: Read, text: list[np.ndarray], first: int, rng):
@@ -196,7 +196,7 @@ class Pairs:
         chosen += words[i]
       if len(chosen) == count:
         break
-    return np.array(sorted(chosen), np.int64)
+    return np.array(sorted(chosen or words[0][:count]), np.int64)
 
 
 def _shorten(a: list[int], b: list[int], room: int, rng) -> tuple[list[int], list[int]]:

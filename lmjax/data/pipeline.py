@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 from lmjax.data.batch import Batch
-from lmjax.data.documents import Bad, Source, refuse_rubbish, texts
+from lmjax.data.documents import PATIENCE, Bad, Source, refuse_rubbish, texts
 from lmjax.data.packing import Buckets, Concatenate, Document, FirstFit, Packer, Windows
 from lmjax.data.streams import Documents, proportions, schedule
 from lmjax.data.tokenizers import Settings, Tokenizer
@@ -234,6 +234,7 @@ class _RowIterator(grain.DatasetIterator):
     # The last documents of each stream: a long one is tokenized once, not once a row.
     self._known: dict[int, dict[int, Document]] = {stream: {} for stream in self._streams}
     self._report: tuple[int, list[Bad]] = (0, [])
+    self._empty = 0  # documents without text since the last one with some
 
   def __next__(self) -> dict:
     stream = self._streams[self._turn % len(self._streams)]
@@ -250,14 +251,18 @@ class _RowIterator(grain.DatasetIterator):
   def _read(self, stream: int, number: int) -> Document:
     known = self._known[stream]
     if number in known:
+      known[number] = known.pop(number)  # the last to be forgotten
       return known[number]
     found = self._rows.documents.read(stream, number)
     read, bad = self._report
     if isinstance(found, Bad):
-      self._report = (read + 1, [*bad, found])
+      bad.append(found)
       found = (np.zeros(0, np.int32), 0)
-    else:
-      self._report = (read + 1, bad)
+    self._report = (read + 1, bad)
+    self._empty = 0 if len(found[0]) else self._empty + 1
+    if self._empty >= max(PATIENCE, len(self._rows.documents.source)):
+      last = f"; the last: {bad[-1].where} {bad[-1].why}" if bad else ""
+      raise UserError(f"data: no text in {self._empty:,} records one after the other{last}")
     if len(known) == KEPT:
       del known[next(iter(known))]
     known[number] = found

@@ -107,7 +107,7 @@ class Preparation:
     try:
       for first, (records, counts, more) in zip(firsts, _in_order(self, firsts, workers), strict=True):
         bad += more
-        refuse_rubbish(work.counts["read"] + counts["read"], bad)
+        refuse_rubbish(work.counts["read"] + counts["read"] - work.resumed, bad)
         work.write(records, counts)
         after = min(first + self.chunk, len(self.source))
         if work.written >= self.shard:
@@ -129,6 +129,7 @@ class _Work:
   def __init__(self, preparation: Preparation, folder: epath.Path):
     self.preparation, self.folder = preparation, folder
     self.next, self.counts = 0, dict.fromkeys(COUNTS, 0)
+    self.resumed = 0  # records read by runs before this one
     self.splits: dict[str, list[dict]] = {"train": []} | ({"validation": []} if preparation.validation else {})
     self._keys: list[bytes] = []  # of the open shards
     self._seen: set[bytes] = set()
@@ -141,10 +142,10 @@ class _Work:
     if lines and json.loads(lines[0]) != made:
       raise UserError(f"prepare: {self.folder} holds part of another preparation; delete it or choose another --output")
     if not lines:
-      state.write_text(json.dumps(made) + "\n")
       self.preparation.tokenizer.save(self.folder / "tokenizer")
+    state.write_text("".join(line + "\n" for line in lines or [json.dumps(made)]))  # without a line that was cut off
     for line in map(json.loads, lines[1:]):
-      self.next, self.counts = line["next"], line["counts"]
+      self.next, self.counts, self.resumed = line["next"], line["counts"], line["counts"]["read"]
       for split, shard in line["shards"].items():
         self.splits[split].append(shard)
     for path in sorted(self.folder.glob("*.keys")):

@@ -44,12 +44,13 @@ class Prepared:
       UserError: the folder is not prepared, or not to its end; a shard is missing or truncated.
     """
     index = read_index(self.folder)
+    folder = epath.Path(self.folder).expanduser()
     if self.split not in index["splits"]:
       raise UserError(f"data: {self.folder} has no split {self.split!r}{nearest(self.split, index['splits'])}")
     if not index["splits"][self.split]:
       raise UserError(f"data: {self.folder} holds no {self.split} documents; prepare it with another --validation")
     for shard in index["splits"][self.split]:
-      path = epath.Path(self.folder) / shard["file"]
+      path = folder / shard["file"]
       if not path.exists():
         raise UserError(f"data: the shard {path} is missing; bring it back or prepare the folder again")
       if path.stat().length != shard["size"]:
@@ -63,7 +64,7 @@ class Prepared:
   def _shards(self) -> tuple[list[epath.Path], np.ndarray]:
     """The files, and the documents before each of them."""
     shards = [s for s in self.index["splits"][self.split] if s["documents"]]
-    files = [epath.Path(self.folder) / s["file"] for s in shards]
+    files = [epath.Path(self.folder).expanduser() / s["file"] for s in shards]
     return files, np.cumsum([0, *(s["documents"] for s in shards)])
 
   @functools.cached_property
@@ -111,7 +112,7 @@ def check_sums(folder: epath.PathLike) -> None:
   """Raises UserError, naming the shard, if the bytes of one are not those that were written."""
   for shards in read_index(folder)["splits"].values():
     for shard in shards:
-      path = epath.Path(folder) / shard["file"]
+      path = epath.Path(folder).expanduser() / shard["file"]
       if not path.exists() or digest(path) != shard["sha256"]:
         raise UserError(f"data: the shard {path} is missing or not what was written (SHA-256 differs)")
 

@@ -16,12 +16,17 @@ BARS = 12
 
 
 def passage(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
-  """Returns the targets of a row as text: a colour for each packed document, dim where the loss does not count."""
+  """Returns a row as text: a colour for each packed document, dim where the loss does not count.
+
+  Its targets, or where the loss is at a few predicted places, its inputs.
+  """
   text = Text()
   segments = batch.get("segments", np.ones_like(batch["inputs"]))[row]
-  kinds = zip(segments.tolist(), batch["weights"][row].tolist(), strict=True)
+  ids_BxL = batch.get("targets", batch["inputs"])
+  weights = batch["weights"][row] if batch["weights"].shape == ids_BxL.shape else np.ones(ids_BxL.shape[1])
+  kinds = zip(segments.tolist(), weights.tolist(), strict=True)
   for (segment, weight), run in itertools.groupby(enumerate(kinds), key=lambda item: item[1]):
-    ids = [int(batch["targets"][row, i]) for i, _ in run]  # decoded together: a character may need several
+    ids = [int(ids_BxL[row, i]) for i, _ in run]  # decoded together: a character may need several
     if segment:
       style = COLOURS[int(segment - 1) % len(COLOURS)]
       text.append(tokenizer.decode(ids), style if weight else f"dim {style}")
@@ -34,7 +39,7 @@ def passage(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 def table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Table:
   """Returns the first tokens of a row, every key of the batch a column, ids with their pieces."""
   found = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-  keys = [key for key in batch if getattr(batch[key], "ndim", 0) == 2]
+  keys = [key for key in batch if batch[key].shape == batch["inputs"].shape]
   found.add_column("token", justify="right")
   for key in keys:
     found.add_column(key, justify="right")

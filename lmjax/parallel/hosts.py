@@ -7,6 +7,7 @@ under SLURM, MPI, GKE and on a TPU pod jax finds them by itself.
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import threading
@@ -24,6 +25,9 @@ LIMIT = 300.0  # seconds to wait for hosts at the start; LMJAX_TIMEOUT sets anot
 SILENCE = 30.0  # seconds after which a silent host is taken for lost
 LOST = 69  # exit code of the others
 
+# What XLA says when another process went away; any other error is this program's own.
+GONE = re.compile("UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|heartbeat|Gloo|Connection (reset|closed)", re.I)
+
 _leaving = threading.Event()  # from here on, a silent host is one that has left before us
 
 
@@ -34,7 +38,10 @@ def join() -> None:
     UserError: some did not come in time, with their numbers; or they have different numbers of devices.
   """
   given = [os.environ.get(name) for name in VARIABLES]
-  limit = float(os.environ.get("LMJAX_TIMEOUT", LIMIT))
+  try:
+    limit = float(os.environ.get("LMJAX_TIMEOUT", LIMIT))
+  except ValueError as error:
+    raise UserError(f"hosts: LMJAX_TIMEOUT is a number of seconds, not {os.environ['LMJAX_TIMEOUT']!r}") from error
   options: dict[str, Any] = {"initialization_timeout": int(limit), "heartbeat_timeout_seconds": int(SILENCE)}
   if any(given):
     if not all(given):
@@ -73,7 +80,11 @@ def _managed() -> bool:
   """Whether a launcher that jax knows has started several processes."""
   several = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
   workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
-  return any(int(os.environ.get(name) or 1) > 1 for name in several) or len(workers) > 1
+  if any(int(os.environ.get(name) or 1) > 1 for name in several) or len(workers) > 1:
+    return True
+  from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # asks the machine's metadata, on a TPU only
+
+  return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
 
 
 def _meet(coordinator: str, count: int, number: int, limit: float) -> None:
@@ -96,7 +107,11 @@ def _meet(coordinator: str, count: int, number: int, limit: float) -> None:
 
 def _collect(port: int, count: int, deadline: float) -> list[int]:
   came: dict[int, socket.socket] = {}
-  with socket.create_server(("", port)) as server:
+  try:
+    server = socket.create_server(("", port))
+  except OSError as error:
+    raise UserError(f"hosts: port {port}, next to the coordinator's, is taken ({error.strerror})") from error
+  with server:
     while len(came) < count - 1 and time.monotonic() < deadline:
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
@@ -166,7 +181,7 @@ def joined():
   except BaseException as error:
     if jax.process_count() == 1:
       raise
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error)):
       reason = str(error).strip().splitlines()[0][:200]
       _stop(f"hosts: another process is gone ({reason}). The same command goes on from the last checkpoint", LOST)
     if not isinstance(error, UserError):
@@ -230,8 +245,11 @@ class Signals:
     return self.caught
 
   def _catch(self, number: int, frame) -> None:
-    self.caught = signal.Signals(number)
     signal.signal(number, self._before[number])
+    if jax.process_count() > 1:
+      os.kill(os.getpid(), signal.SIGTERM)  # of which all hosts hear at the same step
+    else:
+      self.caught = signal.Signals(number)
 
   def __exit__(self, *error) -> None:
     for number, handler in self._before.items():

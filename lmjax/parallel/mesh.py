@@ -70,7 +70,8 @@ class MeshShape:
       )
     # Explicit axes, jax's default, would make every einsum ask for its output sharding.
     auto = (AxisType.Auto,) * len(shape)
-    slices = len({getattr(device, "slice_index", 0) or 0 for device in devices})
+    # GPUs have a slice for every host, which any axis may cross.
+    slices = len({device.slice_index for device in devices}) if _sliced(devices[0]) else 1
     if slices > 1:
       if shape["data"] % slices:
         raise UserError(f"mesh {shape}: {slices} slices must divide data={shape['data']}, the only axis between slices")
@@ -81,3 +82,7 @@ class MeshShape:
     if len(set(devices)) < len(devices):  # stand-ins for devices that are only counted
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto, devices=devices)
+
+
+def _sliced(device: jax.Device) -> bool:
+  return device.platform == "tpu" and getattr(device, "slice_index", None) is not None

@@ -148,14 +148,14 @@ def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
       if key in seen:
         continue
       seen.add(key)
-      size, spans = _group(rest, slices)
+      size, spanned = _group(rest, slices)
       whole = _bytes(output)
       if kind == "reduce-scatter":
         whole *= size
       moved = whole * (1.0 if kind == "collective-permute" else (size - 1) / size) * (2 if kind == "all-reduce" else 1)
       found[kind]["count"] += times.get(name, 1.0)
       found[kind]["bytes"] += times.get(name, 1.0) * moved
-      found[kind]["network_bytes"] += times.get(name, 1.0) * moved * (1 / size if spans else 0.0)
+      found[kind]["network_bytes"] += times.get(name, 1.0) * moved * (spanned - 1) / max(size - 1, 1)
   return {kind: numbers for kind, numbers in found.items() if numbers["count"]}
 
 
@@ -188,14 +188,15 @@ def _trips(condition: str, bodies: dict[str, str], depth: int = 3) -> int:
   return max(found, default=1)
 
 
-def _group(rest: str, slices: int) -> tuple[int, bool]:
-  """Returns the devices of one group, and whether it spans slices (whose devices are numbered one after the other)."""
+def _group(rest: str, slices: int) -> tuple[int, int]:
+  """Returns the devices of one group, and over how many slices they lie (whose devices follow each other by number)."""
   mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest)
   if mesh:
     sizes = {axis: int(n) for axis, n in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
     axes = re.findall(r"'([\w]+)'(?::\((\d+)\)(\d+))?", mesh[2])
     size = math.prod(int(part) if part else sizes[axis] for axis, _, part in axes)
-    return max(size, 1), slices > 1 and bool(axes) and axes[0][0] == next(iter(sizes))
+    across = bool(axes) and axes[0][0] == next(iter(sizes))  # the first axis is the outermost
+    return max(size, 1), min(slices, size) if across else 1
   groups = np.zeros((1, 1), int)
   if iota := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", rest):
     shape, dims, order = (tuple(map(int, part.split(","))) if part else None for part in iota.groups())
@@ -203,11 +204,11 @@ def _group(rest: str, slices: int) -> tuple[int, bool]:
   elif listed := re.search(r"replica_groups=\{(\{[\d,{}]*\})\}", rest):
     groups = np.array([[int(n) for n in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])])
   per_slice = max(groups.size // slices, 1)
-  return groups.shape[1], bool((np.ptp(groups // per_slice, axis=1) > 0).any())
+  return groups.shape[1], max(len(set(group)) for group in groups // per_slice)
 
 
 def _bytes(shapes: str) -> int:
-  """Returns the bytes of the last of a tuple of shapes, or of one: what a collective gives."""
+  """Returns the bytes of a shape, or of all in a tuple: what a collective gives."""
   width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
   found = [
     width.get(kind, 4) * math.prod(int(n) for n in size.split(",") if n)

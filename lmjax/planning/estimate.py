@@ -32,7 +32,7 @@ def estimate(run, capacity: float) -> Compiled:
   scores = run.data.length if math.isfinite(capacity) else 0
   kept = _kept(jax.make_jaxpr(gradient)(*abstract).jaxpr, scores)
   rows = run.batch / run.layout.parts("batch") / run.optimizer.microbatches
-  shared = run.layout.parts("stream") if run.layout.parts("stream") > 1 else 1
+  shared = run.layout.parts("stream")
   parameters = sum(_stored(leaf) for leaf in jax.tree.leaves(state.params))
   width = 0.5 if getattr(run.task.model.config, "dtype", "float32") == "bfloat16" else 0.0
   temporaries = int(kept * rows / shared + parameters * (1 + width))

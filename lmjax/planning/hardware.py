@@ -80,7 +80,7 @@ class Meter:
     """Returns what was used since; to be asked once, at the end."""
     now, hours = self._joules(), (time.time() - self.began) / 3600
     parts = [name for name in now if name in self.start]
-    if parts:
+    if parts and (hours < 0.3 or self.devices[0].platform == "gpu"):  # RAPL's counter starts anew after 262 kJ
       kwh = sum(max(now[p] - self.start[p], 0.0) for p in parts) / 3.6e6
       return Used(kwh, f"measured by {', '.join(sorted({p.partition(' ')[0] for p in parts}))}, this machine")
     if self._tracker:

@@ -38,9 +38,8 @@ def cross_entropy(
   batch, length = targets_BxL.shape
   chunks = length // chunk if chunk and length % chunk == 0 else 1
 
-  def split(
-    a,
-  ):  # [B, L, ...] -> [chunks, B * L / chunks, ...]; the batch axis stays whole, so its sharding does
+  # [B, L, ...] -> [chunks, B * L / chunks, ...]; the batch axis stays whole, so its sharding does.
+  def split(a):
     a = a.reshape(batch, chunks, length // chunks, *a.shape[2:]).swapaxes(0, 1)
     return a.reshape(chunks, -1, *a.shape[3:])
 
@@ -103,13 +102,8 @@ def _scored_backward(vocabulary, z_loss, saved, cotangents):
   d_x, d_table, d_bias, shape = saved
   scale = cotangents[0]  # of the loss; the other totals are metrics
   no_gradient = np.zeros(shape, jax.dtypes.float0)
-  return (
-    d_x * scale.astype(d_x.dtype),
-    d_table * scale.astype(d_table.dtype),
-    no_gradient,
-    jnp.zeros(shape),
-    (None if d_bias is None else d_bias * scale),
-  )
+  d_bias = None if d_bias is None else d_bias * scale
+  return d_x * scale.astype(d_x.dtype), d_table * scale.astype(d_table.dtype), no_gradient, jnp.zeros(shape), d_bias
 
 
 _scored.defvjp(_scored_forward, _scored_backward)

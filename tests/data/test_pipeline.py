@@ -165,6 +165,16 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
   batches.close()
 
 
+@pytest.mark.parametrize("packing", ["concatenate", "first_fit"])
+def test_data_that_is_bad_throughout_does_not_hang(tmp_path, packing):
+  (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 500)
+  source = JsonLines(str(tmp_path / "a.jsonl"))
+  batches = Text(source, source, 64, Settings("bytes"), packing=packing).train(BYTES, 2, 0)
+  with pytest.raises(UserError, match="no text in 500 records.*has no text under 'text'"):
+    next(batches)
+  batches.close()
+
+
 def test_parts():
   assert share(10, ":90%") == range(9) and share(10, "90%:") == range(9, 10) and share(10, "") == range(10)
   for part in ("half", "90", "10%:5%", "50%:55%"):

@@ -222,7 +222,8 @@ def test_inspecting(source, tmp_path, capsys):
   told = capsys.readouterr().out
   assert "checksums are right" in told and "segments" in told and "<end>" in told and "300 documents" in told
   assert (tmp_path / "data" / "lengths.png").stat().st_size > 1000
-  assert main(["prepare", "--inspect", f"configs/text.py:files={source.files},debug"]) == 0
+  for config in (f"configs/text.py:files={source.files},debug", "configs/bert.py:debug"):
+    assert main(["prepare", "--inspect", config, "--rows", "1"]) == 0
 
 
 def test_chunks_share_out_few_large_documents():

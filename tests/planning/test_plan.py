@@ -106,6 +106,12 @@ def test_collectives_are_counted_once_and_as_often_as_loops_run():
   found = collectives(HLO)
   assert found["all-gather"] == {"count": 12, "bytes": 12 * 128 * 3 / 4, "network_bytes": 0}
   assert found["all-reduce"] == {"count": 12, "bytes": 12 * 200 * 2 / 2, "network_bytes": 0}
+  assert (
+    collectives(HLO.replace("replica_groups=[2,2]<=[4]", "replica_groups=[2,2]<=[2,2]T(1,0)"), 2)["all-reduce"][
+      "network_bytes"
+    ]
+    == found["all-reduce"]["bytes"]
+  ), "pairs of devices, one in each slice"
   assert found["reduce-scatter"] == {"count": 1, "bytes": 4 * 40 * 3 / 4, "network_bytes": 0}
 
 
