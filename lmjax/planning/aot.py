@@ -8,6 +8,7 @@ import time
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from lmjax.planning.hardware import CHIPS, Chip
 from lmjax.utils.errors import UserError, nearest
@@ -102,7 +103,7 @@ class Compiled:
 def compile_step(lowered, capacity: float, slices: int, began: float) -> Compiled:
   """Compiles a lowered step and reads its memory and its collectives; a step that does not fit has no collectives."""
   cached = jax.config.jax_enable_compilation_cache
-  jax.config.update("jax_enable_compilation_cache", False)  # what was compiled for absent devices cannot be loaded
+  _use_cache(False)  # what was compiled for absent devices cannot be loaded
   try:
     compiled = lowered.compile()
   except jax.errors.JaxRuntimeError as error:
@@ -112,7 +113,7 @@ def compile_step(lowered, capacity: float, slices: int, began: float) -> Compile
     total = float(used[1]) * 2 ** {"M": 20, "G": 30}[used[2]] if used else 2 * capacity
     return Compiled(0, int(total), 0, False, time.perf_counter() - began, None)
   finally:
-    jax.config.update("jax_enable_compilation_cache", cached)
+    _use_cache(cached)
   memory = compiled.memory_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs in place
   found = Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, True, 0.0, None)
@@ -123,6 +124,12 @@ def compile_step(lowered, capacity: float, slices: int, began: float) -> Compile
     found.collectives = None
   found.seconds = time.perf_counter() - began
   return found
+
+
+def _use_cache(wanted: bool) -> None:
+  """Turns jax's persistent compilation cache on or off; it looks at the setting once, unless it is reset."""
+  jax.config.update("jax_enable_compilation_cache", wanted)
+  compilation_cache.reset_cache()
 
 
 def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
