@@ -12,7 +12,7 @@ KILOGRAMS_PER_POUND = 0.45359237
 
 # Grams of CO2e a kWh of what was generated in 2023: Ember's Yearly Electricity Data, as Our World in Data keeps them.
 INTENSITY = {
-  "world": 481.0, "EU": 242.0, "US": 369.5, "CA": 170.0, "GB": 237.6, "FR": 56.0, "DE": 381.0, "SE": 40.7, "CN": 582.3,
+  "US": 369.5, "CA": 170.0, "GB": 237.6, "FR": 56.0, "DE": 381.0, "SE": 40.7, "CN": 582.3,
   "IN": 713.4,
 }  # fmt: skip
 

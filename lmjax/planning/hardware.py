@@ -1,8 +1,9 @@
 """What devices can do at most and what they cost, and the energy that a machine uses while it runs.
 
-TPUs: Google Cloud's pages "TPU v4", "TPU v5p", "TPU v5e" and "TPU v6e" (read 2026-11): bfloat16 FLOP/s, memory and its
-bandwidth, inter-chip bandwidth of all ports together, a chip's share of the pod's data-centre network. GPUs: NVIDIA's
-data sheets, links by NVLink in both directions, one 400 Gb/s (A100: 200) adapter a GPU.
+TPUs: bfloat16 FLOP/s, memory and its bandwidth, inter-chip bandwidth of all ports together, a chip's share of the pod's
+data-centre network, as Google Cloud's pages "TPU v5e" and "TPU v6e" give them (read 2026-11); v4 and v5p after their
+pages of 2025, not read again. GPUs: NVIDIA's data sheets, not read again; links by NVLink in both directions, one 400
+Gb/s (A100: 200) adapter a GPU.
 Watts: TPU v4 the mean in production (Jouppi et al., 2023, arXiv:2304.01433); GPUs the rated board power; Google has
 published none for the others. Prices: on-demand, Google Cloud's list of 2025, an eight-GPU machine's over eight. They
 change and were not looked up since: give your own with --price.
