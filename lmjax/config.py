@@ -55,8 +55,8 @@ def debug(config: ConfigDict) -> ConfigDict:
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
   config.data.update(length=32, workers=0)
   small = dict(algorithm="bytes")
-  if config.data.tokenizer.get("algorithm") == "wordpiece":
-    small = dict(algorithm="wordpiece", size=512)
+  if "kind" in config.data.tokenizer or config.data.tokenizer.get("algorithm") == "wordpiece":
+    small = config.data.tokenizer.to_dict() | dict(path="", size=512)
   config.data.tokenizer = ConfigDict(small)
   config.data.source = ConfigDict(dict(kind=part, part=":5%"))
   config.data.validation = ConfigDict(dict(kind=part, part="99.5%:"))
@@ -73,7 +73,9 @@ def given(preset: dict[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in preset.items() if key not in ("vocabulary", "length")}
 
 
-TINY = dict(width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, dtype="float32")
+TINY = dict(
+  width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, cells=64, filters=((1, 8), (2, 16)), dtype="float32",
+)  # fmt: skip
 
 
 def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:

@@ -72,8 +72,14 @@ def birth(
   shapes = jax.eval_shape(fresh)
   named = named_parameters(task, batch, length)
   shardings = pytree.inherit(shapes, nn.unbox(named), layout.shardings(named), layout.sharding())
+  shardings = shardings.replace(carry=jax.tree.map(lambda s: _by_rows(s.shape, batch, layout), shapes.carry))
   abstract = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
   return jax.jit(fresh, out_shardings=shardings), abstract
+
+
+def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding.NamedSharding:
+  """Returns where a carried array goes: its rows with those of the batch, if it has any."""
+  return layout.sharding("batch", shape=shape[:1]) if shape[:1] == (batch,) else layout.sharding()
 
 
 def init_state(*arguments, abstract: bool = False) -> TrainState:

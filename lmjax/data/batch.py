@@ -18,6 +18,9 @@ LEGEND = {
   "predicted": "places whose words are to be found, int32 [B, P]; weights and labels are then [B, P] too",
   "labels": "the words at those places, or the class of a row, int32",
   "random": "1 where sentence B is a random one, 0 where it follows A, as BERT has it, int32 [B]",
+  "characters": "spelling of the words read forwards, int32 [B, L, C], 0 where there is no word",
+  "reverse_characters": "and of those another part of the row reads backwards, int32 [B, L, C]",
+  "reverse_targets": "the words that come next, backwards, int32 [B, L]",
   "segments": "number of the packed document a token belongs to, from 1, int32 [B, L]; 0 is padding",
 }
 

@@ -7,6 +7,7 @@ turns into control ids: a document that contains `<|endoftext|>` is encoded as t
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import json
 from collections.abc import Iterable, Sequence
@@ -279,7 +280,8 @@ def load(path: epath.PathLike) -> Tokenizer:
   """Returns the tokenizer in a folder (or a run's `tokenizer/`), or of one file.
 
   Reads GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`), `tokenizer.json`, SentencePiece
-  `*.model`, BERT's `vocab.txt`, `characters.json`, `bytes.json`.
+  `*.model`, BERT's `vocab.txt`, `characters.json`, `bytes.json`; and any other kind from a folder whose `kind.json`
+  names its class, `{"kind": "package.module:Class"}`, which reads the rest by `Class.load(folder)`.
 
   Raises:
     UserError: nothing there is a tokenizer, or what is there is damaged.
@@ -292,6 +294,9 @@ def load(path: epath.PathLike) -> Tokenizer:
   files = {p.name: p for p in (path.iterdir() if path.is_dir() else [path])}
   models = [p for name, p in sorted(files.items()) if name.endswith(".model")]
   try:
+    if "kind.json" in files:
+      module, _, name = json.loads(files["kind.json"].read_text())["kind"].partition(":")
+      return getattr(importlib.import_module(module), name).load(path)
     if "bytes.json" in files:
       return Bytes()
     if "characters.json" in files:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Protocol
 
 import jax
+import numpy as np
 
 from lmjax.data.batch import Batch, check
 from lmjax.data.pipeline import Reader
@@ -24,16 +25,26 @@ class Evaluator(Protocol):
 
 
 def terms_over(task: Task, batches: list[Batch], length: int, layout: Layout) -> Callable[[Tree], dict[str, Mean]]:
-  """Returns run(params) -> the task's loss terms and metrics, summed over the batches."""
-  keys = task.spec(len(batches[0]["inputs"]), length)
+  """Returns run(params) -> the task's loss terms and metrics, summed over the batches.
+
+  Where the task carries something from batch to batch, each row of a batch goes on where it ended in the one before.
+  """
+  rows = len(batches[0]["weights"])
+  keys = task.spec(rows, length)
   check(batches[0], keys)
-  totals = jax.jit(lambda params, batch: task.loss(params, {}, task.initial_carry(len(batch["inputs"])), batch)[0])
+  batches = [{key: batch[key] for key in keys} for batch in batches]
+  start = task.initial_carry(rows)
+  if jax.tree.leaves(start):
+    whole = {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
+    turns = {key: a.reshape(rows, len(batches), *a.shape[1:]) for key, a in whole.items()}
+    batches = [{key: a[:, i] for key, a in turns.items()} for i in range(len(batches))]
+  totals = jax.jit(lambda params, carry, batch: task.loss(params, {}, carry, batch))
 
   def run(params: Tree) -> dict[str, Mean]:
-    terms = {}
+    terms, carry = {}, start
     for batch in batches:
-      rows = {key: batch[key] for key in keys}
-      terms = add(terms, totals(params, jax.device_put(rows, layout.batch(rows))))
+      found, carry = totals(params, carry, jax.device_put(batch, layout.batch(batch)))
+      terms = add(terms, found)
     return terms
 
   return run

@@ -3,6 +3,7 @@
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.einsum import Einsum
@@ -13,6 +14,7 @@ ACTIVATIONS = {
   "gelu_tanh": partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
+  "tanh": jnp.tanh,
 }
 
 

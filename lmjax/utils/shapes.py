@@ -10,6 +10,7 @@ LEGEND = {
   "K": "head",  # head size
   "F": "mlp",
   "E": "output",  # of a head: a width that no rule splits
+  "Q": "gates",  # the four of an LSTM cell
   "V": "vocabulary",
   "N": "layers",
   "P": "positions",  # rows of a table of learned positions

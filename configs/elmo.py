@@ -1,0 +1,55 @@
+"""ELMo: "Deep contextualized word representations" (Peters et al., 2018), arXiv:1802.05365.
+
+    lmjax train --config configs/elmo.py:size=small,files='books/*.txt.gz' --workdir runs/elmo
+
+size: small original. The next word, forwards and backwards, of sentences that go on from batch to batch; books of
+Project Gutenberg lose their headers. original: 93,600,848 parameters and a softmax of 793,471 words, of which 8,192
+sampled ones train; 384 rows of 20 words, for 3 GPUs; not measured here. small: 10,000 words, full softmax, 1,500 steps
+of 32 x 20 words, on two CPU cores. Expected: see benchmarks/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.elmo import PRESETS
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(argument, size=("small", "original"), files="data/*.txt", debug=False)
+  text = dict(
+    kind="lmjax.data.sources:TextFiles", files=choice.files, piece=65_536, clean="lmjax.data.corpus:gutenberg_body"
+  )
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=1_000_000,
+      batch=384,
+      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      rules="fsdp",
+      data=dict(
+        kind="lmjax.data.both_ways:BothWays",
+        length=20,
+        tokenizer=dict(kind="lmjax.data.words:Settings", size=793_471),
+        source=dict(part=":99%", **text),
+        validation=dict(part="99%:", **text),
+      ),
+      model=dict(kind="lmjax.models.elmo:ELMo", dtype="bfloat16", **PRESETS[f"elmo-{choice.size}"]),
+      task=dict(kind="lmjax.tasks.bilm:BiLM", negatives=8192),
+      optim=dict(rule="adamw", peak_rate=1e-3, schedule="inverse_sqrt", warmup=4000, weight_decay=0.0, clip=10.0),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=100)),
+      checkpoint=dict(every=5000),
+      log=dict(every=100),
+    )
+  )
+  if choice.size == "small":
+    settings.update(steps=1500, batch=32)
+    settings.data.tokenizer.update(size=10_000)
+    settings.data.update(characters=20)
+    settings.model.update(dtype="float32")
+    settings.task.update(negatives=0)
+    settings.optim.update(peak_rate=2e-3, schedule="cosine", warmup=100)
+    settings.evals.update(every=250)
+    settings.checkpoint.update(every=500)
+    settings.log.update(every=10)
+  return config.debug(settings) if choice.debug else settings

@@ -1,0 +1,44 @@
+"""LSTM language models: Zaremba et al. (2014), arXiv:1409.2329, with variational dropout (Gal and Ghahramani, 2016).
+
+    lmjax train --config configs/lstm.py:size=small,train=ptb.train.txt.gz,validation=ptb.valid.txt --workdir runs/lstm
+
+train, validation: text already cut into words, a sentence a line, as the Penn Treebank is in Mikolov's form; every word
+is an id. size: small medium large. small: 2 layers of 256 cells, 32 rows of 64 words, 2,250 steps (5 epochs). Hardware:
+two CPU cores. Expected: see benchmarks/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.recurrent import PRESETS
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(
+    argument, size=("small", "medium", "large"), train="ptb.train.txt.gz", validation="ptb.valid.txt", debug=False
+  )
+  text = dict(kind="lmjax.data.sources:TextFiles", piece=65_536)
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=2250,
+      batch=32,
+      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
+      rules="ddp",
+      data=dict(
+        kind="lmjax.data.pipeline:Text",
+        length=64,
+        tokenizer=dict(kind="lmjax.data.words:Settings", split="spaces", size=50_000),
+        source=dict(files=choice.train, **text),
+        validation=dict(files=choice.validation, document="file", **text),
+      ),
+      model=dict(kind="lmjax.models.recurrent:Recurrent", dropout=0.2, **PRESETS[f"lstm-{choice.size}"]),
+      task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
+      optim=dict(rule="adamw", peak_rate=3e-3, warmup=100, final=0.02, weight_decay=0.01, clip=1.0),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=450, validation=dict(kind="lmjax.evals.perplexity:Perplexity")),
+      checkpoint=dict(every=450),
+      log=dict(every=10),
+    )
+  )
+  return config.debug(settings) if choice.debug else settings

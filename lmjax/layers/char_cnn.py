@@ -1,0 +1,54 @@
+"""Word vectors from spelling: convolutions over characters, highways, a projection (Kim et al., 2016,
+arXiv:1508.06615).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.einsum import Einsum, named
+from lmjax.layers.mlp import ACTIVATIONS
+
+CHARACTERS = 261  # 256 bytes, start and end of a text, start and end of a word, padding
+
+
+class CharCNN(nn.Module):
+  """For each filter the largest activation anywhere in the word, then highway layers, then `width` outputs.
+
+    highway: g relu(x T) + (1 - g) x,  g = sigmoid(x C)     (Srivastava et al., 2015, arXiv:1505.00387)
+
+  filters: (characters wide, how many). Characters are numbered from 1; 0 stands where there is no word.
+  """
+
+  width: int
+  embedding: int = 16
+  filters: tuple[tuple[int, int], ...] = ((1, 32), (2, 32), (3, 64), (4, 128), (5, 256), (6, 512), (7, 1024))
+  highways: int = 2
+  activation: str = "relu"
+
+  @nn.compact
+  def __call__(self, characters_BxLxC: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    """Returns vectors [B, L, D] of spelt words."""
+    batch, length, size = characters_BxLxC.shape
+    uniform = nn.initializers.uniform(2.0)
+    init = named(lambda *args: uniform(*args) - 1.0, ("characters", None))
+    table = self.param("table", init, (CHARACTERS, self.embedding), jnp.float32).astype(dtype)
+    x = jnp.where((characters_BxLxC > 0)[..., None], table[characters_BxLxC - 1], 0)
+    x_TxCxE = x.reshape(batch * length, size, self.embedding)
+    found = []
+    for i, (wide, count) in enumerate(self.filters):
+      init = named(nn.initializers.normal((wide * self.embedding) ** -0.5), (None, None, "mlp"))
+      kernel = self.param(f"filter_{i}", init, (wide, self.embedding, count), jnp.float32).astype(dtype)
+      bias = self.param(f"bias_{i}", named(nn.initializers.zeros, ("mlp",)), (count,), jnp.float32).astype(dtype)
+      y = jax.lax.conv_general_dilated(x_TxCxE, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+      found.append(ACTIVATIONS[self.activation](jnp.max(y, axis=1) + bias))
+    x_BxLxF = jnp.concatenate(found, axis=-1).reshape(batch, length, -1)
+    size = x_BxLxF.shape[-1]
+    for i in range(self.highways):
+      gate, transform = (
+        Einsum("BLF,FE->BLE", {"F": size, "E": size}, deviation=size**-0.5, name=f"{name}_{i}")
+        for name in ("gate", "transform")
+      )
+      g = jax.nn.sigmoid(gate(x_BxLxF))
+      x_BxLxF = g * jax.nn.relu(transform(x_BxLxF)) + (1 - g) * x_BxLxF
+    return Einsum("BLF,FD->BLD", {"F": size, "D": self.width}, deviation=size**-0.5, name="project")(x_BxLxF)

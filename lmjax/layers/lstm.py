@@ -1,0 +1,149 @@
+"""Long short-term memory, with the projection and the clipping that ELMo has, and a gradient made for long texts."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from lmjax.layers.einsum import Einsum, named
+
+
+@struct.dataclass
+class State:
+  """What a layer remembers of a text: its last output and its cells."""
+
+  h_BxD: jax.Array
+  c_BxF: jax.Array
+
+
+class LSTM(nn.Module):
+  """One layer, read from left to right (Hochreiter and Schmidhuber, 1997).
+
+    i, g, f, o = x W + h U + b
+    c' = clip(sigmoid(f + 1) c + sigmoid(i) tanh(g))
+    h' = clip(sigmoid(o) tanh(c') P),  without P and its clip if outputs are as wide as cells (Sak et al., 2014,
+    arXiv:1402.1128)
+
+  clip: largest absolute value, 0 for none.
+  """
+
+  cells: int
+  width: int
+  clip: float = 0.0
+
+  @nn.compact
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    state: State | None = None,
+    moves_BxL: jax.Array | None = None,
+    starts_BxL: jax.Array | None = None,
+    drop_BxD: jax.Array | None = None,
+  ) -> tuple[jax.Array, State]:
+    """Returns the outputs [B, L, D] and the state behind the last token.
+
+    Args:
+      state: from which to go on; None is all zeros.
+      moves_BxL: False where a token is padding and the state stays as it is.
+      starts_BxL: True where a text begins, which knows nothing of what stands before it.
+      drop_BxD: multiplies the last output wherever it is read, the same at every step (Gal and Ghahramani, 2016,
+        arXiv:1512.05287).
+    """
+    batch, length, inputs = x_BxLxD.shape
+    sizes = {"D": inputs, "Q": 4, "F": self.cells}
+    gates_BxLxQxF = Einsum("BLD,DQF->BLQF", sizes, deviation=inputs**-0.5, name="input")(x_BxLxD)
+    hidden = self._kernel("hidden", ("width", "gates", "mlp"), (self.width, 4, self.cells), x_BxLxD.dtype)
+    project = None
+    if self.width != self.cells:
+      project = self._kernel("project", ("mlp", "width"), (self.cells, self.width), x_BxLxD.dtype)
+    if state is None:
+      state = self.empty(batch)
+    drop = jnp.ones((batch, self.width)) if drop_BxD is None else drop_BxD
+    moves = jnp.ones((batch, length), bool) if moves_BxL is None else moves_BxL
+    starts = jnp.zeros((batch, length), bool) if starts_BxL is None else starts_BxL
+    y_LxBxD, h, c = _read(
+      gates_BxLxQxF.swapaxes(0, 1), hidden, project, state.h_BxD, state.c_BxF, moves.T, starts.T, drop, self.clip
+    )
+    return y_LxBxD.swapaxes(0, 1).astype(x_BxLxD.dtype), State(h, c)
+
+  def empty(self, batch: int) -> State:
+    """Returns the state before the first token of `batch` rows."""
+    return State(jnp.zeros((batch, self.width)), jnp.zeros((batch, self.cells)))
+
+  def _kernel(self, name: str, axes: tuple[str, ...], shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+    init = nn.initializers.normal(shape[0] ** -0.5)
+    return self.param(name, named(init, axes), shape, jnp.float32).astype(dtype)
+
+
+def _cell(a_BxQxF: jax.Array, c_BxF: jax.Array, clip: float) -> tuple[jax.Array, jax.Array]:
+  """Returns the new cells and what they let out."""
+  i, g, f, o = (a_BxQxF[:, gate] for gate in range(4))
+  c_BxF = jax.nn.sigmoid(f + 1) * c_BxF + jax.nn.sigmoid(i) * jnp.tanh(g)
+  c_BxF = jnp.clip(c_BxF, -clip, clip) if clip else c_BxF
+  return c_BxF, jax.nn.sigmoid(o) * jnp.tanh(c_BxF)
+
+
+def _forward(gates, hidden, project, h, c, moves, starts, drop, clip):
+  """Reads a text [L, B, ...]; returns outputs and last state, and of every step what the gradient needs."""
+
+  def step(state, inputs):
+    h, c = state
+    z, moves, starts = inputs
+    moves, starts = moves[:, None], starts[:, None]
+    h, c = jnp.where(starts, 0, h), jnp.where(starts, 0, c)
+    seen = h * drop
+    a = z.astype(jnp.float32) + jnp.einsum("bd,dqf->bqf", seen.astype(hidden.dtype), hidden).astype(jnp.float32)
+    new_c, out = _cell(a, c, clip)
+    new_h = out
+    if project is not None:
+      new_h = (out.astype(project.dtype) @ project).astype(jnp.float32)
+      new_h = jnp.clip(new_h, -clip, clip) if clip else new_h
+    h, before, c = jnp.where(moves, new_h, h), c, jnp.where(moves, new_c, c)
+    return (h, c), (h, (a, before, seen, out))
+
+  (h, c), (y, kept) = jax.lax.scan(step, (h, c), (gates, moves, starts))
+  return (y, h, c), (hidden, project, moves, starts, drop, y, kept)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(8,))
+def _read(gates, hidden, project, h, c, moves, starts, drop, clip):
+  return _forward(gates, hidden, project, h, c, moves, starts, drop, clip)[0]
+
+
+def _backward(clip, saved, cotangents):
+  """Gradients of the products' outputs step by step, of the kernels all at once.
+
+  A scan would add to each kernel's gradient at every step, and read and write all of it; one product over the whole
+  text needs neither.
+  """
+  hidden, project, moves, starts, drop, y, (a, before, seen, out) = saved
+
+  def step(state, inputs):
+    d_h, d_c = state
+    d_y, a, before, h, moves, starts = inputs
+    moves, starts = moves[:, None], starts[:, None]
+    d_h = d_h + d_y
+    d_new = jnp.where(moves, d_h, 0)
+    d_out = d_new
+    if project is not None:
+      d_new = jnp.where(jnp.abs(h) < clip, d_new, 0) if clip else d_new
+      d_out = (d_new.astype(project.dtype) @ project.T).astype(jnp.float32)
+    _, pull = jax.vjp(partial(_cell, clip=clip), a, before)
+    d_a, d_before = pull((jnp.where(moves, d_c, 0), d_out))
+    d_seen = jnp.einsum("bqf,dqf->bd", d_a.astype(hidden.dtype), hidden).astype(jnp.float32)
+    d_h = jnp.where(starts, 0, d_seen * drop + jnp.where(moves, 0, d_h))
+    d_c = jnp.where(starts, 0, d_before + jnp.where(moves, 0, d_c))
+    return (d_h, d_c), (d_a, d_new)
+
+  d_y, d_h, d_c = cotangents
+  inputs = (d_y, a, before, y, moves, starts)
+  (d_h, d_c), (d_a, d_new) = jax.lax.scan(step, (d_h, d_c), inputs, reverse=True)
+  half = hidden.dtype
+  d_hidden = jnp.einsum("lbd,lbqf->dqf", seen.astype(half), d_a.astype(half))
+  d_project = None if project is None else jnp.einsum("lbf,lbd->fd", out.astype(half), d_new.astype(half))
+  return d_a.astype(half), d_hidden, d_project, d_h, d_c, None, None, jnp.zeros_like(drop)
+
+
+_read.defvjp(_forward, _backward)

@@ -1,0 +1,133 @@
+"""The recurrent decoder: an LSTM language model.
+
+Zaremba et al. (2014), arXiv:1409.2329; tied embeddings: Press and Wolf (2017), arXiv:1608.05859; variational dropout:
+Gal and Ghahramani (2016), arXiv:1512.05287.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax import struct
+
+from lmjax.layers.einsum import Embed, vocabulary_logits
+from lmjax.layers.lstm import LSTM, State
+from lmjax.parallel.sharding import constrain
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The shape of an LSTM language model and how it is computed."""
+
+  vocabulary: int  # comes from the tokenizer
+  length: int  # of a row, in tokens; comes from data.length. The model itself has no longest one
+  width: int = 650  # of embeddings and outputs
+  cells: int = 650  # where there are more of them than `width`, outputs are projected
+  depth: int = 2
+  clip: float = 0.0  # largest absolute value of cells and projections; 0 for any
+  tied: bool = True  # the embedding table also scores the next token
+  dropout: float = 0.0  # variational: one mask a row for the inputs and outputs of every layer, and for its last output
+  dtype: str = "float32"  # of the products; parameters and state are float32
+
+  def __post_init__(self):
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+    for name in ("vocabulary", "length", "width", "cells", "depth"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+    if not 0 <= self.dropout < 1 or self.clip < 0:
+      raise ValueError("dropout is at least 0 and below 1, clip at least 0")
+
+
+@struct.dataclass
+class Memory:
+  """The cache of decoding: the state of each layer, which moves only where tokens are valid."""
+
+  states: tuple[State, ...]
+
+  def reorder(self, rows_B: jax.Array) -> "Memory":
+    """Returns the memory with row i taken from row rows_B[i]."""
+    return jax.tree.map(lambda x: jnp.take(x, rows_B, axis=0), self)
+
+
+class Recurrent(nn.Module):
+  """A stack of LSTM layers over word embeddings.
+
+  Parameters: `embed`, `layers_0`, `layers_1`, ..., and `unembed` if not tied.
+  """
+
+  config: Config
+  causal = True  # a token knows those before it
+
+  def setup(self):
+    c = self.config
+    self.embed = Embed(c.vocabulary, c.width)
+    self.layers = [LSTM(c.cells, c.width, c.clip) for _ in range(c.depth)]
+    if not c.tied:
+      self.unembed = Embed(c.vocabulary, c.width)
+    self.drop = nn.Dropout(c.dropout, broadcast_dims=(1,))
+
+  def __call__(
+    self,
+    inputs_BxL: jax.Array,
+    positions_BxL: jax.Array | None = None,
+    segments_BxL: jax.Array | None = None,
+    taps: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the final vectors [B, L, D] and what was tapped: `hidden` [N, B, L, D].
+
+    Every row, and within it every packed document, begins with an empty state.
+    """
+    x_BxLxD = constrain(self.embed(inputs_BxL, jnp.dtype(self.config.dtype)), "batch", None, None)
+    states = tuple(layer.empty(len(inputs_BxL)) for layer in self.layers)
+    starts_BxL = None if positions_BxL is None else positions_BxL == 0
+    moves_BxL = None if segments_BxL is None else segments_BxL > 0
+    x_BxLxD, _, outputs = self._run(x_BxLxD, states, moves_BxL, starts_BxL)
+    if self.is_initializing() and not self.config.tied:
+      self.unembed(inputs_BxL)
+    return x_BxLxD, {"hidden": jnp.stack(outputs)} if "hidden" in taps else {}
+
+  def extend(self, cache: Memory, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Memory]:
+    """Returns the final vectors [B, L, D] of tokens that follow what the cache knows, and the cache that knows them."""
+    x_BxLxD = self.embed(tokens_BxL, jnp.dtype(self.config.dtype))
+    x_BxLxD, states, _ = self._run(x_BxLxD, cache.states, valid_BxL, None)
+    return x_BxLxD, Memory(states)
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Returns float32 scores [..., V] of final vectors [..., D]."""
+    table = self.embed.table if self.config.tied else self.unembed.table
+    return vocabulary_logits(x, table, self.config.vocabulary)
+
+  def empty_cache(self, batch: int, slots: int) -> Memory:
+    """Returns the memory of `batch` rows that have read nothing; it does not grow, whatever the `slots`."""
+    return Memory(tuple(layer.empty(batch) for layer in self.layers))
+
+  def unembedding(self, params: Tree) -> jax.Array:
+    """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
+    return params["embed" if self.config.tied else "unembed"]["table"]
+
+  def unstacked(self, params: Tree) -> Tree:
+    """Returns the parameters as decoding reads them: as they are."""
+    return params
+
+  def _run(self, x_BxLxD, states, moves_BxL, starts_BxL):
+    """Returns the last layer's outputs, the states and every layer's outputs."""
+    after, outputs = [], []
+    keep = not self.has_rng("dropout")
+    x_BxLxD = self.drop(x_BxLxD, deterministic=keep)
+    for layer, state in zip(self.layers, states, strict=True):
+      mask = self.drop(jnp.ones((len(x_BxLxD), 1, self.config.width)), deterministic=keep)[:, 0]
+      x_BxLxD, state = layer(x_BxLxD, state, moves_BxL, starts_BxL, None if keep else mask)
+      outputs.append(x_BxLxD)
+      after.append(state)
+      x_BxLxD = self.drop(x_BxLxD, deterministic=keep)
+    return x_BxLxD, tuple(after), outputs
+
+
+PRESETS: dict[str, dict] = {
+  "lstm-small": dict(width=256, cells=256, depth=2),
+  "lstm-medium": dict(width=650, cells=650, depth=2),
+  "lstm-large": dict(width=1500, cells=1500, depth=2),
+}
