@@ -21,6 +21,7 @@ setup(
     "grain",
     "array_record",
     "pyarrow",
+    "h5py",
     "tensorflow-datasets>=4.9.10",
     "importlib_resources",
     "sentencepiece",

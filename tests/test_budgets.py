@@ -19,6 +19,7 @@ ROOMS = {
   "compression": ("layers", "utils"),
   "tasks": ("decode", "models", "layers", "parallel", "utils", "data"),
   "optim": ("utils",),
+  "interop": ("models", "layers", "data", "parallel", "utils"),
   "evals": ("tasks", "decode", "models", "layers", "parallel", "data", "utils"),
   "planning": ("models", "parallel", "utils"),
 }

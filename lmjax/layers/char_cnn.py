@@ -33,7 +33,8 @@ class CharCNN(nn.Module):
     uniform = nn.initializers.uniform(2.0)
     init = named(lambda *args: uniform(*args) - 1.0, ("characters", None))
     table = self.param("table", init, (CHARACTERS, self.embedding), jnp.float32).astype(dtype)
-    x = jnp.where((characters_BxLxC > 0)[..., None], table[characters_BxLxC - 1], 0)
+    x = jnp.take(table, jnp.maximum(characters_BxLxC - 1, 0), axis=0)
+    x = jnp.where((characters_BxLxC > 0)[..., None], x, 0)
     x_TxCxE = x.reshape(batch * length, size, self.embedding)
     found = []
     for i, (wide, count) in enumerate(self.filters):

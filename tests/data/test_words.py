@@ -1,0 +1,82 @@
+"""Words, their spelling, and rows that read both ways."""
+
+import numpy as np
+import pytest
+
+from lmjax.data import tokenizers, words
+from lmjax.data.both_ways import BothWays
+from lmjax.data.corpus import Embedded
+from lmjax.data.sources import TextFiles
+from lmjax.utils.errors import UserError
+
+
+def test_words_are_the_commonest_and_come_back(tmp_path):
+  made = words.train(["the cat saw the dog. The dog's", "the cat"], size=6)
+  assert made.vocabulary[:5] == ("<S>", "</S>", "<unk>", "the", "cat")
+  assert made.encode("the cat, the") == [3, 4, 2, 3]
+  assert made.words("Isn't it, they’d say: 3.5?") == ["Isn't", "it", ",", "they’d", "say", ":", "3", ".", "5", "?"]
+  made.save(tmp_path / "t")
+  again = tokenizers.load(tmp_path / "t")
+  assert again == made and tokenizers.fingerprint(again) == tokenizers.fingerprint(made)
+  assert made.decode([0, 3, 4, 1]) == "the cat"
+
+
+def test_text_cut_by_spaces_ends_its_lines():
+  made = words.train(["a <unk> n't \n a b \n"], size=100, split="spaces")
+  assert made.encode(" a <unk> \n b x \n") == [3, 2, 1, made.vocabulary.index("b"), 2, 1]
+
+
+def test_a_folder_of_an_unknown_kind_is_named(tmp_path):
+  (tmp_path / "kind.json").write_text('{"kind": "nowhere:Nothing"}')
+  with pytest.raises(UserError, match="nowhere"):
+    tokenizers.load(tmp_path)
+
+
+def test_spelling_is_bilm_tf_s():
+  assert words.spell("né", 8).tolist() == [259, 111, 196, 170, 260, 261, 261, 261]
+  assert words.spell("</S>", 5).tolist() == [259, 258, 260, 261, 261]
+  assert words.spell("abcdefgh", 5).tolist() == [259, 98, 99, 100, 260]
+
+
+def reader(tmp_path, **changes) -> tuple[BothWays, tokenizers.Tokenizer]:
+  file = tmp_path / "text.txt"
+  file.write_text("One two three. Four five.\n\nSix seven eight nine ten eleven.\n")
+  source = TextFiles(str(file), document="file")
+  data = BothWays(source, source, length=4, tokenizer=words.Settings(size=50), **({"characters": 12} | changes))
+  return data, data.make_tokenizer()
+
+
+def test_rows_go_on_where_the_last_one_ended_in_both_directions(tmp_path):
+  data, tokenizer = reader(tmp_path)
+  rows = data.validate(tokenizer, 1)
+  weights = np.concatenate([row["weights"][0] for row in rows]).astype(bool)
+  ahead = np.concatenate([row["targets"][0] for row in rows])[weights]
+  back = np.concatenate([row["reverse_targets"][0] for row in rows])[weights]
+  name = lambda ids: " ".join(tokenizer.vocabulary[i] for i in ids)  # noqa: E731
+  assert name(ahead) == "One two three . </S> Four five . </S> Six seven eight nine ten eleven . </S>"
+  assert name(back) == ". eleven ten nine eight seven Six <S> . five Four <S> . three two One <S>"
+  read = np.concatenate([row["reverse_characters"][0] for row in rows])[weights]
+  assert read[0].tolist() == words.spell("</S>", 12).tolist() and read[1].tolist() == words.spell(".", 12).tolist()
+  assert sum(row["bytes"][0] for row in rows) == pytest.approx(len((tmp_path / "text.txt").read_bytes()))
+
+
+def test_training_goes_on_from_a_saved_position():
+  source = Embedded(":1%")
+  data = BothWays(source, source, length=8, characters=12, tokenizer=words.Settings(size=200))
+  tokenizer = data.make_tokenizer()
+  batches = data.train(tokenizer, 4, seed=1)
+  seen = [next(batches) for _ in range(5)]
+  place = batches.positions
+  wanted = next(batches)
+  batches.close()
+  again = data.train(tokenizer, 4, seed=1, positions=place)
+  found = next(again)
+  again.close()
+  assert all(np.array_equal(wanted[key], found[key]) for key in wanted)
+  assert not np.array_equal(seen[0]["targets"], wanted["targets"])
+
+
+def test_another_tokenizer_is_refused(tmp_path):
+  data, _ = reader(tmp_path)
+  with pytest.raises(UserError, match="lmjax.data.words"):
+    data.validate(tokenizers.Bytes(), 1)
