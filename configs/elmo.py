@@ -17,7 +17,11 @@ from lmjax.models.elmo import PRESETS
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, size=("small", "original"), files="data/*.txt", debug=False)
   text = dict(
-    kind="lmjax.data.sources:TextFiles", files=choice.files, piece=65_536, clean="lmjax.data.corpus:gutenberg_body"
+    kind="lmjax.data.sources:TextFiles",
+    files=choice.files,
+    piece=65_536,
+    scattered=True,
+    clean="lmjax.data.corpus:gutenberg_body",
   )
   settings = ConfigDict(
     dict(

@@ -108,7 +108,7 @@ def find(files: str | Sequence[str]) -> list[epath.Path]:
 class Index:
   """Where each document of some files starts and ends."""
 
-  def __init__(self, files: list[epath.Path], cut: Cut, part: str, clean: Clean | None = None):
+  def __init__(self, files: list[epath.Path], cut: Cut, part: str, clean: Clean | None = None, scattered: bool = False):
     self.files, self.clean = files, clean
     starts, owners, self.ends = [], [], []
     for number, path in enumerate(files):
@@ -118,7 +118,10 @@ class Index:
       owners.append(np.full(len(cuts), number, np.int32))
       self.ends.append(len(data))
     self.starts, self.owners = np.concatenate(starts), np.concatenate(owners)
-    self.numbers = share(len(self.starts), part)
+    order = np.arange(len(self.starts))
+    if scattered:
+      np.random.default_rng(0).shuffle(order)
+    self.numbers = order[share(len(order), part)]
 
   def __len__(self) -> int:
     return len(self.numbers)

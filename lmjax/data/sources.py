@@ -29,6 +29,7 @@ class TextFiles:
   document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work
   in a single large file); `paragraph` cuts at blank lines; `chapter` at lines that number one; `line` and `file` say
   what they do.
+  scattered: documents are numbered in a fixed random order, so that a part is a sample of all files.
   clean: the dotted name of a function from a file's bytes to those to read, such as
   `lmjax.data.corpus:gutenberg_body`.
   """
@@ -37,6 +38,7 @@ class TextFiles:
   document: str = "piece"
   piece: int = 16_384
   part: str = ""
+  scattered: bool = False
   clean: Clean | None = None
 
   def __post_init__(self):
@@ -47,7 +49,7 @@ class TextFiles:
 
   @functools.cached_property
   def _index(self) -> "Index":
-    return Index(find(self.files), self._cut, self.part, self.clean)
+    return Index(find(self.files), self._cut, self.part, self.clean, self.scattered)
 
   def _cut(self, data: bytes | mmap.mmap) -> np.ndarray:
     """Returns where the documents of a file start."""

@@ -1,0 +1,139 @@
+"""Embeddings and fill-in: padding, batches and order change nothing; words get the means of their pieces."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lmjax import experiment
+from lmjax.__main__ import main
+from lmjax.data import words
+from lmjax.data.tokenizers import train
+from lmjax.evals.embeddings import Embedder
+from lmjax.fill import candidates
+from lmjax.models import elmo, encoder
+from lmjax.models.elmo import ELMo
+from lmjax.models.encoder import Encoder
+from lmjax.tasks.bilm import BiLM
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.testing import tiny_decoder
+
+TEXTS = ["The cat sat on the mat.", "Unbelievable!", "A dog, a second dog and then some more dogs ran.", "on"]
+LENGTH = 64
+
+
+def parts(family: str):
+  if family == "decoder":
+    tokenizer = train("bpe", TEXTS, 280)
+    task = CausalLM(tiny_decoder(vocabulary=tokenizer.size, length=LENGTH))
+  elif family == "encoder":
+    tokenizer = train("wordpiece", TEXTS, 60)
+    shape = dict(vocabulary=tokenizer.size, length=LENGTH, width=32, depth=2, heads=4, head_size=8, mlp=64)
+    task = MaskedLM(Encoder(encoder.Config(**shape)))
+  else:
+    tokenizer = words.train(TEXTS, 20)
+    shape = dict(vocabulary=20, length=LENGTH, width=8, cells=12, embedding=4, filters=((1, 4), (2, 6)), highways=1)
+    task = BiLM(ELMo(elmo.Config(**shape)), characters=16)
+  zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in task.spec(1, LENGTH).items()}
+  return task, tokenizer, nn.unbox(task.init(jax.random.key(0), zeros))
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "elmo"])
+def test_neither_neighbours_nor_order_nor_padding_matter(family):
+  task, tokenizer, params = parts(family)
+  for pooling in ("first", "mean", "last"):
+    embedder = Embedder(task, tokenizer, LENGTH, pooling, batch=3)
+    together = embedder.sequences(params, [embedder.read(text) for text in TEXTS])
+    alone = [embedder.sequences(params, [embedder.read(text)])[0] for text in TEXTS]
+    np.testing.assert_allclose(together, alone, atol=2e-6)
+    same = np.allclose(together, together[:1], atol=1e-5)
+    assert same == ((family, pooling) == ("decoder", "first"))  # a decoder's first token has seen nothing else
+  tokens = embedder.tokens(params, [embedder.read(TEXTS[0])])[0]
+  text = embedder.read(TEXTS[0])
+  assert len(tokens) == text.inside.stop - text.inside.start
+  scaled = Embedder(task, tokenizer, LENGTH, "mean", normalize=True)
+  np.testing.assert_allclose(np.linalg.norm(scaled.sequences(params, [text]), axis=1), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", ["decoder", "encoder", "elmo"])
+def test_words_get_the_means_of_their_pieces(family):
+  task, tokenizer, params = parts(family)
+  embedder = Embedder(task, tokenizer, LENGTH)
+  text = TEXTS[1] + " " + TEXTS[0]
+  read = embedder.read(text, by_word=True)
+  by_word = embedder.tokens(params, [read])[0]
+  assert len(by_word) == len(text.split())
+  if family != "elmo":
+    assert read.words[0].stop - read.words[0].start > 1  # cut in pieces
+    pieces = embedder.tokens(params, [embedder.read(text)])[0]
+    np.testing.assert_allclose(by_word[0], pieces[: read.words[0].stop - 1].mean(axis=0), atol=1e-6)
+
+
+def test_pairs_have_kinds_and_long_texts_are_cut():
+  task, tokenizer, params = parts("encoder")
+  embedder = Embedder(task, tokenizer, LENGTH, "first")
+  pair = embedder.read("the cat", "a dog")
+  assert pair.tokens.count(tokenizer.end) == 2 and sum(pair.types) == len(tokenizer.encode("a dog")) + 1
+  assert not np.allclose(*embedder.sequences(params, [pair, embedder.read("a dog", "the cat")]))
+  assert len(embedder.read("cat " * 500).tokens) == LENGTH
+  assert len(embedder.read("cat " * 500, "dog " * 500).tokens) == LENGTH
+  two = Embedder(task, tokenizer, LENGTH, "first", layer=2)  # the last of two layers: the final vectors
+  np.testing.assert_allclose(two.sequences(params, [pair]), embedder.sequences(params, [pair]), atol=1e-6)
+
+
+def test_candidates_are_the_scores_of_their_places():
+  task, tokenizer, params = parts("encoder")
+  found, filled = candidates(task, tokenizer, params, "the [MASK] sat on [MASK].", LENGTH, 3)
+  assert len(found) == 2 and all(len(place) == 3 for place in found)
+  assert found[0][0][1] >= found[0][1][1] > 0 and "[MASK]" not in filled
+  the, sat, dot = map(tokenizer.encode, ("the", "sat on", "."))
+  inputs = jnp.asarray([[tokenizer.start, *the, tokenizer.mask, *sat, tokenizer.mask, *dot, tokenizer.end]])
+  ones = jnp.ones_like(inputs)
+  batch = dict(inputs=inputs, types=0 * ones, segments=ones, positions=jnp.arange(inputs.shape[1])[None])
+  odds = jax.nn.softmax(task.forward(params, batch).logits[0, 2])
+  assert found[0][0] == (tokenizer.piece(int(odds.argmax())), pytest.approx(float(odds.max()), rel=1e-5))
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  folder = tmp_path_factory.mktemp("embed") / "run"
+  config = "configs/bert.py:size=mini,debug"
+  assert main(["train", "--config", config, "--workdir", str(folder), "--config.steps=2"]) == 0
+  return folder
+
+
+def test_commands_write_what_they_say(run, tmp_path, capsys):
+  (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
+  (tmp_path / "pairs.txt").write_text("a\tb\nc d\te\n")
+  out = str(tmp_path / "out.npz")
+  common = ["embed", "--workdir", str(run), "--output", out]
+  assert main([*common, "--input", str(tmp_path / "in.txt")]) == 0
+  with np.load(out) as found:
+    assert found["embeddings"].shape == (4, 64) and np.isfinite(found["embeddings"]).all()
+  assert main([*common, "--input", str(tmp_path / "in.txt"), "--level", "token", "--words"]) == 0
+  with np.load(out) as found:
+    assert [found[str(i)].shape for i in range(4)] == [(len(text.split()), 64) for text in TEXTS]
+  assert main([*common, "--input", str(tmp_path / "pairs.txt"), "--level", "pair"]) == 0
+  with np.load(out) as found:
+    assert found["embeddings"].shape == (2, 64)
+  before = (tmp_path / "out.npz").read_bytes()
+  assert main([*common, "--input", str(tmp_path / "in.txt"), "--level", "pair"]) == 2
+  assert "in.txt:1: a pair is two texts" in capsys.readouterr().err
+  assert (tmp_path / "out.npz").read_bytes() == before and not list(tmp_path.glob("*.part"))
+  assert main(["fill", "--workdir", str(run), "The [MASK] of a list."]) == 0
+  assert main(["fill", "--workdir", str(run), "no place"]) == 2
+  assert "has no [MASK]" in capsys.readouterr().err
+
+
+def test_a_model_without_a_masked_head_says_so(tmp_path, capsys):
+  folder = str(tmp_path / "run")
+  assert main(["train", "--config", "configs/lstm.py:debug", "--workdir", folder, "--config.steps=1"]) == 0
+  assert main(["fill", "--workdir", folder, "a [MASK]"]) == 2
+  assert "has no masked-LM head: it holds a CausalLM run" in capsys.readouterr().err
+  (tmp_path / "in.txt").write_text("the first\nand the second\n")
+  files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "o.npz")]
+  assert main(["embed", "--workdir", folder, *files]) == 0
+  assert main(["generate", "--workdir", folder, "--prompt", "the", "--max_new_tokens", "5"]) == 0
+  assert experiment.open_run(folder)["model"]["kind"] == "lmjax.models.recurrent:Recurrent"
