@@ -10,6 +10,7 @@ from lmjax.utils.errors import UserError, nearest
 COMMANDS = {
   "train": "train a model, or go on training it",
   "generate": "continue prompts with a trained model",
+  "evaluate": "measure a trained model",
   "embed": "vectors of tokens, texts and pairs of texts",
   "fill": "the words behind [MASK]",
   "plan": "what a run will take, before it is launched",

@@ -173,6 +173,20 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   raise UserError(failure)
 
 
+def best(workdir: epath.PathLike) -> int:
+  """Returns the step of a run folder's checkpoint with the lowest validation loss.
+
+  Raises:
+    UserError: none was evaluated.
+  """
+  losses = {}
+  for file in _folder(workdir).glob("*/metrics/metrics"):
+    losses[int(file.parent.parent.name)] = json.loads(file.read_text())["loss"]
+  if not losses or min(losses.values()) >= UNKNOWN:
+    raise UserError(f"checkpoint: {workdir} holds none with a validation loss")
+  return min(losses, key=losses.get)
+
+
 def _folder(workdir: epath.PathLike) -> epath.Path:
   """Returns where a run keeps its checkpoints, as the absolute path that Orbax wants."""
   path = epath.Path(workdir)

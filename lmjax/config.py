@@ -53,7 +53,9 @@ def debug(config: ConfigDict) -> ConfigDict:
   """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
   part = "lmjax.data.corpus:Embedded"
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
-  config.data.update(length=32, workers=0)
+  if config.data.kind.endswith(":TextToText"):
+    part = "lmjax.data.corpus:EmbeddedPairs"
+  config.data.update({"length": 32, "workers": 0} | ({"target_length": 32} if "target_length" in config.data else {}))
   small = dict(algorithm="bytes")
   if "kind" in config.data.tokenizer or config.data.tokenizer.get("algorithm") == "wordpiece":
     small = config.data.tokenizer.to_dict() | dict(path="", size=512)
@@ -102,7 +104,7 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
       raise UserError(f"config: {path} has no function get_config(argument)")
     config = json.loads(ConfigDict(module.get_config(argument)).to_json())
   for key, text in (overrides or {}).items():
-    _override(config, key, text)
+    override(config, key, text)
   for key in config:
     if key not in KEYS:
       raise UserError(f"config.{key}: no such key{nearest(key, KEYS)}")
@@ -112,7 +114,12 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
   return config
 
 
-def _override(config: dict[str, Any], key: str, text: str) -> None:
+def override(config: dict[str, Any], key: str, text: str) -> None:
+  """Puts a value, as a command line gives it, in its place in a config's plain data.
+
+  Raises:
+    UserError: no such part.
+  """
   *parents, last = key.split(".")
   if key.split(".")[0] not in KEYS:
     raise UserError(f"config.{key}: no such key{nearest(key.split('.')[0], KEYS)}")

@@ -2,6 +2,7 @@
 
     lmjax generate --workdir runs/quickstart --prompt "Return the" --num_samples 3 --temperature 0.8
     lmjax generate --workdir runs/quickstart --prompts_file prompts.jsonl --output continued.jsonl
+    lmjax generate --workdir runs/m30k --prompt "A man sleeps." --beams 4
 
 A prompts file has a text a line, or JSON objects with a `prompt`; the output has their `prompt`, `sample` and `text`.
 """
@@ -18,6 +19,7 @@ from etils import epath
 from lmjax import config as configs
 from lmjax import experiment as experiments
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.parallel.sharding import use_layout
@@ -65,14 +67,36 @@ def continue_texts(
   sampler: Sampler, params, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
   stops: list[str] = (), every: int = 16,
 ) -> Iterator[list[str]]:  # fmt: skip
-  """Yields, as tokens come, the new text of each prompt's continuation; the last time, what was waiting."""
-  ids = [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts]
+  """Yields, as tokens come, the new text of each prompt's continuation; the last time, what was waiting.
+
+  An encoder-decoder reads the prompt as its source, and writes from the start.
+  """
+  ids, sources = _given(sampler.model, tokenizer, prompts)
   texts = [Text(tokenizer, prompt, list(stops)) for prompt in ids]
-  for drawn in sampler.tokens(params, ids, new, seeds, every):
+  for drawn in sampler.tokens(params, ids, new, seeds, every, sources):
     yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
     if all(text.stopped for text in texts):
       break
   yield [text.finish() for text in texts]
+
+
+def _given(model, tokenizer: Tokenizer, prompts: list[str]) -> tuple[list[list[int]], list[list[int]] | None]:
+  """Returns the ids a decoder begins with, and those an encoder reads, if there is one."""
+  if hasattr(model, "read"):
+    return [[tokenizer.start]] * len(prompts), [[*tokenizer.encode(p), tokenizer.end] for p in prompts]
+  return [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts], None
+
+
+def search_texts(beam: Beam, params, tokenizer: Tokenizer, prompts: list[str], new: int) -> list[list[str]]:
+  """Returns the best continuations of each prompt that beam search finds, best first."""
+  ids, sources = _given(beam.model, tokenizer, prompts)
+  found, _ = beam.search(params, ids, new, sources)
+
+  def text(prompt: list[int], row) -> str:
+    one = Text(tokenizer, prompt, [])
+    return one.add(row) + one.finish()
+
+  return [[text(prompt, row) for row in rows] for prompt, rows in zip(ids, found, strict=True)]
 
 
 def main(arguments: list[str]) -> int:
@@ -94,6 +118,8 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--top_p", type=float, default=1.0)
   parser.add_argument("--min_p", type=float, default=0.0)
   parser.add_argument("--repetition_penalty", type=float, default=1.0)
+  parser.add_argument("--beams", type=int, default=0, help="search with so many beams instead of drawing")
+  parser.add_argument("--length_penalty", type=float, default=0.6, help="of beam search; 0 prefers short texts")
   parser.add_argument("--stop", action="append", default=[], help="end a continuation before this text")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
   options = configs.parse(parser, arguments)
@@ -106,6 +132,8 @@ def main(arguments: list[str]) -> int:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
   except ValueError as error:
     raise UserError(f"generate: {error}") from error
+  if options.beams and not options.num_samples <= options.beams:
+    raise UserError(f"generate: {options.beams} beams have no {options.num_samples} samples to give")
   prompts = options.prompt or read_prompts(options.prompts_file)
 
   settings = experiments.open_run(options.workdir)
@@ -114,10 +142,15 @@ def main(arguments: list[str]) -> int:
     settings["model"]["dtype"] = options.dtype
   run = experiments.build(settings, options.workdir)
   if not hasattr(run.task.model, "extend"):
-    raise UserError(f"generate: {options.workdir} holds no decoder but a model of type {type(run.task.model).__name__}")
+    raise UserError(f"generate: {options.workdir} holds a {type(run.task.model).__name__}, which writes no text")
   with use_layout(run.layout):
     params, _ = run.load(options.workdir, options.step)
-    sampler = Sampler(run.task.model, run.data.length, sampling, run.tokenizer.end)
+    model, slots, end = run.task.model, run.data.length, run.tokenizer.end
+    if hasattr(model, "read"):
+      slots = options.max_new_tokens + 1  # a target has no longest length
+    sampler = Sampler(model, slots, sampling, end)
+    if options.beams:
+      sampler = Beam(model, slots, options.beams, options.length_penalty, end)
     params = sampler.prepare(params["model"])
     if options.dtype == "bfloat16":
       params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
@@ -160,10 +193,21 @@ def _run(options, group, sampler, params, tokenizer, every):
   return continue_texts(sampler, params, tokenizer, prompts, options.max_new_tokens, seeds, options.stop, every)
 
 
+def _searched(options, group, beam: Beam, params, tokenizer) -> list[str]:
+  """Returns the text of each (prompt, number among its best) of a group."""
+  prompts = list(dict.fromkeys(prompt for prompt, _ in group))
+  found = dict(zip(prompts, search_texts(beam, params, tokenizer, prompts, options.max_new_tokens), strict=True))
+  return [found[prompt][sample] for prompt, sample in group]
+
+
 def _print(options, groups, sampler, params, tokenizer) -> None:
   """Streams a single continuation token by token, and several one after the other."""
   alone = len(groups) == 1 and len(groups[0]) == 1
   for group in groups:
+    if options.beams:
+      for (prompt, sample), text in zip(group, _searched(options, group, sampler, params, tokenizer), strict=True):
+        print(f"--- best {sample}\n{prompt}\n{text}")
+      continue
     texts = ["" for _ in group]
     if alone:
       sys.stdout.write(group[0][0])
@@ -182,8 +226,11 @@ def _print(options, groups, sampler, params, tokenizer) -> None:
 def _write(options, groups, sampler, params, tokenizer) -> None:
   with epath.Path(options.output).open("w") as file:
     for group in groups:
-      texts = ["" for _ in group]
-      for pieces in _run(options, group, sampler, params, tokenizer, 16):
-        texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
+      if options.beams:
+        texts = _searched(options, group, sampler, params, tokenizer)
+      else:
+        texts = ["" for _ in group]
+        for pieces in _run(options, group, sampler, params, tokenizer, 16):
+          texts = [text + piece for text, piece in zip(texts, pieces, strict=True)]
       for (prompt, sample), text in zip(group, texts, strict=True):
         file.write(json.dumps({"prompt": prompt, "sample": sample, "text": text}, ensure_ascii=False) + "\n")

@@ -24,7 +24,7 @@ ROOMS = {
   "planning": ("models", "parallel", "utils"),
 }
 TRUNK = ("config", "experiment", "state", "checkpoint", "logs", "testing")
-DOORS = ("__main__", "train", "generate", "embed", "fill", "plan", "prepare", "tokenizer")
+DOORS = ("__main__", "train", "generate", "evaluate", "embed", "fill", "plan", "prepare", "tokenizer")
 
 
 def imports(path: pathlib.Path) -> set[str]:

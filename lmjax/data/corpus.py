@@ -11,6 +11,7 @@ import re
 import sysconfig
 
 from lmjax.data.documents import share
+from lmjax.data.text_pairs import Pair
 from lmjax.utils.errors import UserError
 
 SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
@@ -32,6 +33,14 @@ class Embedded:
 
   def __getitem__(self, index: int) -> str:
     return self._texts[index]
+
+
+class EmbeddedPairs(Embedded):
+  """The first words of each text, and those that follow: pairs to try things with."""
+
+  def __getitem__(self, index: int) -> Pair:
+    words = super().__getitem__(index).split()
+    return Pair(" ".join(words[:8]), " ".join(words[8:16]))
 
 
 @functools.cache

@@ -14,6 +14,8 @@ from lmjax.decode.logits import Sampling
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
+STEP = 16  # prompts and sources are padded to a multiple of it: few widths, so that few are compiled
+
 
 @struct.dataclass
 class _Decoding:
@@ -28,7 +30,7 @@ class _Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """Continues prompts with a model that has `empty_cache`, `extend`, `logits` and `unstacked`.
+  """Continues prompts with a model that has `empty_cache` (or `read`, of sources), `extend`, `logits` and `unstacked`.
 
   slots: tokens of prompt and continuation together; end: the token that ends a continuation, None for none.
   """
@@ -43,7 +45,13 @@ class Sampler:
     return jax.jit(self.model.unstacked)(params)
 
   def tokens(
-    self, params: Tree, prompts: Sequence[Sequence[int]], new: int, seeds: Sequence[int], every: int = 1
+    self,
+    params: Tree,
+    prompts: Sequence[Sequence[int]],
+    new: int,
+    seeds: Sequence[int],
+    every: int = 1,
+    sources: Sequence[Sequence[int]] | None = None,
   ) -> Iterator[np.ndarray]:
     """Yields the continuations of the prompts, [B, up to `every`] at a time; behind a row's end stands -1.
 
@@ -53,28 +61,16 @@ class Sampler:
       new: tokens to add to each, at most.
       seeds: one a row; the same seed and prompt give the same text in any batch.
       every: tokens between looks at the result; more is faster, 1 streams.
+      sources: ids an encoder reads, for each prompt.
 
     Raises:
       UserError: prompts and continuations do not fit the slots.
     """
-    longest = max(map(len, prompts))
-    if min(map(len, prompts)) < 1:
-      raise UserError("generate: a prompt has no tokens; begin it with the start token")
-    if longest + new > self.slots:
-      raise UserError(
-        f"generate: {longest} tokens of prompt and {new} new ones do not fit the model's {self.slots}; "
-        f"ask for at most {max(self.slots - longest, 0)}"
-      )
     if new < 1:
       return
-    width = min(-(-longest // 16) * 16, self.slots - new)  # few widths, so that few are compiled
-    tokens = np.zeros((len(prompts), max(width, longest)), np.int32)
-    valid = np.zeros(tokens.shape, bool)
-    for row, prompt in enumerate(prompts):  # on the right, so that every row's last token is in the last column
-      tokens[row, -len(prompt) :] = prompt
-      valid[row, -len(prompt) :] = True
+    tokens, valid = padded_prompts(prompts, new, self.slots)
     rngs = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-    decoding = self._prefill(params, tokens, valid, rngs, tokens.shape[1] + new)
+    decoding = self._prefill(params, tokens, valid, rngs, tokens.shape[1] + new, padded_sources(sources))
     yield np.asarray(decoding.tokens_B)[:, None]
     made = 1
     while made < new and bool(np.any(decoding.alive_B)):
@@ -83,9 +79,8 @@ class Sampler:
       yield np.asarray(drawn)
 
   @functools.partial(jax.jit, static_argnums=(0, 5))
-  def _prefill(self, params, tokens_BxL, valid_BxL, rngs_B, slots):
-    cache = self.model.apply({"params": params}, len(tokens_BxL), slots, method="empty_cache")
-    hidden, cache = self.model.apply({"params": params}, cache, tokens_BxL, valid_BxL, method="extend")
+  def _prefill(self, params, tokens_BxL, valid_BxL, rngs_B, slots, source):
+    hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, slots, source)
     rows = jnp.arange(len(tokens_BxL))[:, None]
     seen = jnp.zeros((len(tokens_BxL), self.model.config.vocabulary), bool)
     seen = seen.at[rows, tokens_BxL].max(valid_BxL)
@@ -118,3 +113,47 @@ class Sampler:
     if self.sampling.repetition_penalty != 1:
       seen_BxV = seen_BxV.at[jnp.arange(len(drawn_B)), drawn_B].set(True)
     return _Decoding(decoding.cache, tokens_B, keys[:, 0], seen_BxV, alive_B)
+
+
+def padded_prompts(prompts: Sequence[Sequence[int]], new: int, slots: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns prompts as one array [B, L], and which of its tokens are valid.
+
+  Raises:
+    UserError: a prompt has no tokens, or `new` more of them do not fit the slots.
+  """
+  longest = max(map(len, prompts))
+  if min(map(len, prompts)) < 1:
+    raise UserError("generate: a prompt has no tokens; begin it with the start token")
+  if longest + new > slots:
+    raise UserError(
+      f"generate: {longest} tokens of prompt and {new} new ones do not fit the model's {slots}; "
+      f"ask for at most {max(slots - longest, 0)}"
+    )
+  width = longest if longest == 1 else min(-(-longest // STEP) * STEP, slots - new)
+  tokens = np.zeros((len(prompts), max(width, longest)), np.int32)
+  valid = np.zeros(tokens.shape, bool)
+  for row, prompt in enumerate(prompts):  # on the right, so that every row's last token is in the last column
+    tokens[row, -len(prompt) :] = prompt
+    valid[row, -len(prompt) :] = True
+  return tokens, valid
+
+
+def padded_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns sources as one array [B, M], and which of its tokens are valid."""
+  if sources is None:
+    return None
+  tokens = np.zeros((len(sources), -(-max(map(len, sources)) // STEP) * STEP), np.int32)
+  valid = np.zeros(tokens.shape, bool)
+  for row, source in enumerate(sources):
+    tokens[row, : len(source)] = source
+    valid[row, : len(source)] = True
+  return tokens, valid
+
+
+def prefill(model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, slots: int, source):
+  """Returns the vectors [B, L, D] of prompts, and a cache of `slots` that holds them and the source, if any."""
+  if source is None:
+    cache = model.apply({"params": params}, len(tokens_BxL), slots, method="empty_cache")
+  else:
+    cache = model.apply({"params": params}, *source, slots, method="read")
+  return model.apply({"params": params}, cache, tokens_BxL, valid_BxL, method="extend")

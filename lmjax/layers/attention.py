@@ -24,6 +24,8 @@ class Attention(nn.Module):
   bias: bool = True
   rotary: Rotary | None = None
   scale: float = 1.0  # of the output projection's initial values
+  deviation: float = 0.02  # of the initial values
+  scaled: bool = True  # scores are divided by sqrt(head_size); T5 leaves that to its initial values
 
   @nn.compact
   def __call__(
@@ -37,12 +39,15 @@ class Attention(nn.Module):
   ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
     """Returns the mixed vectors [B, L, D], the cache with this layer's keys, and the weights [B, H, L, M] if tapped."""
     sizes = {"D": x_BxLxD.shape[-1], "H": self.heads, "G": self.groups, "K": self.head_size}
-    q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, name="query")(x_BxLxD)
-    k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, name="key")(x_BxLxD)
-    v_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, name="value")(x_BxLxD)
+    smaller = 1.0 if self.scaled else self.head_size**-0.5
+    q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, smaller, self.deviation, name="query")(x_BxLxD)
+    k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="key")(x_BxLxD)
+    v_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="value")(x_BxLxD)
     if self.rotary:
       q_BxLxHxK = self.rotary(q_BxLxHxK, positions_BxL)
       k_BxMxGxK = self.rotary(k_BxMxGxK, positions_BxL)
+    if not self.scaled:
+      q_BxLxHxK *= self.head_size**0.5
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
     if cache is not None:
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
@@ -50,5 +55,5 @@ class Attention(nn.Module):
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
     o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
     weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
-    y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, self.bias, self.scale, name="out")(o_BxLxHxK)
+    y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, self.bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

@@ -19,11 +19,13 @@ class Mask:
 
   A token attends within its own segment (packed document); if `causal`, to nothing after itself; with a `window`, to
   itself and the window - 1 tokens before; and only where `allowed` is true, an array after all, as a cache has it.
+  `bias` is added to the scores: what a token thinks of another from their distance alone.
   """
 
   segments_BxL: jax.Array | None = None
   segments_BxM: jax.Array | None = None  # of the keys, where they are not the queries' own
   allowed_BxLxM: jax.Array | None = None
+  bias_BxHxLxM: jax.Array | None = None
   causal: bool = struct.field(pytree_node=False, default=False)
   window: int | None = struct.field(pytree_node=False, default=None)
 
@@ -58,11 +60,12 @@ def materialize(x: jax.Array) -> jax.Array:
   return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
-def ready(mask: Mask, length: int) -> Mask:
-  """Returns a mask over a row's own tokens as the platform's kernel reads it: for XLA's, an array made once."""
-  if _splash_fits(length, length, mask):
+def ready(mask: Mask, length: int, keys: int | None = None) -> Mask:
+  """Returns a mask as the platform's kernel reads it: for XLA's, an array made once."""
+  keys = length if keys is None else keys
+  if _splash_fits(length, keys, mask):
     return mask
-  return Mask(allowed_BxLxM=mask.array(length, length), causal=mask.causal)
+  return Mask(allowed_BxLxM=mask.array(length, keys), bias_BxHxLxM=mask.bias_BxHxLxM, causal=mask.causal)
 
 
 def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
@@ -77,6 +80,7 @@ def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mas
     q_BxLxHxK,
     k_BxMxGxK,
     v_BxMxGxK,
+    bias=mask.bias_BxHxLxM,
     mask=None if allowed is None else allowed[:, None],
     is_causal=mask.causal,
     implementation=implementation,
@@ -85,7 +89,8 @@ def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mas
 
 def _splash_fits(length: int, keys: int, mask: Mask) -> bool:
   shard = length // (1 if platform() != "tpu" or current_layout() is None else current_layout().parts("length"))
-  return platform() == "tpu" and mask.allowed_BxLxM is None and shard % LANES == 0 and keys % LANES == 0
+  plain = mask.allowed_BxLxM is None and mask.bias_BxHxLxM is None
+  return platform() == "tpu" and plain and shard % LANES == 0 and keys % LANES == 0
 
 
 def splash(
@@ -173,6 +178,7 @@ def probabilities(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax
   k_BxMxHxK = jnp.repeat(k_BxMxGxK, heads // groups, axis=2)
   scores = jnp.einsum("blhk,bmhk->bhlm", q_BxLxHxK, k_BxMxHxK, preferred_element_type=jnp.float32)
   scores *= q_BxLxHxK.shape[-1] ** -0.5
+  scores += 0 if mask.bias_BxHxLxM is None else mask.bias_BxHxLxM
   allowed = jnp.ones(scores.shape[-2:], bool)
   if mask.causal:
     allowed = jnp.tril(allowed)

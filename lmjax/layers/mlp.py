@@ -27,15 +27,16 @@ class Mlp(nn.Module):
   gated: bool = False
   bias: bool = True
   scale: float = 1.0  # of the output projection's initial values
+  deviation: float = 0.02  # of the initial values
 
   @nn.compact
   def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
     sizes = {"D": self.width, "F": self.mlp}
     activation = ACTIVATIONS[self.activation]
-    y_BxLxF = Einsum("BLD,DF->BLF", sizes, self.bias, name="up")(x_BxLxD)
+    y_BxLxF = Einsum("BLD,DF->BLF", sizes, self.bias, deviation=self.deviation, name="up")(x_BxLxD)
     if self.gated:
-      y_BxLxF *= activation(Einsum("BLD,DF->BLF", sizes, self.bias, name="gate")(x_BxLxD))
+      y_BxLxF *= activation(Einsum("BLD,DF->BLF", sizes, self.bias, deviation=self.deviation, name="gate")(x_BxLxD))
     else:
       y_BxLxF = activation(y_BxLxF)
     y_BxLxF = constrain(y_BxLxF, "batch", "length", "mlp")
-    return Einsum("BLF,FD->BLD", sizes, self.bias, self.scale, name="down")(y_BxLxF)
+    return Einsum("BLF,FD->BLD", sizes, self.bias, self.scale, self.deviation, name="down")(y_BxLxF)

@@ -18,11 +18,14 @@ def cross_entropy(
   z_loss: float = 0.0,
   chunk: int = 0,
   bias_V: jax.Array | None = None,
+  smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Scores vectors against a vocabulary table and sums the weighted negative log-likelihood of the targets.
 
-    nll = log Z - score(target),  Z = sum_v exp(score(v));  loss = sum weights * (nll + z_loss * (log Z)^2)
+    nll = log Z - score(target),  Z = sum_v exp(score(v));  loss = sum weights * (nll' + z_loss * (log Z)^2)
+    nll' = log Z - (1 - smoothing) score(target) - smoothing mean_v score(v)
 
+  Smoothing takes part of the target's weight and spreads it over all words (Szegedy et al., 2016, arXiv:1512.00567).
   The z-loss keeps log Z near 0 (Chowdhery et al., 2022, arXiv:2204.02311, section 5). Under differentiation the
   gradient of a chunk is made as soon as its scores are there, so they are computed once and dropped.
 
@@ -45,12 +48,12 @@ def cross_entropy(
 
   weights = weights_BxL.astype(jnp.float32)
   loss, nll, correct = _scored(
-    split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), bias_V, vocabulary, z_loss
+    split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), bias_V, vocabulary, z_loss, smoothing
   )
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
-def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss):
+def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, smoothing):
   """Returns the three totals of one chunk, and what its gradient needs."""
   scores_TxV = jnp.einsum("td,vd->tv", x_TxD, table_VxD.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
   if bias_V is not None:
@@ -62,26 +65,31 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss):
   score_T = jnp.take_along_axis(scores_TxV, targets_T[:, None], axis=-1)[:, 0]
   nll_T = log_z_T - score_T
   loss = jnp.sum(weights_T * (nll_T + z_loss * log_z_T**2))
+  if smoothing:
+    mean_T = jnp.sum(scores_TxV[:, :vocabulary], axis=-1) / vocabulary
+    loss += smoothing * jnp.sum(weights_T * (score_T - mean_T))
   totals = jnp.stack([loss, jnp.sum(weights_T * nll_T), jnp.sum(weights_T * (score_T >= top_T))])
   return totals, (scores_TxV, log_z_T)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _scored(x, table, targets, weights, bias, vocabulary, z_loss):
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _scored(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
   def body(totals, inputs):
     x, targets, weights = inputs
-    return totals + _chunk(x, table, targets, weights, bias, vocabulary, z_loss)[0], None
+    return totals + _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)[0], None
 
   return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
 
 
-def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss):
+def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
   def body(carry, inputs):
     totals, d_table, d_bias = carry
     x, targets, weights = inputs
-    more, (scores, log_z) = _chunk(x, table, targets, weights, bias, vocabulary, z_loss)
+    more, (scores, log_z) = _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)
     d_scores = jnp.exp(scores - log_z[:, None]) * (1 + 2 * z_loss * log_z)[:, None]
-    d_scores -= jax.nn.one_hot(targets, scores.shape[-1], dtype=d_scores.dtype)
+    d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, scores.shape[-1], dtype=d_scores.dtype)
+    if smoothing:
+      d_scores -= jnp.where(jnp.arange(scores.shape[-1]) < vocabulary, smoothing / vocabulary, 0)
     d_scores = materialize((d_scores * weights[:, None]).astype(x.dtype))
     d_x = jnp.einsum("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
@@ -98,7 +106,7 @@ def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss):
   return tuple(totals), (d_x, d_table.astype(table.dtype), d_bias, targets.shape)
 
 
-def _scored_backward(vocabulary, z_loss, saved, cotangents):
+def _scored_backward(vocabulary, z_loss, smoothing, saved, cotangents):
   d_x, d_table, d_bias, shape = saved
   scale = cotangents[0]  # of the loss; the other totals are metrics
   no_gradient = np.zeros(shape, jax.dtypes.float0)

@@ -1,0 +1,51 @@
+"""SCAN, commands to actions: "Generalization without systematicity" (Lake and Baroni, 2018), arXiv:1711.00350.
+
+    lmjax train --config configs/scan.py:files=tasks_train_simple.txt.gz --workdir runs/scan
+    lmjax evaluate --workdir runs/scan --best --config.data.validation.files=tasks_test_simple.txt.gz \
+      --config.data.validation.part=:
+
+The simple split, 16,728 commands, of which a random 5 % choose the model: a 2-layer encoder-decoder of width 128 with
+relative positions, 3,000 steps of 16 packed rows. Hardware: two CPU cores. Expected: see benchmarks/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(argument, files="tasks_train_simple.txt.gz", debug=False)
+  lines = dict(
+    kind="lmjax.data.text_pairs:PatternLines", files=choice.files, pattern="IN: (.*) OUT: (.*)", scattered=True
+  )
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=3000,
+      batch=16,
+      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
+      rules="ddp",
+      data=dict(
+        kind="lmjax.data.seq2seq:TextToText",
+        length=64,
+        target_length=128,
+        tokenizer=dict(kind="lmjax.data.words:Settings", split="spaces", size=100),
+        source=dict(part=":95%", **lines),
+        validation=dict(part="95%:", **lines),
+      ),
+      model=dict(
+        kind="lmjax.models.encdec:EncoderDecoder", width=128, depth=2, heads=4, head_size=32, mlp=512, dropout=0.1
+      ),
+      task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
+      optim=dict(rule="adamw", peak_rate=2e-3, warmup=200, final=0.02, weight_decay=0.01),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(
+        every=500,
+        validation=dict(kind="lmjax.evals.held_out:HeldOut"),
+        written=dict(kind="lmjax.evals.generation:Generation", bleu=False),
+      ),
+      checkpoint=dict(every=500),
+      log=dict(every=20),
+    )
+  )
+  return config.debug(settings) if choice.debug else settings

@@ -1,0 +1,72 @@
+"""T5: "Exploring the limits of transfer learning" (Raffel et al., 2020), arXiv:1910.10683, and its version 1.1.
+
+    lmjax train --config configs/t5.py:size=small,files='data/*.txt',tokenizer=data/t5 --workdir runs/t5
+    lmjax train --config configs/t5.py:size=mini,books='books/*.txt.gz' --workdir runs/mini
+
+size: mini small base large 3b 11b v1_1-small v1_1-base v1_1-large v1_1-xl v1_1-xxl. Span corruption, 15 % of the tokens
+in spans of 3, sources of 512; 524,288 steps of 128 rows, Adafactor, inverse square root, as in the paper; not measured
+here. consecutive: the second half of a stretch from the first instead. `tokenizer` is a folder with a SentencePiece
+model; without one, 32,000 pieces are learnt; 100 sentinels stand behind them.
+
+books: Project Gutenberg's novels, 8,000 pieces, sources of 128 tokens, 1,000 steps of 32 rows, for two CPU cores.
+Expected: see benchmarks/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.encdec import PRESETS
+
+SIZES = (
+  "mini", "small", "base", "large", "3b", "11b", "v1_1-small", "v1_1-base", "v1_1-large", "v1_1-xl", "v1_1-xxl",
+)  # fmt: skip
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(
+    argument, size=SIZES, files="data/*.txt", books="", tokenizer="", consecutive=False, debug=False
+  )
+  text = dict(kind="lmjax.data.sources:TextFiles", files=choice.files, scattered=True)
+  objective = "Consecutive" if choice.consecutive else "SpanCorruption"
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=524_288,
+      batch=128,
+      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      rules="fsdp",
+      data=dict(
+        kind="lmjax.data.seq2seq:Denoising",
+        length=512,
+        objective=dict(kind=f"lmjax.data.denoising:{objective}"),
+        tokenizer=dict(
+          kind="lmjax.data.sentinels:Settings", algorithm="unigram", path=choice.tokenizer, size=32_000, sentinels=100
+        ),
+        source=dict(part=":99%", **text),
+        validation=dict(part="99%:", **text),
+      ),
+      model=dict(
+        kind="lmjax.models.encdec:EncoderDecoder", dtype="bfloat16", remat="full",
+        **config.given(PRESETS[f"t5-{choice.size}"]),
+      ),
+      task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
+      optim=dict(rule="adafactor", peak_rate=1e-2, schedule="inverse_sqrt", warmup=10_000, weight_decay=0.0),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=50)),
+      checkpoint=dict(every=5000),
+      log=dict(every=100),
+    )
+  )  # fmt: skip
+  if choice.books:
+    novels = dict(files=choice.books, clean="lmjax.data.corpus:gutenberg_body")
+    settings.update(steps=1000, batch=32)
+    settings.data.update(length=128)
+    settings.data.tokenizer.update(size=8000)
+    for part in (settings.data.source, settings.data.validation):
+      part.update(novels)
+    settings.model.update(dtype="float32", remat="none")
+    settings.optim.update(rule="adamw", peak_rate=2e-3, schedule="cosine", warmup=100, weight_decay=0.01)
+    settings.evals.update(every=100)
+    settings.checkpoint.update(every=500)
+    settings.log.update(every=10)
+  return config.debug(settings) if choice.debug else settings

@@ -1,0 +1,65 @@
+"""The Transformer: "Attention is all you need" (Vaswani et al., 2017), arXiv:1706.03762.
+
+    lmjax train --config configs/transformer.py:size=base,sources=train.en,targets=train.de --workdir runs/base
+    lmjax train --config configs/transformer.py:multi30k,sources=train.en.gz,targets=train.de.gz --workdir runs/m30k
+
+size: base big. Line i of `targets` translates line i of `sources`; a joint SentencePiece BPE of 37,000 pieces is learnt
+unless `tokenizer` names one. 100,000 steps of about 25,000 source and target tokens, as in the paper, on 8 GPUs (base:
+12 hours); not measured here. multi30k: a small model of 8,000 pieces for two CPU cores; the model is chosen on the last
+1,000 pairs; `lmjax evaluate` then translates. Expected: see benchmarks/README.md.
+"""
+
+from ml_collections import ConfigDict
+
+from lmjax import config
+from lmjax.models.encdec import PRESETS
+
+
+def get_config(argument: str = "") -> ConfigDict:
+  choice = config.variant(
+    argument, size=("base", "big"), multi30k=False, sources="train.en", targets="train.de", tokenizer="", debug=False
+  )
+  lines = dict(kind="lmjax.data.text_pairs:ParallelLines", sources=choice.sources, targets=choice.targets)
+  settings = ConfigDict(
+    dict(
+      seed=0,
+      steps=100_000,
+      batch=96,
+      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      rules="fsdp",
+      data=dict(
+        kind="lmjax.data.seq2seq:TextToText",
+        length=256,
+        target_length=256,
+        tokenizer=dict(algorithm="sentencepiece_bpe", path=choice.tokenizer, size=37_000),
+        source=dict(part=":99.9%", **lines),
+        validation=dict(part="99.9%:", **lines),
+      ),
+      model=dict(
+        kind="lmjax.models.encdec:EncoderDecoder", dtype="bfloat16", dropout=0.1 if choice.size == "base" else 0.3,
+        **config.given(PRESETS[f"transformer-{choice.size}"]),
+      ),
+      task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq", smoothing=0.1),
+      optim=dict(
+        rule="adamw", peak_rate=7e-4 if choice.size == "base" else 5e-4, schedule="inverse_sqrt", warmup=4000, b2=0.98,
+        epsilon=1e-9, weight_decay=0.0, clip=0.0,
+      ),
+      transform=dict(kind="lmjax.compression.base:Identity"),
+      evals=dict(every=1000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=20)),
+      checkpoint=dict(every=1000),
+      log=dict(every=100),
+    )
+  )  # fmt: skip
+  if choice.multi30k:
+    settings.update(steps=3200, batch=16)
+    settings.data.update(length=128, target_length=128)
+    settings.data.tokenizer.update(algorithm="unigram", size=8000)
+    settings.data.source.update(part=":96.552%")
+    settings.data.validation.update(part="96.552%:")
+    settings.model.update(dtype="float32", width=256, depth=2, heads=4, mlp=512, dropout=0.1)
+    settings.optim.update(peak_rate=1.5e-3, warmup=400, schedule="cosine", final=0.02, clip=1.0)
+    settings.evals.update(every=400, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=0))
+    settings.evals.update(written=dict(kind="lmjax.evals.generation:Generation", pairs=200))
+    settings.checkpoint.update(every=400)
+    settings.log.update(every=20)
+  return config.debug(settings) if choice.debug else settings
