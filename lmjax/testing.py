@@ -1,5 +1,7 @@
 """Tiny models, tokenizers and batches, for tests and notebooks."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -18,6 +20,10 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
   """Returns random ids of two packed documents a row, the second half as long as the first, the last token padding."""
   rng = np.random.default_rng(seed)
   spec, vocabulary = task.spec(batch, length), task.model.config.vocabulary
+  target = spec["targets"].shape[1] if "targets" in spec else length
+  if target != length:  # a target shorter than its source is its beginning
+    wide = fake_batch(dataclasses.replace(task, target_length=0), batch, max(length, target), seed)
+    return {key: wide[key][tuple(map(slice, leaf.shape))] for key, leaf in spec.items()}
   ids = rng.integers(0, vocabulary, (batch, length + 1))
   first = length * 2 // 3
   segments = np.where(np.arange(length) < first, 1, 2)
@@ -32,6 +38,12 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
     "weights": np.tile(segments > 0, (batch, 1)),
     "random": rng.integers(0, 2, batch),
   }
+  for key in ("inputs", "positions", "segments"):
+    full["decoder_" + key] = full[key]
+  for key in ("characters", "reverse_characters"):
+    if key in spec:
+      full[key] = rng.integers(1, 262, spec[key].shape) * full["weights"][..., None]
+  full["reverse_targets"] = ids[:, :-1]
   if "predicted" in spec:
     places = spec["predicted"].shape
     full["predicted"], full["labels"] = rng.integers(0, length - 1, places), rng.integers(0, vocabulary, places)

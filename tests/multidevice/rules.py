@@ -1,4 +1,10 @@
-"""Run by test_rules.py in a process of eight simulated devices: every rule set against a single device."""
+"""Run by test_rules.py in a process of eight simulated devices: every rule set against a single device.
+
+Names of families among the arguments are checked under every rule set; without any, decoders under every one, and BERT,
+T5 and ELMo under the one that splits most.
+"""
+
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -7,14 +13,20 @@ import numpy as np
 from lmjax.compression.base import Identity
 from lmjax.layers.kernels import Mask, attend, splash
 from lmjax.layers.positions import Rotary
+from lmjax.models import elmo, encdec, recurrent
+from lmjax.models.elmo import ELMo
+from lmjax.models.encdec import EncoderDecoder
 from lmjax.models.encoder import Config as EncoderConfig
 from lmjax.models.encoder import Encoder
+from lmjax.models.recurrent import Recurrent
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
+from lmjax.tasks.bilm import BiLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.testing import fake_batch, tiny_decoder
 from lmjax.train import make_step
 from lmjax.utils import pytree
@@ -30,9 +42,23 @@ BERT = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, head_size=8, m
 LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated=True, bias=False, tied=False)
 
 
+LSTM = dict(vocabulary=50, length=16, width=32, cells=64, dropout=0.1)
+ELMO = dict(vocabulary=50, length=16, width=32, cells=64, embedding=8, filters=((1, 16), (2, 16)), highways=1)
+T5 = dict(vocabulary=50, length=16, width=32, depth=2, heads=4, head_size=8, mlp=64, dropout=0.1)
+WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scaled=True)
+EVERY = sys.argv[1:]
+OTHERS = {
+  "BERT": MaskedLM(Encoder(EncoderConfig(**BERT)), predictions=4),
+  "LSTM": CausalLM(Recurrent(recurrent.Config(**LSTM))),
+  "ELMo": BiLM(ELMo(elmo.Config(**ELMO)), characters=8),
+  "T5": Seq2Seq(EncoderDecoder(encdec.Config(**T5)), target_length=8),
+  "Transformer": Seq2Seq(EncoderDecoder(encdec.Config(**(T5 | WAVES))), smoothing=0.1),
+}
+
+
 def losses(layout, changes, microbatches=1):
   """Returns the losses of three steps and the final state."""
-  task = changes if isinstance(changes, MaskedLM) else CausalLM(tiny_decoder(dropout=0.1, **changes))
+  task = CausalLM(tiny_decoder(dropout=0.1, **changes)) if isinstance(changes, dict) else changes
   optimizer = Optimizer(peak_rate=1e-2, microbatches=microbatches)
   with use_layout(layout):
     state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, 0)
@@ -69,8 +95,23 @@ def check_splash():
   print("splash under a mesh", flush=True)
 
 
+def check_others():
+  for name, task in OTHERS.items():
+    wanted, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), task)
+    for rules in MESHES if name in EVERY else ("fsdp_tp",) if name in ("BERT", "T5", "ELMo") else ():
+      found, _ = losses(Layout.build(MESHES[rules].build(), rules), task)
+      np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=f"{name}, {rules}")
+      print("same loss of", name, "under", rules, flush=True)
+
+
 def main():
   assert jax.device_count() == 8
+  check_others()
+  if not EVERY:
+    check_decoders()
+
+
+def check_decoders():
   for changes in ({}, LLAMA):
     alone, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), changes)
     for rules in MESHES if not changes else ("tp", "fsdp_tp", "sequence"):
@@ -80,12 +121,6 @@ def main():
       assert split(state, "mlp/up/kernel") == [rules != "ddp"] * 3, rules
       assert split(state, "model/embed/table") == [rules != "ddp"] * 3, rules
       print("same loss under", rules, found, flush=True)
-  task = MaskedLM(Encoder(EncoderConfig(**BERT)), predictions=4)
-  alone_bert, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), task)
-  for rules in ("fsdp", "fsdp_tp", "sequence"):
-    found, _ = losses(Layout.build(MESHES[rules].build(), rules), task)
-    np.testing.assert_allclose(found, alone_bert, rtol=2e-5, err_msg=f"BERT, {rules}")
-    print("same loss of BERT under", rules, flush=True)
   for rules, axis, devices in (
     ("ddp", "data", 2),
     ("fsdp", "fsdp", 4),

@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from tests.conftest import ROOT
 
 # As `--devices 8` sets them; with fewer threads than collectives may hold, simulated devices wait for each other.
@@ -21,7 +23,18 @@ def test_every_rule_set_gives_the_loss_of_one_device():
   )
   assert process.returncode == 0, process.stderr[-3000:]
   told = process.stdout
-  assert told.count("same loss under") == 12 and told.count("same loss of BERT") == 3 and "splash under a mesh" in told
+  assert told.count("same loss under") == 12 and told.count("same loss of") == 3 and "splash under a mesh" in told
+
+
+@pytest.mark.slow
+def test_every_family_has_the_same_loss_under_every_rule_set():
+  families = ("BERT", "LSTM", "ELMo", "T5", "Transformer")
+  process = subprocess.run(
+    [sys.executable, "-m", "tests.multidevice.rules", *families],
+    cwd=ROOT, env=os.environ | EIGHT, capture_output=True, text=True, timeout=600,
+  )  # fmt: skip
+  assert process.returncode == 0, process.stderr[-3000:]
+  assert process.stdout.count("same loss of") == 5 * len(families)
 
 
 def test_a_7b_state_is_born_in_parts():
