@@ -33,9 +33,9 @@ def get_config(argument: str = "") -> ConfigDict:
         source=dict(files=choice.train, **text),
         validation=dict(files=choice.validation, document="file", **text),
       ),
-      model=dict(kind="lmjax.models.recurrent:Recurrent", dropout=0.2, **PRESETS[f"lstm-{choice.size}"]),
+      model=dict(kind="lmjax.models.recurrent:Recurrent", dropout=0.1, **PRESETS[f"lstm-{choice.size}"]),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
-      optim=dict(rule="adamw", peak_rate=2e-3, warmup=200, final=0.02, weight_decay=0.01, clip=1.0),
+      optim=dict(rule="adamw", peak_rate=3e-3, warmup=200, final=0.02, weight_decay=0.01, clip=1.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=605,

@@ -13,6 +13,7 @@ COMMANDS = {
   "evaluate": "measure a trained model",
   "embed": "vectors of tokens, texts and pairs of texts",
   "fill": "the words behind [MASK]",
+  "convert": "models in and out of Hugging Face's format",
   "plan": "what a run will take, before it is launched",
   "prepare": "tokenize a corpus once; look at data as a model sees it",
   "tokenizer": "train a tokenizer; encode and decode text",

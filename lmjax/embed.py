@@ -17,9 +17,9 @@ from etils import epath
 from rich.progress import Progress
 
 from lmjax import config as configs
-from lmjax import experiment as experiments
 from lmjax.evals.embeddings import POOLINGS, Embedder, Read, chunks
 from lmjax.logs import console
+from lmjax.opening import open_model, sentence_settings
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
 
@@ -37,7 +37,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--output", required=True, help="the .npz file to write")
   parser.add_argument("--level", choices=("token", "sequence", "pair"), default="sequence")
   parser.add_argument("--words", action="store_true", help="tokens: the mean over the pieces of each word")
-  parser.add_argument("--pooling", choices=POOLINGS, help="of sequences; default first ([CLS]) for BERT, else mean")
+  parser.add_argument(
+    "--pooling", choices=POOLINGS, help="of sequences; default the folder's own; [CLS] for BERT; mean"
+  )
   parser.add_argument("--layer", type=int, default=0, help="from 1; default the model's final vectors")
   parser.add_argument("--normalize", action="store_true", help="give every vector length 1")
   parser.add_argument("--batch", type=int, default=32, help="texts computed together")
@@ -48,23 +50,22 @@ def main(arguments: list[str]) -> int:
   if not count:
     raise UserError(f"embed: {options.input} has no lines")
 
-  settings = experiments.open_run(options.workdir)
-  settings["mesh"] = {}
-  run = experiments.build(settings, options.workdir)
-  pooling = options.pooling or ("first" if getattr(run.task.model.config, "pooler", False) else "mean")
+  opened = open_model(options.workdir, options.step)
+  told = sentence_settings(options.workdir)
+  usual = "first" if getattr(opened.task.model.config, "pooler", False) else "mean"
   try:
     embedder = Embedder(
-      run.task, run.tokenizer, run.data.length, pooling, options.layer, options.normalize, options.batch
-    )
+      opened.task, opened.tokenizer, opened.length, options.pooling or told.get("pooling", usual), options.layer,
+      options.normalize or told.get("normalize", False), options.batch,
+    )  # fmt: skip
   except ValueError as error:
     raise UserError(f"embed: {error}") from error
-  with use_layout(run.layout):
-    params, step = run.load(options.workdir, options.step)
+  with use_layout(opened.layout):
     groups = chunks(_lines(options.input), CHUNK)
     with Progress(console=console, transient=True) as bar:
       shown = bar.track(groups, -(-count // CHUNK), description="embed")
-      _write(epath.Path(options.output), options, embedder, params, shown, count)
-  console.print(f"{count:,} texts of step {step} in {options.output}", markup=False)
+      _write(epath.Path(options.output), options, embedder, opened.params, shown, count)
+  console.print(f"{count:,} texts in {options.output}", markup=False)
   return 0
 
 

@@ -9,10 +9,9 @@ import json
 
 from etils import epath
 
-from lmjax import checkpoint
 from lmjax import config as configs
-from lmjax import experiment as experiments
 from lmjax.logs import console
+from lmjax.opening import open_model
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError, nearest
 
@@ -28,24 +27,22 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--only", action="append", help="an evaluation by its name in config.evals; default all")
   parser.add_argument("--output", help="JSON file for what was found; default the terminal")
   options, overrides = configs.parse_overrides(parser, arguments)
-  settings = experiments.open_run(options.workdir)
-  settings["mesh"] = {}
-  for key, text in overrides.items():
+  for key in overrides:
     if key.split(".")[0] not in ("data", "evals", "batch", "model"):
       raise UserError(f"evaluate: --config.{key}: only data, evals, batch and model may differ from the run's")
-    configs.override(settings, key, text)
-  run = experiments.build(settings, options.workdir)
+  opened = open_model(options.workdir, options.step, options.best, overrides=overrides)
+  run = opened.run
+  if run is None:
+    raise UserError(f"evaluate: {options.workdir} is no run folder, so it has no evaluations of its own")
   unknown = [name for name in options.only or () if name not in run.evaluators]
   if unknown:
     raise UserError(f"evaluate: the run has no evaluation {unknown[0]!r}{nearest(unknown[0], run.evaluators)}")
-  step = checkpoint.best(options.workdir) if options.best else options.step
   with use_layout(run.layout):
-    params, step = run.load(options.workdir, step)
-    found = {"step": step}
+    found = {"step": opened.step}
     for name, evaluator in run.evaluators.items():
       if name in (options.only or run.evaluators):
         measure = evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
-        found |= {f"{name}_{key}": value for key, value in measure(params).items()}
+        found |= {f"{name}_{key}": value for key, value in measure(opened.params).items()}
   if options.output:
     epath.Path(options.output).write_text(json.dumps(found, indent=2))
   for key, value in found.items():

@@ -11,9 +11,9 @@ import numpy as np
 from rich.table import Table
 
 from lmjax import config as configs
-from lmjax import experiment as experiments
 from lmjax.data.tokenizers import WordPiece
 from lmjax.logs import console
+from lmjax.opening import open_model
 from lmjax.parallel.sharding import use_layout
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
@@ -31,17 +31,17 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--step", type=int, help="the checkpoint, by its step; default the newest")
   parser.add_argument("--top", type=int, default=5, help="candidates of each place")
   options = configs.parse(parser, arguments)
-  settings = experiments.open_run(options.workdir)
-  settings["mesh"] = {}
-  run = experiments.build(settings, options.workdir)
-  if not isinstance(run.task, MaskedLM) or not isinstance(run.tokenizer, WordPiece):
-    raise UserError(f"fill: {options.workdir} has no masked-LM head: it holds a {type(run.task).__name__} run")
-  if not 1 <= options.top <= run.tokenizer.size:
-    raise UserError(f"fill: --top is from 1 to {run.tokenizer.size}, not {options.top}")
-  with use_layout(run.layout):
-    params, _ = run.load(options.workdir, options.step)
+  opened = open_model(options.workdir, options.step)
+  task, tokenizer = opened.task, opened.tokenizer
+  if not isinstance(task, MaskedLM):
+    raise UserError(f"fill: {options.workdir} has no masked-LM head: its task is {type(task).__name__}")
+  if getattr(tokenizer, "mask", None) is None:
+    raise UserError(f"fill: the tokenizer of {options.workdir} has no token that masks")
+  if not 1 <= options.top <= tokenizer.size:
+    raise UserError(f"fill: --top is from 1 to {tokenizer.size}, not {options.top}")
+  with use_layout(opened.layout):
     for text in options.text:
-      _print(text, *candidates(run.task, run.tokenizer, params, text, run.data.length, options.top))
+      _print(text, *candidates(task, tokenizer, opened.params, text, opened.length, options.top))
   return 0
 
 

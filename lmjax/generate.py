@@ -17,11 +17,11 @@ import jax.numpy as jnp
 from etils import epath
 
 from lmjax import config as configs
-from lmjax import experiment as experiments
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
+from lmjax.opening import open_model
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
 
@@ -136,30 +136,25 @@ def main(arguments: list[str]) -> int:
     raise UserError(f"generate: {options.beams} beams have no {options.num_samples} samples to give")
   prompts = options.prompt or read_prompts(options.prompts_file)
 
-  settings = experiments.open_run(options.workdir)
-  settings["mesh"] = {}
-  if options.dtype:
-    settings["model"]["dtype"] = options.dtype
-  run = experiments.build(settings, options.workdir)
-  if not hasattr(run.task.model, "extend"):
-    raise UserError(f"generate: {options.workdir} holds a {type(run.task.model).__name__}, which writes no text")
-  with use_layout(run.layout):
-    params, _ = run.load(options.workdir, options.step)
-    model, slots, end = run.task.model, run.data.length, run.tokenizer.end
+  opened = open_model(options.workdir, options.step, dtype=options.dtype)
+  if not hasattr(opened.task.model, "extend"):
+    raise UserError(f"generate: {options.workdir} holds a {type(opened.task.model).__name__}, which writes no text")
+  with use_layout(opened.layout):
+    model, slots, end = opened.task.model, opened.length, opened.tokenizer.end
     if hasattr(model, "read"):
       slots = options.max_new_tokens + 1  # a target has no longest length
     sampler = Sampler(model, slots, sampling, end)
     if options.beams:
       sampler = Beam(model, slots, options.beams, options.length_penalty, end)
-    params = sampler.prepare(params["model"])
+    params = sampler.prepare(opened.params["model"])
     if options.dtype == "bfloat16":
       params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
     rows = [(prompt, sample) for prompt in prompts for sample in range(options.num_samples)]
     groups = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
     if options.output:
-      _write(options, groups, sampler, params, run.tokenizer)
+      _write(options, groups, sampler, params, opened.tokenizer)
     else:
-      _print(options, groups, sampler, params, run.tokenizer)
+      _print(options, groups, sampler, params, opened.tokenizer)
   return 0
 
 

@@ -23,8 +23,8 @@ ROOMS = {
   "evals": ("tasks", "decode", "models", "layers", "parallel", "data", "utils"),
   "planning": ("models", "parallel", "utils"),
 }
-TRUNK = ("config", "experiment", "state", "checkpoint", "logs", "testing")
-DOORS = ("__main__", "train", "generate", "evaluate", "embed", "fill", "plan", "prepare", "tokenizer")
+TRUNK = ("config", "experiment", "state", "checkpoint", "logs", "opening", "testing")
+DOORS = ("__main__", "train", "generate", "convert", "evaluate", "embed", "fill", "plan", "prepare", "tokenizer")
 
 
 def imports(path: pathlib.Path) -> set[str]:

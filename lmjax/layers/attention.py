@@ -22,6 +22,7 @@ class Attention(nn.Module):
   groups: int
   head_size: int
   bias: bool = True
+  out_bias: bool | None = None  # of the output projection; None is as `bias`
   rotary: Rotary | None = None
   scale: float = 1.0  # of the output projection's initial values
   deviation: float = 0.02  # of the initial values
@@ -55,5 +56,6 @@ class Attention(nn.Module):
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
     o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
     weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
-    y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, self.bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
+    out_bias = self.bias if self.out_bias is None else self.out_bias
+    y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, out_bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

@@ -42,6 +42,7 @@ class Config:
   post_norm: bool = False
   epsilon: float = 1e-5
   bias: bool = True
+  qkv_bias: bool = False  # of query, key and value where nothing else has one (Qwen2)
   tied: bool = True  # the embedding table also scores the next token
   rotary: Rotary | None = None  # None: learned positions
   window: int | None = None  # how many tokens back attention reaches, itself included
@@ -88,7 +89,8 @@ class Decoder(nn.Module):
         heads=c.heads,
         groups=c.groups,
         head_size=c.head_size,
-        bias=c.bias,
+        bias=c.bias or c.qkv_bias,
+        out_bias=c.bias,
         rotary=c.rotary,
         scale=scale,
       ),

@@ -33,6 +33,7 @@ class Config:
   heads: int = 12
   head_size: int = 64
   mlp: int = 3072
+  offset: int = 0  # rows of the table of positions before that of the first token (RoBERTa has 2)
   types: int = 2  # kinds of sentence, A and B; 0 for none
   pooler: bool = True
   activation: str = "gelu"
@@ -76,7 +77,7 @@ class Encoder(nn.Module):
       dropout=c.dropout,
     )
     self.embed = Embed(c.vocabulary, c.width)
-    self.positions = Embed(c.length, c.width, axis="positions")
+    self.positions = Embed(c.length + c.offset, c.width, axis="positions")
     if c.types:
       self.types = Embed(c.types, c.width, axis="types")
     self.embed_norm = norm()
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
     dtype = jnp.dtype(self.config.dtype)
     if positions_BxL is None:
       positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
-    x_BxLxD = self.embed(inputs_BxL, dtype) + self.positions(positions_BxL, dtype)
+    x_BxLxD = self.embed(inputs_BxL, dtype) + self.positions(positions_BxL + self.config.offset, dtype)
     if self.config.types:
       x_BxLxD += self.types(jnp.zeros_like(inputs_BxL) if types_BxL is None else types_BxL, dtype)
     x_BxLxD = constrain(self.embed_norm(x_BxLxD), "batch", "stream", None)

@@ -63,10 +63,10 @@ class Recurrent(nn.Module):
 
   def setup(self):
     c = self.config
-    self.embed = Embed(c.vocabulary, c.width)
+    self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.layers = [LSTM(c.cells, c.width, c.clip) for _ in range(c.depth)]
     if not c.tied:
-      self.unembed = Embed(c.vocabulary, c.width)
+      self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.drop = nn.Dropout(c.dropout, broadcast_dims=(1,))
 
   def __call__(

@@ -1,0 +1,241 @@
+"""The families of Hugging Face's models that are known here: how their configs and tensors are read and written."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from lmjax.interop import tables
+from lmjax.interop.tables import Line
+from lmjax.layers.positions import Rotary
+from lmjax.models import decoder, encdec, encoder
+from lmjax.utils.errors import UserError
+
+Theirs = dict[str, Any]
+
+ACTIVATIONS = {
+  "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
+  "swish": "silu",
+}  # fmt: skip
+BACK = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+  """One kind of Hugging Face model.
+
+  keys: fields of ours by their names in theirs, both ways. read, write: what else there is to a config, theirs to ours
+  and back. lines: the tables of model and heads of a config, given whether the folder has a tensor. prefixes: what may
+  stand before the names, the first as it is written. ignored: endings of names that say nothing new.
+  """
+
+  module: type
+  config: type
+  architecture: str
+  keys: dict[str, str]
+  read: Callable[[Theirs], dict[str, Any]]
+  write: Callable[[Any], Theirs]
+  lines: Callable[[Any, Callable[[str], bool]], tuple[tuple[Line, ...], tuple[Line, ...]]]
+  prefixes: tuple[str, ...]
+  ignored: tuple[str, ...] = ()
+
+  def ours(self, theirs: Theirs) -> Any:
+    """Returns our config of theirs.
+
+    Raises:
+      UserError: a value that has no like here.
+    """
+    try:
+      shape = {ours: theirs[name] for ours, name in self.keys.items()}
+      return self.config(**(shape | self.read(theirs)))
+    except (KeyError, ValueError, TypeError) as error:
+      raise UserError(f"config.json of a {theirs.get('model_type')}: {error} cannot be read here") from error
+
+  def theirs(self, config: Any) -> Theirs:
+    """Returns their config of ours."""
+    return {name: getattr(config, ours) for ours, name in self.keys.items()} | self.write(config)
+
+
+def _activation(name: str) -> str:
+  if name not in ACTIVATIONS:
+    raise ValueError(f"the activation {name!r}")
+  return ACTIVATIONS[name]
+
+
+GPT_KEYS = dict(
+  vocabulary="vocab_size", length="n_positions", width="n_embd", depth="n_layer", heads="n_head",
+  epsilon="layer_norm_epsilon",
+)  # fmt: skip
+
+
+def _read_gpt(c: Theirs) -> dict[str, Any]:
+  name = c.get("activation_function", c.get("afn", "gelu_new"))
+  return dict(
+    groups=c["n_head"], head_size=c["n_embd"] // c["n_head"], mlp=c.get("n_inner") or 4 * c["n_embd"],
+    activation="gelu_tanh" if name == "gelu" and "afn" in c else _activation(name), post_norm=c["model_type"] != "gpt2",
+  )  # fmt: skip
+
+
+def _write_gpt2(c: decoder.Config) -> Theirs:
+  return dict(model_type="gpt2", n_inner=c.mlp, activation_function=BACK[c.activation], tie_word_embeddings=True)
+
+
+def _write_gpt1(c: decoder.Config) -> Theirs:
+  return dict(model_type="openai-gpt", afn="gelu" if c.activation == "gelu_tanh" else c.activation)
+
+
+LLAMA_KEYS = dict(
+  vocabulary="vocab_size", length="max_position_embeddings", width="hidden_size", depth="num_hidden_layers",
+  heads="num_attention_heads", mlp="intermediate_size", epsilon="rms_norm_eps",
+)  # fmt: skip
+
+
+def _read_llama(c: Theirs) -> dict[str, Any]:
+  rope = c.get("rope_parameters") or (c.get("rope_scaling") or {}) | {"rope_theta": c.get("rope_theta", 10_000.0)}
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind not in ("default", "linear", "llama3"):
+    raise ValueError(f"rotary positions of type {kind!r}")
+  rotary = Rotary(
+    base=float(rope["rope_theta"]), scaling="none" if kind == "default" else kind, factor=rope.get("factor", 1.0),
+    low=rope.get("low_freq_factor", 1.0), high=rope.get("high_freq_factor", 4.0),
+    original=rope.get("original_max_position_embeddings", 8192),
+  )  # fmt: skip
+  windowed = c["model_type"] == "mistral" or c.get("use_sliding_window")
+  return dict(
+    groups=c.get("num_key_value_heads") or c["num_attention_heads"],
+    head_size=c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
+    activation=_activation(c["hidden_act"]), gated=True, norm="rms", bias=bool(c.get("attention_bias", False)),
+    qkv_bias=c["model_type"] == "qwen2", tied=bool(c.get("tie_word_embeddings", False)), rotary=rotary,
+    window=c.get("sliding_window") if windowed else None,
+  )  # fmt: skip
+
+
+def _write_llama(c: decoder.Config) -> Theirs:
+  kind = "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"
+  rope = {"rope_theta": c.rotary.base, "rope_type": "default" if c.rotary.scaling == "none" else c.rotary.scaling}
+  if c.rotary.scaling != "none":
+    rope |= {"factor": c.rotary.factor}
+  if c.rotary.scaling == "llama3":
+    rope |= dict(
+      low_freq_factor=c.rotary.low, high_freq_factor=c.rotary.high, original_max_position_embeddings=c.rotary.original
+    )
+  return dict(
+    model_type=kind, num_key_value_heads=c.groups, head_dim=c.head_size, hidden_act=BACK[c.activation],
+    tie_word_embeddings=c.tied, rope_parameters=rope, sliding_window=c.window,
+  )  # fmt: skip
+
+
+def _llama_lines(c: decoder.Config, has) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+  return (*tables.LLAMA, *(() if c.tied else tables.UNTIED), *(tables.QWEN2_BIASES if c.qkv_bias else ())), ()
+
+
+BERT_KEYS = dict(
+  vocabulary="vocab_size", width="hidden_size", depth="num_hidden_layers", heads="num_attention_heads",
+  mlp="intermediate_size", epsilon="layer_norm_eps", types="type_vocab_size",
+)  # fmt: skip
+
+
+def _read_bert(c: Theirs) -> dict[str, Any]:
+  offset = 2 if c["model_type"] == "roberta" else 0
+  return dict(
+    length=c["max_position_embeddings"] - offset, offset=offset, activation=_activation(c["hidden_act"]),
+    head_size=c["hidden_size"] // c["num_attention_heads"],
+  )  # fmt: skip
+
+
+def _write_bert(c: encoder.Config) -> Theirs:
+  return dict(
+    model_type="roberta" if c.offset else "bert", max_position_embeddings=c.length + c.offset,
+    hidden_act=BACK[c.activation], pad_token_id=1 if c.offset else 0,
+  )  # fmt: skip
+
+
+def _bert_lines(masked: tuple[Line, ...]):
+  def lines(c: encoder.Config, has) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+    model = (*tables.BERT, *tables.TYPES, *(tables.POOLER if c.pooler else ()))
+    heads = masked if has(masked[-1].theirs) else ()
+    return model, (*heads, *(tables.BERT_PAIRS if has("cls.seq_relationship.weight") else ()))
+
+  return lines
+
+
+def _read_distilbert(c: Theirs) -> dict[str, Any]:
+  return dict(types=0, pooler=False, head_size=c["dim"] // c["n_heads"], activation=_activation(c["activation"]))
+
+
+T5_KEYS = dict(
+  vocabulary="vocab_size", width="d_model", depth="num_layers", heads="num_heads", head_size="d_kv", mlp="d_ff",
+  buckets="relative_attention_num_buckets", furthest="relative_attention_max_distance", epsilon="layer_norm_epsilon",
+)  # fmt: skip
+
+
+def _read_t5(c: Theirs) -> dict[str, Any]:
+  gate, _, name = c.get("feed_forward_proj", "relu").rpartition("-")
+  if c.get("num_decoder_layers") not in (None, c["num_layers"]):
+    raise ValueError("a decoder of another depth than the encoder")
+  tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
+  activation = "gelu_tanh" if gate and name == "gelu" else _activation(name)
+  return dict(length=c.get("n_positions", 512), gated=bool(gate), activation=activation, tied=bool(tied))
+
+
+def _write_t5(c: encdec.Config) -> Theirs:
+  name = {"gelu_tanh": "gelu" if c.gated else "gelu_new"}.get(c.activation, c.activation)
+  return dict(
+    model_type="t5", is_encoder_decoder=True, num_decoder_layers=c.depth, tie_word_embeddings=c.tied,
+    scale_decoder_outputs=c.tied, feed_forward_proj=("gated-" if c.gated else "") + name, pad_token_id=0,
+    eos_token_id=1, decoder_start_token_id=0,
+  )  # fmt: skip
+
+
+def _t5_lines(c: encdec.Config, has) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
+  return (*tables.t5(c.gated), *(() if c.tied else tables.UNTIED)), ()
+
+
+_decoder = dict(module=decoder.Decoder, config=decoder.Config)
+_encoder = dict(module=encoder.Encoder, config=encoder.Config)
+_llama = Family(
+  **_decoder, architecture="LlamaForCausalLM", keys=LLAMA_KEYS, read=_read_llama, write=_write_llama,
+  lines=_llama_lines, prefixes=("",), ignored=("rotary_emb.inv_freq", "lm_head.weight"),
+)  # fmt: skip
+_bert = Family(
+  **_encoder, architecture="BertForPreTraining", keys=BERT_KEYS, read=_read_bert, write=_write_bert,
+  lines=_bert_lines(tables.BERT_MASKED), prefixes=("bert.", ""),
+  ignored=("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+)  # fmt: skip
+
+FAMILIES: dict[str, Family] = {
+  "openai-gpt": Family(
+    **_decoder, architecture="OpenAIGPTLMHeadModel", keys=GPT_KEYS, read=_read_gpt, write=_write_gpt1,
+    lines=lambda c, has: (tables.GPT1, ()), prefixes=("transformer.", ""),
+    ignored=("attn.bias", "attn.masked_bias", "lm_head.weight", "position_ids"),
+  ),
+  "gpt2": Family(
+    **_decoder, architecture="GPT2LMHeadModel", keys=GPT_KEYS, read=_read_gpt, write=_write_gpt2,
+    lines=lambda c, has: (tables.GPT2, ()), prefixes=("transformer.", ""),
+    ignored=("attn.bias", "attn.masked_bias", "lm_head.weight"),
+  ),
+  "llama": _llama,
+  "mistral": dataclasses.replace(_llama, architecture="MistralForCausalLM"),
+  "qwen2": dataclasses.replace(_llama, architecture="Qwen2ForCausalLM"),
+  "bert": _bert,
+  "roberta": dataclasses.replace(
+    _bert, architecture="RobertaForMaskedLM", lines=_bert_lines(tables.ROBERTA_MASKED), prefixes=("roberta.", ""),
+    ignored=("position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias"),
+  ),
+  "distilbert": Family(
+    **_encoder, architecture="DistilBertForMaskedLM",
+    keys=dict(
+      vocabulary="vocab_size", length="max_position_embeddings", width="dim", depth="n_layers", heads="n_heads",
+      mlp="hidden_dim",
+    ),
+    read=_read_distilbert, write=lambda c: dict(model_type="distilbert", activation=BACK[c.activation]),
+    lines=lambda c, has: (
+      tables.DISTILBERT, tables.DISTILBERT_MASKED if has("vocab_projector.bias") else ()
+    ),
+    prefixes=("distilbert.", ""), ignored=("vocab_projector.weight", "position_ids"),
+  ),
+  "t5": Family(
+    module=encdec.EncoderDecoder, config=encdec.Config, architecture="T5ForConditionalGeneration", keys=T5_KEYS,
+    read=_read_t5, write=_write_t5, lines=_t5_lines, prefixes=("",),
+    ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+  ),
+}  # fmt: skip

@@ -1,0 +1,111 @@
+"""A trained model from a path, whatever wrote it: a run folder, or a folder in Hugging Face's format."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from lmjax import checkpoint
+from lmjax import config as configs
+from lmjax import experiment as experiments
+from lmjax.data.tokenizers import Tokenizer
+from lmjax.experiment import Experiment
+from lmjax.interop import huggingface
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout
+from lmjax.tasks.base import Task
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.encode import Encode
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+  """A model as it is used: task, tokenizer, longest text in tokens, where arrays live, parameters.
+
+  run: what a run folder describes, None for a folder of Hugging Face's. step: of the checkpoint.
+  """
+
+  task: Task
+  tokenizer: Tokenizer
+  length: int
+  layout: Layout
+  params: Tree
+  step: int
+  settings: dict[str, Any]
+  run: Experiment | None = None
+
+
+def open_model(
+  path: epath.PathLike, step: int | None = None, best: bool = False, dtype: str | None = None,
+  overrides: dict[str, str] | None = None,
+) -> Opened:  # fmt: skip
+  """Returns the model at a path, on the devices of this machine.
+
+  Args:
+    step: the checkpoint, by default the newest; best: the one with the lowest validation loss.
+    dtype: of the computation, by default the model's own.
+    overrides: of a run's config, {"data.validation.files": "..."}.
+
+  Raises:
+    UserError: nothing there can be opened, and why.
+  """
+  if huggingface.is_folder(path):
+    return _open_theirs(path, dtype)
+  settings = experiments.open_run(path)
+  settings["mesh"] = {}
+  for key, text in (overrides or {}).items():
+    configs.override(settings, key, text)
+  if dtype:
+    settings["model"]["dtype"] = dtype
+  run = experiments.build(settings, path)
+  params, step = run.load(path, checkpoint.best(path) if best else step)
+  return Opened(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
+
+
+def _open_theirs(path: epath.PathLike, dtype: str | None) -> Opened:
+  loaded = huggingface.load(path)
+  if loaded.tokenizer is None:
+    raise UserError(f"{path} holds a model without a tokenizer: put its tokenizer.json (or vocab.txt, ...) beside it")
+  model = loaded.model
+  if dtype:
+    model = type(model)(dataclasses.replace(model.config, dtype=dtype))
+  heads = loaded.params["heads"]
+  if hasattr(model, "read"):
+    task = Seq2Seq(model)
+  elif hasattr(model, "extend"):
+    task = CausalLM(model)
+  elif "masked_lm" in heads:
+    task = MaskedLM(model, next_sentence="next_sentence" in heads)
+  else:
+    task = Encode(model)
+  layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+  params = jax.tree.map(jnp.asarray, loaded.params)
+  return Opened(task, loaded.tokenizer, model.config.length, layout, params, 0, loaded.settings)
+
+
+def sentence_settings(path: epath.PathLike) -> dict[str, Any]:
+  """Returns how a sentence-transformers folder pools and scales: {"pooling", "normalize"}; {} where it does not say."""
+  folder = epath.Path(path)
+  if not (folder / "modules.json").exists():
+    return {}
+  try:
+    modules = json.loads((folder / "modules.json").read_text())
+    found: dict[str, Any] = {"normalize": any(module["type"].endswith("Normalize") for module in modules)}
+    for module in modules:
+      if module["type"].endswith("Pooling"):
+        pooling = json.loads((folder / module["path"] / "config.json").read_text())
+        for name, ours in (("mean_tokens", "mean"), ("cls_token", "first"), ("lasttoken", "last")):
+          if pooling.get(f"pooling_mode_{name}"):
+            found["pooling"] = ours
+  except (OSError, ValueError, KeyError, TypeError) as error:
+    raise UserError(f"{folder / 'modules.json'} cannot be read: {error}") from error
+  if "pooling" not in found:
+    raise UserError(f"{folder}: its pooling is none of mean, cls and lasttoken")
+  return found

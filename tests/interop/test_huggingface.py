@@ -1,0 +1,156 @@
+"""Tiny random models of every family: transformers' numbers here, ours there, and the same bytes in and out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.decode.logits import Sampling
+from lmjax.decode.sample import Sampler
+from lmjax.interop import huggingface
+from lmjax.interop.safetensors import Tensors
+from lmjax.tasks.masked_lm import MaskedLM
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+V, D, N, H, F = 50, 32, 2, 4, 64
+BERT = dict(vocab_size=V, hidden_size=D, num_hidden_layers=N, num_attention_heads=H, intermediate_size=F)
+LLAMA = BERT | dict(num_key_value_heads=2, max_position_embeddings=32)
+GPT = dict(vocab_size=V, n_positions=24, n_embd=D, n_layer=N, n_head=H)
+T5 = dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=N, num_heads=H, relative_attention_num_buckets=8)
+LONG = {"rope_type": "llama3", "rope_theta": 5e3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG |= {"original_max_position_embeddings": 8}
+CASES = {
+  "gpt1": ("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", GPT),
+  "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT),
+  "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA | {"rope_parameters": LONG}),
+  "llama-linear": (
+    "LlamaForCausalLM", "LlamaConfig",
+    LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+  ),
+  "llama-tied": ("LlamaForCausalLM", "LlamaConfig", LLAMA | {"tie_word_embeddings": True}),
+  "mistral": ("MistralForCausalLM", "MistralConfig", LLAMA | {"sliding_window": 4, "head_dim": 8}),
+  "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", LLAMA),
+  "bert": ("BertForPreTraining", "BertConfig", BERT),
+  "bert-masked": ("BertForMaskedLM", "BertConfig", BERT),
+  "bert-bare": ("BertModel", "BertConfig", BERT),
+  "roberta": ("RobertaForMaskedLM", "RobertaConfig", BERT | {"max_position_embeddings": 26, "type_vocab_size": 1}),
+  "distilbert": (
+    "DistilBertForMaskedLM", "DistilBertConfig", dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F),
+  ),
+  "t5": ("T5ForConditionalGeneration", "T5Config", T5),
+  "t5-v1_1": (
+    "T5ForConditionalGeneration", "T5Config", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+  ),
+}  # fmt: skip
+RNG = np.random.default_rng(0)
+IDS, TYPES, TARGET = RNG.integers(3, V, (2, 12)), RNG.integers(0, 2, (2, 12)), RNG.integers(3, V, (2, 9))
+VALID = np.arange(12) < np.array([[12], [8]])
+
+
+def theirs(case: str):
+  """Returns a tiny random model, far from its initial values, so that nothing hides."""
+  import torch
+  import transformers
+
+  model, config, shape = CASES[case]
+  made = getattr(transformers, model)(getattr(transformers, config)(**shape)).eval()
+  if case == "t5-v1_1":
+    made.lm_head.weight = torch.nn.Parameter(torch.zeros(V, D))
+  with torch.no_grad():
+    for name, p in made.named_parameters():
+      p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+  return made
+
+
+def their_outputs(model, case: str) -> dict[str, np.ndarray]:
+  import torch
+
+  ids, types, valid = torch.tensor(IDS), torch.tensor(TYPES), torch.tensor(VALID.astype(int))
+  with torch.no_grad():
+    if case.startswith("t5"):
+      out = model(input_ids=ids, attention_mask=valid, decoder_input_ids=torch.tensor(TARGET))
+      return {"logits": out.logits.numpy()}
+    if case in ("roberta", "distilbert"):
+      out = model(input_ids=ids, attention_mask=valid)
+      return {"logits": out.logits.numpy()}
+    if case.startswith("bert"):
+      out = model(input_ids=ids, attention_mask=valid, token_type_ids=types)
+      names = {"prediction_logits": "logits", "logits": "logits", "seq_relationship_logits": "next_sentence"}
+      names |= {"last_hidden_state": "hidden", "pooler_output": "pooled"}
+      return {names[key]: value.numpy() for key, value in out.items() if key in names}
+    return {"logits": model(input_ids=ids).logits.numpy()}
+
+
+def our_outputs(loaded, case: str) -> dict[str, np.ndarray]:
+  model, params = loaded.model, jax.tree.map(jnp.asarray, loaded.params)
+  ids, segments = jnp.asarray(IDS), jnp.asarray(VALID, jnp.int32)
+  if case.startswith("t5"):
+    own = jnp.ones(TARGET.shape, jnp.int32)
+    hidden, _ = model.apply({"params": params["model"]}, ids, jnp.asarray(TARGET), None, segments, None, own)
+    return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
+  if case.startswith(("bert", "roberta", "distilbert")):
+    types = jnp.asarray(TYPES) if case.startswith("bert") else jnp.zeros_like(ids)
+    places = jnp.broadcast_to(jnp.arange(12), ids.shape)
+    if case == "bert-bare":
+      hidden, pooled, _ = model.apply({"params": params["model"]}, ids, places, segments, types)
+      return {"hidden": hidden, "pooled": pooled}
+    task = MaskedLM(model, next_sentence="next_sentence" in params["heads"])
+    out = task.forward(params, dict(inputs=ids, positions=places, segments=segments, types=types))
+    return {"logits": out.logits} | {k: v for k, v in out.taps.items() if k == "next_sentence"}
+  hidden, _ = model.apply({"params": params["model"]}, ids)
+  return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_and_out(case, tmp_path):
+  import transformers
+
+  model = theirs(case)
+  model.save_pretrained(tmp_path / "theirs")
+  wanted = their_outputs(model, case)
+  loaded = huggingface.load(tmp_path / "theirs")
+  found = our_outputs(loaded, case)
+  assert set(found) == set(wanted)
+  keep = VALID if case.startswith(("bert", "roberta", "distilbert")) else np.ones(IDS.shape, bool)
+  for key, value in wanted.items():
+    ours = np.asarray(found[key])
+    if value.shape[:2] == IDS.shape:
+      value, ours = value[keep], ours[keep]
+    np.testing.assert_allclose(ours, value, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=key)
+
+  huggingface.save(tmp_path / "ours", loaded.model, loaded.params, settings=loaded.settings)
+  before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+  strip = lambda name: name.removeprefix("bert.")  # noqa: E731  a bare model's names have no prefix
+  renamed = {strip(name): name for name in before}
+  assert {strip(name) for name in after} == {n for n in renamed if not n.endswith(("decoder.weight", "decoder.bias"))}
+  for name in after:
+    assert before[renamed[strip(name)]].tobytes() == after[name].tobytes(), name
+  again, told = getattr(transformers, CASES[case][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
+  assert not told["missing_keys"] and not told["unexpected_keys"], told
+  for key, value in their_outputs(again.eval(), case).items():
+    np.testing.assert_array_equal(value, wanted[key])
+
+
+def test_greedy_t5_is_transformers():
+  import tempfile
+
+  import torch
+
+  model = theirs("t5")
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    loaded = huggingface.load(folder)
+  with torch.no_grad():
+    wanted = model.generate(
+      input_ids=torch.tensor(IDS), attention_mask=torch.tensor(VALID.astype(int)), max_new_tokens=10, do_sample=False,
+      num_beams=1, decoder_start_token_id=0,
+    ).numpy()[:, 1:]  # fmt: skip
+  sampler = Sampler(loaded.model, 11, Sampling(temperature=0.0), end=1)
+  params = sampler.prepare(jax.tree.map(jnp.asarray, loaded.params["model"]))
+  sources = [row[keep].tolist() for row, keep in zip(IDS, VALID, strict=True)]
+  found = np.concatenate(list(sampler.tokens(params, [[0], [0]], 10, [0, 0], 4, sources)), axis=1)
+  for ours, expected in zip(found, wanted, strict=True):
+    expected = expected.tolist()
+    expected = expected[: expected.index(1) + 1] if 1 in expected else expected
+    assert [t for t in ours.tolist() if t >= 0] == expected
