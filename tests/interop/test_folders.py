@@ -1,0 +1,177 @@
+"""Folders of Hugging Face's that are damaged, lying or unknown: one clear line, and nothing half-written."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from lmjax.__main__ import main
+from lmjax.data.tokenizers import train
+from lmjax.interop import huggingface, safetensors
+from lmjax.interop.safetensors import Tensors
+from lmjax.interop.tables import arrange
+from lmjax.testing import tiny_decoder
+from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
+
+TEXT = "the quick brown fox jumps over the lazy dog " * 20
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A tiny GPT-2 with its tokenizer, as transformers would write it."""
+  tokenizer = train("bpe", [TEXT], 300)
+  model = tiny_decoder(vocabulary=tokenizer.size)
+  params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  huggingface.save(tmp_path / "gpt2", model, {"model": params, "heads": {}}, tokenizer)
+  return tmp_path / "gpt2"
+
+
+def test_a_model_comes_back_as_it_was(folder, tmp_path):
+  loaded = huggingface.load(folder)
+  huggingface.save(tmp_path / "again", loaded.model, loaded.params, loaded.tokenizer, loaded.settings)
+  assert (folder / "model.safetensors").read_bytes() == (tmp_path / "again" / "model.safetensors").read_bytes()
+  again = huggingface.load(tmp_path / "again")
+  assert again.model.config == loaded.model.config
+  for name, leaf in pytree.named_leaves(again.params).items():
+    np.testing.assert_array_equal(leaf, pytree.named_leaves(loaded.params)[name])
+
+
+def test_commands_take_the_folder_for_a_run(folder, tmp_path, capsys):
+  assert main(["generate", "--workdir", str(folder), "--prompt", "the", "--max_new_tokens", "3"]) == 0
+  (tmp_path / "in.txt").write_text("the fox\n")
+  out = str(tmp_path / "o.npz")
+  assert main(["embed", "--workdir", str(folder), "--input", str(tmp_path / "in.txt"), "--output", out]) == 0
+  assert np.load(out)["embeddings"].shape == (1, 32)
+  capsys.readouterr()
+  assert main(["fill", "--workdir", str(folder), "a [MASK]"]) == 2
+  assert "has no masked-LM head" in capsys.readouterr().err
+
+
+def test_a_run_becomes_a_folder(tmp_path, capsys):
+  run, out = str(tmp_path / "run"), tmp_path / "out"
+  config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=1", "--config.model.groups=4"]
+  assert main(["train", *config, "--workdir", run]) == 0
+  assert main(["convert", "--input", run, "--output", str(out)]) == 0
+  assert huggingface.load(out).model.config.depth == 2
+  capsys.readouterr()
+  assert main(["convert", "--input", run, "--output", str(out)]) == 2
+  assert "is not empty" in capsys.readouterr().err
+
+
+def test_half_precision_is_read_and_written_back(folder, tmp_path):
+  tensors = Tensors(folder)
+  shapes = {name: (np.dtype(ml_dtypes.bfloat16), tensors.shape(name)) for name in tensors}
+  half = [tensors[name].astype(ml_dtypes.bfloat16) for name in tensors]
+  safetensors.write(folder / "half", shapes, half)
+  (folder / "half").rename(folder / "model.safetensors")
+  settings = json.loads((folder / "config.json").read_text()) | {"dtype": "bfloat16"}
+  (folder / "config.json").write_text(json.dumps(settings))
+  loaded = huggingface.load(folder)
+  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(loaded.params))
+  huggingface.save(tmp_path / "back", loaded.model, loaded.params, settings=loaded.settings)
+  assert (folder / "model.safetensors").read_bytes() == (tmp_path / "back" / "model.safetensors").read_bytes()
+
+
+def header(folder, change):
+  """Rewrites the header of a folder's file."""
+  data = (folder / "model.safetensors").read_bytes()
+  size = int.from_bytes(data[:8], "little")
+  told = json.loads(data[8 : 8 + size])
+  change(told)
+  text = json.dumps(told).encode().ljust(size)
+  (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
+
+
+def refused(folder, match):
+  with pytest.raises(UserError, match=match) as error:
+    huggingface.load(folder)
+  assert "\n" not in str(error.value)
+
+
+def test_damaged_and_lying_files_are_refused(folder):
+  whole = (folder / "model.safetensors").read_bytes()
+  for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
+    (folder / "model.safetensors").write_bytes(whole[:cut])
+    refused(folder, "is damaged")
+  (folder / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + whole[8:])
+  refused(folder, "is damaged")
+  (folder / "model.safetensors").write_bytes(whole)
+  header(folder, lambda h: h["transformer.wte.weight"].update(data_offsets=[0, 10**9]))
+  refused(folder, "lies outside the file")
+  (folder / "model.safetensors").write_bytes(whole)
+  header(folder, lambda h: h["transformer.wte.weight"].update(shape=[7, 7]))
+  refused(folder, r"\[7, 7\] of F32")
+
+
+def test_tensors_missing_left_over_or_of_another_shape_are_named(folder):
+  whole = (folder / "model.safetensors").read_bytes()
+  header(folder, lambda h: h.update({"transformer.h.9.odd": h.pop("transformer.h.1.ln_1.bias")}))
+  refused(folder, "the tensor h.1.ln_1.bias is missing")
+  (folder / "model.safetensors").write_bytes(whole)
+  header(folder, lambda h: h.update({"odd.one": dict(h["transformer.ln_f.bias"])}))
+  refused(folder, "nothing here reads: odd.one")
+  (folder / "model.safetensors").write_bytes(whole)
+  settings = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(settings | {"n_positions": 8}))
+  refused(folder, r"wpe.weight has shape \[16, 32\], not \[8, 32\]")
+
+
+def test_pickles_unknown_architectures_and_indices_that_point_elsewhere_are_refused(folder):
+  index = folder / "model.safetensors.index.json"
+  index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
+  refused(folder, "points outside its folder")
+  index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
+  refused(folder, "which is not there")
+  index.write_text("{")
+  refused(folder, "is damaged")
+  index.unlink()
+  (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+  refused(folder, "save_pretrained")
+  settings = json.loads((folder / "config.json").read_text())
+  (folder / "config.json").write_text(json.dumps(settings | {"model_type": "gpt3"}))
+  refused(folder, "did you mean 'gpt2'")
+  (folder / "config.json").write_text(json.dumps(settings | {"activation_function": "swoosh"}))
+  refused(folder, "swoosh")
+
+
+def test_several_files_are_one_folder(folder):
+  tensors = Tensors(folder)
+  names = list(tensors)
+  loaded = huggingface.load(folder)
+  for part, mine in (("a.safetensors", names[:5]), ("b.safetensors", names[5:])):
+    shapes = {name: (tensors.dtype(name), tensors.shape(name)) for name in mine}
+    safetensors.write(folder / part, shapes, (tensors[name] for name in mine))
+  weight_map = {name: "a.safetensors" if name in names[:5] else "b.safetensors" for name in names}
+  (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+  (folder / "model.safetensors").unlink()
+  again = huggingface.load(folder)
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, again.params)
+
+
+def test_a_model_without_a_like_is_refused_and_leaves_nothing(tmp_path):
+  model = tiny_decoder(norm="rms")
+  with pytest.raises(UserError, match="neither GPT-1, GPT-2 nor Llama"):
+    huggingface.save(tmp_path / "x", model, {"model": {}, "heads": {}})
+  with pytest.raises(UserError, match="has no model/embed/table"):
+    huggingface.save(tmp_path / "y", tiny_decoder(), {"model": {}, "heads": {}})
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("layout", ["D (3 H K) -> 3 D H K", "(H K) D -> D H K", "D (H K) -> H K D", "V D -> V D"])
+def test_arrangements_go_both_ways(layout):
+  sizes = dict(D=6, H=2, K=3, V=5)
+  left = {"D (3 H K)": (6, 18), "(H K) D": (6, 6), "D (H K)": (6, 6), "V D": (5, 6)}[layout.split(" -> ")[0]]
+  theirs = np.arange(np.prod(left)).reshape(left)
+  ours = arrange(theirs, layout, sizes)
+  assert np.array_equal(arrange(ours, layout, sizes, back=True), theirs)
+  if layout.startswith("D (3"):
+    assert np.array_equal(ours[1, :, 1, 2], theirs[:, 6 + 3 + 2])  # of the keys, head 1, place 2
+  if layout == "(H K) D -> D H K":
+    assert np.array_equal(ours[4, 1], theirs[3:, 4])
+  with pytest.raises(ValueError, match="has shape"):
+    arrange(theirs[:-1], layout, sizes)
