@@ -1,0 +1,60 @@
+"""Linear probes: what can be read off a model's vectors by a straight line (Tenney et al., 2019, arXiv:1905.06316)."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+from scipy import optimize
+
+from lmjax.models.elmo import scalar_mix
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+  """A scalar mix of layers and a linear classifier on it, fitted whole by L-BFGS.
+
+    loss = mean cross-entropy + decay / 2 |kernel|^2
+
+  With one layer the mix does nothing but scale.
+  """
+
+  classes: int
+  decay: float = 1e-4
+  steps: int = 200
+
+  def fit(self, layers_NxTxD: np.ndarray, labels_T: np.ndarray) -> Tree:
+    """Returns the fitted parameters {"weights" [N], "gamma" [], "kernel" [D, classes], "bias" [classes]}."""
+    count, _, width = layers_NxTxD.shape
+    start = dict(weights=(count,), gamma=(), kernel=(width, self.classes), bias=(self.classes,))
+    start = {key: np.zeros(shape) for key, shape in start.items()} | {"gamma": np.ones(())}
+    flat, unflatten = ravel_pytree(jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start))
+    x, labels = jnp.asarray(layers_NxTxD, jnp.float32), jnp.asarray(labels_T)
+
+    @jax.jit
+    @jax.value_and_grad
+    def loss(flat):
+      params = unflatten(flat)
+      logs = jax.nn.log_softmax(scores(params, x))
+      return -jnp.mean(jnp.take_along_axis(logs, labels[:, None], 1)) + self.decay / 2 * jnp.sum(params["kernel"] ** 2)
+
+    def both(flat):
+      value, slope = loss(jnp.asarray(flat, jnp.float32))
+      return float(value), np.asarray(slope, np.float64)
+
+    found = optimize.minimize(both, np.asarray(flat), jac=True, method="L-BFGS-B", options={"maxiter": self.steps})
+    return unflatten(jnp.asarray(found.x, jnp.float32))
+
+
+def scores(params: Tree, layers_NxTxD: jax.Array) -> jax.Array:
+  """Returns the scores of the classes [T, classes]."""
+  return scalar_mix(layers_NxTxD, params["weights"], params["gamma"]) @ params["kernel"] + params["bias"]
+
+
+def token_f1(predicted: np.ndarray, labels: np.ndarray, outside: int = 0) -> float:
+  """Returns F1 over single tokens of all classes but `outside`: 2 P R / (P + R)."""
+  right = ((predicted == labels) & (labels != outside)).sum()
+  named, there = (predicted != outside).sum(), (labels != outside).sum()
+  return float(2 * right / max(named + there, 1))

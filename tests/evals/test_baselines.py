@@ -1,0 +1,114 @@
+"""What evaluations count, against plain counting."""
+
+import collections
+import math
+
+import numpy as np
+import pytest
+
+from lmjax.data import words
+from lmjax.data.corpus import Embedded
+from lmjax.data.pairs import SentencePairs
+from lmjax.data.tokenizers import Settings
+from lmjax.evals.commonest import Commonest
+from lmjax.evals.generation import write
+from lmjax.evals.kneser_ney import _lines, perplexity
+from lmjax.evals.probe import Probe, scores, token_f1
+from lmjax.models.elmo import scalar_mix
+
+
+def slow_kneser_ney(train: list[list[int]], test: list[list[int]], order: int, size: int) -> float:
+  """The formula, n-gram by n-gram."""
+  grams = [collections.Counter() for _ in range(order + 1)]
+  for line in train:
+    padded = [-1] * (order - 1) + line
+    for t in range(order - 1, len(padded)):
+      for n in range(1, order + 1):
+        grams[n][tuple(padded[t - n + 1 : t + 1])] += 1
+  counts = [None] * (order + 1)
+  counts[order] = grams[order]
+  for n in range(1, order):  # how many different words come before
+    counts[n] = collections.Counter(gram[1:] for gram in grams[n + 1])
+  followers = [None] + [collections.Counter(gram[:-1] for gram in counts[n]) for n in range(1, order + 1)]
+  totals = [None] + [collections.Counter() for _ in range(order)]
+  for n in range(1, order + 1):
+    for gram, count in counts[n].items():
+      totals[n][gram[:-1]] += count
+
+  def odds(gram):
+    if not gram:
+      return 1 / size
+    n, context, lower = len(gram), gram[:-1], odds(gram[1:])
+    once, twice = (sum(c == k for c in counts[n].values()) for k in (1, 2))
+    d = once / max(once + 2 * twice, 1)
+    if not totals[n][context]:
+      return lower
+    return (max(counts[n][gram] - d, 0) + d * followers[n][context] * lower) / totals[n][context]
+
+  logs = []
+  for line in test:
+    padded = [-1] * (order - 1) + line
+    logs += [math.log(odds(tuple(padded[t - order + 1 : t + 1]))) for t in range(order - 1, len(padded))]
+  return math.exp(-np.mean(logs))
+
+
+@pytest.mark.parametrize("order", [2, 3, 4])
+def test_kneser_ney_is_the_formula(order):
+  rng = np.random.default_rng(order)
+  draw = lambda n: [[*rng.zipf(1.6, rng.integers(1, 9)).clip(1, 12).tolist(), 0] for _ in range(n)]  # noqa: E731
+  train, test = draw(60), draw(20)
+  flat = lambda lines: np.array([x for line in lines for x in [-1] * (order - 1) + line])  # noqa: E731
+  found = perplexity(flat(train), flat(test), order, 13)
+  assert found == pytest.approx(slow_kneser_ney(train, test, order, 13), rel=1e-9)
+
+
+def test_kneser_ney_on_the_penn_treebank(data):
+  from lmjax.data.sources import TextFiles
+
+  train, valid = (str(data / "lm_ptb" / name) for name in ("ptb.train.txt.gz", "ptb.valid.txt"))
+  source, held_out = TextFiles(train, piece=65_536), TextFiles(valid, document="file")
+  tokenizer = words.Settings(split="spaces", size=50_000).make(source[i] for i in range(len(source)))
+  found = perplexity(_lines(source, tokenizer, 5), _lines(held_out, tokenizer, 5), 5, tokenizer.size)
+  assert found == pytest.approx(151, abs=0.5)
+
+
+def test_the_commonest_word_is_counted_where_words_are_hidden():
+  data = SentencePairs(
+    Embedded(":3%"), Embedded("95%:"), length=32, predictions=5, tokenizer=Settings(algorithm="wordpiece", size=300)
+  )
+  tokenizer = data.make_tokenizer()
+  found = Commonest(steps=40).prepare(None, data, tokenizer, 4, None)({})
+  assert 0 < found["masked_accuracy"] < 0.5 and 2 < found["masked_lm"] < math.log(300) + 1
+
+
+def test_a_probe_finds_the_layer_that_tells():
+  rng = np.random.default_rng(0)
+  labels = rng.integers(0, 3, 300)
+  told, noise = np.eye(8)[labels] + 0.3 * rng.normal(size=(300, 8)), rng.normal(size=(300, 8))
+  layers = np.stack([noise, told])
+  params = Probe(3).fit(layers, labels)
+  assert (np.asarray(scores(params, layers)).argmax(-1) == labels).mean() > 0.95
+  assert params["weights"][1] > params["weights"][0]
+  blind = Probe(3).fit(layers[:1], labels)
+  assert (np.asarray(scores(blind, layers[:1])).argmax(-1) == labels).mean() < 0.6
+  assert token_f1(np.array([0, 1, 2, 1]), np.array([0, 1, 1, 0])) == pytest.approx(2 * 1 / (3 + 2))
+  mixed = scalar_mix(layers, np.array([0.0, 0.0]), np.array(2.0))
+  np.testing.assert_allclose(mixed, layers.sum(0), atol=1e-5)
+
+
+def test_texts_come_back_in_their_order():
+  import jax
+  import jax.numpy as jnp
+  from flax import linen as nn
+
+  from lmjax.data.tokenizers import Bytes
+  from lmjax.models.encdec import Config, EncoderDecoder
+  from lmjax.tasks.seq2seq import Seq2Seq
+
+  shape = dict(vocabulary=257, length=8, width=16, depth=1, heads=2, head_size=8, mlp=16)
+  task, ids = Seq2Seq(EncoderDecoder(Config(**shape))), jnp.zeros((1, 4), jnp.int32)
+  params = {"model": nn.unbox(task.model.init(jax.random.key(0), ids, ids))["params"], "heads": {}}
+  sources = [[5, 256], [7, 8, 9, 256], [1] * 20 + [256]]
+  together = write(task, Bytes(), params, sources, 6)
+  assert together == [write(task, Bytes(), params, [source], 6)[0] for source in sources]
+  assert len(write(task, Bytes(), params, sources, 6, beams=2)) == 3
