@@ -57,6 +57,8 @@ def get_config(argument: str = "") -> ConfigDict:
       log=dict(every=100),
     )
   )  # fmt: skip
+  if choice.size in ("3b", "11b", "v1_1-xl", "v1_1-xxl"):  # 128 rows are fewer than the devices such a model wants
+    settings.rules, settings.mesh.model = "fsdp_tp", 8
   if choice.books:
     novels = dict(files=choice.books, clean="lmjax.data.corpus:gutenberg_body")
     settings.update(steps=1000, batch=32)
