@@ -19,6 +19,7 @@ from lmjax import config as configs
 from lmjax.data import documents, prepared, preview, sources, tables, tokenizers
 from lmjax.data.pipeline import Text
 from lmjax.data.preparation import Preparation
+from lmjax.data.text_pairs import Pair
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.experiment import open_run
 from lmjax.logs import console, show
@@ -182,7 +183,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     console.print(preview.passage(shown, row, tokenizer))
     show(preview.table(shown, row, tokenizer, options.tokens))
   lengths = _lengths(data.source, tokenizer)
-  shape = "x".join(map(str, shown["inputs"].shape))
+  shape = f"{batch}x{data.length}"
   console.rule("counts", align="left")
   console.print(
     f"{len(data.source):,} documents, {np.mean(lengths):,.0f} tokens each (median {np.median(lengths):,.0f}, longest "
@@ -200,7 +201,8 @@ def _lengths(source: documents.Source, tokenizer: Tokenizer, most: int = 5000) -
   """Returns the tokens of up to `most` documents, evenly taken."""
   found = [source[i] for i in range(0, len(source), max(len(source) // most, 1))]
   encoded = [len(f.ids) for f in found if isinstance(f, documents.Encoded)]
-  lengths = encoded + [len(ids) for ids in tokenizer.encode_many([f for f in found if isinstance(f, str)])]
+  written = [f if isinstance(f, str) else f.target for f in found if isinstance(f, str | Pair)]
+  lengths = encoded + [len(ids) for ids in tokenizer.encode_many(written)]
   if not lengths:
     raise UserError("prepare: the source holds no document that can be read")
   return lengths

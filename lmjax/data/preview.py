@@ -15,22 +15,37 @@ COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of segments, 
 BARS = 12
 
 
+SENTINEL = r"<extra_id_\d+>"
+
+
 def passage(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
   """Returns a row as text: a colour for each packed document, dim where the loss does not count.
 
-  Its targets, or where the loss is at a few predicted places, its inputs.
+  Its targets; where the loss is at a few predicted places, its inputs; of a source and a target, both. What stands for
+  a corrupted span is in reverse.
   """
+  if "decoder_inputs" in batch:
+    text = _coloured(batch["inputs"][row], batch["segments"][row], None, tokenizer)
+    text.append("\n-> ", "bold")
+    text.append(_coloured(batch["targets"][row], batch["decoder_segments"][row], batch["weights"][row], tokenizer))
+  else:
+    ids = batch.get("targets", batch.get("inputs"))[row]
+    weights = batch["weights"][row] if batch["weights"][row].shape == ids.shape else None
+    segments = batch["segments"][row] if "segments" in batch else np.ones_like(ids)
+    text = _coloured(ids, segments, weights, tokenizer)
+  text.highlight_regex(SENTINEL, "reverse")
+  return text
+
+
+def _coloured(ids: np.ndarray, segments: np.ndarray, weights: np.ndarray | None, tokenizer: Tokenizer) -> Text:
   text = Text()
-  segments = batch.get("segments", np.ones_like(batch["inputs"]))[row]
-  ids_BxL = batch.get("targets", batch["inputs"])
-  weights = batch["weights"][row] if batch["weights"].shape == ids_BxL.shape else np.ones(ids_BxL.shape[1])
-  kinds = zip(segments.tolist(), weights.tolist(), strict=True)
+  kinds = zip(segments.tolist(), (np.ones(len(ids)) if weights is None else weights).tolist(), strict=True)
   for (segment, weight), run in itertools.groupby(enumerate(kinds), key=lambda item: item[1]):
-    ids = [int(ids_BxL[row, i]) for i, _ in run]  # decoded together: a character may need several
+    part = [int(ids[i]) for i, _ in run]  # decoded together: a character may need several
     if segment:
       style = COLOURS[int(segment - 1) % len(COLOURS)]
-      text.append(tokenizer.decode(ids), style if weight else f"dim {style}")
-      text.append("|" if ids[-1] == tokenizer.end else "", "dim")
+      text.append(tokenizer.decode(part), style if weight else f"dim {style}")
+      text.append("|" if part[-1] == tokenizer.end else "", "dim")
   if padding := int((segments == 0).sum()):
     text.append(f" [{padding} of padding]", "dim")
   return text
@@ -39,20 +54,22 @@ def passage(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
 def table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Table:
   """Returns the first tokens of a row, every key of the batch a column, ids with their pieces."""
   found = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-  keys = [key for key in batch if batch[key].shape == batch["inputs"].shape]
+  keys = [key for key in batch if batch[key].ndim == 2 and key not in ("position", "predicted", "labels")]
+  keys = [key for key in keys if key != "weights" or "predicted" not in batch]
+  words = [key for key in keys if key.endswith(("inputs", "targets"))]
   found.add_column("token", justify="right")
   for key in keys:
     found.add_column(key, justify="right")
-    if key in ("inputs", "targets"):
+    if key in words:
       found.add_column("")
-  for i in range(min(tokens, batch["inputs"].shape[1])):
+  for i in range(min(tokens, max(batch[key].shape[1] for key in keys))):
     cells = [str(i)]
     for key in keys:
-      value = batch[key][row, i]
-      cells.append(f"{value:g}")
-      if key in ("inputs", "targets"):
-        cells.append(repr(piece(int(value), tokenizer))[1:-1])
-    segment = int(batch["segments"][row, i]) if "segments" in batch else 1
+      inside = i < batch[key].shape[1]
+      cells.append(f"{batch[key][row, i]:g}" if inside else "")
+      if key in words:
+        cells.append(repr(piece(int(batch[key][row, i]), tokenizer))[1:-1] if inside else "")
+    segment = int(batch["segments"][row, i]) if "segments" in batch and i < batch["segments"].shape[1] else 1
     found.add_row(*map(Text, cells), style=COLOURS[(segment - 1) % len(COLOURS)] if segment else "dim")
   return found
 

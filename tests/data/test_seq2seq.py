@@ -5,6 +5,7 @@ import gzip
 import numpy as np
 import pytest
 
+from lmjax.__main__ import main
 from lmjax.data import sentinels, words
 from lmjax.data.corpus import Embedded
 from lmjax.data.denoising import Consecutive, Denoisers, PrefixLM, SpanCorruption, restore
@@ -161,6 +162,16 @@ def test_tasks_are_mixed_with_their_prefixes(files):
   seen = [tokenizer.decode(row).split()[0] for _ in range(4) for row in next(batches)["inputs"]]
   batches.close()
   assert seen.count("table") == seen.count("translate") == 4
+
+
+@pytest.mark.parametrize(
+  ("config", "told"),
+  [("t5.py:size=mini,debug", "<extra_id_0>"), ("scan.py:debug", "-> "), ("elmo.py:debug", "reverse_targets")],
+)
+def test_rows_are_shown_to_people(config, told, capsys):
+  assert main(["prepare", "--inspect", f"configs/{config}", "--rows", "1", "--tokens", "3"]) == 0
+  shown = capsys.readouterr().out
+  assert told in shown and "documents" in shown
 
 
 def test_a_text_is_no_pair(tmp_path):
