@@ -14,6 +14,7 @@ COMMANDS = {
   "embed": "vectors of tokens, texts and pairs of texts",
   "fill": "the words behind [MASK]",
   "convert": "models in and out of Hugging Face's format",
+  "show": "the parameters of a checkpoint, as a table",
   "plan": "what a run will take, before it is launched",
   "prepare": "tokenize a corpus once; look at data as a model sees it",
   "tokenizer": "train a tokenizer; encode and decode text",

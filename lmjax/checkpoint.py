@@ -173,6 +173,23 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   raise UserError(failure)
 
 
+def described(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
+  """Returns what a checkpoint says of its parameters, no value read, and its step: leaves have shape, dtype, sharding.
+
+  Raises:
+    UserError: the folder has no checkpoint, not that one, or it cannot be read.
+  """
+  folder = _folder(workdir)
+  steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+  if not steps or (step is not None and step not in steps):
+    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+  step = steps[-1] if step is None else step
+  try:
+    return ocp.checkpointables_metadata(folder / str(step)).metadata["state"]["params"], step
+  except Exception as error:  # what a damaged file raises depends on where it is damaged
+    raise UserError(f"checkpoint: {folder / str(step)} cannot be read: {_reason(error)}") from error
+
+
 def best(workdir: epath.PathLike) -> int:
   """Returns the step of a run folder's checkpoint with the lowest validation loss.
 

@@ -23,8 +23,11 @@ ROOMS = {
   "evals": ("tasks", "decode", "models", "layers", "parallel", "data", "utils"),
   "planning": ("models", "parallel", "utils"),
 }
-TRUNK = ("config", "experiment", "state", "checkpoint", "logs", "opening", "testing")
-DOORS = ("__main__", "train", "generate", "convert", "evaluate", "embed", "fill", "plan", "prepare", "tokenizer")
+TRUNK = ("config", "experiment", "state", "checkpoint", "inspection", "logs", "opening", "testing")
+DOORS = (
+  "__main__", "train", "evaluate", "generate", "embed", "fill", "convert", "show", "notebook", "plan", "prepare",
+  "tokenizer",
+)  # fmt: skip
 
 
 def imports(path: pathlib.Path) -> set[str]:

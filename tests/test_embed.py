@@ -11,7 +11,7 @@ from lmjax.__main__ import main
 from lmjax.data import words
 from lmjax.data.tokenizers import train
 from lmjax.evals.embeddings import Embedder
-from lmjax.fill import candidates
+from lmjax.evals.masks import candidates
 from lmjax.models import elmo, encoder
 from lmjax.models.elmo import ELMo
 from lmjax.models.encoder import Encoder

@@ -88,7 +88,8 @@ class Embedder:
       group = order[start : start + self.batch]
       longest = max(len(texts[i].tokens) for i in group)
       width = min(-(-longest // STEP) * STEP, max(self.length, longest))
-      batch = self._batch([texts[i] for i in group], width)
+      missing = self.batch - len(group)  # one number of rows, one compilation a width
+      batch = self.rows([texts[i] for i in group] + [texts[group[0]]] * missing, width)
       found = np.asarray(self._forward(params, batch))
       for row, i in enumerate(group):
         yield i, found[row, : len(texts[i].tokens)]
@@ -113,9 +114,9 @@ class Embedder:
   def _scaled(self, x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) if self.normalize else x
 
-  def _batch(self, texts: list[Read], width: int) -> Batch:
-    """Returns what the task's forward pass reads, `batch` rows of it."""
-    shape = (self.batch, width)
+  def rows(self, texts: list[Read], width: int) -> Batch:
+    """Returns what the task's forward pass reads, a row a text."""
+    shape = (len(texts), width)
     batch = {key: np.zeros(shape, np.int32) for key in ("inputs", "positions", "segments", "types")}
     spec = self.task.spec(*shape)
     if "characters" in spec:

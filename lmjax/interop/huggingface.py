@@ -282,6 +282,15 @@ def _dtype(theirs: dict[str, Any]) -> str:
 
 def _tokenizer(folder: epath.Path, config) -> Tokenizer | None:
   """Returns the folder's tokenizer, None where it has none."""
-  if not any((folder / name).exists() for name in EXTRAS[:1] + EXTRAS[3:8]):
+  known = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "spiece.model",
+    "tokenizer.model",
+    "kind.json",
+    "characters.json",
+  )
+  if not any((folder / name).exists() for name in (*known, "bytes.json")):
     return None
   return tokenizers.load(folder)

@@ -1,0 +1,98 @@
+"""Checkpoints looked into: from metadata alone, values on demand, tables and plots."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from lmjax import notebook
+from lmjax.__main__ import main
+from lmjax.interop import huggingface
+from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+  """A run of two checkpoints, and the same as a folder in Hugging Face's format."""
+  folder = tmp_path_factory.mktemp("notebook")
+  config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=2", "--config.checkpoint.every=1"]
+  config += ["--config.model.groups=4"]
+  assert main(["train", *config, "--workdir", str(folder / "run")]) == 0
+  assert main(["convert", "--input", str(folder / "run"), "--output", str(folder / "theirs")]) == 0
+  return folder / "run", folder / "theirs"
+
+
+def test_tables_show_names_shapes_and_values(folders, capsys):
+  run, theirs = map(notebook.load, folders)
+  table = run.table(pattern="mlp/up", values=True)
+  assert [row[1] for row in table.rows] == ["2x128", "2x64x128"] and table.rows[0][4] == "256"
+  kernel = run.weights("mlp/up/kernel")["model/stack/layers/mlp/up/kernel"]
+  assert float(table.rows[1][6]) == pytest.approx(np.linalg.norm(kernel), rel=1e-3)
+  assert "<td>model/stack/layers/mlp/up/bias</td>" in table._repr_html_() and "2x128" in str(table)
+  assert len(run.table(depth=2).rows) < len(run.table().rows)
+  assert {row[0] for row in theirs.table(depth=2).rows} >= {"transformer/h", "transformer/wte"}
+  with pytest.raises(UserError, match="no parameter's name"):
+    run.table(pattern="nothing")
+  assert "opened" not in vars(run)  # not one of these needed the model
+  assert main(["show", str(folders[0]), "--depth", "2"]) == 0
+  assert "model/stack" in capsys.readouterr().out
+  with pytest.raises(UserError, match="neither a run nor"):
+    notebook.load(folders[0].parent)
+
+
+def test_checkpoints_differ_where_they_differ(folders):
+  first, second = notebook.load(folders[0], step=1), notebook.load(folders[0], step=2)
+  assert all(float(row[1]) == 0 for row in first.diff(first).rows)
+  assert any(float(row[1]) > 0 for row in first.diff(second).rows)
+
+
+def test_plots_are_figures_with_words_on_their_axes(folders):
+  run, theirs = map(notebook.load, folders)
+  for figure in (run.histograms("mlp"), run.curve(), run.attention("the list", layer=1), theirs.attention("a", head=0)):
+    assert isinstance(figure, Figure)
+    assert any(axis.get_xlabel() for axis in figure.axes) or figure.get_supxlabel()
+  assert len(run.attention("the list").axes) == 4  # one a head
+  with pytest.raises(UserError, match="no run folder"):
+    theirs.curve()
+
+
+def test_the_model_speaks(folders):
+  run, theirs = map(notebook.load, folders)
+  assert run.generate("the", new=4, temperature=0) == theirs.generate("the", new=4, temperature=0)
+  np.testing.assert_allclose(run.embed(["a", "the list"]), theirs.embed(["a", "the list"]), atol=1e-5)
+  lens = run.logit_lens("the")
+  assert [row[0] for row in lens.rows] == ["layer 1", "layer 2"] and len(lens.columns) == 1 + 4  # start and three bytes
+  out = run.opened.task.forward(run.params, run._batch("the")[0])
+  assert lens.rows[-1][-1] == run._piece(int(np.asarray(out.logits)[0, -1].argmax()))
+  assert len(run.neighbors("t", top=3).rows) == 3
+  with pytest.raises(UserError, match="masked"):
+    run.fill("a [MASK]")
+
+
+def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
+  """A sparse file with a true header: nothing of the 700 GB is there, and nothing is read."""
+  config = Config(**PRESETS["gpt3-175b"])
+  lines, sizes = huggingface.FAMILIES["gpt2"].lines(config, lambda name: True)[0], huggingface.letters(config)
+  header, at = {}, 0
+  for line in lines:
+    wanted = huggingface._shape(line, sizes)
+    for layer in range(config.depth) if "{}" in line.theirs else (0,):
+      size = 4 * int(np.prod(wanted, dtype=np.int64))
+      entry = {"dtype": "F32", "shape": list(wanted), "data_offsets": [at, at + size]}
+      header["transformer." + line.theirs.format(layer)] = entry
+      at += size
+  text = json.dumps(header).encode()
+  with open(tmp_path / "model.safetensors", "wb") as file:
+    file.write(len(text).to_bytes(8, "little") + text)
+    file.truncate(8 + len(text) + at)
+  settings = huggingface.FAMILIES["gpt2"].theirs(config)
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  assert isinstance(huggingface.FAMILIES["gpt2"].module(config), Decoder)
+  began = time.perf_counter()
+  run = notebook.load(tmp_path)
+  table = run.table(depth=2)
+  assert "174,604,259,328 values" in table.title and "opened" not in vars(run)
+  assert time.perf_counter() - began < 30  # not a speed: reading it would take hours
