@@ -2,9 +2,11 @@
 
     python benchmarks/train_step.py --case gpt2
 
-gpt2: 124M parameters, causal LM loss, AdamW, 4 x 256 tokens, float32. Prints one JSON line: the median of --repeats
-steps after one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py) against the best
-of several 1024 x 768 x 3072 matrix products measured in the same process.
+All in float32 with AdamW. gpt2: 124M parameters, causal LM loss, 4 x 256 tokens. bert: BERT-Base, masked LM and next
+sentence, 8 x 128 tokens, of which --predictions a row go through the vocabulary (20 in BERT's own recipe, 128 in the
+peer). t5: T5-small, 8 x 128 source and 8 x 32 target tokens. Prints one JSON line: the median of --repeats steps after
+one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py) against the best of several
+1024 x 768 x 3072 matrix products measured in the same process.
 """
 
 import argparse
@@ -17,17 +19,32 @@ import jax.numpy as jnp
 
 from lmjax.compression.base import Identity
 from lmjax.layers.kernels import compiler_options
-from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.models import decoder, encdec, encoder
+from lmjax.models.decoder import Decoder
+from lmjax.models.encdec import EncoderDecoder
+from lmjax.models.encoder import Encoder
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters, use_layout
 from lmjax.planning.flops import train_step_flops
 from lmjax.state import init_state, named_parameters
+from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.testing import fake_batch
 from lmjax.train import make_step
 
-CASES = {"gpt2": ("gpt2-124m", 4, 256)}
+CASES = {"gpt2": (4, 256, 256), "bert": (8, 128, 128), "t5": (8, 128, 160)}  # rows, length, tokens a row that count
+
+
+def task_of(case: str, scan: bool, predictions: int) -> Task:
+  """Returns the work of a case."""
+  if case == "bert":
+    return MaskedLM(Encoder(encoder.Config(**encoder.PRESETS["bert-base"] | dict(scan=scan))), predictions=predictions)
+  if case == "t5":
+    return Seq2Seq(EncoderDecoder(encdec.Config(**encdec.PRESETS["t5-small"] | dict(scan=scan))), target_length=32)
+  return CausalLM(Decoder(decoder.Config(**decoder.PRESETS["gpt2-124m"] | dict(scan=scan))), packed=False)
 
 
 def median_seconds(fn, repeats: int) -> float:
@@ -52,10 +69,11 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--case", choices=CASES, default="gpt2")
   parser.add_argument("--repeats", type=int, default=5)
+  parser.add_argument("--predictions", type=int, default=20, help="bert: places of a row to predict")
   parser.add_argument("--scan", action="store_true", help="scan over the layers instead of unrolling them")
   options = parser.parse_args()
-  preset, batch, length = CASES[options.case]
-  task = CausalLM(Decoder(Config(**PRESETS[preset] | dict(scan=options.scan))), packed=False)
+  batch, length, tokens = CASES[options.case]
+  task = task_of(options.case, options.scan, options.predictions)
   tx = Optimizer(peak_rate=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)
   layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
   with use_layout(layout):
@@ -70,13 +88,13 @@ def main() -> None:
 
     seconds = median_seconds(run, options.repeats)
     parameters = count_parameters(named_parameters(task, batch, length))
-  flops = train_step_flops(task, batch, length).causal / seconds
+  flops = train_step_flops(task, batch, length).done(task.model.causal) / seconds
   peak = product_flops()
   result = dict(
     case=options.case,
     parameters=parameters,
     seconds=round(seconds, 4),
-    tokens_per_second=round(batch * length / seconds, 1),
+    tokens_per_second=round(batch * tokens / seconds, 1),
     gflops_per_second=round(flops / 1e9, 1),
     product_gflops_per_second=round(peak / 1e9, 1),
     share_of_product=round(flops / peak, 3),

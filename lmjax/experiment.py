@@ -104,6 +104,10 @@ def build(
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
   model = config.build(settings["model"], "model", vocabulary=tokenizer.size, length=data.length)
+  task = config.build(settings["task"], "task", model=model, **data.shared())
+  carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
+  if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
+    raise UserError("config.optim.microbatches: 1 is all there can be where every row goes on in the next batch")
   evals = dict(settings["evals"])
   every = evals.pop("every", 0)
   return Experiment(
@@ -113,7 +117,7 @@ def build(
     layout=layout,
     data=data,
     tokenizer=tokenizer,
-    task=config.build(settings["task"], "task", model=model, **data.shared()),
+    task=task,
     optimizer=optimizer,
     transform=config.build(settings["transform"], "transform"),
     evaluators={name: config.build(spec, f"evals.{name}") for name, spec in evals.items()},

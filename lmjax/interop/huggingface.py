@@ -291,6 +291,6 @@ def _tokenizer(folder: epath.Path, config) -> Tokenizer | None:
     "kind.json",
     "characters.json",
   )
-  if not any((folder / name).exists() for name in (*known, "bytes.json")):
+  if not any((folder / name).exists() for name in (*known, "characters.json", "bytes.json")):
     return None
   return tokenizers.load(folder)

@@ -1,0 +1,49 @@
+"""What a task carries from batch to batch is saved, resumed, placed with its rows, and never split."""
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax import config, experiment
+from lmjax.__main__ import main
+from lmjax.evals.base import terms_over
+from lmjax.inspection import SavedRun
+from lmjax.parallel.sharding import use_layout
+from lmjax.utils.errors import UserError
+
+ELMO = ["--config", "configs/elmo.py:debug", "--config.optim.schedule=constant", "--config.evals.every=0"]
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
+  for name, stops in (("whole", (4,)), ("parts", (2, 4))):
+    for steps in stops:
+      assert main(["train", *ELMO, f"--config.steps={steps}", "--workdir", str(tmp_path / name)]) == 0
+  whole, parts = SavedRun(tmp_path / "whole"), SavedRun(tmp_path / "parts")
+  assert whole.step == parts.step == 4
+  for name in whole.leaves:
+    assert np.array_equal(whole.read(name), parts.read(name)), name
+
+
+def test_rows_that_go_on_are_not_split_into_parts():
+  settings = config.load("configs/elmo.py:debug", {"optim.microbatches": "2"})
+  with pytest.raises(UserError, match="every row goes on"):
+    experiment.build(settings)
+
+
+def test_evaluation_goes_on_where_a_row_ended():
+  run = experiment.build(config.load("configs/elmo.py:debug"))
+  batches = run.data.validate(run.tokenizer, 2)
+  with use_layout(run.layout):
+    params = run.state().params
+    found = terms_over(run.task, batches, run.data.length, run.layout)(params)
+    rows = {key: np.concatenate([b[key] for b in batches]) for key in run.task.spec(2, run.data.length)}
+    half = len(rows["weights"]) // 2
+    total, count = 0.0, 0.0
+    for part in (slice(0, half), slice(half, None)):  # each half of the rows is read as one long row
+      carry = run.task.initial_carry(1)
+      loss = jax.jit(lambda carry, batch: run.task.loss(params, {}, carry, batch))
+      for i in range(half):
+        terms, carry = loss(carry, {key: a[part][i : i + 1] for key, a in rows.items()})
+        total, count = total + float(terms["forwards"].total), count + float(terms["forwards"].count)
+  np.testing.assert_allclose(float(found["forwards"].total), total, rtol=1e-5)
+  assert float(found["forwards"].count) == count
