@@ -62,7 +62,7 @@ def debug(config: ConfigDict) -> ConfigDict:
   config.data.tokenizer = ConfigDict(small)
   config.data.source = ConfigDict(dict(kind=part, part=":5%"))
   config.data.validation = ConfigDict(dict(kind=part, part="99.5%:"))
-  config.model.update({k: v for k, v in TINY.items() if k in config.model})
+  config.model.update({k: v for k, v in (TINY | TINY_RECURRENT).items() if k in config.model})
   config.optim.update(warmup=2, peak_rate=1e-3)
   config.evals.update(every=10)
   config.checkpoint.update(every=10)
@@ -75,9 +75,8 @@ def given(preset: dict[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in preset.items() if key not in ("vocabulary", "length")}
 
 
-TINY = dict(
-  width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, cells=64, filters=((1, 8), (2, 16)), dtype="float32",
-)  # fmt: skip
+TINY = dict(width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, dtype="float32")
+TINY_RECURRENT = dict(cells=64, filters=((1, 8), (2, 16)))
 
 
 def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:

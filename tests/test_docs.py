@@ -10,8 +10,7 @@ from lmjax.__main__ import COMMANDS, main
 from tests.conftest import ROOT
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "launch").glob("*.sh"))]
-SMALL = ["--config.steps=2"]
-SMALL += [f"--config.model.{key}={value}" for key, value in config.TINY.items() if key not in ("cells", "filters")]
+SMALL = ["--config.steps=2", *(f"--config.model.{key}={value}" for key, value in config.TINY.items())]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
