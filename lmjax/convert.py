@@ -8,6 +8,7 @@ Every command takes such a folder where it takes a run. `hf:owner/name` is downl
 """
 
 import argparse
+import importlib
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +16,13 @@ import numpy as np
 from etils import epath
 
 from lmjax import config as configs
+from lmjax import experiment as experiments
 from lmjax.interop import huggingface
 from lmjax.logs import console
-from lmjax.opening import open_model
+from lmjax.opening import task_of
 from lmjax.parallel.sharding import use_layout
+from lmjax.tasks.encode import Encode
+from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.utils.errors import UserError
 
 
@@ -37,49 +41,60 @@ def main(arguments: list[str]) -> int:
     return 0
   if not options.input or not options.output:
     raise UserError("convert: give --input and --output, or --check")
-  source = _fetch(options.input)
-  if huggingface.is_folder(source):
-    loaded = huggingface.load(source)
-    huggingface.save(options.output, loaded.model, loaded.params, settings=loaded.settings, files=source)
-  else:
-    opened = open_model(source, options.step)
-    with use_layout(opened.layout):
-      params = opened.params
-      if opened.run is not None:
-        params = opened.run.transform.merge(params, {}, {})
-      huggingface.save(options.output, opened.task.model, params, opened.tokenizer)
+  convert(_fetch(options.input), options.output, options.step)
   console.print(f"{options.output}: written; transformers opens it with from_pretrained", markup=False)
   return 0
 
 
+def convert(source: epath.PathLike, output: epath.PathLike, step: int | None = None) -> None:
+  """Writes a run, or a folder of Hugging Face's, as a folder of theirs, holding one stacked parameter at a time.
+
+  Raises:
+    UserError: the source cannot be read, has no like among their families, or the output is not empty.
+  """
+  if huggingface.is_folder(source):
+    loaded = huggingface.load(source)
+    huggingface.save(output, loaded.model, loaded.params, settings=loaded.settings, files=source)
+    return
+  run = experiments.build(experiments.open_run(source) | {"mesh": {}}, source)
+  with use_layout(run.layout):
+    huggingface.save(output, run.task.model, run.merged(source, step), run.tokenizer)
+
+
 def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
-  """Returns the largest difference between the logits (or final vectors) here and in transformers, of random ids.
+  """Returns the largest difference between the scores (or final vectors) here and in transformers, of random ids.
 
   Raises:
     UserError: transformers is not installed.
   """
   try:
-    import importlib
-
     torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
   except ImportError as error:
     raise UserError("convert: --check needs transformers: pip install 'lmjax[parity]'") from error
   loaded = huggingface.load(folder)
-  kind = loaded.settings.get("architectures") or [huggingface.read_config(folder)[1].architecture]
-  theirs = getattr(transformers, kind[0]).from_pretrained(str(folder)).eval()
+  name = (loaded.settings.get("architectures") or [loaded.family.architecture(loaded.params["heads"])])[0]
+  theirs = getattr(transformers, name).from_pretrained(str(folder)).eval()
+  if hasattr(loaded.model, "read"):
+    theirs.config.decoder_start_token_id = 0  # which newer folders keep elsewhere than in config.json
+  task = task_of(loaded)
   ids = np.random.default_rng(0).integers(3, loaded.model.config.vocabulary, (batch, length))
-  params = jax.tree.map(jnp.asarray, loaded.params)
-  given = {"decoder_input_ids": torch.tensor(ids)} if hasattr(loaded.model, "read") else {}
+  ids[:, -1] = theirs.config.eos_token_id if loaded.labels == "sequence" and hasattr(loaded.model, "read") else 3
+  places, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
+  given = dict(inputs=ids, positions=places, segments=ones, types=np.zeros(ids.shape, np.int32))
+  shown = {"input_ids": torch.tensor(ids)}
+  if isinstance(task, Seq2Seq):
+    given |= dict(decoder_inputs=ids, decoder_positions=places, decoder_segments=ones)
+    shown |= {"decoder_input_ids": torch.tensor(ids)}
   with torch.no_grad():
-    out = theirs(input_ids=torch.tensor(ids), **given)
-  model, ours = loaded.model, jnp.asarray(ids)
-  apply = lambda *a, **k: model.apply({"params": params["model"]}, *a, **k)  # noqa: E731
-  if hasattr(model, "extend"):
-    hidden = apply(ours, ours)[0] if hasattr(model, "read") else apply(ours)[0]
-    found, wanted = apply(hidden, method="logits"), out.logits
+    out = theirs(**shown)
+  found = task.forward(jax.tree.map(jnp.asarray, loaded.params), jax.tree.map(jnp.asarray, given))
+  if loaded.labels == "span":
+    ours, wanted = found.logits, torch.stack([out.start_logits, out.end_logits], -1)
+  elif isinstance(task, Encode) and not task.head:
+    ours, wanted = found.hidden, theirs.base_model(**shown).last_hidden_state
   else:
-    found, wanted = apply(ours)[0], theirs.base_model(input_ids=torch.tensor(ids)).last_hidden_state
-  return float(np.abs(np.asarray(found) - wanted.detach().numpy()).max())
+    ours, wanted = found.logits, out.prediction_logits if "prediction_logits" in out else out.logits
+  return float(np.abs(np.asarray(ours) - wanted.detach().numpy()).max())
 
 
 def _fetch(source: str) -> str:

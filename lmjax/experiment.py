@@ -66,10 +66,20 @@ class Experiment:
 
   def load(self, workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
     """Returns the parameters of a run's checkpoint as the model sees them, and the step."""
+    state, step = self._saved(workdir, step)
+    return self.visible(state), step
+
+  def merged(self, workdir: epath.PathLike, step: int | None = None) -> Tree:
+    """Returns the parameters of a run's checkpoint as a plain tree for export, what the transform adds merged in."""
+    state, _ = self._saved(workdir, step)
+    return self.transform.merge(averaged(state.opt_state, state.params), state.transform, state.frozen)
+
+  def _saved(self, workdir: epath.PathLike, step: int | None) -> tuple[TrainState, int]:
+    """Returns a state of which only what the model is made of is read, and its step."""
     state = self.state(abstract=True)
     names = ("params", "opt_state", "transform") if self.optimizer.ema else ("params", "transform")
     found, step = checkpoint.load(workdir, {name: getattr(state, name) for name in names}, step)
-    return self.visible(state.replace(**found)), step
+    return state.replace(**found), step
 
 
 def build(

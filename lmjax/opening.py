@@ -5,7 +5,6 @@ import json
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from etils import epath
 
 from lmjax import checkpoint
@@ -14,13 +13,18 @@ from lmjax import experiment as experiments
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.experiment import Experiment
 from lmjax.interop import huggingface
+from lmjax.interop.huggingface import Loaded
+from lmjax.interop.mapped import Mapped
+from lmjax.models.heads import Classifier
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
+from lmjax.state import named_parameters
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -73,21 +77,38 @@ def _open_theirs(path: epath.PathLike, dtype: str | None) -> Opened:
   loaded = huggingface.load(path)
   if loaded.tokenizer is None:
     raise UserError(f"{path} holds a model without a tokenizer: put its tokenizer.json (or vocab.txt, ...) beside it")
-  model = loaded.model
+  task = task_of(loaded, dtype)
+  layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+  return Opened(
+    task, loaded.tokenizer, loaded.model.config.length, layout, place(loaded, task, layout), 0, loaded.settings
+  )
+
+
+def task_of(loaded: Loaded, dtype: str | None = None) -> Task:
+  """Returns what the model of a folder does, by the heads it has."""
+  model, heads = loaded.model, loaded.params["heads"]
   if dtype:
     model = type(model)(dataclasses.replace(model.config, dtype=dtype))
-  heads = loaded.params["heads"]
-  if hasattr(model, "read"):
-    task = Seq2Seq(model)
-  elif hasattr(model, "extend"):
-    task = CausalLM(model)
-  elif "masked_lm" in heads:
-    task = MaskedLM(model, next_sentence="next_sentence" in heads)
-  else:
-    task = Encode(model)
-  layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
-  params = jax.tree.map(jnp.asarray, loaded.params)
-  return Opened(task, loaded.tokenizer, model.config.length, layout, params, 0, loaded.settings)
+  if loaded.labels:
+    leaves, family = heads[loaded.labels], loaded.family
+    activation, bias = family.hidden if "dense" in leaves else "", "bias" in leaves["scores"]
+    head = Classifier(model.config.width, leaves["scores"]["kernel"].shape[-1], activation, bias)
+    return Encode(model, head, loaded.labels, family.reads)
+  if "masked_lm" in heads:
+    return MaskedLM(model, next_sentence="next_sentence" in heads)
+  if not hasattr(model, "extend") or not (model.config.tied or "unembed" in loaded.params["model"]):
+    return Encode(model)
+  return Seq2Seq(model) if hasattr(model, "read") else CausalLM(model)
+
+
+def place(loaded: Loaded, task: Task, layout: Layout) -> Tree:
+  """Returns a folder's parameters on a mesh, of which each device reads its own part and nothing else."""
+  wanted = pytree.named_leaves(layout.shardings(named_parameters(task, 1, 1)))
+
+  def leaf(name: str, mapped: Mapped) -> jax.Array:
+    return jax.make_array_from_callback(mapped.shape, wanted[name], mapped.__getitem__)
+
+  return pytree.map_named(leaf, loaded.params)
 
 
 def sentence_settings(path: epath.PathLike) -> dict[str, Any]:

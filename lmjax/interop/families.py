@@ -1,7 +1,7 @@
 """The families of Hugging Face's models that are known here: how their configs and tensors are read and written."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from lmjax.interop import tables
@@ -19,24 +19,48 @@ ACTIVATIONS = {
 BACK = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
 
 
+CLASSES = (
+  ("sequence", "ForSequenceClassification"), ("tokens", "ForTokenClassification"), ("span", "ForQuestionAnswering"),
+  ("masked_lm next_sentence", "ForPreTraining"), ("masked_lm", "ForMaskedLM"),
+  ("next_sentence", "ForNextSentencePrediction"),
+)  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
   """One kind of Hugging Face model.
 
-  keys: fields of ours by their names in theirs, both ways. read, write: what else there is to a config, theirs to ours
-  and back. lines: the tables of model and heads of a config, given whether the folder has a tensor. prefixes: what may
-  stand before the names, the first as it is written. ignored: endings of names that say nothing new.
+  stem: what the names of its classes begin with. keys: fields of ours by their names in theirs, both ways. read, write:
+  what else there is to a config, theirs to ours and back. lines: the table of a config's model; heads: of each head it
+  may have; outside: of what belongs to our model and stands beside theirs. prefix: what the model's names begin with,
+  and under which head they begin otherwise. plain: the class without a head. hidden: the activation of the layer that
+  a head of classes may have. reads: the vector that it classifies. ignored: endings of names that say nothing new.
   """
 
   module: type
   config: type
-  architecture: str
+  stem: str
   keys: dict[str, str]
   read: Callable[[Theirs], dict[str, Any]]
   write: Callable[[Any], Theirs]
-  lines: Callable[[Any, Callable[[str], bool]], tuple[tuple[Line, ...], tuple[Line, ...]]]
-  prefixes: tuple[str, ...]
+  lines: Callable[[Any], tuple[Line, ...]]
+  heads: Callable[[Any], dict[str, tuple[Line, ...]]]
+  outside: Callable[[Any], tuple[Line, ...]] = lambda config: ()
+  prefix: dict[str, str] = dataclasses.field(default_factory=dict)  # by head; "" is any other
+  plain: str = "ForCausalLM"
+  hidden: str = "tanh"
+  reads: str = "last"
   ignored: tuple[str, ...] = ()
+
+  def architecture(self, heads: Iterable[str]) -> str:
+    """Returns the name of their class with these heads."""
+    return self.stem + next((name for head, name in CLASSES if set(head.split()) <= set(heads)), self.plain)
+
+  def prefixed(self, heads: Iterable[str]) -> str:
+    """Returns what the names of the model begin with under these heads; nothing, where the class is the model alone."""
+    if not heads and self.plain == "Model":
+      return ""
+    return next((self.prefix[head] for head in heads if head in self.prefix), self.prefix.get("", ""))
 
   def ours(self, theirs: Theirs) -> Any:
     """Returns our config of theirs.
@@ -124,8 +148,8 @@ def _write_llama(c: decoder.Config) -> Theirs:
   )  # fmt: skip
 
 
-def _llama_lines(c: decoder.Config, has) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
-  return (*tables.LLAMA, *(() if c.tied else tables.UNTIED), *(tables.QWEN2_BIASES if c.qkv_bias else ())), ()
+def _untied(c: decoder.Config | encdec.Config) -> tuple[Line, ...]:
+  return () if c.tied else tables.UNTIED
 
 
 BERT_KEYS = dict(
@@ -135,7 +159,7 @@ BERT_KEYS = dict(
 
 
 def _read_bert(c: Theirs) -> dict[str, Any]:
-  offset = 2 if c["model_type"] == "roberta" else 0
+  offset = c.get("pad_token_id", 1) + 1 if c["model_type"] == "roberta" else 0
   return dict(
     length=c["max_position_embeddings"] - offset, offset=offset, activation=_activation(c["hidden_act"]),
     head_size=c["hidden_size"] // c["num_attention_heads"],
@@ -145,17 +169,15 @@ def _read_bert(c: Theirs) -> dict[str, Any]:
 def _write_bert(c: encoder.Config) -> Theirs:
   return dict(
     model_type="roberta" if c.offset else "bert", max_position_embeddings=c.length + c.offset,
-    hidden_act=BACK[c.activation], pad_token_id=1 if c.offset else 0,
+    hidden_act=BACK[c.activation], pad_token_id=max(c.offset - 1, 0),
   )  # fmt: skip
 
 
-def _bert_lines(masked: tuple[Line, ...]):
-  def lines(c: encoder.Config, has) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
-    model = (*tables.BERT, *tables.TYPES, *(tables.POOLER if c.pooler else ()))
-    heads = masked if has(masked[-1].theirs) else ()
-    return model, (*heads, *(tables.BERT_PAIRS if has("cls.seq_relationship.weight") else ()))
-
-  return lines
+def _bert_heads(c: encoder.Config) -> dict[str, tuple[Line, ...]]:
+  """A classifier of texts stands on the pooler, one of tokens has the same names."""
+  heads = {"masked_lm": tables.BERT_MASKED, "next_sentence": tables.BERT_PAIRS, "span": tables.SPAN}
+  labels = ("sequence", "tokens") if c.pooler else ("tokens",)
+  return heads | {head: tables.classifier(head, "classifier") for head in labels}
 
 
 def _read_distilbert(c: Theirs) -> dict[str, Any]:
@@ -186,56 +208,73 @@ def _write_t5(c: encdec.Config) -> Theirs:
   )  # fmt: skip
 
 
-def _t5_lines(c: encdec.Config, has) -> tuple[tuple[Line, ...], tuple[Line, ...]]:
-  return (*tables.t5(c.gated), *(() if c.tied else tables.UNTIED)), ()
+def _decoder_heads(tokens: str) -> Callable[[Any], dict[str, tuple[Line, ...]]]:
+  """A text is classified by its last token, without a bias; `tokens` is what the other classifier is called."""
+  found = {"tokens": tables.classifier("tokens", tokens), "span": tables.SPAN}
+  return lambda c: found | {"sequence": tables.classifier("sequence", "score", bias=False)}
 
 
-_decoder = dict(module=decoder.Decoder, config=decoder.Config)
-_encoder = dict(module=encoder.Encoder, config=encoder.Config)
-_llama = Family(
-  **_decoder, architecture="LlamaForCausalLM", keys=LLAMA_KEYS, read=_read_llama, write=_write_llama,
-  lines=_llama_lines, prefixes=("",), ignored=("rotary_emb.inv_freq", "lm_head.weight"),
+_gpt = dict(
+  module=decoder.Decoder, config=decoder.Config, keys=GPT_KEYS, read=_read_gpt, heads=_decoder_heads("classifier"),
+  prefix={"": "transformer."}, plain="LMHeadModel",
 )  # fmt: skip
+_llama = Family(
+  module=decoder.Decoder, config=decoder.Config, stem="Llama", keys=LLAMA_KEYS, read=_read_llama, write=_write_llama,
+  lines=lambda c: (*tables.LLAMA, *(tables.QWEN2_BIASES if c.qkv_bias else ())), heads=_decoder_heads("score"),
+  outside=_untied, prefix={"": "model.", "span": "transformer."}, ignored=("rotary_emb.inv_freq", "lm_head.weight"),
+)  # fmt: skip
+_encoder = dict(module=encoder.Encoder, config=encoder.Config, plain="Model")
 _bert = Family(
-  **_encoder, architecture="BertForPreTraining", keys=BERT_KEYS, read=_read_bert, write=_write_bert,
-  lines=_bert_lines(tables.BERT_MASKED), prefixes=("bert.", ""),
+  **_encoder, stem="Bert", keys=BERT_KEYS, read=_read_bert, write=_write_bert,
+  lines=lambda c: (*tables.BERT, *tables.TYPES, *(tables.POOLER if c.pooler else ())), heads=_bert_heads,
+  prefix={"": "bert."}, reads="pooled",
   ignored=("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
   "openai-gpt": Family(
-    **_decoder, architecture="OpenAIGPTLMHeadModel", keys=GPT_KEYS, read=_read_gpt, write=_write_gpt1,
-    lines=lambda c, has: (tables.GPT1, ()), prefixes=("transformer.", ""),
+    **_gpt, stem="OpenAIGPT", write=_write_gpt1, lines=lambda c: tables.GPT1,
     ignored=("attn.bias", "attn.masked_bias", "lm_head.weight", "position_ids"),
   ),
   "gpt2": Family(
-    **_decoder, architecture="GPT2LMHeadModel", keys=GPT_KEYS, read=_read_gpt, write=_write_gpt2,
-    lines=lambda c, has: (tables.GPT2, ()), prefixes=("transformer.", ""),
+    **_gpt, stem="GPT2", write=_write_gpt2, lines=lambda c: tables.GPT2,
     ignored=("attn.bias", "attn.masked_bias", "lm_head.weight"),
   ),
   "llama": _llama,
-  "mistral": dataclasses.replace(_llama, architecture="MistralForCausalLM"),
-  "qwen2": dataclasses.replace(_llama, architecture="Qwen2ForCausalLM"),
+  "mistral": dataclasses.replace(_llama, stem="Mistral", prefix={"": "model."}),
+  "qwen2": dataclasses.replace(_llama, stem="Qwen2"),
   "bert": _bert,
   "roberta": dataclasses.replace(
-    _bert, architecture="RobertaForMaskedLM", lines=_bert_lines(tables.ROBERTA_MASKED), prefixes=("roberta.", ""),
+    _bert, stem="Roberta", prefix={"": "roberta."}, reads="first",
+    heads=lambda c: {
+      "masked_lm": tables.ROBERTA_MASKED, "span": tables.SPAN, "tokens": tables.classifier("tokens", "classifier"),
+      "sequence": tables.classifier("sequence", "classifier.out_proj", "classifier.dense"),
+    },
     ignored=("position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias"),
   ),
   "distilbert": Family(
-    **_encoder, architecture="DistilBertForMaskedLM",
+    **_encoder, stem="DistilBert",
     keys=dict(
       vocabulary="vocab_size", length="max_position_embeddings", width="dim", depth="n_layers", heads="n_heads",
       mlp="hidden_dim",
     ),
     read=_read_distilbert, write=lambda c: dict(model_type="distilbert", activation=BACK[c.activation]),
-    lines=lambda c, has: (
-      tables.DISTILBERT, tables.DISTILBERT_MASKED if has("vocab_projector.bias") else ()
-    ),
-    prefixes=("distilbert.", ""), ignored=("vocab_projector.weight", "position_ids"),
+    lines=lambda c: tables.DISTILBERT, prefix={"": "distilbert."}, reads="first", hidden="relu",
+    heads=lambda c: {
+      "masked_lm": tables.DISTILBERT_MASKED, "span": tables.SPAN,
+      "sequence": tables.classifier("sequence", "classifier", "pre_classifier"),
+      "tokens": tables.classifier("tokens", "classifier"),
+    },
+    ignored=("vocab_projector.weight", "position_ids"),
   ),
   "t5": Family(
-    module=encdec.EncoderDecoder, config=encdec.Config, architecture="T5ForConditionalGeneration", keys=T5_KEYS,
-    read=_read_t5, write=_write_t5, lines=_t5_lines, prefixes=("",),
+    module=encdec.EncoderDecoder, config=encdec.Config, stem="T5", keys=T5_KEYS, read=_read_t5, write=_write_t5,
+    lines=lambda c: tables.t5(c.gated), outside=_untied, prefix={"sequence": "transformer."},
+    plain="ForConditionalGeneration",
+    heads=lambda c: {
+      "span": tables.SPAN,
+      "sequence": tables.classifier("sequence", "classification_head.out_proj", "classification_head.dense"),
+    },
     ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
   ),
 }  # fmt: skip

@@ -5,9 +5,10 @@ import dataclasses
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from etils import epath
 from flax import linen as nn
@@ -16,6 +17,8 @@ from lmjax.data import tokenizers
 from lmjax.data.tokenizers import Tokenizer
 from lmjax.interop import safetensors
 from lmjax.interop.families import FAMILIES, Family
+from lmjax.interop.flax_files import FlaxTensors, is_flax
+from lmjax.interop.mapped import Mapped
 from lmjax.interop.safetensors import Tensors
 from lmjax.interop.tables import Line, arrange
 from lmjax.layers.einsum import padded
@@ -26,16 +29,34 @@ from lmjax.utils.pytree import Tree
 
 EXTRAS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
           "spiece.model", "tokenizer.model", "added_tokens.json", "generation_config.json")  # fmt: skip
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "kind.json",
+              "characters.json", "bytes.json")  # fmt: skip
+LABELS = ("sequence", "tokens", "span")  # heads of classes: of a text, of each token, of a span's two ends
+POOLER = "pooler.dense.weight"
+TIES = ("tie_word_embeddings", "scale_decoder_outputs")
 
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-  """A model from a folder: {"model": ..., "heads": {...}} as numpy arrays, and the folder's own settings."""
+  """A model from a folder.
+
+  params: {"model": ..., "heads": {...}}, each leaf Mapped: nothing is read before it is wanted.
+  """
 
   model: nn.Module
   params: Tree
   tokenizer: Tokenizer | None
   settings: dict[str, Any]
+  family: Family
+
+  @property
+  def labels(self) -> str:
+    """Which head of classes there is: sequence, tokens, span, or none of them."""
+    return next((head for head in LABELS if head in self.params["heads"]), "")
+
+  def arrays(self) -> Tree:
+    """Returns the parameters read into memory, as numpy arrays."""
+    return jax.tree.map(np.asarray, self.params)
 
 
 def is_folder(path: epath.PathLike) -> bool:
@@ -66,40 +87,47 @@ def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
 
 
 def load(folder: epath.PathLike) -> Loaded:
-  """Returns the model in a folder, tensor by tensor from the mapped files.
+  """Returns the model in a folder; its tensors are found and their shapes checked, and none is read.
+
+  Safetensors stay mapped; the old Flax format, flax_model.msgpack, is read whole.
 
   Raises:
     UserError: a file is missing, damaged or pickled; a tensor is missing, left over or of another shape.
   """
   folder = epath.Path(folder).expanduser()
   settings, family, config = read_config(folder)
-  tensors = Tensors(folder)
-  names = _names(tensors, family)
-  model_lines, head_lines = family.lines(config, names.__contains__)
-  if hasattr(config, "pooler") and "pooler.dense.weight" not in names:
-    config = dataclasses.replace(config, pooler=False)
-    model_lines, head_lines = family.lines(config, names.__contains__)
-  sizes, left = letters(config), dict(names)
-  params: dict[str, Any] = {}
-  for room, lines in (("model", model_lines), ("heads", head_lines)):
-    for line in lines:
-      for path, array in _take(line, tensors, left, names, sizes, config, folder):
-        _put(params.setdefault(room, {}), path, array)
-  spare = [name for name in left if not any(name.endswith(end) for end in family.ignored)]
+  tensors = FlaxTensors(folder) if is_flax(folder) else Tensors(folder)
+  if hasattr(config, "pooler"):
+    config = dataclasses.replace(config, pooler=any(name.endswith(POOLER) for name in tensors))
+  heads = _heads(family, config, settings, tensors)
+  if isinstance(config, encdec.Config) and set(LABELS) & set(heads):
+    config = dataclasses.replace(config, tied=False)  # its table scores nothing, so vectors are not scaled for it
+  lines, first = family.lines(config), family.lines(config)[0].theirs
+  prefixes = (family.prefixed(heads), *family.prefix.values(), "")
+  prefix = next((p for p in prefixes if p + first in tensors), prefixes[0])
+  beside = [line for line in family.outside(config) if not heads or line.theirs in tensors]
+  params: dict[str, Any] = {"model": {}, "heads": {}}
+  found = _Found(folder, tensors, letters(config), config.depth)
+  parts = [("model", lines, prefix), ("model", beside, ""), *(("heads", table, "") for table in heads.values())]
+  for room, table, before in parts:
+    for line in table:
+      for path, leaf in found.take(line, before):
+        _put(params[room], path, leaf)
+  spare = [name for name in tensors if name not in found.taken and not name.endswith(family.ignored)]
   if spare:
     shown = ", ".join(sorted(spare)[:8]) + (f" and {len(spare) - 8} more" if len(spare) > 8 else "")
     raise UserError(f"{folder}: tensors that nothing here reads: {shown}")
-  return Loaded(family.module(config), {"heads": {}} | params, _tokenizer(folder, config), settings)
+  return Loaded(family.module(config), params, _tokenizer(folder), settings, family)
 
 
 def save(
   folder: epath.PathLike, model: nn.Module, params: Tree, tokenizer: Tokenizer | None = None,
   settings: dict[str, Any] | None = None, files: epath.PathLike | None = None,
 ) -> None:  # fmt: skip
-  """Writes a model as Hugging Face's folder, which appears under its name when it is whole.
+  """Writes a model as Hugging Face's folder, one tensor at a time; it appears under its name when it is whole.
 
   Args:
-    params: {"model": ..., "heads": {...}}.
+    params: {"model": ..., "heads": {...}}, of anything that gives a layer by its number: arrays, or Mapped.
     settings: those the folder had that the model came from; ours go over them.
     files: a folder whose tokenizer files are copied, instead of the tokenizer's own.
 
@@ -109,18 +137,25 @@ def save(
   folder = epath.Path(folder).expanduser()
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
-  family, theirs = _family(model)
+  family, config, heads = _family(model), model.config, params["heads"]
   flat = pytree.named_leaves(params)
-  has = {line.theirs for line in _head_lines(family, model.config) if _first(line) in flat}
-  model_lines, head_lines = family.lines(model.config, has.__contains__)
-  theirs = (settings or {}) | theirs | {"architectures": [family.architecture]}
+  theirs = family.theirs(config)
+  if set(LABELS) & set(heads):  # whether the table scores words is then nobody's business
+    theirs = {key: value for key, value in theirs.items() if key not in TIES}
+  theirs = (settings or {}) | theirs | {"architectures": [family.architecture(heads)]}
+  theirs |= _labels(heads, theirs)
   dtype = np.dtype(safetensors.DTYPES[{"bfloat16": "BF16", "float16": "F16"}.get(_dtype(theirs), "F32")])
   part = folder.parent / (folder.name + ".part")
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: shutil.rmtree(part, ignore_errors=True))
     part.mkdir(parents=True, exist_ok=True)
-    plan = list(_theirs(model_lines, "model", flat, model.config, family.prefixes[0]))
-    plan += list(_theirs(head_lines, "heads", flat, model.config, ""))
+    plan = list(_theirs(family.lines(config), "model", flat, config, family.prefixed(heads)))
+    beside = [line for line in family.outside(config) if not heads or f"model/{line.ours}" in flat]
+    plan += list(_theirs(beside, "model", flat, config, ""))
+    for head in heads:
+      if head not in family.heads(config):
+        raise UserError(f"a {theirs['model_type']} has no head {head!r} among Hugging Face's models")
+      plan += list(_theirs(family.heads(config)[head], "heads", flat, config, ""))
     shapes = {name: (dtype, shape) for name, shape, _ in plan}
     try:
       safetensors.write(part / "model.safetensors", shapes, (make() for _, _, make in plan))
@@ -149,13 +184,30 @@ def letters(config: Any) -> dict[str, int]:
   return sizes
 
 
-def _names(tensors: Tensors, family: Family) -> dict[str, str]:
-  """Returns {name without its prefix: full name}."""
+def _heads(family: Family, config: Any, settings: dict[str, Any], tensors: Any) -> dict[str, tuple[Line, ...]]:
+  """Returns the tables of the heads whose tensors are all there.
+
+  Of two that would read the same tensors it is the larger, else the one that the folder says its class has.
+  """
+  known = {head: lines for head, lines in family.heads(config).items() if all(li.theirs in tensors for li in lines)}
+  said = next(iter(settings.get("architectures") or ()), "")
+  taken: set[str] = set()
   found = {}
-  for name in tensors:
-    prefix = next(p for p in (*family.prefixes, "") if name.startswith(p))
-    found[name[len(prefix) :]] = name
+  for head in sorted(known, key=lambda head: (-len(known[head]), family.architecture([head]) != said)):
+    names = {line.theirs for line in known[head]}
+    if not names & taken:
+      found[head] = known[head]
+      taken |= names
   return found
+
+
+def _labels(heads: Tree, theirs: dict[str, Any]) -> dict[str, Any]:
+  """Returns the names of the classes of a head, where the settings do not have as many."""
+  count = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS if head in heads), 0)
+  if not count or len(theirs.get("id2label", ())) == count:
+    return {}
+  names = {str(i): f"LABEL_{i}" for i in range(count)}
+  return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
 
 
 def _ours(line: Line) -> list[str]:
@@ -164,60 +216,60 @@ def _ours(line: Line) -> list[str]:
   return [line.ours] if not match else [line.ours.replace(match[0], part) for part in match[1].split(",")]
 
 
-def _first(line: Line) -> str:
-  return "heads/" + _ours(line)[0]
+@dataclasses.dataclass
+class _Found:
+  """The tensors of a folder as our parameters, and which of them were taken."""
 
+  folder: epath.Path
+  tensors: Any
+  sizes: dict[str, int]
+  depth: int
+  taken: set[str] = dataclasses.field(default_factory=set)
 
-def _take(
-  line: Line, tensors: Tensors, left: dict[str, str], names: dict[str, str], sizes: dict[str, int], config, folder
-) -> Iterator[tuple[str, np.ndarray]]:
-  """Yields the parameters of a line, one stacked array at a time."""
-  paths, stacked = _ours(line), "{}" in line.theirs
+  def take(self, line: Line, prefix: str) -> Iterator[tuple[str, Mapped]]:
+    """Yields the parameters of a line, every one of its tensors looked at."""
+    paths, layers = _ours(line), self.depth if "{}" in line.theirs else None
+    for layer in range(layers or 1):
+      self.taken.add(prefix + line.theirs.format(layer))
+      self._arranged(line, prefix, layer)
+    rows = padded(self.sizes["V"]) if line.layout.startswith("V") else None
+    for i, path in enumerate(paths):
+      number = i if len(paths) > 1 else None
+      yield path, Mapped(lambda layer, number=number: self._arranged(line, prefix, layer, number), layers, rows)
 
-  def one(layer: int) -> np.ndarray:
-    name = line.theirs.format(layer)
-    if name not in names:
-      raise UserError(f"{folder}: the tensor {name} is missing")
-    left.pop(name, None)
+  def _arranged(self, line: Line, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
+    name = prefix + line.theirs.format(layer)
+    if name not in self.tensors:
+      raise UserError(f"{self.folder}: the tensor {name} is missing")
+    sizes = self.sizes
+    if line.layout.startswith("Y"):  # classes: whatever there are
+      sizes = sizes | {"Y": self.tensors.shape(name)[0]}
     try:
-      return arrange(tensors[names[name]], line.layout, sizes)
+      found = arrange(self.tensors[name], line.layout, sizes)
     except ValueError as error:
-      raise UserError(f"{folder}: {names[name]} {error}") from error
-
-  for i, path in enumerate(paths):
-    pick = (lambda x, i=i: x[i]) if len(paths) > 1 else lambda x: x
-    if stacked:
-      first = pick(one(0))
-      array = np.empty((config.depth, *first.shape), np.float32)
-      array[0] = first
-      for layer in range(1, config.depth):
-        array[layer] = pick(one(layer))
-    else:
-      found = pick(one(0))
-      rows = padded(len(found)) if line.layout.startswith("V") else len(found)
-      array = np.zeros((rows, *found.shape[1:]), np.float32)
-      array[: len(found)] = found
-    yield path, array
+      raise UserError(f"{self.folder}: {name} {error}") from error
+    return found if number is None else found[number]
 
 
-def _put(tree: dict[str, Any], path: str, array: np.ndarray) -> None:
+def _put(tree: dict[str, Any], path: str, leaf: Mapped) -> None:
   *parents, last = path.split("/")
   for parent in parents:
     tree = tree.setdefault(parent, {})
-  tree[last] = array
+  tree[last] = leaf
 
 
-def _theirs(lines: tuple[Line, ...], room: str, flat: dict[str, Any], config, prefix: str):
+def _theirs(lines: Iterable[Line], room: str, flat: dict[str, Any], config, prefix: str):
   """Yields for each of their tensors its name, its shape and a function that makes it."""
-  sizes = letters(config)
   for line in lines:
-    leaves = []
+    sizes, leaves = letters(config), []
     for path in _ours(line):
       if f"{room}/{path}" not in flat:
         raise UserError(f"the model has no {room}/{path}, which {line.theirs} is made of")
       leaves.append(flat[f"{room}/{path}"])
+    if line.layout.startswith("Y"):
+      sizes["Y"] = leaves[0].shape[-1]
 
-    def make(layer: int | None, line=line, leaves=leaves) -> np.ndarray:
+    def make(layer: int | None, line=line, leaves=leaves, sizes=sizes) -> np.ndarray:
       # Only the layer asked for leaves the device.
       parts = [np.asarray(leaf if layer is None else leaf[layer]) for leaf in leaves]
       whole = parts[0] if len(parts) == 1 else np.stack(parts)
@@ -247,12 +299,11 @@ def _shape(line: Line, sizes: dict[str, int]) -> tuple[int, ...]:
   return tuple(shape)
 
 
-def _family(model: nn.Module) -> tuple[Family, dict[str, Any]]:
-  """Returns the family that a model of ours is written as, and its config."""
+def _family(model: nn.Module) -> Family:
+  """Returns the family that a model of ours is written as."""
   if not any(isinstance(model, family.module) for family in FAMILIES.values()):
     raise UserError(f"a {type(model).__name__} has no like among Hugging Face's models")
-  family = FAMILIES[_kind(model)]
-  return family, family.theirs(model.config)
+  return FAMILIES[_kind(model)]
 
 
 def _kind(model: nn.Module) -> str:
@@ -272,25 +323,10 @@ def _kind(model: nn.Module) -> str:
   return "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"
 
 
-def _head_lines(family: Family, config) -> tuple[Line, ...]:
-  return family.lines(config, lambda name: True)[1]
-
-
 def _dtype(theirs: dict[str, Any]) -> str:
   return str(theirs.get("dtype") or theirs.get("torch_dtype") or "float32")
 
 
-def _tokenizer(folder: epath.Path, config) -> Tokenizer | None:
+def _tokenizer(folder: epath.Path) -> Tokenizer | None:
   """Returns the folder's tokenizer, None where it has none."""
-  known = (
-    "tokenizer.json",
-    "vocab.txt",
-    "vocab.json",
-    "spiece.model",
-    "tokenizer.model",
-    "kind.json",
-    "characters.json",
-  )
-  if not any((folder / name).exists() for name in (*known, "characters.json", "bytes.json")):
-    return None
-  return tokenizers.load(folder)
+  return tokenizers.load(folder) if any((folder / name).exists() for name in TOKENIZERS) else None

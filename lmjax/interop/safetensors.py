@@ -33,16 +33,7 @@ class Tensors:
   def _files(self) -> list[epath.Path]:
     index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
     if index.exists():
-      try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-      except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError(f"{index} is damaged: {error}") from error
-      for name in names:
-        if "/" in name or "\\" in name or name.startswith("."):
-          raise UserError(f"{index} points outside its folder: {name!r}")
-        if not (self.folder / name).exists():
-          raise UserError(f"{index} names {name}, which is not there")
-      return [self.folder / name for name in names]
+      return shards(index)
     if single.exists():
       return [single]
     pickled = [p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
@@ -73,6 +64,24 @@ class Tensors:
     if not math.prod(shape):
       return np.zeros(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)
+
+
+def shards(index: epath.Path) -> list[epath.Path]:
+  """Returns the files that an index names.
+
+  Raises:
+    UserError: it cannot be read, points outside its folder, or names a file that is not there.
+  """
+  try:
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+  except (ValueError, KeyError, AttributeError, TypeError) as error:
+    raise UserError(f"{index} is damaged: {error}") from error
+  for name in names:
+    if "/" in name or "\\" in name or name.startswith("."):
+      raise UserError(f"{index} points outside its folder: {name!r}")
+    if not (index.parent / name).exists():
+      raise UserError(f"{index} names {name}, which is not there")
+  return [index.parent / name for name in names]
 
 
 def _header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:

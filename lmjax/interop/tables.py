@@ -63,20 +63,20 @@ GPT1 = _gpt("tokens_embed", "positions_embed")
 GPT2 = (*_gpt("wte", "wpe"), *_norm("norm", "ln_f"))
 
 LLAMA = (
-  Line("embed/table", "model.embed_tokens.weight", "V D -> V D"),
-  *_attention("stack/layers/attention", "model.layers.{}.self_attn", "q_proj k_proj v_proj o_proj", bias=False),
-  *_dense("stack/layers/mlp/gate", "model.layers.{}.mlp.gate_proj", "F D -> D F"),
-  *_dense("stack/layers/mlp/up", "model.layers.{}.mlp.up_proj", "F D -> D F"),
-  *_dense("stack/layers/mlp/down", "model.layers.{}.mlp.down_proj", "D F -> F D"),
-  *_norm("stack/layers/attention_norm", "model.layers.{}.input_layernorm", bias=False),
-  *_norm("stack/layers/mlp_norm", "model.layers.{}.post_attention_layernorm", bias=False),
-  *_norm("norm", "model.norm", bias=False),
+  Line("embed/table", "embed_tokens.weight", "V D -> V D"),
+  *_attention("stack/layers/attention", "layers.{}.self_attn", "q_proj k_proj v_proj o_proj", bias=False),
+  *_dense("stack/layers/mlp/gate", "layers.{}.mlp.gate_proj", "F D -> D F"),
+  *_dense("stack/layers/mlp/up", "layers.{}.mlp.up_proj", "F D -> D F"),
+  *_dense("stack/layers/mlp/down", "layers.{}.mlp.down_proj", "D F -> F D"),
+  *_norm("stack/layers/attention_norm", "layers.{}.input_layernorm", bias=False),
+  *_norm("stack/layers/mlp_norm", "layers.{}.post_attention_layernorm", bias=False),
+  *_norm("norm", "norm", bias=False),
 )
 UNTIED = (Line("unembed/table", "lm_head.weight", "V D -> V D"),)
 QWEN2_BIASES = (
-  Line("stack/layers/attention/query/bias", "model.layers.{}.self_attn.q_proj.bias", "(H K) -> H K"),
-  Line("stack/layers/attention/key/bias", "model.layers.{}.self_attn.k_proj.bias", "(G K) -> G K"),
-  Line("stack/layers/attention/value/bias", "model.layers.{}.self_attn.v_proj.bias", "(G K) -> G K"),
+  Line("stack/layers/attention/query/bias", "layers.{}.self_attn.q_proj.bias", "(H K) -> H K"),
+  Line("stack/layers/attention/key/bias", "layers.{}.self_attn.k_proj.bias", "(G K) -> G K"),
+  Line("stack/layers/attention/value/bias", "layers.{}.self_attn.v_proj.bias", "(G K) -> G K"),
 )
 
 BERT = (
@@ -117,6 +117,15 @@ DISTILBERT_MASKED = (
   *_norm("masked_lm/norm", "vocab_layer_norm"),
   Line("masked_lm/bias", "vocab_projector.bias", "V -> V"),
 )
+
+
+SPAN = _dense("span/scores", "qa_outputs", "2 D -> D 2", "2 -> 2")
+
+
+def classifier(head: str, scores: str, dense: str = "", bias: bool = True) -> tuple[Line, ...]:
+  """Returns the table of a head of classes, which may have a layer before its scores; Y classes."""
+  hidden = _dense(f"{head}/dense", dense, "E D -> D E", "E -> E") if dense else ()
+  return (*hidden, *_dense(f"{head}/scores", scores, "Y D -> D Y", "Y -> Y" if bias else ""))
 
 
 def t5(gated: bool) -> tuple[Line, ...]:

