@@ -156,8 +156,7 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   Raises:
     UserError: the folder has no checkpoint, not that one, or none that can be read.
   """
-  folder = _folder(workdir)
-  steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
+  steps = _steps(workdir)
   if not steps:
     raise UserError(f"checkpoint: {workdir} holds none; train first: lmjax train --config ... --workdir {workdir}")
   if step is not None and step not in steps:
@@ -167,9 +166,9 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   for candidate in [step] if step is not None else reversed(steps):
     try:
       with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial)):
-        return ocp.load_checkpointables(folder / str(candidate), {"state": wanted})["state"], candidate
+        return ocp.load_checkpointables(steps[candidate], {"state": wanted})["state"], candidate
     except Exception as error:  # what a damaged file raises depends on where it is damaged
-      failure = f"checkpoint: {folder / str(candidate)} cannot be read: {_reason(error)}"
+      failure = f"checkpoint: {steps[candidate]} cannot be read: {_reason(error)}"
   raise UserError(failure)
 
 
@@ -179,15 +178,14 @@ def described(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, i
   Raises:
     UserError: the folder has no checkpoint, not that one, or it cannot be read.
   """
-  folder = _folder(workdir)
-  steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.exists() else []
-  if not steps or (step is not None and step not in steps):
-    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}")
-  step = steps[-1] if step is None else step
+  found = _steps(workdir)
+  if not found or (step is not None and step not in found):
+    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, found)) or 'none'}")
+  step = max(found) if step is None else step
   try:
-    return ocp.checkpointables_metadata(folder / str(step)).metadata["state"]["params"], step
+    return ocp.checkpointables_metadata(found[step]).metadata["state"]["params"], step
   except Exception as error:  # what a damaged file raises depends on where it is damaged
-    raise UserError(f"checkpoint: {folder / str(step)} cannot be read: {_reason(error)}") from error
+    raise UserError(f"checkpoint: {found[step]} cannot be read: {_reason(error)}") from error
 
 
 def best(workdir: epath.PathLike) -> int:
@@ -202,6 +200,26 @@ def best(workdir: epath.PathLike) -> int:
   if not losses or min(losses.values()) >= UNKNOWN:
     raise UserError(f"checkpoint: {workdir} holds none with a validation loss")
   return min(losses, key=losses.get)
+
+
+def is_bare(path: epath.PathLike) -> bool:
+  """Returns whether a folder is itself a checkpoint."""
+  return (epath.Path(path) / "state").is_dir()
+
+
+def run_of(path: epath.PathLike) -> epath.Path:
+  """Returns the run folder that a path is, or that a checkpoint lies in."""
+  return epath.Path(path).absolute().parent.parent if is_bare(path) else epath.Path(path)
+
+
+def _steps(path: epath.PathLike) -> dict[int, epath.Path]:
+  """Returns {step: folder}, oldest first, of a run folder, or of a folder that is itself a checkpoint."""
+  if is_bare(path):
+    folder = _folder(path).parent
+    return {int(folder.name) if folder.name.isdigit() else 0: folder}
+  folder = _folder(path)
+  names = [p.name for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+  return {step: folder / str(step) for step in sorted(map(int, names))}
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:

@@ -13,8 +13,10 @@ from etils import epath
 from rich.table import Table as Drawn
 
 from lmjax import checkpoint
+from lmjax import experiment as experiments
 from lmjax.interop import huggingface
 from lmjax.interop.safetensors import Tensors
+from lmjax.parallel.sharding import axes_of
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 
@@ -26,7 +28,8 @@ class Leaf:
   name: str
   shape: tuple[int, ...]
   dtype: str
-  sharding: str = ""
+  sharding: str = ""  # the mesh axes that its dimensions were split over when it was saved
+  axes: str = ""  # its dimensions' logical names, where a config says what the model is
 
   @property
   def count(self) -> int:
@@ -52,12 +55,13 @@ class SavedRun:
   def __init__(self, folder: epath.PathLike, step: int | None = None):
     self.folder = folder
     tree, self.step = checkpoint.described(folder, step)
-    self._tree = tree
-    self.leaves = {}
+    self.leaves, axes = {}, _axes(folder)
     for name, leaf in pytree.named_leaves(tree).items():
       spec = getattr(getattr(leaf, "sharding_metadata", None), "partition_spec", None) or ()
       split = ", ".join(str(axis) for axis in spec if axis)
-      self.leaves[name] = Leaf(name, tuple(leaf.shape), np.dtype(leaf.dtype).name, split)
+      named = axes.get(name, ())
+      said = ", ".join(map(str, named)) if len(named) == len(leaf.shape) else ""
+      self.leaves[name] = Leaf(name, tuple(leaf.shape), np.dtype(leaf.dtype).name, split, said)
 
   def read(self, name: str) -> np.ndarray:
     wanted: dict = {}
@@ -70,6 +74,16 @@ class SavedRun:
     inner[last] = jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
     found, _ = checkpoint.load(self.folder, {"params": wanted}, self.step)
     return np.asarray(jax.tree.leaves(found)[0])
+
+
+def _axes(folder: epath.PathLike) -> dict[str, tuple[str | None, ...]]:
+  """Returns the logical axes of a run's parameters; nothing where its config is not there or cannot be built here."""
+  folder = checkpoint.run_of(folder)
+  try:
+    run = experiments.build(experiments.open_run(folder) | {"mesh": {}}, folder)
+  except UserError:
+    return {}
+  return axes_of(run.named)
 
 
 class SavedFolder:
@@ -88,14 +102,14 @@ class SavedFolder:
 
 
 def look(path: epath.PathLike, step: int | None = None) -> Saved:
-  """Returns the parameters at a path: a run folder, or one in Hugging Face's format.
+  """Returns the parameters at a path: a run folder, one in Hugging Face's format, or a checkpoint by itself.
 
   Raises:
-    UserError: neither is there.
+    UserError: none of them is there.
   """
   if huggingface.is_folder(path):
     return SavedFolder(path)
-  if not (epath.Path(path) / "checkpoints").exists():
+  if not (epath.Path(path) / "checkpoints").exists() and not checkpoint.is_bare(path):
     raise UserError(f"{path} holds neither a run nor a model in Hugging Face's format")
   return SavedRun(path, step)
 
@@ -129,26 +143,36 @@ class Table:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
+def matching(saved: Saved, pattern: str = "") -> list[str]:
+  """Returns the names in which a regular expression is found, of all parameters by default.
+
+  Raises:
+    UserError: the pattern is no regular expression, or nothing has such a name.
+  """
+  try:
+    found = [name for name in saved.leaves if re.search(pattern, name)]
+  except re.error as error:
+    raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
+  if not found:
+    raise UserError(f"no parameter's name has {pattern!r} in it")
+  return found
+
+
 def table(saved: Saved, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:
-  """Returns a table of parameters: name, shape, dtype, sharding, count, bytes; with `values` norm and zeros, read.
+  """Returns a table of parameters: name, shape, dtype, axes, sharding, count, bytes; with `values` norm and zeros too.
 
   Args:
     depth: parameters whose first so many parts are alike are one row.
     pattern: a regular expression searched in names.
 
   Raises:
-    UserError: the pattern is no regular expression, or nothing has such a name.
+    UserError: as `matching`.
   """
-  try:
-    chosen = [leaf for name, leaf in saved.leaves.items() if re.search(pattern, name)]
-  except re.error as error:
-    raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
-  if not chosen:
-    raise UserError(f"no parameter's name has {pattern!r} in it")
+  chosen = [saved.leaves[name] for name in matching(saved, pattern)]
   groups: dict[str, list[Leaf]] = {}
   for leaf in chosen:
     groups.setdefault("/".join(leaf.name.split("/")[:depth]), []).append(leaf)
-  columns = ("name", "shape", "dtype", "sharding", "count", "bytes", *(("norm", "zeros") if values else ()))
+  columns = ("name", "shape", "dtype", "axes", "sharding", "count", "bytes", *(("norm", "zeros") if values else ()))
   rows = [_row(name, leaves, saved if values else None) for name, leaves in groups.items()]
   total = sum(leaf.count for leaf in chosen)
   return Table(f"{len(chosen)} parameters, {total:,} values, {_bytes(chosen)}", columns, tuple(rows))
@@ -159,7 +183,8 @@ def _row(name: str, leaves: list[Leaf], saved: Saved | None) -> tuple[str, ...]:
   shape = "x".join(map(str, alone.shape)) if alone else f"{len(leaves)} parameters"
   dtypes = ", ".join(sorted({leaf.dtype for leaf in leaves}))
   count = sum(leaf.count for leaf in leaves)
-  row = (name, shape, dtypes, alone.sharding if alone else "", f"{count:,}", _bytes(leaves))
+  told = (alone.axes, alone.sharding) if alone else ("", "")
+  row = (name, shape, dtypes, *told, f"{count:,}", _bytes(leaves))
   if saved is None:
     return row
   squares = zeros = 0.0

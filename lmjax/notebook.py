@@ -19,6 +19,7 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from lmjax import inspection
+from lmjax.checkpoint import run_of
 from lmjax.data.batch import Batch
 from lmjax.data.words import Words
 from lmjax.decode.logits import Sampling
@@ -35,10 +36,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # 
 
 
 def load(path: epath.PathLike, step: int | None = None) -> "Run":
-  """Returns what is at a path: a run folder, or a folder in Hugging Face's format.
+  """Returns what is at a path: a run folder, a folder in Hugging Face's format, or a checkpoint by itself.
 
   Raises:
-    UserError: neither is there.
+    UserError: none of them is there.
   """
   return Run(path, step)
 
@@ -49,7 +50,6 @@ class Run:
   def __init__(self, path: epath.PathLike, step: int | None = None):
     self.path = epath.Path(path)
     self.saved: Saved = inspection.look(path, step)
-    self._step = step
 
   def __repr__(self) -> str:
     count = sum(leaf.count for leaf in self.saved.leaves.values())
@@ -57,13 +57,15 @@ class Run:
 
   @functools.cached_property
   def opened(self) -> Opened:
-    """The model with all of its weights."""
-    return open_model(self.path, self._step)
+    """The model with all of its weights; a checkpoint by itself is opened as one of the run it lies in."""
+    if not (run_of(self.path) / "config.json").exists():
+      raise UserError(f"{self.path} is a checkpoint without a config: its table and weights are all there is to see")
+    return open_model(run_of(self.path), self.saved.step)
 
   @property
   def config(self) -> dict[str, Any]:
     """What the folder's config.json says."""
-    return json.loads((self.path / "config.json").read_text())
+    return json.loads((run_of(self.path) / "config.json").read_text())
 
   @property
   def model(self):
@@ -82,15 +84,12 @@ class Run:
     return inspection.table(self.saved, depth, pattern, values)
 
   def weights(self, pattern: str = "") -> dict[str, np.ndarray]:
-    """Returns the parameters whose names have the pattern in them, read now, and only they."""
-    names = [leaf for leaf in self.saved.leaves if pattern in leaf] if pattern else list(self.saved.leaves)
-    return {name: self.saved.read(name) for name in names}
+    """Returns the parameters whose names a regular expression is found in, read now, and only they."""
+    return {name: self.saved.read(name) for name in inspection.matching(self.saved, pattern)}
 
   def histograms(self, pattern: str = "kernel", bins: int = 80) -> Figure:
     """Returns how the values of some parameters are spread, at most twelve of them."""
-    found = dict(list(self.weights(pattern).items())[:12])
-    if not found:
-      raise UserError(f"no parameter's name has {pattern!r} in it")
+    found = {name: self.saved.read(name) for name in inspection.matching(self.saved, pattern)[:12]}
     figure, axes = _grid(len(found))
     for axis, (name, array) in zip(axes, found.items(), strict=False):
       axis.hist(np.asarray(array, np.float32).ravel(), bins=bins, color=COLOURS[0], log=True)
@@ -101,7 +100,7 @@ class Run:
 
   def curve(self, keys: Sequence[str] = ("train_loss", "validation_loss")) -> Figure:
     """Returns the metrics of a run over its steps."""
-    file = self.path / "metrics.jsonl"
+    file = run_of(self.path) / "metrics.jsonl"
     if not file.exists():
       raise UserError(f"{self.path} has no metrics.jsonl: it is no run folder")
     lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]

@@ -1,11 +1,13 @@
 """Checkpoints looked into: from metadata alone, values on demand, tables and plots."""
 
 import json
+import shutil
 import time
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from orbax.checkpoint import v1 as ocp
 
 from lmjax import notebook
 from lmjax.__main__ import main
@@ -28,9 +30,10 @@ def folders(tmp_path_factory):
 def test_tables_show_names_shapes_and_values(folders, capsys):
   run, theirs = map(notebook.load, folders)
   table = run.table(pattern="mlp/up", values=True)
-  assert [row[1] for row in table.rows] == ["2x128", "2x64x128"] and table.rows[0][4] == "256"
+  assert [row[1] for row in table.rows] == ["2x128", "2x64x128"] and table.rows[0][5] == "256"
   kernel = run.weights("mlp/up/kernel")["model/stack/layers/mlp/up/kernel"]
-  assert float(table.rows[1][6]) == pytest.approx(np.linalg.norm(kernel), rel=1e-3)
+  assert float(table.rows[1][7]) == pytest.approx(np.linalg.norm(kernel), rel=1e-3)
+  assert table.rows[1][3] == "layers, width, mlp"
   assert "<td>model/stack/layers/mlp/up/bias</td>" in table._repr_html_() and "2x128" in str(table)
   assert len(run.table(depth=2).rows) < len(run.table().rows)
   assert {row[0] for row in theirs.table(depth=2).rows} >= {"transformer/h", "transformer/wte"}
@@ -70,6 +73,35 @@ def test_the_model_speaks(folders):
   assert len(run.neighbors("t", top=3).rows) == 3
   with pytest.raises(UserError, match="masked"):
     run.fill("a [MASK]")
+
+
+def test_a_checkpoint_by_itself_is_looked_into(folders, tmp_path):
+  alone, run = notebook.load(folders[0] / "checkpoints" / "1"), notebook.load(folders[0], step=1)
+  assert alone.table(values=True).rows == run.table(values=True).rows
+  assert alone.opened.step == 1 and alone.config == run.config
+  shutil.copytree(folders[0] / "checkpoints" / "2", tmp_path / "copied")
+  copied = notebook.load(tmp_path / "copied")
+  assert copied.table().title == run.table().title and not any(row[3] for row in copied.table().rows)
+  assert set(copied.weights("norm")) == set(run.weights("norm"))
+  with pytest.raises(UserError, match="without a config"):
+    copied.generate("a")
+
+
+def test_a_table_of_as_many_leaves_as_the_largest_model_has(tmp_path):
+  """An Orbax tree of 96 layers kept apart; its arrays are tiny, and none of them is read."""
+  layer = {
+    part: {"kernel": np.ones((2, 3)), "bias": np.ones(3)} for part in ("query", "key", "value", "out", "up", "down")
+  }
+  layer |= {part: {"scale": np.ones(2), "bias": np.ones(2)} for part in ("attention_norm", "mlp_norm")}
+  params = {
+    "model": {f"layer_{i}": layer for i in range(96)} | {"embed": np.ones((7, 2)), "positions": np.ones((5, 2))}
+  }
+  ocp.save_checkpointables(tmp_path / "7", {"state": {"params": params}})
+  began = time.perf_counter()
+  run = notebook.load(tmp_path / "7")
+  assert len(run.table().rows) == 96 * 16 + 2 and len(run.table(depth=2).rows) == 98
+  assert time.perf_counter() - began < 30
+  assert run.saved.step == 7 and run.weights("layer_95/up/kernel")["model/layer_95/up/kernel"].sum() == 6
 
 
 def test_a_table_of_175_billion_appears_in_seconds(tmp_path):

@@ -13,9 +13,10 @@ import numpy as np
 
 from lmjax.data.documents import Bad, Encoded, Source
 from lmjax.data.packing import Packer, Position, Read, Row
+from lmjax.data.pieces import WordPiece
 from lmjax.data.pipeline import Reader
 from lmjax.data.streams import Documents
-from lmjax.data.tokenizers import Tokenizer, WordPiece
+from lmjax.data.tokenizers import Tokenizer
 from lmjax.utils.errors import UserError
 
 ENDS = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z0-9])")

@@ -1,4 +1,4 @@
-"""Tokenizers behind one small interface: byte-level BPE, WordPiece, SentencePiece (unigram, BPE), characters, bytes.
+"""Tokenizers behind one small interface: byte-level BPE, characters and bytes; WordPiece and SentencePiece: pieces.py.
 
 A tokenizer turns text into ids and back, and saves itself into a folder from which `load` makes it again. Text never
 turns into control ids: a document that contains `<|endoftext|>` is encoded as those characters.
@@ -8,13 +8,11 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import io
 import json
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import numpy as np
-import sentencepiece
 import tokenizers
 from etils import epath
 
@@ -156,73 +154,6 @@ class BPE:
     _write(folder, "tokenizer.json", self._tokenizer.to_str())
 
 
-class WordPiece(BPE):
-  """WordPiece (Schuster and Nakajima, 2012) as BERT has it, cased or uncased; [CLS] opens a text and [SEP] ends it.
-
-  Decoding joins pieces with spaces where words were split off, so it gives back the words and not the text.
-  """
-
-  SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-  def __init__(self, tokenizer: tokenizers.Tokenizer):
-    for name in self.SPECIAL:
-      if tokenizer.token_to_id(name) is None:
-        raise UserError(f"tokenizer: a WordPiece vocabulary needs {name}")
-    super().__init__(tokenizer)
-    self.padding, self.unknown, self.start, self.end, self.mask = map(tokenizer.token_to_id, self.SPECIAL)
-
-  def piece(self, number: int) -> str:
-    """Returns the piece of an id as the vocabulary writes it; `##` goes on with a word."""
-    return self._tokenizer.id_to_token(number)
-
-  @classmethod
-  def of(cls, pieces: Iterable[str], lowercase: bool) -> "WordPiece":
-    """Returns the tokenizer of a vocabulary, in the order of its ids."""
-    model = tokenizers.models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
-    tokenizer = _bert(tokenizers.Tokenizer(model), lowercase)
-    tokenizer.add_special_tokens([name for name in cls.SPECIAL if tokenizer.token_to_id(name) is not None])
-    return cls(tokenizer)
-
-
-def _bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
-  """Adds what stands around WordPiece in BERT: cleaning, splitting at spaces and punctuation, joining."""
-  tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-  tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-  tokenizer.decoder = tokenizers.decoders.WordPiece()
-  return tokenizer
-
-
-class SentencePiece:
-  """A SentencePiece model, unigram (Kudo, 2018) or BPE, by its own library."""
-
-  def __init__(self, model: bytes):
-    self._model = model
-    self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = self._processor.get_piece_size()
-    end, start = self._processor.eos_id(), self._processor.bos_id()
-    self.size = pieces if end >= 0 else pieces + 1  # a model without an end gets one behind its pieces
-    self.end = end if end >= 0 else pieces
-    self.start = start if start >= 0 else self.end
-
-  def encode(self, text: str) -> list[int]:
-    return self._processor.encode(text)
-
-  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
-    return self._processor.encode(list(texts), num_threads=1)
-
-  def decode(self, ids: Iterable[int]) -> str:
-    pieces = self._processor.get_piece_size()
-    return self._processor.decode([int(i) for i in ids if i < pieces and i not in (self.start, self.end)])
-
-  def save(self, folder: epath.PathLike) -> None:
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(self._model)
-
-  def __reduce__(self):
-    return SentencePiece, (self._model,)
-
-
 def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -235,33 +166,11 @@ def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
   return BPE(tokenizer)
 
 
-def _train_wordpiece(texts: Iterable[str], size: int) -> Tokenizer:
-  tokenizer = _bert(tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]")), lowercase=True)
-  trainer = tokenizers.trainers.WordPieceTrainer(
-    vocab_size=size, special_tokens=list(WordPiece.SPECIAL), show_progress=False
-  )
-  tokenizer.train_from_iterator(texts, trainer)
-  return WordPiece(tokenizer)
-
-
-def _train_sentencepiece(texts: Iterable[str], size: int, model: str) -> Tokenizer:
-  lines = (line for text in texts for line in text.splitlines() if line.strip())
-  written = io.BytesIO()
-  try:
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=lines, model_writer=written, vocab_size=size, model_type=model, byte_fallback=True,
-      character_coverage=0.9995, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-  except RuntimeError as error:
-    raise UserError(f"tokenizer: SentencePiece could not learn {size} pieces: {error}") from error
-  return SentencePiece(written.getvalue())
-
-
 ALGORITHMS = {
   "bpe": _train_bpe,
-  "wordpiece": _train_wordpiece,
-  "unigram": lambda texts, size: _train_sentencepiece(texts, size, "unigram"),
-  "sentencepiece_bpe": lambda texts, size: _train_sentencepiece(texts, size, "bpe"),
+  "wordpiece": lambda texts, size: _pieces().train_wordpiece(texts, size),
+  "unigram": lambda texts, size: _pieces().train_sentencepiece(texts, size, "unigram"),
+  "sentencepiece_bpe": lambda texts, size: _pieces().train_sentencepiece(texts, size, "bpe"),
   "characters": lambda texts, size: Characters("".join(sorted(set().union(*texts)))),
   "bytes": lambda texts, size: Bytes(),
 }
@@ -304,12 +213,12 @@ def load(path: epath.PathLike) -> Tokenizer:
     if "tokenizer.json" in files:
       return _from_json(files["tokenizer.json"].read_text())
     if "vocab.txt" in files:
-      return _from_vocabulary(files)
+      return _pieces().read_vocabulary(files)
     for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
       if vocabulary in files and merges in files:
         return _from_merges(files[vocabulary].read_text(), files[merges].read_text())
     if models:
-      return SentencePiece(models[0].read_bytes())
+      return _pieces().SentencePiece(models[0].read_bytes())
     if not path.is_dir() and path.suffix == ".json":
       return _from_json(path.read_text())
   except UserError:
@@ -330,18 +239,15 @@ def fingerprint(tokenizer: Tokenizer) -> str:
   return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
 
 
+def _pieces():
+  """Returns the module of tokenizers whose pieces are of words, which a run that has none never imports."""
+  return importlib.import_module("lmjax.data.pieces")
+
+
 def _from_json(text: str) -> BPE:
   tokenizer = tokenizers.Tokenizer.from_str(text)
-  return WordPiece(tokenizer) if isinstance(tokenizer.model, tokenizers.models.WordPiece) else BPE(tokenizer)
-
-
-def _from_vocabulary(files: dict[str, epath.Path]) -> WordPiece:
-  """Returns the WordPiece tokenizer of vocab.txt; uncased if its own settings say so, or if no piece has a capital."""
-  pieces = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
-  lowercase = not any(piece.lower() != piece for piece in pieces if not piece.startswith("["))
-  if "tokenizer_config.json" in files:
-    lowercase = json.loads(files["tokenizer_config.json"].read_text()).get("do_lower_case", lowercase)
-  return WordPiece.of(pieces, lowercase)
+  words = isinstance(tokenizer.model, tokenizers.models.WordPiece)
+  return _pieces().WordPiece(tokenizer) if words else BPE(tokenizer)
 
 
 def _from_merges(vocabulary: str, merges: str) -> BPE:

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.batch import Batch
-from lmjax.data.tokenizers import BPE, Tokenizer, WordPiece
+from lmjax.data.pieces import WordPiece
+from lmjax.data.tokenizers import BPE, Tokenizer
 from lmjax.data.words import spell
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError

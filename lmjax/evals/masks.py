@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.data.tokenizers import WordPiece
+from lmjax.data.pieces import WordPiece
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree

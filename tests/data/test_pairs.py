@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from lmjax.data import tokenizers
 from lmjax.data.corpus import gutenberg_body
 from lmjax.data.pairs import SentencePairs, sentences
+from lmjax.data.pieces import WordPiece
 from lmjax.data.sources import TextFiles
-from lmjax.data.tokenizers import Settings
+from lmjax.data.tokenizers import Bytes, Settings
 from lmjax.utils.errors import UserError
 
 flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
@@ -17,7 +17,7 @@ flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
 @pytest.fixture(scope="module")
 def tokenizer():
   words = [f"w{i}" for i in range(60)] + ["##x", "##y"]
-  return tokenizers.WordPiece.of([*tokenizers.WordPiece.SPECIAL, ".", *words], lowercase=True)
+  return WordPiece.of([*WordPiece.SPECIAL, ".", *words], lowercase=True)
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_sentences_of_real_text(data):
 
 def test_what_cannot_be(source, tokenizer):
   with pytest.raises(UserError, match="wordpiece"):
-    pairs(source).train(tokenizers.Bytes(), 2, 0)
+    pairs(source).train(Bytes(), 2, 0)
   for changes in (dict(split="words"), dict(masked=1.0), dict(other="none"), dict(length=4)):
     with pytest.raises(ValueError):
       pairs(source, **changes)

@@ -6,6 +6,7 @@ import pytest
 import sentencepiece
 
 from lmjax.data import tokenizers
+from lmjax.data.pieces import WordPiece
 from lmjax.utils.errors import UserError
 
 TEXTS = [
@@ -49,7 +50,7 @@ def test_bert_vectors(data, tmp_path):
 
 
 def test_cased_and_uncased(tmp_path):
-  special = list(tokenizers.WordPiece.SPECIAL)
+  special = list(WordPiece.SPECIAL)
   (tmp_path / "vocab.txt").write_text("\n".join([*special, "Hello", "hello", "##s"]))
   tokenizer = tokenizers.load(tmp_path)
   assert tokenizer.encode("Hellos hello Nope") == [5, 7, 6, tokenizer.unknown]
