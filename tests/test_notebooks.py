@@ -1,0 +1,39 @@
+"""The notebooks run from top to bottom, and none is committed with what it printed."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tests.conftest import ROOT
+
+CACHE = {"JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir)}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path):
+  shutil.copy(path, tmp_path / "it.ipynb")
+  done = subprocess.run(
+    [sys.executable, "-c", "from nbclient.cli import main; main()", "--output", "done", "it.ipynb"],
+    cwd=tmp_path, env=os.environ | {"LMJAX_CONFIGS": str(ROOT / "configs"), "JAX_PLATFORMS": "cpu"} | CACHE,
+    capture_output=True, text=True, timeout=300,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr[-3000:]
+  cells = json.loads((tmp_path / "done.ipynb").read_text())["cells"]
+  shown = [data for cell in cells for output in cell.get("outputs", ()) for data in output.get("data", ())]
+  assert "text/html" in shown and ("image/png" in shown or path.stem == "from_huggingface"), shown
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_nothing_printed_is_committed(path):
+  for cell in json.loads(path.read_text())["cells"]:
+    assert not cell.get("outputs") and cell.get("execution_count") is None
+
+
+def test_there_are_three():
+  assert [path.stem for path in NOTEBOOKS] == ["from_huggingface", "inspect_checkpoint", "train_and_look"]
