@@ -5,7 +5,8 @@
       --config.data.validation.part=:
 
 The simple split, 16,728 commands, of which a random 5 % choose the model: a 2-layer encoder-decoder of width 128 with
-relative positions, 3,000 steps of 16 packed rows. Hardware: two CPU cores. Expected: see benchmarks/README.md.
+sinusoidal positions and no dropout, 5,000 steps of 16 packed rows. Hardware: one CPU core, 24 minutes. Expected: every
+one of the 4,182 test commands to the letter, held-out ones from step 3,500 on; see benchmarks/README.md.
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ def get_config(argument: str = "") -> ConfigDict:
   settings = ConfigDict(
     dict(
       seed=0,
-      steps=3000,
+      steps=5000,
       batch=16,
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
@@ -34,7 +35,14 @@ def get_config(argument: str = "") -> ConfigDict:
         validation=dict(part="95%:", **lines),
       ),
       model=dict(
-        kind="lmjax.models.encdec:EncoderDecoder", width=128, depth=2, heads=4, head_size=32, mlp=512, dropout=0.1
+        kind="lmjax.models.encdec:EncoderDecoder",
+        positions="sinusoidal",
+        scaled=True,
+        width=128,
+        depth=2,
+        heads=4,
+        head_size=32,
+        mlp=512,
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
       optim=dict(rule="adamw", peak_rate=2e-3, warmup=200, final=0.02, weight_decay=0.01),

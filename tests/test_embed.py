@@ -131,7 +131,7 @@ def test_a_model_without_a_masked_head_says_so(tmp_path, capsys):
   folder = str(tmp_path / "run")
   assert main(["train", "--config", "configs/lstm.py:debug", "--workdir", folder, "--config.steps=1"]) == 0
   assert main(["fill", "--workdir", folder, "a [MASK]"]) == 2
-  assert "has no masked-LM head: its task is CausalLM" in capsys.readouterr().err
+  assert "has no masked-LM head: its task is ContinuedLM" in capsys.readouterr().err
   (tmp_path / "in.txt").write_text("the first\nand the second\n")
   files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "o.npz")]
   assert main(["embed", "--workdir", folder, *files]) == 0

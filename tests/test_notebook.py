@@ -57,7 +57,7 @@ def test_plots_are_figures_with_words_on_their_axes(folders):
   for figure in (run.histograms("mlp"), run.curve(), run.attention("the list", layer=1), theirs.attention("a", head=0)):
     assert isinstance(figure, Figure)
     assert any(axis.get_xlabel() for axis in figure.axes) or figure.get_supxlabel()
-  assert len(run.attention("the list").axes) == 4  # one a head
+  assert len(run.attention("the list").axes) == 4 + 1  # one a head, and the scale
   with pytest.raises(UserError, match="no run folder"):
     theirs.curve()
 

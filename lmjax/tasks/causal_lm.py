@@ -50,15 +50,16 @@ class CausalLM:
     self, params: Tree, frozen: Tree, carry: Tree, batch: Batch, *, rng: jax.Array | None = None
   ) -> tuple[dict[str, Mean], Tree]:
     hidden, _ = self._hidden(params, batch, rng)
+    return self.score(params, hidden, batch), carry
+
+  def score(self, params: Tree, hidden_BxLxD: jax.Array, batch: Batch) -> dict[str, Mean]:
+    """Returns the loss and the metrics of final vectors."""
     loss, totals = cross_entropy(
-      hidden, self.model.unembedding(params["model"]), batch["targets"], batch["weights"],
+      hidden_BxLxD, self.model.unembedding(params["model"]), batch["targets"], batch["weights"],
       self.model.config.vocabulary, self.z_loss, self.chunk,
     )  # fmt: skip
     count = jnp.sum(batch["weights"])
-    return {"loss": Mean(loss, count)} | {
-      "nll": Mean(totals["nll"], count),
-      "accuracy": Mean(totals["correct"], count),
-    }, carry
+    return {"loss": Mean(loss, count), "nll": Mean(totals["nll"], count), "accuracy": Mean(totals["correct"], count)}
 
   def collect(self, state, batch: Batch, rng: jax.Array) -> Iterable[Batch]:
     return (batch,)

@@ -1,14 +1,20 @@
 """What a task carries from batch to batch is saved, resumed, placed with its rows, and never split."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from lmjax import config, experiment
 from lmjax.__main__ import main
 from lmjax.evals.base import terms_over
 from lmjax.inspection import SavedRun
+from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.continued_lm import ContinuedLM
+from lmjax.testing import fake_batch
 from lmjax.utils.errors import UserError
 
 ELMO = ["--config", "configs/elmo.py:debug", "--config.optim.schedule=constant", "--config.evals.every=0"]
@@ -47,3 +53,34 @@ def test_evaluation_goes_on_where_a_row_ended():
         total, count = total + float(terms["forwards"].total), count + float(terms["forwards"].count)
   np.testing.assert_allclose(float(found["forwards"].total), total, rtol=1e-5)
   assert float(found["forwards"].count) == count
+
+
+def test_text_that_goes_on_is_one_long_row():
+  """Two batches with what was remembered between them give the loss of one; padding moves nothing."""
+  model = Recurrent(Config(vocabulary=50, length=16, width=16, cells=16))
+  task, whole = ContinuedLM(model), CausalLM(model, packed=False)
+  batch = fake_batch(whole, 4, 16) | {"weights": jnp.ones((4, 16))}
+  params = nn.unbox(whole.init(jax.random.key(0), batch))
+  wanted, _ = whole.loss(params, {}, {}, batch)
+  found, carry = 0.0, task.initial_carry(4)
+  for part in (slice(0, 10), slice(10, 16)):
+    terms, carry = task.loss(params, {}, carry, {key: a[:, part] for key, a in batch.items()})
+    found += terms["nll"].total
+  np.testing.assert_allclose(found, wanted["nll"].total, rtol=1e-5)
+  _, after = task.loss(params, {}, carry, batch | {"weights": jnp.zeros((4, 16))})
+  jax.tree.map(np.testing.assert_array_equal, after, carry)
+
+
+def test_gradients_end_where_a_batch_does():
+  model = Recurrent(Config(vocabulary=50, length=8, width=16, cells=16))
+  task = ContinuedLM(model)
+  batch = fake_batch(task, 2, 8) | {"weights": jnp.ones((2, 8))}
+  params = nn.unbox(task.init(jax.random.key(0), batch))
+
+  def later(params):
+    _, carry = task.loss(params, {}, task.initial_carry(2), batch)
+    return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
+
+  assert all(not np.any(leaf) for leaf in jax.tree.leaves(jax.grad(later)(params)))
+  with pytest.raises(ValueError, match="packed is false"):
+    ContinuedLM(model, packed=True)
