@@ -233,9 +233,7 @@ def _print(report: dict[str, Any], where: Topology) -> None:
   for kind, moved in (report["collectives"] or {}).items():
     table.add_row(kind, f"{moved['bytes'] / 1e9:,.2f} GB a device and step, in {moved['count']:,.0f}")
   if report["collectives"] is None:
-    table.add_row(
-      "collectives", "not known: " + ("the compiler's text cannot be read back" if where.compiles else "not compiled")
-    )
+    table.add_row("collectives", f"not known: {'it does not fit' if where.compiles else 'not compiled'}")
   if report["seconds_per_step"] is not None:
     each = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in report["seconds_of"].items())
     table.add_row("step", f"at least {report['seconds_per_step']:.3f} s, bound by {report['bound_by']} ({each})")

@@ -3,7 +3,9 @@
 import dataclasses
 import math
 import os
+import pathlib
 import re
+import tempfile
 import time
 
 import jax
@@ -85,7 +87,7 @@ def topology(text: str, slices: int = 1) -> Topology:
 class Compiled:
   """What the compiler says of a step: bytes a device, and bytes moved by each kind of collective a step.
 
-  collectives is None where the compiler's text cannot be read back.
+  collectives is None where the step does not fit.
   """
 
   arguments: int
@@ -104,8 +106,11 @@ def compile_step(lowered, capacity: float, slices: int, began: float) -> Compile
   """Compiles a lowered step and reads its memory and its collectives; a step that does not fit has no collectives."""
   cached = jax.config.jax_enable_compilation_cache
   _use_cache(False)  # what was compiled for absent devices cannot be loaded
+  dump = tempfile.TemporaryDirectory()
   try:
-    compiled = lowered.compile()
+    # Not `as_text`: libtpu 0.0.52 gives some asynchronous operations in a form that jax 0.10 cannot read back.
+    compiled = lowered.compile({"xla_dump_to": dump.name, "xla_dump_hlo_as_text": True})
+    (text,) = (file.read_text() for file in pathlib.Path(dump.name).glob("*.after_optimizations.txt"))
   except jax.errors.JaxRuntimeError as error:
     used = re.search(r"[Uu]sed ([\d.]+)([MG]) of", str(error))
     if "RESOURCE_EXHAUSTED" not in str(error) and not used:
@@ -113,15 +118,13 @@ def compile_step(lowered, capacity: float, slices: int, began: float) -> Compile
     total = float(used[1]) * 2 ** {"M": 20, "G": 30}[used[2]] if used else 2 * capacity
     return Compiled(0, int(total), 0, False, time.perf_counter() - began, None)
   finally:
+    dump.cleanup()
     _use_cache(cached)
   memory = compiled.memory_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs in place
   found = Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, True, 0.0, None)
   found.fits = found.total <= capacity
-  try:
-    found.collectives = collectives(compiled.as_text(), slices)
-  except jax.errors.JaxRuntimeError:  # libtpu 0.0.52 prints some asynchronous operations that jax 0.10 cannot read
-    found.collectives = None
+  found.collectives = collectives(text, slices)
   found.seconds = time.perf_counter() - began
   return found
 
