@@ -139,7 +139,7 @@ def _train(
       markup=False,
     )
     where = start
-  batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"])
+  batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"], run.layout.rows(run.batch))
   with clock("data"):
     batch = next(batches)
   check(batch, _spec(run, batch))
@@ -205,7 +205,10 @@ def _train(
   def save(at: int) -> None:
     with clock("saving"):
       checkpoints.save(
-        at, state, place(rng, hosts.gather(batches.positions), run.data.version), told["validation_loss"]
+        at,
+        state,
+        place(rng, hosts.gather(batches.positions, batches.streams), run.data.version),
+        told["validation_loss"],
       )
 
   try:
@@ -293,15 +296,7 @@ def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
 
 def _place(batch: Batch, run: Experiment) -> Batch:
   """Returns the batch on the devices, each host giving the rows it has made."""
-  spec = _spec(run, batch)
-  wanted = run.layout.batch(spec)
-  try:
-    return {k: jax.make_array_from_process_local_data(s, batch[k], spec[k].shape) for k, s in wanted.items()}
-  except ValueError as error:
-    raise UserError(
-      "mesh: every host brings rows of its own, so `data` and `fsdp` must be split between the hosts before `sequence` "
-      "and `model`, which have to stay within one"
-    ) from error
+  return run.layout.place(_spec(run, batch), batch, run.layout.rows(run.batch))
 
 
 def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:

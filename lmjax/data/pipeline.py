@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import grain
-import jax
 import numpy as np
 
 from lmjax.data.batch import Batch
@@ -69,17 +68,25 @@ class Reader:
     """Returns the packer of each stream."""
     raise NotImplementedError
 
-  def train(self, tokenizer: Tokenizer, batch: int, seed: int, positions: np.ndarray | None = None) -> "Batches":
+  def train(
+    self, tokenizer: Tokenizer, batch: int, seed: int, positions: np.ndarray | None = None,
+    rows: Sequence[int] | None = None,
+  ) -> "Batches":  # fmt: skip
     """Returns endless batches of `batch` rows, from the start or from saved positions.
+
+    Args:
+      rows: those of each batch to make, in order; by default all.
 
     Raises:
       UserError: the streams, or the saved positions, do not fit the batch; prepared data has another tokenizer.
     """
     start = self.start(batch)
-    streams, hosts = len(start), jax.process_count()
-    if batch % streams or streams % hosts:
+    streams, rows = len(start), range(batch) if rows is None else rows
+    each = batch // streams
+    numbers = sorted({row // each for row in rows}) if each else []
+    if batch % streams or len(numbers) * each != len(rows):
       raise UserError(
-        f"data.streams: {streams} streams must divide the batch ({batch}) and be a multiple of the hosts ({hosts})"
+        f"data.streams: {streams} streams must divide the batch ({batch}), and each give its rows to one host"
       )
     positions = start if positions is None else positions
     if positions.shape != start.shape:
@@ -87,16 +94,15 @@ class Reader:
         f"data.streams: the checkpoint holds {len(positions)} streams and this run has {streams}; a run resumes with "
         "the number it began with (by default the batch)"
       )
-    own = streams // hosts
-    numbers = list(range(own * jax.process_index(), own * (jax.process_index() + 1)))
+    own = len(numbers)
     documents = self.documents(self.source, tokenizer, (seed + 7919 * self.version) % 2**32, streams)
-    rows = _Rows(documents, self.packers(documents, numbers), batch // streams, positions)
+    made = _Rows(documents, self.packers(documents, numbers), each, positions)
     workers = max((w for w in range(1, self.workers + 1) if own % w == 0), default=0)
     if workers:
-      rows = rows.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
-    dataset = rows.batch(own, batch_fn=_join)
+      made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
+    dataset = made.batch(own, batch_fn=_join)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.ahead)
-    return Batches(iter(dataset), positions, *documents.report)
+    return Batches(iter(dataset), positions, numbers, *documents.report)
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
     """Returns the batches of one pass over the validation text, padded to whole batches; the first `steps` if given.
@@ -171,9 +177,10 @@ class Text(Reader):
 class Batches:
   """An iterator of batches that knows where it stands, what it skipped and how much of it is padding."""
 
-  def __init__(self, iterator: Iterator, positions: np.ndarray, read: int = 0, bad: Sequence[Bad] = ()):
+  def __init__(self, iterator: Iterator, positions: np.ndarray, streams: list[int], read: int, bad: Sequence[Bad]):
     self._iterator = iterator
-    self.positions = positions  # after the last batch that was taken
+    self.streams = streams  # those that give the rows here
+    self.positions = positions  # of all streams; true of those here, after the last batch that was taken
     self.read = read
     self.bad = list(bad)
     self.padding = 0.0  # share of the last batch
@@ -188,7 +195,8 @@ class Batches:
       UserError: more than 1 % of at least 100 records were bad.
     """
     batch = next(self._iterator)
-    self.positions = batch.pop("position")
+    self.positions = self.positions.copy()
+    self.positions[self.streams] = batch.pop("position")
     batch.pop("bytes")
     read, bad = batch.pop("report")
     self.read += read

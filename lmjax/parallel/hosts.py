@@ -202,13 +202,18 @@ def _stop(message: str, code: int) -> None:
   os._exit(code)
 
 
-def gather(own: np.ndarray) -> np.ndarray:
-  """Returns the rows of all hosts, in their order; to be called by all of them."""
+def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
+  """Returns what every host knows of its `own` entries, put together; to be called by all of them."""
   if jax.process_count() == 1:
-    return own
+    return values
   from jax.experimental import multihost_utils
 
-  return np.asarray(multihost_utils.process_allgather(own)).reshape(-1, *own.shape[1:])
+  mine = np.zeros(len(values), bool)
+  mine[own] = True
+  whole = values.copy()
+  for told, true in zip(*multihost_utils.process_allgather((values, mine)), strict=True):
+    whole[true] = told[true]
+  return whole
 
 
 def wait_for_all(name: str) -> None:

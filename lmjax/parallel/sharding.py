@@ -4,6 +4,7 @@ Nothing outside `parallel/` knows a mesh axis. `constrain` is how activations as
 outside `use_layout`.
 """
 
+import bisect
 import contextlib
 import contextvars
 import dataclasses
@@ -11,6 +12,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from flax import linen as nn
 from flax import struct
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -130,6 +132,24 @@ class Layout:
       if self.spec(*leaf.axes) != self.spec(*leaf.axes, shape=leaf.value.shape):
         found.append(f"{pytree.name(path)} {leaf.value.shape} is replicated: {leaf.axes} does not divide")
     return found
+
+  def rows(self, batch: int) -> list[int]:
+    """Returns which rows of a global batch this host's devices hold; hosts that share a model hold the same."""
+    held = self.sharding("batch", shape=(batch,)).addressable_devices_indices_map((batch,)).values()
+    return sorted({row for (index,) in held for row in range(batch)[index]})
+
+  def place(self, spec: Tree, batch: Tree, rows: list[int]) -> Tree:
+    """Returns a global batch on the devices, of which this host has brought its `rows`, whole ones."""
+
+    def leaf(wanted: jax.sharding.NamedSharding, shape: jax.ShapeDtypeStruct, own: np.ndarray) -> jax.Array:
+      def part(index: tuple[slice, ...]) -> np.ndarray:
+        held = range(shape.shape[0])[index[0]]
+        start = bisect.bisect_left(rows, held.start)
+        return own[(slice(start, start + len(held)), *index[1:])]
+
+      return jax.make_array_from_callback(shape.shape, wanted, part)
+
+    return {key: leaf(wanted, spec[key], batch[key]) for key, wanted in self.batch(spec).items()}
 
   def batch(self, batch: Tree) -> Tree:
     """Returns the shardings of a batch: rows over `batch`, columns over `length`."""

@@ -1,6 +1,5 @@
 """Order and packing: a pure function of seed, step and streams, for any workers and hosts, to the id."""
 
-import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -93,21 +92,19 @@ def test_mixtures_that_cannot_be():
     Mixture({"a": Part(Numbers(1, "a"), 1e6), "b": Part(Numbers(1, "b"), 1.0)})
 
 
-def as_hosts(monkeypatch, count, text, steps, positions=None):
+def as_hosts(count, text, steps, positions=None):
   """Returns the batches of several hosts put together, and where they all stand."""
-  found = []
+  found, stand = [], text.start(8)
   for host in range(count):
-    monkeypatch.setattr(jax, "process_count", lambda: count)
-    monkeypatch.setattr(jax, "process_index", lambda host=host: host)
-    batches = text.train(BYTES, 8, 3, positions)
-    found.append(([next(batches) for _ in range(steps)], batches.positions))
+    batches = text.train(BYTES, 8, 3, positions, range(8 // count * host, 8 // count * (host + 1)))
+    found.append([next(batches) for _ in range(steps)])
+    stand[batches.streams] = batches.positions[batches.streams]
     batches.close()
-  rows = [{k: np.concatenate([f[0][i][k] for f in found]) for k in found[0][0][0]} for i in range(steps)]
-  return rows, np.concatenate([f[1] for f in found])
+  return [{k: np.concatenate([f[i][k] for f in found]) for k in found[0][0]} for i in range(steps)], stand
 
 
 @pytest.mark.parametrize("mode", ["concatenate", "first_fit"])
-def test_the_same_records_for_any_workers_and_hosts_and_after_any_change_of_them(data, monkeypatch, mode):
+def test_the_same_records_for_any_workers_and_hosts_and_after_any_change_of_them(data, mode):
   """On real text, to the id."""
   c4 = TFDS(folder=str(data / "tfds_c4_minimal" / "c4" / "en" / "3.1.0"))
   books = TextFiles(str(data / "lm_tinyshakespeare" / "*.txt"), piece=2000)
@@ -116,13 +113,22 @@ def test_the_same_records_for_any_workers_and_hosts_and_after_any_change_of_them
   def text(workers):
     return Text(mixed, mixed, 128, Settings("bytes"), packing=mode, workers=workers)
 
-  whole, _ = as_hosts(monkeypatch, 1, text(0), 6)
+  whole, _ = as_hosts(1, text(0), 6)
   for workers, hosts in ((1, 1), (4, 1), (0, 2), (1, 4)):
-    rows, _ = as_hosts(monkeypatch, hosts, text(workers), 6)
+    rows, _ = as_hosts(hosts, text(workers), 6)
     assert all(np.array_equal(a[k], b[k]) for a, b in zip(whole, rows, strict=True) for k in a), (workers, hosts)
-  _, positions = as_hosts(monkeypatch, 4, text(0), 2)
-  rows, _ = as_hosts(monkeypatch, 2, text(1), 4, positions)
+  _, positions = as_hosts(4, text(0), 2)
+  rows, _ = as_hosts(2, text(1), 4, positions)
   assert all(np.array_equal(a[k], b[k]) for a, b in zip(whole[2:], rows, strict=True) for k in a)
+
+
+def test_a_host_makes_whole_streams(lines):
+  text = Text(lines, lines, 16, Settings("bytes"), streams=2)
+  batches = text.train(BYTES, 8, 0, rows=range(4, 8))
+  assert batches.streams == [1] and len(next(batches)["inputs"]) == 4
+  batches.close()
+  with pytest.raises(UserError, match="each give its rows to one host"):
+    text.train(BYTES, 8, 0, rows=range(2, 6))
 
 
 @pytest.fixture

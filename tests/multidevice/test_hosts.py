@@ -112,6 +112,17 @@ def test_two_hosts_are_one_and_a_run_goes_on_with_other_numbers(lmjax, tmp_path)
   assert read[0]["validation_loss"] == pytest.approx(read[1]["validation_loss"], rel=1e-4)
 
 
+@pytest.mark.parametrize("rules, axis", [("tp", "model"), pytest.param("sequence", "sequence", marks=pytest.mark.slow)])
+def test_hosts_share_a_model_or_a_text(lmjax, tmp_path, rules, axis):
+  """An axis that spans both hosts: they read the same rows, and the losses are those of one device."""
+  alone, both = tmp_path / "alone", tmp_path / "both"
+  more = ("--config.steps=3", f"--config.rules={rules}", "--config.mesh.fsdp=1", "--config.evals.every=0")
+  lmjax("train", *CONFIG, *more, "--workdir", alone)
+  for code, told in finish(start(both, 2, 2, *more, f"--config.mesh.{axis}=4")):
+    assert code == 0, told[-2000:]
+  np.testing.assert_allclose(losses(both), losses(alone), rtol=2e-5)
+
+
 @pytest.mark.slow
 def test_sigterm_to_one_of_four_makes_all_save_the_same_step_and_leave(tmp_path):
   processes = start(tmp_path, 4, 1, "--config.steps=5000", "--config.checkpoint.every=20", "--config.evals.every=0")
