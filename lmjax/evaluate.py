@@ -7,11 +7,13 @@ lmjax evaluate --workdir runs/m30k --best --config.data.validation.sources=val.e
 import argparse
 import json
 
+import jax
 from etils import epath
 
 from lmjax import config as configs
 from lmjax.logs import console
 from lmjax.opening import open_model
+from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError, nearest
 
@@ -28,8 +30,14 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--output", help="JSON file for what was found; default the terminal")
   options, overrides = configs.parse_overrides(parser, arguments)
   for key in overrides:
-    if key.split(".")[0] not in ("data", "evals", "batch", "model"):
-      raise UserError(f"evaluate: --config.{key}: only data, evals, batch and model may differ from the run's")
+    if key.split(".")[0] not in ("data", "evals", "batch", "model", "mesh", "rules"):
+      raise UserError(f"evaluate: --config.{key}: only data, evals, batch, model, mesh and rules may differ")
+  with hosts.joined(), hosts.speaker():
+    _evaluate(options, overrides)
+  return 0
+
+
+def _evaluate(options, overrides: dict[str, str]) -> None:
   opened = open_model(options.workdir, options.step, options.best, overrides=overrides)
   run = opened.run
   if run is None:
@@ -43,8 +51,7 @@ def main(arguments: list[str]) -> int:
       if name in (options.only or run.evaluators):
         measure = evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
         found |= {f"{name}_{key}": value for key, value in measure(opened.params).items()}
-  if options.output:
+  if options.output and jax.process_index() == 0:
     epath.Path(options.output).write_text(json.dumps(found, indent=2))
   for key, value in found.items():
     console.print(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}", markup=False)
-  return 0

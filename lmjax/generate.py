@@ -9,6 +9,7 @@ A prompts file has a text a line, or JSON objects with a `prompt`; the output ha
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Iterator
 
@@ -22,6 +23,7 @@ from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.opening import open_model
+from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
 
@@ -135,7 +137,12 @@ def main(arguments: list[str]) -> int:
   if options.beams and not options.num_samples <= options.beams:
     raise UserError(f"generate: {options.beams} beams have no {options.num_samples} samples to give")
   prompts = options.prompt or read_prompts(options.prompts_file)
+  with hosts.joined(), hosts.speaker():
+    _generate(options, sampling, prompts)
+  return 0
 
+
+def _generate(options, sampling: Sampling, prompts: list[str]) -> None:
   opened = open_model(options.workdir, options.step, dtype=options.dtype)
   if not hasattr(opened.task.model, "extend"):
     raise UserError(f"generate: {options.workdir} holds a {type(opened.task.model).__name__}, which writes no text")
@@ -155,7 +162,6 @@ def main(arguments: list[str]) -> int:
       _write(options, groups, sampler, params, opened.tokenizer)
     else:
       _print(options, groups, sampler, params, opened.tokenizer)
-  return 0
 
 
 def read_prompts(path: str) -> list[str]:
@@ -219,7 +225,7 @@ def _print(options, groups, sampler, params, tokenizer) -> None:
 
 
 def _write(options, groups, sampler, params, tokenizer) -> None:
-  with epath.Path(options.output).open("w") as file:
+  with epath.Path(os.devnull if jax.process_index() else options.output).open("w") as file:
     for group in groups:
       if options.beams:
         texts = _searched(options, group, sampler, params, tokenizer)

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.sample import padded_prompts, padded_sources, prefill
+from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
 NEVER = -1e9  # a score no continuation has
@@ -93,11 +94,12 @@ class Beam:
 
     beams = jax.lax.while_loop(going_on, functools.partial(self._step, params), beams)
     unfinished = jnp.where(beams.step == new, beams.alive_BxK / self._norm(new), NEVER)
-    return _best(
+    texts, scores = _best(
       jnp.concatenate([beams.texts_BxKxT, beams.tokens_BxKxT], axis=1),
       jnp.concatenate([beams.ended_BxK, unfinished], axis=1),
       size,
     )
+    return constrain(texts), constrain(scores)  # for every host to read
 
   def _step(self, params: Tree, beams: _Beams) -> _Beams:
     batch, size = beams.alive_BxK.shape

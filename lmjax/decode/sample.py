@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.logits import Sampling
+from lmjax.parallel.sharding import constrain
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -69,8 +70,8 @@ class Sampler:
     if new < 1:
       return
     tokens, valid = padded_prompts(prompts, new, self.slots)
-    rngs = jax.vmap(jax.random.key)(np.asarray(seeds, np.uint32))
-    decoding = self._prefill(params, tokens, valid, rngs, tokens.shape[1] + new, padded_sources(sources))
+    seeds = np.asarray(seeds, np.uint32)
+    decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, padded_sources(sources))
     yield np.asarray(decoding.tokens_B)[:, None]
     made = 1
     while made < new and bool(np.any(decoding.alive_B)):
@@ -79,7 +80,8 @@ class Sampler:
       yield np.asarray(drawn)
 
   @functools.partial(jax.jit, static_argnums=(0, 5))
-  def _prefill(self, params, tokens_BxL, valid_BxL, rngs_B, slots, source):
+  def _prefill(self, params, tokens_BxL, valid_BxL, seeds_B, slots, source):
+    rngs_B = jax.vmap(jax.random.key)(seeds_B)
     hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, slots, source)
     rows = jnp.arange(len(tokens_BxL))[:, None]
     seen = jnp.zeros((len(tokens_BxL), self.model.config.vocabulary), bool)
@@ -100,7 +102,7 @@ class Sampler:
       return decoding, decoding.tokens_B
 
     decoding, drawn = jax.lax.scan(one, decoding, length=count)
-    return decoding, drawn.T
+    return decoding, constrain(drawn.T)  # for every host to read
 
   def _draw(self, params, decoding: _Decoding, hidden_BxD: jax.Array) -> _Decoding:
     """Draws the next token of every row; rows that have ended draw -1."""
@@ -112,7 +114,7 @@ class Sampler:
     seen_BxV = decoding.seen_BxV
     if self.sampling.repetition_penalty != 1:
       seen_BxV = seen_BxV.at[jnp.arange(len(drawn_B)), drawn_B].set(True)
-    return _Decoding(decoding.cache, tokens_B, keys[:, 0], seen_BxV, alive_B)
+    return _Decoding(decoding.cache, constrain(tokens_B), keys[:, 0], seen_BxV, constrain(alive_B))
 
 
 def padded_prompts(prompts: Sequence[Sequence[int]], new: int, slots: int) -> tuple[np.ndarray, np.ndarray]:

@@ -30,15 +30,15 @@ def free_port() -> int:
         continue
 
 
-def start(run, count, devices, *more, numbers=None, limit=100):
-  """Starts the processes of one run, each with simulated devices of its own."""
+def start(run, count, devices, *more, numbers=None, limit=100, command=("train", *CONFIG)):
+  """Starts the processes of one command, each with simulated devices of its own."""
   port = free_port()
   env = os.environ | {
     "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     "NPROC": str(4 * devices), "LMJAX_COORDINATOR": f"localhost:{port}", "LMJAX_PROCESSES": str(count),
     "LMJAX_TIMEOUT": str(limit),
   }  # fmt: skip
-  command = [sys.executable, "-W", "error", "-m", "lmjax", "train", *CONFIG, "--workdir", str(run), *more]
+  command = [sys.executable, "-W", "error", "-m", "lmjax", *command, "--workdir", str(run), *more]
   return [
     subprocess.Popen(
       command, cwd=ROOT, env=env | {"LMJAX_PROCESS": str(i)}, text=True,
@@ -121,6 +121,36 @@ def test_hosts_share_a_model_or_a_text(lmjax, tmp_path, rules, axis):
   for code, told in finish(start(both, 2, 2, *more, f"--config.mesh.{axis}=4")):
     assert code == 0, told[-2000:]
   np.testing.assert_allclose(losses(both), losses(alone), rtol=2e-5)
+
+
+def test_hosts_evaluate_and_generate_what_one_would(lmjax, tmp_path):
+  """Three prompts in batches of two, and validation text that fills no whole number of batches."""
+  run, prompts = tmp_path / "run", tmp_path / "prompts.txt"
+  lmjax("train", *CONFIG, "--config.steps=3", "--config.evals.every=0", "--workdir", run)
+  prompts.write_text("Return\nThe class of\nA\n")
+  more = ("--prompts_file", prompts, "--batch", "2", "--max_new_tokens", "6", "--output")
+  lmjax("generate", "--workdir", run, *more, tmp_path / "alone.jsonl")
+  told = finish(start(run, 2, 2, *map(str, more), str(tmp_path / "both.jsonl"), command=("generate",)))
+  assert [code for code, _ in told] == [0, 0], told
+  assert (tmp_path / "both.jsonl").read_text() == (tmp_path / "alone.jsonl").read_text()
+  only = ("--only", "validation", "--config.batch=6", "--output")
+  lmjax("evaluate", "--workdir", run, *only, tmp_path / "alone.json")
+  told = finish(start(run, 2, 2, *only, str(tmp_path / "both.json"), command=("evaluate",)))
+  assert [code for code, _ in told] == [0, 0], told
+  assert [("validation_loss" in text) for _, text in told] == [True, False], "one of them speaks"
+  alone, both = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "both"))
+  assert both == pytest.approx(alone, rel=2e-5)
+
+
+@pytest.mark.slow
+def test_hosts_write_texts_while_they_train(lmjax, tmp_path):
+  more = ("--config", "configs/scan.py:debug", "--config.steps=4")
+  lmjax("train", *more, "--workdir", tmp_path / "alone")
+  told = finish(start(tmp_path / "both", 2, 2, command=("train", *more)))
+  assert [code for code, _ in told] == [0, 0], told
+  alone, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "both"))
+  assert "written_exact" in alone and both["written_exact"] == alone["written_exact"]
+  assert both["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
 
 
 @pytest.mark.slow
