@@ -1,19 +1,33 @@
 """Tiny models, tokenizers and batches, for tests and notebooks."""
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from lmjax.data.batch import Batch
 from lmjax.models.decoder import Config, Decoder
 from lmjax.tasks.base import Task
+from lmjax.utils.pytree import Tree
 
 
 def tiny_decoder(**changes) -> Decoder:
   """Returns a decoder of 3 layers, width 32, 50 words, 16 positions."""
   shape = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, groups=4, head_size=8, mlp=64)
   return Decoder(Config(**(shape | changes)))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _born(owner, rng: jax.Array, *inputs: Tree) -> Tree:
+  return nn.unbox(owner.init(rng, *inputs))
+
+
+def born(owner: nn.Module | Task, *inputs: Tree, seed: int = 0) -> Tree:
+  """Returns what a module or a task is born with, without axis names, compiled as one."""
+  return _born(owner, jax.random.key(seed), *inputs)
 
 
 def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> Batch:

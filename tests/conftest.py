@@ -17,6 +17,12 @@ jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+def pytest_configure(config):
+  """What tests compile runs for milliseconds and compiles for seconds: LLVM does without its best, but for --all."""
+  if not config.getoption("--all"):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_backend_optimization_level=0".strip()
+
+
 def pytest_addoption(parser):
   parser.addoption("--all", action="store_true", help="run the slow tests too")
   parser.addoption("--fail-on-skip", action="store_true", help="count a skipped test as a failure")
@@ -31,8 +37,8 @@ def pytest_sessionfinish(session):
 def pytest_collection_modifyitems(config, items):
   parity = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
   for item in items:
-    if "slow" in item.keywords and not config.getoption("--all"):
-      item.add_marker(pytest.mark.skip(reason="slow: runs with --all"))
+    if {"slow", "docs"} & set(item.keywords) and not config.getoption("--all"):
+      item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --all"))
     if "torch" in item.keywords and not parity:
       item.add_marker(pytest.mark.skip(reason="needs torch and transformers: pip install -e '.[parity]'"))
 

@@ -72,6 +72,7 @@ def test_readme_runs(folder):
   assert {"train", "generate", "prepare", "embed", "fill", "evaluate", "convert"} <= set(ran)
 
 
+@pytest.mark.docs
 def test_the_site_runs(folder, lmjax):
   """Every page in its order: commands and snippets, but for what wants another library, which the next test runs."""
   ran = set()

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lmjax import experiment
 from lmjax.__main__ import main
@@ -18,7 +17,7 @@ from lmjax.models.encoder import Encoder
 from lmjax.tasks.bilm import BiLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.testing import tiny_decoder
+from lmjax.testing import born, tiny_decoder
 
 TEXTS = ["The cat sat on the mat.", "Unbelievable!", "A dog, a second dog and then some more dogs ran.", "on"]
 LENGTH = 64
@@ -37,7 +36,7 @@ def parts(family: str):
     shape = dict(vocabulary=20, length=LENGTH, width=8, cells=12, embedding=4, filters=((1, 4), (2, 6)), highways=1)
     task = BiLM(ELMo(elmo.Config(**shape)), characters=16)
   zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in task.spec(1, LENGTH).items()}
-  return task, tokenizer, nn.unbox(task.init(jax.random.key(0), zeros))
+  return task, tokenizer, born(task, zeros)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "elmo"])

@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lmjax.data.tokenizers import Bytes
 from lmjax.decode.beam import Beam
@@ -16,7 +15,7 @@ from lmjax.generate import search_texts
 from lmjax.models import encdec, recurrent
 from lmjax.models.encdec import EncoderDecoder
 from lmjax.models.recurrent import Recurrent
-from lmjax.testing import tiny_decoder
+from lmjax.testing import born, tiny_decoder
 
 WORDS, END, NEW = 4, 3, 4
 
@@ -31,7 +30,7 @@ def family(name: str):
   else:
     shape = dict(vocabulary=WORDS, length=8, width=16, depth=2, heads=2, head_size=8, mlp=32)
     model, given = EncoderDecoder(encdec.Config(**shape)), (ids, ids)
-  params = nn.unbox(model.init(jax.random.key(1), *given))["params"]
+  params = born(model, *given, seed=1)["params"]
   params = jax.tree.map(lambda p: 4 * p if p.ndim > 1 else p, params)  # untrained models hardly prefer anything
   return model, params, None if name != "encdec" else [1, 2, 0, 1]
 
@@ -89,6 +88,6 @@ def test_one_beam_is_greedy():
 
 def test_texts_come_best_first():
   model = tiny_decoder(vocabulary=257)
-  params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  params = born(model, jnp.zeros((1, 4), jnp.int32))["params"]
   found = search_texts(Beam(model, 16, 3, end=256), params, Bytes(), ["ab", "c"], 4)
   assert [len(texts) for texts in found] == [3, 3]

@@ -15,6 +15,7 @@ from lmjax.evals.generation import write
 from lmjax.evals.kneser_ney import _lines, perplexity
 from lmjax.evals.probe import Probe, scores, token_f1
 from lmjax.models.elmo import scalar_mix
+from lmjax.testing import born
 
 
 def slow_kneser_ney(train: list[list[int]], test: list[list[int]], order: int, size: int) -> float:
@@ -97,9 +98,7 @@ def test_a_probe_finds_the_layer_that_tells():
 
 
 def test_texts_come_back_in_their_order():
-  import jax
   import jax.numpy as jnp
-  from flax import linen as nn
 
   from lmjax.data.tokenizers import Bytes
   from lmjax.models.encdec import Config, EncoderDecoder
@@ -107,7 +106,7 @@ def test_texts_come_back_in_their_order():
 
   shape = dict(vocabulary=257, length=8, width=16, depth=1, heads=2, head_size=8, mlp=16)
   task, ids = Seq2Seq(EncoderDecoder(Config(**shape))), jnp.zeros((1, 4), jnp.int32)
-  params = {"model": nn.unbox(task.model.init(jax.random.key(0), ids, ids))["params"], "heads": {}}
+  params = {"model": born(task.model, ids, ids)["params"], "heads": {}}
   sources = [[5, 256], [7, 8, 9, 256], [1] * 20 + [256]]
   together = write(task, Bytes(), params, sources, 6)
   assert together == [write(task, Bytes(), params, [source], 6)[0] for source in sources]

@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from flax import linen as nn
 from flax import serialization, traverse_util
 
 from lmjax.__main__ import main
@@ -18,7 +17,7 @@ from lmjax.inspection import look
 from lmjax.interop import huggingface, safetensors
 from lmjax.interop.safetensors import Tensors
 from lmjax.interop.tables import arrange
-from lmjax.testing import tiny_decoder
+from lmjax.testing import born, tiny_decoder
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 
@@ -30,7 +29,7 @@ def folder(tmp_path):
   """A tiny GPT-2 with its tokenizer, as transformers would write it."""
   tokenizer = train("bpe", [TEXT], 300)
   model = tiny_decoder(vocabulary=tokenizer.size)
-  params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 4), jnp.int32)))["params"]
+  params = born(model, jnp.zeros((1, 4), jnp.int32))["params"]
   huggingface.save(tmp_path / "gpt2", model, {"model": params, "heads": {}}, tokenizer)
   return tmp_path / "gpt2"
 

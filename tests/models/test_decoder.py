@@ -6,12 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lmjax.layers.positions import Rotary
 from lmjax.models.decoder import PRESETS, Config, Decoder
 from lmjax.parallel.sharding import count_parameters
-from lmjax.testing import tiny_decoder
+from lmjax.testing import born, tiny_decoder
 
 COUNTS = {
   "gpt": 116_534_784,
@@ -43,7 +42,7 @@ SHAPES = {
 def made(**changes):
   """Returns a tiny model and parameters that are not at their special initial values."""
   model = tiny_decoder(**changes)
-  params = nn.unbox(model.init(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"])
+  params = born(model, jnp.zeros((1, 8), jnp.int32))["params"]
   rng = np.random.default_rng(0)
   return model, jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), params)
 

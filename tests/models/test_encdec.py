@@ -12,6 +12,7 @@ from lmjax.layers.relative import bucket, sinusoids
 from lmjax.models.encdec import PRESETS, Config, EncoderDecoder
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.testing import born
 
 COUNTS = {
   "transformer-base": 63_082_496,
@@ -43,7 +44,7 @@ def tiny(family: str = "t5", **changes) -> EncoderDecoder:
 def made(model: EncoderDecoder, batch: int = 2, source: int = 12, target: int = 9):
   """Returns parameters, and inputs of both sides."""
   ids = jnp.asarray(RNG.integers(1, 50, (batch, source))), jnp.asarray(RNG.integers(1, 50, (batch, target)))
-  params = nn.unbox(model.init(jax.random.key(0), *ids))["params"]
+  params = born(model, *ids)["params"]
   return params, *ids
 
 
@@ -127,7 +128,7 @@ def test_scanned_unrolled_and_rematerialized_are_the_same():
     def loss(params, task=task, batch=batch):
       return task.loss(params, {}, {}, batch, rng=jax.random.key(1))[0]["loss"].total
 
-    found.append(jax.value_and_grad(loss)({"model": params, "heads": {}}))
+    found.append(jax.jit(jax.value_and_grad(loss))({"model": params, "heads": {}}))
   for other in found[1:]:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found[0], other)
 

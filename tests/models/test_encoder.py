@@ -8,6 +8,7 @@ import pytest
 from lmjax.models.encoder import PRESETS, Config, Encoder
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.testing import born
 
 COUNTS = {
   "bert-tiny": 4_385_920, "bert-mini": 11_170_560, "bert-small": 28_763_648, "bert-medium": 41_373_184,
@@ -44,9 +45,8 @@ def test_parameter_counts(name):
 
 
 def initialised(task):
-  from flax import linen as nn
 
-  params = nn.unbox(task.init(jax.random.key(0), batch()))
+  params = born(task, batch())
   # Away from zero biases and unit scales, so that each of them shows.
   noise = iter(jax.random.split(jax.random.key(1), 1000))
   return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(noise), leaf.shape), params)

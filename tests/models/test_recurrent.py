@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lmjax.data.words import spell
 from lmjax.decode.sample import Sampler
@@ -16,7 +15,7 @@ from lmjax.models.recurrent import Recurrent
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.bilm import BiLM, sampled_cross_entropy
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import fake_batch
+from lmjax.testing import born, fake_batch
 
 RNG = np.random.default_rng(0)
 
@@ -31,7 +30,7 @@ def tiny_elmo(**changes) -> ELMo:
 
 
 def started(model, *arguments):
-  return nn.unbox(model.init(jax.random.key(0), *arguments))["params"]
+  return born(model, *arguments)["params"]
 
 
 def floats(*shape) -> jax.Array:
@@ -74,7 +73,7 @@ def test_the_gradient_is_that_of_the_plain_scan(cells, clip, monkeypatch):
 def test_no_vector_depends_on_what_comes_later_or_on_another_document():
   task = CausalLM(tiny())
   batch = fake_batch(task, batch=2)
-  params = nn.unbox(task.init(jax.random.key(0), batch))
+  params = born(task, batch)
 
   def vectors(batch):
     return task.model.apply({"params": params["model"]}, batch["inputs"], batch["positions"], batch["segments"])[0]
@@ -165,7 +164,7 @@ def test_states_go_on_from_batch_to_batch():
   model = tiny_elmo()
   task = BiLM(model, characters=10)
   x = spelt("a b c d e f")
-  params = nn.unbox(task.init(jax.random.key(0), {"characters": x}))
+  params = born(task, {"characters": x})
   targets, ones = jnp.asarray(RNG.integers(0, 60, (1, 6))), jnp.ones((1, 6))
 
   def batch(part):
@@ -198,7 +197,7 @@ def test_evaluation_scores_all_words():
   task = BiLM(tiny_elmo(), characters=10, negatives=3)
   zeros = {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in task.spec(1, 6).items()}
   batch = zeros | {"characters": spelt("a b c"), "reverse_characters": spelt("c b a"), "weights": jnp.ones((1, 6))}
-  params = nn.unbox(task.init(jax.random.key(0), batch))
+  params = born(task, batch)
   full = BiLM(task.model, characters=10)
   carry = task.initial_carry(1)
   whole = full.loss(params, {}, carry, batch)[0]["forwards"].total

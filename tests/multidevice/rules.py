@@ -1,7 +1,7 @@
 """Run by test_rules.py in a process of eight simulated devices: every rule set against a single device.
 
-Names of families among the arguments are checked under every rule set; without any, decoders under every one, and BERT,
-T5 and ELMo under the one that splits most.
+Names of families among the arguments are checked under every rule set; without any, GPT under every one and Llama under
+the one that splits most.
 """
 
 import sys
@@ -11,7 +11,6 @@ import unittest.mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from lmjax.compression.base import Identity
 from lmjax.interop import huggingface
@@ -33,7 +32,7 @@ from lmjax.tasks.bilm import BiLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import fake_batch, tiny_decoder
+from lmjax.testing import born, fake_batch, tiny_decoder
 from lmjax.train import make_step
 from lmjax.utils import pytree
 
@@ -58,6 +57,7 @@ OTHERS = {
   "LSTM": CausalLM(Recurrent(recurrent.Config(**LSTM))),
   "ELMo": BiLM(ELMo(elmo.Config(**ELMO)), characters=8),
   "T5": Seq2Seq(EncoderDecoder(encdec.Config(**T5)), target_length=8),
+  "Llama": CausalLM(tiny_decoder(dropout=0.1, **LLAMA)),
   "Transformer": Seq2Seq(EncoderDecoder(encdec.Config(**(T5 | WAVES))), smoothing=0.1),
 }
 
@@ -105,7 +105,7 @@ def check_a_folder():
   """A model of Hugging Face's goes onto a mesh, each device reading its own part of the files and nothing else."""
   with tempfile.TemporaryDirectory() as folder:
     model, ids = tiny_decoder(**LLAMA), jnp.arange(16)[None]
-    params = nn.unbox(model.init(jax.random.key(0), ids))["params"]
+    params = born(model, ids)["params"]
     huggingface.save(f"{folder}/llama", model, {"model": params, "heads": {}})
     loaded, layout = huggingface.load(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
     read, honest = [], Mapped.__getitem__
@@ -128,46 +128,48 @@ def check_a_folder():
   print("each device read its own part", flush=True)
 
 
-def check_others():
-  for name, task in OTHERS.items():
-    wanted, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), task)
-    for rules in MESHES if name in EVERY else ("fsdp_tp",) if name in ("BERT", "T5", "ELMo") else ():
-      found, _ = losses(Layout.build(MESHES[rules].build(), rules), task)
+def check_families(names):
+  for name in names:
+    wanted, _ = losses(alone(), OTHERS[name])
+    for rules in MESHES:
+      found, _ = losses(Layout.build(MESHES[rules].build(), rules), OTHERS[name])
       np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=f"{name}, {rules}")
       print("same loss of", name, "under", rules, flush=True)
+  wanted, _ = losses(alone(), LLAMA)
+  for rules, axis, count in (("ddp", "data", 2), ("fsdp", "fsdp", 4), ("tp", "model", 2), ("sequence", "sequence", 4)):
+    mesh = MeshShape(**({"data": 1} | {axis: count})).build(jax.devices()[:count])
+    found, _ = losses(Layout.build(mesh, rules), LLAMA)
+    np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=f"{rules} on {count}")
+    print("same loss under", rules, "on", count, "devices", flush=True)
+
+
+def alone() -> Layout:
+  """Returns the layout of a single device."""
+  return Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
 
 
 def main():
   assert jax.device_count() == 8
-  check_others()
-  if not EVERY:
+  if EVERY:
+    check_families(EVERY)
+  else:
     check_decoders()
     check_a_folder()
 
 
 def check_decoders():
   for changes in ({}, LLAMA):
-    alone, _ = losses(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), changes)
-    for rules in MESHES if not changes else ("tp", "fsdp_tp", "sequence"):
+    wanted, _ = losses(alone(), changes)
+    for rules in MESHES if not changes else ("fsdp_tp",):
       mesh = MESHES[rules]
       found, state = losses(Layout.build(mesh.build(), rules), changes)
-      np.testing.assert_allclose(found, alone, rtol=2e-5, err_msg=rules)
+      np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=rules)
       assert split(state, "mlp/up/kernel") == [rules != "ddp"] * 3, rules
       assert split(state, "model/embed/table") == [rules != "ddp"] * 3, rules
       print("same loss under", rules, found, flush=True)
-  for rules, axis, devices in (
-    ("ddp", "data", 2),
-    ("fsdp", "fsdp", 4),
-    ("tp", "model", 2),
-    ("sequence", "sequence", 4),
-  ):
-    mesh = MeshShape(**({"data": 1} | {axis: devices})).build(jax.devices()[:devices])
-    found, _ = losses(Layout.build(mesh, rules), changes)
-    np.testing.assert_allclose(found, alone, rtol=2e-5, err_msg=f"{rules} on {devices}")
-    print("same loss under", rules, "on", devices, flush=True)
   check_splash()
   accumulated, _ = losses(Layout.build(MESHES["fsdp"].build(), "fsdp"), LLAMA, microbatches=2)
-  assert abs(accumulated[0] - alone[0]) < 0.2, "other dropout, the same loss but for it"
+  assert abs(accumulated[0] - wanted[0]) < 0.2, "other dropout, the same loss but for it"
 
   layout = Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
   with use_layout(layout):

@@ -33,8 +33,9 @@ def free_port() -> int:
 def start(run, count, devices, *more, numbers=None, limit=100, command=("train", *CONFIG)):
   """Starts the processes of one command, each with simulated devices of its own."""
   port = free_port()
+  flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}"
   env = os.environ | {
-    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags,
     "NPROC": str(4 * devices), "LMJAX_COORDINATOR": f"localhost:{port}", "LMJAX_PROCESSES": str(count),
     "LMJAX_TIMEOUT": str(limit),
   }  # fmt: skip

@@ -4,7 +4,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
 
 from lmjax import config, experiment
 from lmjax.__main__ import main
@@ -14,7 +13,7 @@ from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.continued_lm import ContinuedLM
-from lmjax.testing import fake_batch
+from lmjax.testing import born, fake_batch
 from lmjax.utils.errors import UserError
 
 ELMO = ["--config", "configs/elmo.py:debug", "--config.optim.schedule=constant", "--config.evals.every=0"]
@@ -60,7 +59,7 @@ def test_text_that_goes_on_is_one_long_row():
   model = Recurrent(Config(vocabulary=50, length=16, width=16, cells=16))
   task, whole = ContinuedLM(model), CausalLM(model, packed=False)
   batch = fake_batch(whole, 4, 16) | {"weights": jnp.ones((4, 16))}
-  params = nn.unbox(whole.init(jax.random.key(0), batch))
+  params = born(whole, batch)
   wanted, _ = whole.loss(params, {}, {}, batch)
   found, carry = 0.0, task.initial_carry(4)
   for part in (slice(0, 10), slice(10, 16)):
@@ -75,7 +74,7 @@ def test_gradients_end_where_a_batch_does():
   model = Recurrent(Config(vocabulary=50, length=8, width=16, cells=16))
   task = ContinuedLM(model)
   batch = fake_batch(task, 2, 8) | {"weights": jnp.ones((2, 8))}
-  params = nn.unbox(task.init(jax.random.key(0), batch))
+  params = born(task, batch)
 
   def later(params):
     _, carry = task.loss(params, {}, task.initial_carry(2), batch)
