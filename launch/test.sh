@@ -5,4 +5,4 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "[test]"
 
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-"$python" -m pytest tests -n 2 "$@"
+"$python" -m pytest tests -n 2 --dist worksteal --durations=10 "$@"

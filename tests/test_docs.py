@@ -60,6 +60,7 @@ def folder(monkeypatch, tmp_path):
   return tmp_path
 
 
+@pytest.mark.docs
 def test_readme_runs(folder):
   """Models are made tiny, and what wants data of GPT-2's is only loaded."""
   ran = []

@@ -102,6 +102,7 @@ def test_a_relative_run_folder(lmjax, tmp_path):
   )
 
 
+@pytest.mark.slow
 def test_debugging_options(lmjax, tmp_path):
   """Operation by operation, stopping at the first NaN, with a trace of two steps."""
   arguments = ("train", "--config", "configs/quickstart.py:debug", "--config.steps=2", "--workdir")

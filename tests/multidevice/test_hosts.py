@@ -95,6 +95,7 @@ print("the same")
   assert "the same" in done.stdout, done.stderr[-2000:]
 
 
+@pytest.mark.hosts
 def test_two_hosts_are_one_and_a_run_goes_on_with_other_numbers(lmjax, tmp_path):
   """Uninterrupted on one device; 8 devices on two hosts, then 1, then 8 again: the same losses."""
   alone, moved = tmp_path / "alone", tmp_path / "moved"
@@ -166,6 +167,7 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step_and_leave(tmp_path)
   assert f"saved step {step} " in done[0][1] and step >= 20
 
 
+@pytest.mark.hosts
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_host_stops_the_other_and_the_next_start_goes_on(tmp_path, victim):
   more = ("--config.steps=5000", "--config.checkpoint.every=20", "--config.evals.every=0")

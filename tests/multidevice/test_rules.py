@@ -49,6 +49,7 @@ def test_a_7b_state_is_born_in_parts():
   assert process.returncode == 0 and "born in parts" in process.stdout, process.stderr[-3000:]
 
 
+@pytest.mark.hosts
 def test_the_command_line_simulates_devices(lmjax, tmp_path):
   """A checkpoint written on eight devices opens on one."""
   run = tmp_path / "run"
