@@ -17,8 +17,8 @@ from lmjax.opening import open_model
 from lmjax.parallel.sharding import use_layout
 
 
-def filled(source: list[int], target: list[int], tokenizer) -> tuple[str, list[str]]:
-  """Returns a source with what is behind its sentinels in brackets, and those spans by themselves."""
+def filled(source: list[int], target: list[int], tokenizer) -> str:
+  """Returns a source with what is behind its sentinels in brackets."""
   spans, now = {}, []
   for i in target:
     if i >= tokenizer.inner.size:
@@ -34,7 +34,7 @@ def filled(source: list[int], target: list[int], tokenizer) -> tuple[str, list[s
     else:
       waiting.append(i)
   text = text[: text.rindex(" [")]  # the sentinel that only ended the loop
-  return " ".join(text.split()), list(words.values())
+  return " ".join(text.split())
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
   with use_layout(opened.layout):
     written = write(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in found], 24)
   for (hidden, truth), guess in zip(found, written, strict=True):
-    print(f"| {filled(hidden, truth, tokenizer)[0]} | {guess} |")
+    print(f"| {filled(hidden, truth, tokenizer)} | `{guess}` |")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def test_the_site_runs(folder, lmjax):
       if language == "python":
         exec(compile(block, str(page), "exec"), names)
       for arguments in commands(block) if language == "bash" else ():
-        if "--devices" in arguments:  # which is for the start of a process
+        if {"--devices", "--profile"} & set(arguments):  # which are for a process of their own
           lmjax(*arguments, cwd=folder)
         elif not elsewhere(arguments):
           assert main(arguments) == 0, arguments
