@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def convert(source: epath.PathLike, output: epath.PathLike, step: int | None = None) -> None:
-  """Writes a run, or a folder of Hugging Face's, as a folder of theirs, holding one stacked parameter at a time.
+  """Writes a run, or a folder of Hugging Face's, as one of theirs; of a folder only a layer is in memory at a time.
 
   Raises:
     UserError: the source cannot be read, has no like among their families, or the output is not empty.
