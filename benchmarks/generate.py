@@ -21,6 +21,7 @@ from flax import linen as nn
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.utils.memory import keep_memory
 
 
 def median_seconds(fn, repeats: int) -> float:
@@ -40,6 +41,7 @@ def main() -> None:
   parser.add_argument("--prompt", type=int, default=32)
   parser.add_argument("--new", type=int, default=64)
   options = parser.parse_args()
+  keep_memory()  # as `lmjax generate` does on a CPU
   model = Decoder(Config(**PRESETS["gpt2-124m"]))
   init = jax.jit(lambda rng: nn.unbox(model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"]))
   sampler = Sampler(model, 1024, Sampling(temperature=0.0))

@@ -34,6 +34,7 @@ from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.testing import fake_batch
 from lmjax.train import make_step
+from lmjax.utils.memory import keep_memory
 
 CASES = {"gpt2": (4, 256, 256), "bert": (8, 128, 128), "t5": (8, 128, 160)}  # rows, length, tokens a row that count
 
@@ -72,6 +73,7 @@ def main() -> None:
   parser.add_argument("--predictions", type=int, default=20, help="bert: places of a row to predict")
   parser.add_argument("--scan", action="store_true", help="scan over the layers instead of unrolling them")
   options = parser.parse_args()
+  keep_memory()  # as `lmjax train` does on a CPU
   batch, length, tokens = CASES[options.case]
   task = task_of(options.case, options.scan, options.predictions)
   tx = Optimizer(peak_rate=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)

@@ -1,11 +1,15 @@
 """The front door: `lmjax <command>` and `python -m lmjax <command>` are the same thing."""
 
+import glob
 import importlib
 import os
 import sys
 import traceback
 
 from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.memory import keep_memory
+
+ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")  # TPUs, NVIDIA, AMD, WSL
 
 COMMANDS = {
   "train": "train a model, or go on training it",
@@ -34,7 +38,9 @@ JAX_DISABLE_JIT=1 runs every operation by itself, for a debugger."""
 
 def main(arguments: list[str] | None = None) -> int:
   """Runs one command and returns its exit code: 2 for what a person can mend, told in one line."""
-  arguments = sys.argv[1:] if arguments is None else arguments
+  if arguments is None:
+    arguments = sys.argv[1:]
+    _prepare_process(arguments[:1])
   show = "--traceback" in arguments
   try:
     return _run([a for a in arguments if a != "--traceback"])
@@ -55,6 +61,17 @@ def main(arguments: list[str] | None = None) -> int:
   except BrokenPipeError:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _prepare_process(command: list[str]) -> None:
+  """Sets what only a process of our own may: a Linux machine without accelerators computes on its CPU.
+
+  Told so, jax does not load an installed TPU library, with which its profiler cannot start.
+  """
+  if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  if os.environ.get("JAX_PLATFORMS") == "cpu" and command in (["train"], ["evaluate"], ["generate"], ["embed"]):
+    keep_memory()
 
 
 def _run(arguments: list[str]) -> int:

@@ -98,7 +98,7 @@ def _source(options: argparse.Namespace) -> documents.Source:
   if names & {"jsonl", "parquet"} and len(names) > 1:
     raise UserError(f"prepare: --files are of several kinds ({', '.join(sorted(names))}); prepare them one by one")
   if names == {"jsonl"}:
-    return sources.JsonLines(files, options.key)
+    return tables.JsonLines(files, options.key)
   if names == {"parquet"}:
     return tables.Parquet(files, options.key)
   clean = configs.resolve(options.clean, "clean") if options.clean else None

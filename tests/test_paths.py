@@ -16,8 +16,8 @@ from lmjax.data.documents import Bad
 from lmjax.data.pipeline import Text
 from lmjax.data.preparation import Preparation
 from lmjax.data.prepared import Prepared, check_sums
-from lmjax.data.sources import JsonLines, TextFiles
-from lmjax.data.tables import Parquet
+from lmjax.data.sources import TextFiles
+from lmjax.data.tables import JsonLines, Parquet
 
 
 @pytest.fixture

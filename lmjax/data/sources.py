@@ -1,4 +1,4 @@
-"""Sources of text files; tables and data sets are in tables.py.
+"""Sources of text files; records and data sets are in tables.py.
 
 A source has a length and returns documents by index (see documents.py), so that any order and any share of them is a
 matter of arithmetic.
@@ -6,7 +6,6 @@ matter of arithmetic.
 
 import dataclasses
 import functools
-import json
 import mmap
 import re
 
@@ -71,34 +70,3 @@ class TextFiles:
 
   def __getitem__(self, index: int) -> str | Bad:
     return self._index.document(index)
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonLines:
-  """JSON objects, one a line, by path or glob; the text is under `key`."""
-
-  files: str | tuple[str, ...]
-  key: str = "text"
-  part: str = ""
-
-  @functools.cached_property
-  def _index(self) -> "Index":
-    return Index(find(self.files), line_starts, self.part)
-
-  def __len__(self) -> int:
-    return len(self._index)
-
-  def __getitem__(self, index: int) -> str | Bad:
-    line = self._index.document(index)
-    if isinstance(line, Bad) or not line.strip():
-      return line
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      return Bad(self._index.where(index), f"is not JSON: {error.msg}")
-    if not isinstance(record, dict):
-      return Bad(self._index.where(index), f"is a JSON {type(record).__name__}, not an object")
-    text = record.get(self.key)
-    if not isinstance(text, str):
-      return Bad(self._index.where(index), f"has no text under {self.key!r}; its keys: {', '.join(record)}")
-    return text

@@ -1,16 +1,48 @@
-"""Sources that are tables: parquet files, and the data sets of TensorFlow Datasets, read without TensorFlow."""
+"""Sources of records, with the text under a key: JSON lines, parquet files, TensorFlow Datasets without TensorFlow."""
 
 import dataclasses
 import functools
 import importlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
-from lmjax.data.documents import LARGEST, Bad, find, share
+from lmjax.data.documents import LARGEST, Bad, Index, find, line_starts, share
 from lmjax.utils.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class JsonLines:
+  """JSON objects, one a line, by path or glob; the text is under `key`."""
+
+  files: str | tuple[str, ...]
+  key: str = "text"
+  part: str = ""
+
+  @functools.cached_property
+  def _index(self) -> Index:
+    return Index(find(self.files), line_starts, self.part)
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def __getitem__(self, index: int) -> str | Bad:
+    line = self._index.document(index)
+    if isinstance(line, Bad) or not line.strip():
+      return line
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError as error:
+      return Bad(self._index.where(index), f"is not JSON: {error.msg}")
+    if not isinstance(record, dict):
+      return Bad(self._index.where(index), f"is a JSON {type(record).__name__}, not an object")
+    text = record.get(self.key)
+    if not isinstance(text, str):
+      return Bad(self._index.where(index), f"has no text under {self.key!r}; its keys: {', '.join(record)}")
+    return text
 
 
 @dataclasses.dataclass(frozen=True)

@@ -61,7 +61,9 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
   if table_VxD.shape[0] > vocabulary:
     scores_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)
   top_T = jnp.max(scores_TxV, axis=-1)
-  log_z_T = top_T + jnp.log(jnp.sum(jnp.exp(scores_TxV - top_T[:, None]), axis=-1))
+  shares_TxV = materialize(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
+  total_T = jnp.sum(shares_TxV, axis=-1)
+  log_z_T = top_T + jnp.log(total_T)
   score_T = jnp.take_along_axis(scores_TxV, targets_T[:, None], axis=-1)[:, 0]
   nll_T = log_z_T - score_T
   loss = jnp.sum(weights_T * (nll_T + z_loss * log_z_T**2))
@@ -69,7 +71,7 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
     mean_T = jnp.sum(scores_TxV[:, :vocabulary], axis=-1) / vocabulary
     loss += smoothing * jnp.sum(weights_T * (score_T - mean_T))
   totals = jnp.stack([loss, jnp.sum(weights_T * nll_T), jnp.sum(weights_T * (score_T >= top_T))])
-  return totals, (scores_TxV, log_z_T)
+  return totals, (shares_TxV, total_T, log_z_T)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
@@ -85,11 +87,11 @@ def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss, smooth
   def body(carry, inputs):
     totals, d_table, d_bias = carry
     x, targets, weights = inputs
-    more, (scores, log_z) = _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)
-    d_scores = jnp.exp(scores - log_z[:, None]) * (1 + 2 * z_loss * log_z)[:, None]
-    d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, scores.shape[-1], dtype=d_scores.dtype)
+    more, (shares, total, log_z) = _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)
+    d_scores = shares * ((1 + 2 * z_loss * log_z) / total)[:, None]
+    d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, shares.shape[-1], dtype=d_scores.dtype)
     if smoothing:
-      d_scores -= jnp.where(jnp.arange(scores.shape[-1]) < vocabulary, smoothing / vocabulary, 0)
+      d_scores -= jnp.where(jnp.arange(shares.shape[-1]) < vocabulary, smoothing / vocabulary, 0)
     d_scores = materialize((d_scores * weights[:, None]).astype(x.dtype))
     d_x = jnp.einsum("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)

@@ -12,7 +12,8 @@ from lmjax.data import corpus, packing, tokenizers
 from lmjax.data.corpus import Embedded
 from lmjax.data.documents import Bad, share
 from lmjax.data.pipeline import Text
-from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.sources import TextFiles
+from lmjax.data.tables import JsonLines
 from lmjax.data.tokenizers import Settings
 from lmjax.utils.errors import UserError
 

@@ -10,9 +10,9 @@ from lmjax.__main__ import main
 from lmjax.data import packing, tokenizers
 from lmjax.data.documents import Bad
 from lmjax.data.pipeline import Text
-from lmjax.data.sources import JsonLines, TextFiles
+from lmjax.data.sources import TextFiles
 from lmjax.data.streams import Mixture, Part, proportions, schedule
-from lmjax.data.tables import TFDS, Parquet
+from lmjax.data.tables import TFDS, JsonLines, Parquet
 from lmjax.data.tokenizers import Settings
 from lmjax.utils.errors import UserError
 

@@ -1,0 +1,40 @@
+"""Freed memory stays with the process, where the C library is glibc."""
+
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import ROOT
+
+PROGRAM = """
+import ctypes, resource, sys
+from lmjax.utils.memory import keep_memory
+
+def faults():
+  start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  block = ctypes.CDLL(None).malloc
+  block.restype, block.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+  free = ctypes.CDLL(None).free
+  free.argtypes = [ctypes.c_void_p]
+  address = block(64 << 20)
+  ctypes.memset(address, 1, 64 << 20)
+  free(address)
+  return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - start
+
+if sys.argv[1] == "keep":
+  keep_memory()
+faults()
+print(faults())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
+def test_freed_memory_is_found_again_without_page_faults():
+  def run(how):
+    told = subprocess.run([sys.executable, "-c", PROGRAM, how], cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(told.stdout)
+
+  assert run("give back") > 30  # of 2 MB at the largest
+  assert run("keep") < 10
