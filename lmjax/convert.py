@@ -34,6 +34,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--input", help="a run folder, a folder of Hugging Face's, or hf:owner/name")
   parser.add_argument("--output", help="the folder to write, in Hugging Face's format")
   parser.add_argument("--step", type=int, help="of a run: the checkpoint, by its step; default the newest")
+  parser.add_argument("--without_tokenizer", action="store_true", help="of a run: write the model alone")
   parser.add_argument("--check", metavar="DIR", help="compare a folder's logits with those of transformers")
   options = configs.parse(parser, arguments)
   if options.check:
@@ -41,12 +42,14 @@ def main(arguments: list[str]) -> int:
     return 0
   if not options.input or not options.output:
     raise UserError("convert: give --input and --output, or --check")
-  convert(_fetch(options.input), options.output, options.step)
+  convert(_fetch(options.input), options.output, options.step, not options.without_tokenizer)
   console.print(f"{options.output}: written; transformers opens it with from_pretrained", markup=False)
   return 0
 
 
-def convert(source: epath.PathLike, output: epath.PathLike, step: int | None = None) -> None:
+def convert(
+  source: epath.PathLike, output: epath.PathLike, step: int | None = None, with_tokenizer: bool = True
+) -> None:
   """Writes a run, or a folder of Hugging Face's, as one of theirs; of a folder only a layer is in memory at a time.
 
   Raises:
@@ -58,7 +61,8 @@ def convert(source: epath.PathLike, output: epath.PathLike, step: int | None = N
     return
   run = experiments.build(experiments.open_run(source) | {"mesh": {}}, source)
   with use_layout(run.layout):
-    huggingface.save(output, run.task.model, run.merged(source, step), run.tokenizer)
+    tokenizer = run.tokenizer if with_tokenizer else None
+    huggingface.save(output, run.task.model, run.merged(source, step), tokenizer)
 
 
 def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:

@@ -29,7 +29,7 @@ class WordPiece(BPE):
 
   def piece(self, number: int) -> str:
     """Returns the piece of an id as the vocabulary writes it; `##` goes on with a word."""
-    return self._tokenizer.id_to_token(number)
+    return self.fast.id_to_token(number)
 
   @classmethod
   def of(cls, pieces: Iterable[str], lowercase: bool) -> "WordPiece":
@@ -52,7 +52,7 @@ class SentencePiece:
   """A SentencePiece model, unigram (Kudo, 2018) or BPE, by its own library."""
 
   def __init__(self, model: bytes):
-    self._model = model
+    self.model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     pieces = self._processor.get_piece_size()
     end, start = self._processor.eos_id(), self._processor.bos_id()
@@ -73,10 +73,10 @@ class SentencePiece:
   def save(self, folder: epath.PathLike) -> None:
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(self._model)
+    (folder / "tokenizer.model").write_bytes(self.model)
 
   def __reduce__(self):
-    return SentencePiece, (self._model,)
+    return SentencePiece, (self.model,)
 
 
 def train_wordpiece(texts: Iterable[str], size: int) -> WordPiece:

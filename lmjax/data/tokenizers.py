@@ -130,28 +130,28 @@ class BPE:
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    self._tokenizer = tokenizer
+    self.fast = tokenizer  # the library's own
     self.size = max(tokenizer.get_vocab().values()) + 1
-    names = (END, "<|end_of_text|>", "</s>", "[SEP]", "<s>")
+    names = (END, "<|end_of_text|>", "</s>", "</S>", "[SEP]", "<s>")
     known = [i for i in map(tokenizer.token_to_id, names) if i is not None]
     if not known:
       tokenizer.add_special_tokens([END])
       self.size += 1
     self.end = known[0] if known else tokenizer.token_to_id(END)
-    begin = [i for i in map(tokenizer.token_to_id, ("<|begin_of_text|>", "<s>", "[CLS]")) if i is not None]
+    begin = [i for i in map(tokenizer.token_to_id, ("<|begin_of_text|>", "<s>", "<S>", "[CLS]")) if i is not None]
     self.start = begin[0] if begin else self.end
 
   def encode(self, text: str) -> list[int]:
     return self.encode_many([text])[0]
 
   def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
-    return [found.ids for found in self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
+    return [found.ids for found in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
 
   def decode(self, ids: Iterable[int]) -> str:
-    return self._tokenizer.decode([int(i) for i in ids if i < self.size], skip_special_tokens=True)
+    return self.fast.decode([int(i) for i in ids if i < self.size], skip_special_tokens=True)
 
   def save(self, folder: epath.PathLike) -> None:
-    _write(folder, "tokenizer.json", self._tokenizer.to_str())
+    _write(folder, "tokenizer.json", self.fast.to_str())
 
 
 def _train_bpe(texts: Iterable[str], size: int) -> Tokenizer:

@@ -15,7 +15,7 @@ from flax import linen as nn
 
 from lmjax.data import tokenizers
 from lmjax.data.tokenizers import Tokenizer
-from lmjax.interop import safetensors
+from lmjax.interop import safetensors, tokenizer_files
 from lmjax.interop.families import FAMILIES, Family
 from lmjax.interop.flax_files import FlaxTensors, is_flax
 from lmjax.interop.mapped import Mapped
@@ -117,7 +117,10 @@ def load(folder: epath.PathLike) -> Loaded:
   if spare:
     shown = ", ".join(sorted(spare)[:8]) + (f" and {len(spare) - 8} more" if len(spare) > 8 else "")
     raise UserError(f"{folder}: tensors that nothing here reads: {shown}")
-  return Loaded(family.module(config), params, _tokenizer(folder), settings, family)
+  tokenizer = _tokenizer(folder)
+  if tokenizer and isinstance(config, encdec.Config):  # T5 begins to write with its padding
+    tokenizer.start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
+  return Loaded(family.module(config), params, tokenizer, settings, family)
 
 
 def save(
@@ -144,6 +147,9 @@ def save(
     theirs = {key: value for key, value in theirs.items() if key not in TIES}
   theirs = (settings or {}) | theirs | {"architectures": [family.architecture(heads)]}
   theirs |= _labels(heads, theirs)
+  if tokenizer is not None and not files:
+    theirs |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    theirs |= {"decoder_start_token_id": tokenizer.start} if isinstance(config, encdec.Config) else {}
   dtype = np.dtype(safetensors.DTYPES[{"bfloat16": "BF16", "float16": "F16"}.get(_dtype(theirs), "F32")])
   part = folder.parent / (folder.name + ".part")
   with contextlib.ExitStack() as stack:
@@ -164,7 +170,8 @@ def save(
         if (epath.Path(files) / name).exists():
           (epath.Path(files) / name).copy(part / name)
       if tokenizer is not None and not files:
-        tokenizer.save(part)
+        reads = {encoder.Config: "pair", encdec.Config: "source"}.get(type(config), "")
+        tokenizer_files.write(part, tokenizer, reads)
       if folder.exists():
         folder.rmdir()
       part.rename(folder)

@@ -79,7 +79,10 @@ class Optimizer:
     if self.rule == "adamw":
       return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
     if self.rule == "adafactor":
-      return optax.scale_by_factored_rms(decay_rate=0.8)
+      # Steps relative to the size of what they change, as Shazeer and Stern (2018), arXiv:1804.04235, have them.
+      return optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+      )
     if self.rule == "lion":
       return optax.scale_by_lion(self.b1, self.b2)
     if self.rule == "sgd":
