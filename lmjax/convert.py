@@ -17,7 +17,7 @@ from etils import epath
 
 from lmjax import config as configs
 from lmjax import experiment as experiments
-from lmjax.interop import huggingface
+from lmjax.interop import bilm, huggingface
 from lmjax.logs import console
 from lmjax.opening import task_of
 from lmjax.parallel.sharding import use_layout
@@ -59,6 +59,8 @@ def convert(
     loaded = huggingface.load(source)
     huggingface.save(output, loaded.model, loaded.params, settings=loaded.settings, files=source)
     return
+  if bilm.is_folder(source):
+    raise UserError(f"convert: {source} is an ELMo, which no family of theirs is; `embed` and `show` read it as it is")
   run = experiments.build(experiments.open_run(source) | {"mesh": {}}, source)
   with use_layout(run.layout):
     tokenizer = run.tokenizer if with_tokenizer else None

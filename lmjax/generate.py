@@ -145,7 +145,7 @@ def main(arguments: list[str]) -> int:
 def _generate(options, sampling: Sampling, prompts: list[str]) -> None:
   opened = open_model(options.workdir, options.step, dtype=options.dtype)
   if not hasattr(opened.task.model, "extend"):
-    raise UserError(f"generate: {options.workdir} holds a {type(opened.task.model).__name__}, which writes no text")
+    raise UserError(f"generate: {options.workdir} holds {type(opened.task.model).__name__}, which writes no text")
   with use_layout(opened.layout):
     model, slots, end = opened.task.model, opened.length, opened.tokenizer.end
     if hasattr(model, "read"):

@@ -14,7 +14,7 @@ from rich.table import Table as Drawn
 
 from lmjax import checkpoint
 from lmjax import experiment as experiments
-from lmjax.interop import huggingface
+from lmjax.interop import bilm, huggingface
 from lmjax.interop.safetensors import Tensors
 from lmjax.parallel.sharding import axes_of
 from lmjax.utils import pytree
@@ -101,14 +101,27 @@ class SavedFolder:
     return np.asarray(self._tensors[name.replace("/", ".")])
 
 
+class SavedArrays:
+  """The parameters of bilm-tf's files, few enough to be read at once."""
+
+  def __init__(self, params: pytree.Tree):
+    self._arrays, self.step = pytree.named_leaves(params), None
+    self.leaves = {name: Leaf(name, array.shape, array.dtype.name) for name, array in self._arrays.items()}
+
+  def read(self, name: str) -> np.ndarray:
+    return self._arrays[name]
+
+
 def look(path: epath.PathLike, step: int | None = None) -> Saved:
-  """Returns the parameters at a path: a run folder, one in Hugging Face's format, or a checkpoint by itself.
+  """Returns the parameters at a path: a run folder, Hugging Face's or bilm-tf's, or a checkpoint by itself.
 
   Raises:
     UserError: none of them is there.
   """
   if huggingface.is_folder(path):
     return SavedFolder(path)
+  if bilm.is_folder(path):
+    return SavedArrays(bilm.load(path)[1])
   if not (epath.Path(path) / "checkpoints").exists() and not checkpoint.is_bare(path):
     raise UserError(f"{path} holds neither a run nor a model in Hugging Face's format")
   return SavedRun(path, step)

@@ -68,14 +68,17 @@ class Run:
   @functools.cached_property
   def opened(self) -> Opened:
     """The model with all of its weights; a checkpoint by itself is opened as one of the run it lies in."""
-    if not (run_of(self.path) / "config.json").exists():
+    folder = run_of(self.path)
+    if not any((folder / name).exists() for name in ("config.json", "options.json")):
       raise UserError(f"{self.path} is a checkpoint without a config: its table and weights are all there is to see")
-    return open_model(run_of(self.path), self.saved.step)
+    return open_model(folder, self.saved.step)
 
   @property
   def config(self) -> dict[str, Any]:
-    """What the folder's config.json says."""
-    return json.loads((run_of(self.path) / "config.json").read_text())
+    """What the folder's config.json says, or its options.json, if ELMo's."""
+    folder = run_of(self.path)
+    name = "config.json" if (folder / "config.json").exists() else "options.json"
+    return json.loads((folder / name).read_text())
 
   @property
   def model(self):

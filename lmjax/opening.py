@@ -1,18 +1,21 @@
-"""A trained model from a path, whatever wrote it: a run folder, or a folder in Hugging Face's format."""
+"""A trained model from a path, whatever wrote it: a run folder, or a folder in Hugging Face's or bilm-tf's format."""
 
 import dataclasses
 import json
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
+from flax import linen as nn
 
 from lmjax import checkpoint
 from lmjax import config as configs
 from lmjax import experiment as experiments
 from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.words import SPECIAL, Words
 from lmjax.experiment import Experiment
-from lmjax.interop import huggingface
+from lmjax.interop import bilm, huggingface
 from lmjax.interop.huggingface import Loaded
 from lmjax.interop.mapped import Mapped
 from lmjax.models.heads import Classifier
@@ -20,6 +23,7 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
 from lmjax.state import named_parameters
 from lmjax.tasks.base import Task
+from lmjax.tasks.bilm import BiLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
@@ -28,12 +32,14 @@ from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
+LONGEST = 1024  # words of a text that ELMo reads here; it has no limit of its own
+
 
 @dataclasses.dataclass(frozen=True)
 class Opened:
   """A model as it is used: task, tokenizer, longest text in tokens, where arrays live, parameters.
 
-  run: what a run folder describes, None for a folder of Hugging Face's. step: of the checkpoint.
+  run: what a run folder describes, None for other folders. step: of the checkpoint.
   """
 
   task: Task
@@ -62,6 +68,8 @@ def open_model(
   """
   if huggingface.is_folder(path):
     return _open_theirs(path, dtype)
+  if bilm.is_folder(path):
+    return _open_bilm(path, dtype)
   settings = experiments.open_run(path)
   settings["mesh"] = {}
   for key, text in (overrides or {}).items():
@@ -82,6 +90,19 @@ def _open_theirs(path: epath.PathLike, dtype: str | None) -> Opened:
   return Opened(
     task, loaded.tokenizer, loaded.model.config.length, layout, place(loaded, task, layout), 0, loaded.settings
   )
+
+
+def _open_bilm(path: epath.PathLike, dtype: str | None) -> Opened:
+  """Opens ELMo's weights as bilm-tf keeps them: without the softmax, so that they embed and predict nothing."""
+  model, params = bilm.load(path, len(SPECIAL))
+  if dtype:
+    model = type(model)(dataclasses.replace(model.config, dtype=dtype))
+  task = BiLM(model, bilm.characters(path))
+  layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+  empty = task.init(jax.random.key(0), {"characters": jnp.zeros(task.spec(1, 1)["characters"].shape, jnp.int32)})
+  heads = jax.tree.map(jnp.zeros_like, nn.unbox(empty["heads"]))
+  params = jax.tree.map(jnp.asarray, {"model": params, "heads": heads})
+  return Opened(task, Words(SPECIAL, "spaces"), LONGEST, layout, params, 0, {})
 
 
 def task_of(loaded: Loaded, dtype: str | None = None) -> Task:

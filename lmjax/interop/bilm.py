@@ -11,6 +11,21 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 
+def is_folder(path: epath.PathLike) -> bool:
+  """Returns whether a folder looks like bilm-tf's: options of an LSTM and of characters, and weights."""
+  folder = epath.Path(path)
+  try:
+    options = json.loads((folder / "options.json").read_text())
+  except (OSError, ValueError):
+    return False
+  return isinstance(options, dict) and {"lstm", "char_cnn"} <= set(options) and any(folder.glob("*weights*.hdf5"))
+
+
+def characters(folder: epath.PathLike) -> int:
+  """Returns how many characters of a word such a model reads."""
+  return json.loads((epath.Path(folder) / "options.json").read_text())["char_cnn"].get("max_characters_per_token", 50)
+
+
 def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
   """Returns the model and its parameters from a folder with `options.json` and one `*.hdf5` of weights.
 

@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax import notebook
+from lmjax.__main__ import main
 from lmjax.data.words import spell
 from lmjax.interop import bilm
 from lmjax.utils.errors import UserError
@@ -57,3 +59,23 @@ def test_what_is_no_bilm_is_refused(data, tmp_path):
   (tmp_path / "lm_weights.hdf5").write_bytes(whole[: len(whole) // 2])
   with pytest.raises(UserError, match="can be read"):
     bilm.load(tmp_path)
+
+
+def test_commands_and_the_notebook_take_such_a_folder(data, tmp_path, capsys):
+  folder = str(data / "elmo_bilm")
+  text = json.loads((data / "elmo_bilm" / "lm_embeddings_sentences.json").read_text())[0][0].strip()
+  (tmp_path / "in.txt").write_text(text + "\n")
+  options = ["--input", str(tmp_path / "in.txt"), "--level", "token", "--words", "--output", str(tmp_path / "out.npz")]
+  assert main(["embed", "--workdir", folder, *options]) == 0
+  with h5py.File(data / "elmo_bilm" / "lm_embeddings_0.hdf5", "r") as expected:
+    wanted = np.concatenate([expected["0"][0], expected["0"][1]], axis=-1)
+  np.testing.assert_allclose(np.load(tmp_path / "out.npz")["0"], wanted, atol=1e-5)
+  assert main(["show", folder]) == 0
+  assert "forwards_1/hidden" in capsys.readouterr().out
+  run = notebook.load(folder)
+  assert run.config["lstm"]["dim"] == 64 and len(run.table().rows) == 37
+  assert run.embed([text]).shape == (1, 32)
+  for command in (["convert", "--input", folder, "--output", str(tmp_path / "no")], ["generate", "--workdir", folder]):
+    assert main([*command, *(["--prompt", "a"] if command[0] == "generate" else [])]) == 2
+  told = capsys.readouterr().err
+  assert "is an ELMo" in told and "writes no text" in told and not (tmp_path / "no").exists()
