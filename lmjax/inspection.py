@@ -16,7 +16,7 @@ from lmjax import checkpoint
 from lmjax import experiment as experiments
 from lmjax.interop import bilm, huggingface
 from lmjax.interop.safetensors import Tensors
-from lmjax.parallel.sharding import axes_of
+from lmjax.parallel.sharding import Named
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 
@@ -83,7 +83,8 @@ def _axes(folder: epath.PathLike) -> dict[str, tuple[str | None, ...]]:
     run = experiments.build(experiments.open_run(folder) | {"mesh": {}}, folder)
   except UserError:
     return {}
-  return axes_of(run.named)
+  named = jax.tree_util.tree_leaves_with_path(run.named, is_leaf=lambda leaf: isinstance(leaf, Named))
+  return {pytree.name(path): leaf.axes for path, leaf in named}
 
 
 class SavedFolder:

@@ -62,12 +62,6 @@ def stack_names(boxed: Tree) -> Tree:
   return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=_is_named)
 
 
-def axes_of(boxed: Tree) -> dict[str, tuple[str | None, ...]]:
-  """Returns {path name: logical axes} of a named tree."""
-  leaves = jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_named)
-  return {pytree.name(path): leaf.axes for path, leaf in leaves}
-
-
 def count_parameters(boxed: Tree) -> int:
   """Returns the number of trained values in a named (abstract) tree, vocabulary padding not counted."""
   return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=_is_named))

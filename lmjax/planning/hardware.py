@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import logging
 import pathlib
+import threading
 import time
 import warnings
 
@@ -74,16 +75,19 @@ class Meter:
 
   def __init__(self, devices):
     self.devices, self.began = list(devices), time.time()
-    self.start = self._joules()
-    self._tracker = None if self.start else _codecarbon()
+    self.joules, self._last, self._ended = 0.0, self._counters(), threading.Event()
+    self._tracker = None if self._last else _codecarbon()
+    if self._last:
+      threading.Thread(target=self._watch, daemon=True).start()
 
   def used(self) -> Used:
     """Returns what was used since; to be asked once, at the end."""
-    now, hours = self._joules(), (time.time() - self.began) / 3600
-    parts = [name for name in now if name in self.start]
-    if parts and (hours < 0.3 or self.devices[0].platform == "gpu"):  # RAPL's counter starts anew after 262 kJ
-      kwh = sum(max(now[p] - self.start[p], 0.0) for p in parts) / 3.6e6
-      return Used(kwh, f"measured by {', '.join(sorted({p.partition(' ')[0] for p in parts}))}, this machine")
+    self._ended.set()
+    hours = (time.time() - self.began) / 3600
+    if self._last:
+      self._count()
+      names = sorted({name.partition(" ")[0] for name in self._last})
+      return Used(self.joules / 3.6e6, f"measured by {', '.join(names)}, this machine")
     if self._tracker:
       self._tracker.stop()
       return Used(self._tracker.final_emissions_data.energy_consumed, "estimated by CodeCarbon, this machine")
@@ -93,8 +97,19 @@ class Meter:
       return Used(kwh, f"estimated: {len(self.devices)} devices x {chip.watts:g} W rated x hours x PUE {PUE}")
     return Used(None, "not measured")
 
-  def _joules(self) -> dict[str, float]:
-    """Returns the counters that can be read, by name."""
+  def _watch(self) -> None:
+    while not self._ended.wait(10.0):
+      self._count()
+
+  def _count(self) -> None:
+    """Adds what the counters have counted; RAPL's start anew after some 262 kJ, at the cost of the seconds before."""
+    for name, joules in self._counters().items():
+      before = self._last.get(name, joules)
+      self.joules += joules - before if joules >= before else joules
+      self._last[name] = joules
+
+  def _counters(self) -> dict[str, float]:
+    """Returns the counters that can be read, by name, in joules."""
     return self._nvml() if self.devices[0].platform == "gpu" else self._rapl()
 
   def _nvml(self) -> dict[str, float]:

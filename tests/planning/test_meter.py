@@ -1,0 +1,63 @@
+"""The energy of a run: by each of the counters there may be, and by none."""
+
+import functools
+import sys
+import types
+
+import pytest
+
+from lmjax.planning import hardware
+from lmjax.planning.hardware import Meter
+
+PROCESSOR = types.SimpleNamespace(platform="cpu", device_kind="cpu")
+GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
+
+
+@pytest.fixture(autouse=True)
+def no_counter(monkeypatch, tmp_path):
+  """Leaves this machine's own counters and CodeCarbon out."""
+  monkeypatch.setattr(hardware, "_codecarbon", lambda: None)
+  monkeypatch.setattr(Meter, "_rapl", functools.partialmethod(Meter._rapl, root=str(tmp_path)))
+  monkeypatch.setitem(sys.modules, "pynvml", None)
+
+
+def test_processors_count_their_own(tmp_path):
+  counters = [tmp_path / f"intel-rapl:{i}" / "energy_uj" for i in range(2)]
+  for counter in counters:
+    counter.parent.mkdir()
+    counter.write_text("5000000\n")
+  meter = Meter([PROCESSOR])
+  for counter in counters:
+    counter.write_text(f"{5_000_000 + 1_800_000_000_000}\n")  # half a kilowatt hour more
+  meter._count()
+  for counter in counters:
+    counter.write_text("18000000000\n")  # started anew
+  used = meter.used()
+  assert used.kwh == pytest.approx(1.01) and used.how == "measured by RAPL, this machine"
+
+
+def test_gpus_count_their_own(monkeypatch):
+  read = iter([1000, 2000, 1000 + 7_200_000_000, 2000])  # millijoules of two boards, twice
+  monkeypatch.setitem(
+    sys.modules,
+    "pynvml",
+    types.SimpleNamespace(
+      nvmlInit=lambda: None,
+      nvmlDeviceGetCount=lambda: 2,
+      nvmlDeviceGetHandleByIndex=lambda i: i,
+      nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(read),
+    ),
+  )
+  used = Meter([GPU, GPU]).used()
+  assert used.kwh == pytest.approx(2.0) and used.how == "measured by NVML, this machine"
+
+
+def test_a_device_without_a_counter_is_rated():
+  meter = Meter([GPU] * 8)
+  meter.began -= 3600
+  used = meter.used()
+  assert used.kwh == pytest.approx(8 * 700 * 1.58 / 1000, rel=1e-3) and "8 devices x 700 W rated" in used.how
+
+
+def test_nothing_is_invented():
+  assert Meter([PROCESSOR]).used() == hardware.Used(None, "not measured")
