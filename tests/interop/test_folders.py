@@ -55,14 +55,29 @@ def test_commands_take_the_folder_for_a_run(folder, tmp_path, capsys):
   assert "has no masked-LM head" in capsys.readouterr().err
 
 
-def test_a_run_becomes_a_folder(tmp_path, capsys):
-  run, out = str(tmp_path / "run"), tmp_path / "out"
-  config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=1", "--config.model.groups=4"]
-  assert main(["train", *config, "--workdir", run]) == 0
-  assert main(["convert", "--input", run, "--output", str(out)]) == 0
+def test_a_run_becomes_a_folder_that_a_config_measures(tmp_path, capsys):
+  """With the same numbers as the run; what does not fit is told."""
+  run, out, config = str(tmp_path / "run"), str(tmp_path / "out"), "configs/gpt2.py:size=124m,debug"
+  assert main(["train", "--config", config, "--config.steps=1", "--config.model.groups=4", "--workdir", run]) == 0
+  assert main(["convert", "--input", run, "--output", out]) == 0
   assert huggingface.load(out).model.config.depth == 2
+  found = []
+  for folder, more in ((run, []), (out, ["--config", config])):
+    assert main(["evaluate", "--workdir", folder, *more, "--output", str(tmp_path / "found.json")]) == 0
+    found.append(json.loads((tmp_path / "found.json").read_text()))
+  assert found[0].pop("step") == 1 and found[1].pop("step") == 0
+  assert found[0].keys() == found[1].keys()
+  for key, value in found[0].items():
+    assert found[1][key] == pytest.approx(value, rel=1e-5)
   capsys.readouterr()
-  assert main(["convert", "--input", run, "--output", str(out)]) == 2
+  for folder, more, told in (
+    (out, [], "take those of a config"),
+    (out, ["--config", "configs/bert.py:debug"], "measures MaskedLM"),
+    (run, ["--config", config], "a config of its own"),
+  ):
+    assert main(["evaluate", "--workdir", folder, *more]) == 2
+    assert told in capsys.readouterr().err
+  assert main(["convert", "--input", run, "--output", out]) == 2
   assert "is not empty" in capsys.readouterr().err
 
 
