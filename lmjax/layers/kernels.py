@@ -248,5 +248,7 @@ def _block(length: int) -> int:
 def probabilities(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
   """Returns the attention weights [B, H, L, M] in float32, for those who want to look at them."""
   allowed = mask.array(q_BxLxHxK.shape[1], k_BxMxGxK.shape[1])
-  saved = _softmax_attention(q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal)[1]
-  return (saved[4] / saved[5]).reshape(q_BxLxHxK.shape[0], q_BxLxHxK.shape[2], q_BxLxHxK.shape[1], -1)
+  _, saved = _softmax_attention(q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal)
+  *_, weights, total, _ = saved
+  batch, length, heads, _ = q_BxLxHxK.shape
+  return (weights / total).reshape(batch, heads, length, -1)

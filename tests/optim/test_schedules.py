@@ -1,9 +1,14 @@
-"""Schedules against values computed by hand."""
+"""Schedules against values computed by hand; Adafactor against optax's own."""
 
 import math
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 import pytest
 
+from lmjax.optim import Optimizer
 from lmjax.optim.schedules import schedule
 
 
@@ -29,3 +34,20 @@ def test_values(name, expected):
 def test_the_falling_end():
   rate = schedule("warmup_stable_decay", peak=1.0, steps=20, warmup=0, final=0.0, decay=5)
   assert [float(rate(step)) for step in (15, 16, 19)] == pytest.approx([1.0, 0.8, 0.2], rel=1e-5)
+
+
+def test_adafactor_takes_steps_relative_to_what_they_change():
+  """Three steps of ours are three of optax's whole rule, clipping and scale included."""
+  params = {"kernel": 0.05 * jax.random.normal(jax.random.key(0), (160, 130)), "scale": jnp.ones(130)}
+  ours = Optimizer(rule="adafactor", peak_rate=1e-2, schedule="constant", clip=0.0, weight_decay=0.0).build(10)
+  theirs = optax.adafactor(1e-2)
+  found, wanted, states = params, params, [ours.init(params), theirs.init(params)]
+  for step in range(3):
+    grads = jax.tree.map(lambda p, step=step: jax.random.normal(jax.random.key(step + 1), p.shape), params)
+    updates, states[0] = ours.update(grads, states[0], found)
+    found = optax.apply_updates(found, updates)
+    updates, states[1] = theirs.update(grads, states[1], wanted)
+    wanted = optax.apply_updates(wanted, updates)
+  for name in params:
+    np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, atol=1e-8)  # the order of three factors
+  assert float(jnp.max(jnp.abs(found["kernel"] - params["kernel"]))) < 0.01
