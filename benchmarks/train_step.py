@@ -2,11 +2,11 @@
 
     python benchmarks/train_step.py --case gpt2
 
-All in float32 with AdamW. gpt2: 124M parameters, causal LM loss, 4 x 256 tokens. bert: BERT-Base, masked LM and next
-sentence, 8 x 128 tokens, of which --predictions a row go through the vocabulary (20 in BERT's own recipe, 128 in the
-peer). t5: T5-small, 8 x 128 source and 8 x 32 target tokens. Prints one JSON line: the median of --repeats steps after
-one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py) against the best of several
-1024 x 768 x 3072 matrix products measured in the same process.
+All with AdamW, in float32 unless --dtype says otherwise. gpt2: 124M parameters, causal LM loss, 4 x 256 tokens. bert:
+BERT-Base, masked LM and next sentence, 8 x 128 tokens, of which --predictions a row go through the vocabulary (20 in
+BERT's own recipe, 128 in the peer). t5: T5-small, 8 x 128 source and 8 x 32 target tokens. Prints one JSON line: the
+median of --repeats steps after one warm-up, and what bounds them: achieved FLOP/s (formula in lmjax/planning/flops.py)
+against the best of several 1024 x 768 x 3072 matrix products in float32 measured in the same process.
 """
 
 import argparse
@@ -39,13 +39,14 @@ from lmjax.utils.memory import keep_memory
 CASES = {"gpt2": (4, 256, 256), "bert": (8, 128, 128), "t5": (8, 128, 160)}  # rows, length, tokens a row that count
 
 
-def task_of(case: str, scan: bool, predictions: int) -> Task:
+def task_of(case: str, scan: bool, predictions: int, dtype: str = "float32") -> Task:
   """Returns the work of a case."""
+  same = dict(scan=scan, dtype=dtype)
   if case == "bert":
-    return MaskedLM(Encoder(encoder.Config(**encoder.PRESETS["bert-base"] | dict(scan=scan))), predictions=predictions)
+    return MaskedLM(Encoder(encoder.Config(**encoder.PRESETS["bert-base"] | same)), predictions=predictions)
   if case == "t5":
-    return Seq2Seq(EncoderDecoder(encdec.Config(**encdec.PRESETS["t5-small"] | dict(scan=scan))), target_length=32)
-  return CausalLM(Decoder(decoder.Config(**decoder.PRESETS["gpt2-124m"] | dict(scan=scan))), packed=False)
+    return Seq2Seq(EncoderDecoder(encdec.Config(**encdec.PRESETS["t5-small"] | same)), target_length=32)
+  return CausalLM(Decoder(decoder.Config(**decoder.PRESETS["gpt2-124m"] | same)), packed=False)
 
 
 def median_seconds(fn, repeats: int) -> float:
@@ -72,10 +73,11 @@ def main() -> None:
   parser.add_argument("--repeats", type=int, default=5)
   parser.add_argument("--predictions", type=int, default=20, help="bert: places of a row to predict")
   parser.add_argument("--scan", action="store_true", help="scan over the layers instead of unrolling them")
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the computation")
   options = parser.parse_args()
   keep_memory()  # as `lmjax train` does on a CPU
   batch, length, tokens = CASES[options.case]
-  task = task_of(options.case, options.scan, options.predictions)
+  task = task_of(options.case, options.scan, options.predictions, options.dtype)
   tx = Optimizer(peak_rate=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)
   layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
   with use_layout(layout):
@@ -94,6 +96,7 @@ def main() -> None:
   peak = product_flops()
   result = dict(
     case=options.case,
+    dtype=options.dtype,
     parameters=parameters,
     seconds=round(seconds, 4),
     tokens_per_second=round(batch * tokens / seconds, 1),

@@ -207,11 +207,6 @@ def is_bare(path: epath.PathLike) -> bool:
   return (epath.Path(path) / "state").is_dir()
 
 
-def run_of(path: epath.PathLike) -> epath.Path:
-  """Returns the run folder that a path is, or that a checkpoint lies in."""
-  return epath.Path(path).absolute().parent.parent if is_bare(path) else epath.Path(path)
-
-
 def _steps(path: epath.PathLike) -> dict[int, epath.Path]:
   """Returns {step: folder}, oldest first, of a run folder, or of a folder that is itself a checkpoint."""
   if is_bare(path):

@@ -14,7 +14,7 @@ from etils import epath
 
 from lmjax import config as configs
 from lmjax.logs import console
-from lmjax.opening import Opened, open_model
+from lmjax.opening import Opened, open_model, speaker
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.tasks.base import Task
@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
   for key in overrides:
     if key.split(".")[0] not in ("data", "evals", "batch", "model", "mesh", "rules"):
       raise UserError(f"evaluate: --config.{key}: only data, evals, batch, model, mesh and rules may differ")
-  with hosts.joined(), hosts.speaker():
+  with hosts.joined(), speaker():
     _evaluate(options, overrides)
   return 0
 

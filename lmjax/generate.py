@@ -22,7 +22,7 @@ from lmjax.data.tokenizers import Tokenizer
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.opening import open_model
+from lmjax.opening import open_model, speaker
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
@@ -137,7 +137,7 @@ def main(arguments: list[str]) -> int:
   if options.beams and not options.num_samples <= options.beams:
     raise UserError(f"generate: {options.beams} beams have no {options.num_samples} samples to give")
   prompts = options.prompt or read_prompts(options.prompts_file)
-  with hosts.joined(), hosts.speaker():
+  with hosts.joined(), speaker():
     _generate(options, sampling, prompts)
   return 0
 

@@ -76,9 +76,14 @@ class SavedRun:
     return np.asarray(jax.tree.leaves(found)[0])
 
 
+def run_of(path: epath.PathLike) -> epath.Path:
+  """Returns the run folder that a path is, or that a checkpoint lies in."""
+  return epath.Path(path).absolute().parent.parent if checkpoint.is_bare(path) else epath.Path(path)
+
+
 def _axes(folder: epath.PathLike) -> dict[str, tuple[str | None, ...]]:
   """Returns the logical axes of a run's parameters; nothing where its config is not there or cannot be built here."""
-  folder = checkpoint.run_of(folder)
+  folder = run_of(folder)
   try:
     run = experiments.build(experiments.open_run(folder) | {"mesh": {}}, folder)
   except UserError:

@@ -20,14 +20,13 @@ from etils import epath
 from matplotlib.figure import Figure
 
 from lmjax import inspection
-from lmjax.checkpoint import run_of
 from lmjax.data.batch import Batch
 from lmjax.data.words import Words
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.evals.embeddings import Embedder
 from lmjax.evals.masks import candidates
-from lmjax.inspection import Saved, Table
+from lmjax.inspection import Saved, Table, run_of
 from lmjax.layers.einsum import vocabulary_logits
 from lmjax.opening import Opened, open_model
 from lmjax.tasks.masked_lm import MaskedLM

@@ -1,6 +1,8 @@
 """A trained model from a path, whatever wrote it: a run folder, or a folder in Hugging Face's or bilm-tf's format."""
 
+import contextlib
 import dataclasses
+import io
 import json
 from typing import Any
 
@@ -130,6 +132,11 @@ def place(loaded: Loaded, task: Task, layout: Layout) -> Tree:
     return jax.make_array_from_callback(mapped.shape, wanted[name], mapped.__getitem__)
 
   return pytree.map_named(leaf, loaded.params)
+
+
+def speaker() -> contextlib.AbstractContextManager:
+  """Returns a context in which one host prints and the others, which compute the same, are quiet."""
+  return contextlib.redirect_stdout(io.StringIO()) if jax.process_index() else contextlib.nullcontext()
 
 
 def sentence_settings(path: epath.PathLike) -> dict[str, Any]:

@@ -5,7 +5,6 @@ under SLURM, MPI, GKE and on a TPU pod jax finds them by itself.
 """
 
 import contextlib
-import io
 import json
 import os
 import re
@@ -215,11 +214,6 @@ def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
   for told, true in zip(*multihost_utils.process_allgather((values, mine)), strict=True):
     whole[true] = told[true]
   return whole
-
-
-def speaker() -> contextlib.AbstractContextManager:
-  """Returns a context in which one host prints and the others, which compute the same, are quiet."""
-  return contextlib.redirect_stdout(io.StringIO()) if jax.process_index() else contextlib.nullcontext()
 
 
 def wait_for_all(name: str) -> None:

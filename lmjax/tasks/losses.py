@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.layers.kernels import materialize
+from lmjax.layers.kernels import materialize, product
 
 
 def cross_entropy(
@@ -93,7 +93,7 @@ def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss, smooth
     if smoothing:
       d_scores -= jnp.where(jnp.arange(shares.shape[-1]) < vocabulary, smoothing / vocabulary, 0)
     d_scores = materialize((d_scores * weights[:, None]).astype(x.dtype))
-    d_x = jnp.einsum("tv,vd->td", d_scores, table.astype(x.dtype))
+    d_x = product("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
     if d_bias is not None:
       d_bias += jnp.sum(d_scores, axis=0, dtype=jnp.float32)

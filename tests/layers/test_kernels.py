@@ -1,5 +1,7 @@
 """Attention kernels agree: splash, interpreted on a CPU, with XLA's, outputs and gradients."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 from jax import export
 
 from lmjax.layers import kernels
-from lmjax.layers.kernels import Mask, attend, probabilities, splash
+from lmjax.layers.kernels import Mask, attend, probabilities, product, splash
 
 RNG = np.random.default_rng(0)
 
@@ -79,6 +81,18 @@ def test_attention_in_half_precision_keeps_its_type():
   half = attend(q, k, v, Mask(causal=True))
   assert half.dtype == jnp.bfloat16
   np.testing.assert_allclose(half, exact, atol=2**-7 * float(jnp.max(jnp.abs(exact))))
+
+
+@pytest.mark.parametrize(("platform", "made"), [("cpu", "f32"), ("gpu", "bf16"), ("tpu", "bf16")])
+def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monkeypatch):
+  monkeypatch.setattr(kernels, "platform", lambda: platform)
+  x, y = (jax.random.normal(jax.random.key(seed), (64, 64), jnp.bfloat16) for seed in (0, 1))
+  lowered = jax.jit(lambda x, y: product("bd,df->bf", x, y)).lower(x, y)
+  assert re.search(r"dot_general.*-> tensor<64x64x(\w+)>", lowered.as_text()).group(1) == made
+  exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
+  found = lowered.compile()(x, y)
+  assert found.dtype == jnp.bfloat16
+  np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=2**-8)
 
 
 @pytest.mark.parametrize("name", MASKS)
