@@ -146,7 +146,7 @@ def resolve(name: str, where: str) -> Any:
   except ImportError as error:
     raise UserError(f"config.{where}: cannot import {module_name!r}: {error}") from error
   if not hasattr(module, attribute):
-    names = [n for n in vars(module) if not n.startswith("_")]
+    names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
     raise UserError(f"config.{where}: {module_name} has no {attribute!r}{nearest(attribute, names)}")
   return getattr(module, attribute)
 
