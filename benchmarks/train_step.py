@@ -39,7 +39,7 @@ from lmjax.utils.memory import keep_memory
 CASES = {"gpt2": (4, 256, 256), "bert": (8, 128, 128), "t5": (8, 128, 160)}  # rows, length, tokens a row that count
 
 
-def task_of(case: str, scan: bool, predictions: int, dtype: str = "float32") -> Task:
+def task_of(case: str, scan: bool, predictions: int, dtype: str) -> Task:
   """Returns the work of a case."""
   same = dict(scan=scan, dtype=dtype)
   if case == "bert":

@@ -86,7 +86,7 @@ def _cell(a_BxQxF: jax.Array, c_BxF: jax.Array, clip: float) -> tuple[jax.Array,
   return c_BxF, jax.nn.sigmoid(o) * jnp.tanh(c_BxF)
 
 
-summed = partial(jnp.einsum, preferred_element_type=jnp.float32)  # a product read in float32, whatever it is of
+float32_product = partial(jnp.einsum, preferred_element_type=jnp.float32)  # of what is added to a float32 state
 
 
 def _forward(gates, hidden, project, h, c, moves, starts, drop, clip):
@@ -98,11 +98,11 @@ def _forward(gates, hidden, project, h, c, moves, starts, drop, clip):
     moves, starts = moves[:, None], starts[:, None]
     h, c = jnp.where(starts, 0, h), jnp.where(starts, 0, c)
     seen = h * drop
-    a = z.astype(jnp.float32) + summed("bd,dqf->bqf", seen.astype(hidden.dtype), hidden)
+    a = z.astype(jnp.float32) + float32_product("bd,dqf->bqf", seen.astype(hidden.dtype), hidden)
     new_c, out = _cell(a, c, clip)
     new_h = out
     if project is not None:
-      new_h = summed("bf,fd->bd", out.astype(project.dtype), project)
+      new_h = float32_product("bf,fd->bd", out.astype(project.dtype), project)
       new_h = jnp.clip(new_h, -clip, clip) if clip else new_h
     h, before, c = jnp.where(moves, new_h, h), c, jnp.where(moves, new_c, c)
     return (h, c), (h, (a, before, seen, out))
@@ -133,10 +133,10 @@ def _backward(clip, saved, cotangents):
     d_out = d_new
     if project is not None:
       d_new = jnp.where(jnp.abs(h) < clip, d_new, 0) if clip else d_new
-      d_out = summed("bd,fd->bf", d_new.astype(project.dtype), project)
+      d_out = float32_product("bd,fd->bf", d_new.astype(project.dtype), project)
     _, pull = jax.vjp(partial(_cell, clip=clip), a, before)
     d_a, d_before = pull((jnp.where(moves, d_c, 0), d_out))
-    d_seen = summed("bqf,dqf->bd", d_a.astype(hidden.dtype), hidden)
+    d_seen = float32_product("bqf,dqf->bd", d_a.astype(hidden.dtype), hidden)
     d_h = jnp.where(starts, 0, d_seen * drop + jnp.where(moves, 0, d_h))
     d_c = jnp.where(starts, 0, d_before + jnp.where(moves, 0, d_c))
     return (d_h, d_c), (d_a, d_new)

@@ -1,4 +1,4 @@
-"""Attention kernels agree: splash, interpreted on a CPU, with XLA's, outputs and gradients."""
+"""Attention kernels agree: splash, interpreted on a CPU, with XLA's, outputs and gradients; products by platform."""
 
 import re
 
@@ -92,7 +92,9 @@ def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monk
   exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
   found = lowered.compile()(x, y)
   assert found.dtype == jnp.bfloat16
-  np.testing.assert_allclose(np.asarray(found, np.float64), exact, rtol=2**-8, atol=2**-8)
+  np.testing.assert_allclose(
+    np.asarray(found, np.float64), exact, rtol=2**-8, atol=2**-16
+  )  # one rounding, and sums of 64
 
 
 @pytest.mark.parametrize("name", MASKS)

@@ -1,5 +1,7 @@
 """LSTM and ELMo: state moves where it should, gradients are those of the plain scan, counts are the published ones."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -50,6 +52,15 @@ def test_an_lstm_is_the_formula():
     h = np.clip(sigmoid(o) * np.tanh(c) @ params["project"], -0.2, 0.2)
     np.testing.assert_allclose(found[:, t], h, atol=1e-6)
   np.testing.assert_allclose(state.c_BxF, c, atol=1e-6)
+
+
+def test_in_bfloat16_every_product_is_made_in_float32():
+  """In the program, since XLA may leave out a rounding that is written there."""
+  layer, x = LSTM(cells=24, width=16), floats(2, 4, 16).astype(jnp.bfloat16)
+  value = lambda params: jnp.sum(layer.apply({"params": params}, x)[1].h_BxD)  # noqa: E731
+  program = jax.jit(jax.grad(value)).lower(started(layer, x)).as_text()
+  made = re.findall(r"dot_general.*-> tensor<[\dx]*x(\w+)>", program)
+  assert len(made) >= 7 and set(made) == {"f32"}
 
 
 @pytest.mark.parametrize(("cells", "clip"), [(8, 0.3), (5, 0.0)])

@@ -1,5 +1,7 @@
 """The step: exact accumulation, metrics, and the options that hang on it."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -51,6 +53,13 @@ def test_loss_falls_and_padding_has_no_say():
     first = first or metrics["loss"].value()
   assert metrics["loss"].value() < first - 0.3
   assert int(state.step) == 8 and bool(metrics["finite"])
+
+
+def test_a_step_in_bfloat16_makes_every_product_in_float32_on_a_cpu():
+  """Attention, kernels, the vocabulary, and the gradients of each: one forgotten is slower there than in float32."""
+  state, step, batch = setup(dtype="bfloat16", scan=True)
+  made = re.findall(r"dot_general.*-> tensor<[\dx]*x(\w+)>", step.lower(state, batch, RNG).as_text())
+  assert len(made) > 20 and set(made) == {"f32"}
 
 
 def test_a_non_finite_loss_is_told():
