@@ -17,10 +17,10 @@ import time
 import jax
 import numpy as np
 
-from lmjax.convert import convert
-from lmjax.interop import huggingface
+from lmjax.commands.convert import convert
 from lmjax.layers.einsum import padded
 from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.storage import huggingface
 from lmjax.utils import pytree
 
 

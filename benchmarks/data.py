@@ -25,7 +25,7 @@ LENGTH, ROWS = 1024, {"read": 1000, "tokenize": 300}
 
 def make_file(books: str, file: pathlib.Path) -> None:
   """Writes the pieces of the books, without Gutenberg's own words, as JSON lines."""
-  from lmjax.data.corpus import gutenberg_body
+  from lmjax.data.sources.text import gutenberg_body
 
   with file.open("w") as out:
     for path in sorted(pathlib.Path().glob(books) if not books.startswith("/") else pathlib.Path("/").glob(books[1:])):
@@ -38,14 +38,14 @@ def ours(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
   """Yields (case, tokens, seconds) of lmjax."""
   from absl import flags
 
-  from lmjax.data import tokenizers
-  from lmjax.data.pipeline import Text
-  from lmjax.data.preparation import Preparation
-  from lmjax.data.prepared import Prepared
-  from lmjax.data.sources import JsonLines
+  from lmjax.data.objectives.causal import Text
+  from lmjax.data.sources.records import JsonLines
+  from lmjax.data.sources.shards import Prepared
+  from lmjax.data.sources.write_shards import Preparation
+  from lmjax.data.tokenizers import registry
 
   flags.FLAGS.mark_as_parsed()
-  tokenizer = tokenizers.load(tokenizer_path)
+  tokenizer = registry.load(tokenizer_path)
   source = JsonLines(str(file))
   began = time.perf_counter()
   *_, (_, counts) = Preparation(source, tokenizer).run(work / "ours")

@@ -18,7 +18,8 @@ import numpy as np
 from lmjax.compression.base import Identity
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.layers.kernels import Mask, attend
+from lmjax.layers.kernels.dispatch import attend
+from lmjax.layers.kernels.mask import Mask
 from lmjax.models.decoder import PRESETS, Config, Decoder
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape

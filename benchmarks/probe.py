@@ -12,9 +12,9 @@ import pathlib
 import jax
 import numpy as np
 
-from lmjax.evals.embeddings import Embedder
-from lmjax.evals.probe import Probe, scores, token_f1
-from lmjax.opening import open_model
+from lmjax.inference.embed import Embedder
+from lmjax.inference.probe import Probe, scores, token_f1
+from lmjax.storage.loading import open_model
 
 
 def read(path: str) -> list[list[tuple[str, str]]]:

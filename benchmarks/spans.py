@@ -10,11 +10,11 @@ import argparse
 
 import numpy as np
 
-from lmjax.data.denoising import SpanCorruption
-from lmjax.data.pairs import sentences
+from lmjax.data.objectives.denoising import SpanCorruption
+from lmjax.data.objectives.masked_lm import sentences
 from lmjax.evals.generation import write
-from lmjax.opening import open_model
 from lmjax.parallel.sharding import use_layout
+from lmjax.storage.loading import open_model
 
 
 def filled(source: list[int], target: list[int], tokenizer) -> str:

@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.compression.base import Identity
-from lmjax.layers.kernels import compiler_options
-from lmjax.models import decoder, encdec, encoder
+from lmjax.layers.backend import compiler_options
+from lmjax.models import decoder, encoder, encoder_decoder
 from lmjax.models.decoder import Decoder
-from lmjax.models.encdec import EncoderDecoder
 from lmjax.models.encoder import Encoder
+from lmjax.models.encoder_decoder import EncoderDecoder
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters, use_layout
@@ -45,7 +45,9 @@ def task_of(case: str, scan: bool, predictions: int, dtype: str) -> Task:
   if case == "bert":
     return MaskedLM(Encoder(encoder.Config(**encoder.PRESETS["bert-base"] | same)), predictions=predictions)
   if case == "t5":
-    return Seq2Seq(EncoderDecoder(encdec.Config(**encdec.PRESETS["t5-small"] | same)), target_length=32)
+    return Seq2Seq(
+      EncoderDecoder(encoder_decoder.Config(**encoder_decoder.PRESETS["t5-small"] | same)), target_length=32
+    )
   return CausalLM(Decoder(decoder.Config(**decoder.PRESETS["gpt2-124m"] | same)), packed=False)
 
 

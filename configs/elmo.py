@@ -17,11 +17,11 @@ from lmjax.models.elmo import PRESETS
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, size=("small", "original"), files="data/*.txt", debug=False)
   text = dict(
-    kind="lmjax.data.sources:TextFiles",
+    kind="lmjax.data.sources.text:TextFiles",
     files=choice.files,
     piece=65_536,
     scattered=True,
-    clean="lmjax.data.corpus:gutenberg_body",
+    clean="lmjax.data.sources.text:gutenberg_body",
   )
   settings = ConfigDict(
     dict(
@@ -31,17 +31,17 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
       rules="fsdp",
       data=dict(
-        kind="lmjax.data.both_ways:BothWays",
+        kind="lmjax.data.objectives.bidirectional:BothWays",
         length=20,
-        tokenizer=dict(kind="lmjax.data.words:Settings", size=793_471),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:Settings", size=793_471),
         source=dict(part=":99%", **text),
         validation=dict(part="99%:", **text),
       ),
       model=dict(kind="lmjax.models.elmo:ELMo", dtype="bfloat16", **PRESETS[f"elmo-{choice.size}"]),
-      task=dict(kind="lmjax.tasks.bilm:BiLM", negatives=8192),
+      task=dict(kind="lmjax.tasks.bidirectional_lm:BiLM", negatives=8192),
       optim=dict(rule="adamw", peak_rate=1e-3, schedule="inverse_sqrt", warmup=4000, weight_decay=0.0, clip=10.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=5000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=100)),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=100)),
       checkpoint=dict(every=5000),
       log=dict(every=100),
     )

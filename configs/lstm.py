@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
     argument, size=("small", "medium", "large"), train="ptb.train.txt.gz", validation="ptb.valid.txt", debug=False
   )
-  text = dict(kind="lmjax.data.sources:TextFiles", piece=65_536)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", piece=65_536)
   settings = ConfigDict(
     dict(
       seed=0,
@@ -28,9 +28,9 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
       data=dict(
-        kind="lmjax.data.pipeline:Text",
+        kind="lmjax.data.objectives.causal:Text",
         length=32,
-        tokenizer=dict(kind="lmjax.data.words:Settings", split="spaces", size=50_000),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:Settings", split="spaces", size=50_000),
         source=dict(files=choice.train, **text),
         validation=dict(files=choice.validation, document="file", **text),
       ),
@@ -42,7 +42,7 @@ def get_config(argument: str = "") -> ConfigDict:
       evals=dict(
         every=1450,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity"),
-        baseline=dict(kind="lmjax.evals.kneser_ney:KneserNey"),
+        baseline=dict(kind="lmjax.evals.baselines.kneser_ney:KneserNey"),
       ),
       checkpoint=dict(every=1450),
       log=dict(every=10),

@@ -22,11 +22,11 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
       data=dict(
-        kind="lmjax.data.pipeline:Text",
+        kind="lmjax.data.objectives.causal:Text",
         length=256,
         tokenizer=dict(algorithm="bpe", size=2048),
-        source=dict(kind="lmjax.data.corpus:Embedded", part=":95%"),
-        validation=dict(kind="lmjax.data.corpus:Embedded", part="95%:"),
+        source=dict(kind="lmjax.data.sources.python_docs:Embedded", part=":95%"),
+        validation=dict(kind="lmjax.data.sources.python_docs:Embedded", part="95%:"),
       ),
       model=dict(
         kind="lmjax.models.decoder:Decoder",
@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
       evals=dict(
         every=125,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity"),
-        baseline=dict(kind="lmjax.evals.ngrams:Ngrams"),
+        baseline=dict(kind="lmjax.evals.baselines.ngrams:Ngrams"),
       ),
       checkpoint=dict(every=125),
       log=dict(every=10),

@@ -17,7 +17,7 @@ from lmjax import config
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, files="tasks_train_simple.txt.gz", debug=False)
   lines = dict(
-    kind="lmjax.data.text_pairs:PatternLines", files=choice.files, pattern="IN: (.*) OUT: (.*)", scattered=True
+    kind="lmjax.data.sources.pairs:PatternLines", files=choice.files, pattern="IN: (.*) OUT: (.*)", scattered=True
   )
   settings = ConfigDict(
     dict(
@@ -27,15 +27,15 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
       data=dict(
-        kind="lmjax.data.seq2seq:TextToText",
+        kind="lmjax.data.objectives.seq2seq:TextToText",
         length=64,
         target_length=128,
-        tokenizer=dict(kind="lmjax.data.words:Settings", split="spaces", size=100),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:Settings", split="spaces", size=100),
         source=dict(part=":95%", **lines),
         validation=dict(part="95%:", **lines),
       ),
       model=dict(
-        kind="lmjax.models.encdec:EncoderDecoder",
+        kind="lmjax.models.encoder_decoder:EncoderDecoder",
         positions="sinusoidal",
         scaled=True,
         width=128,
@@ -49,7 +49,7 @@ def get_config(argument: str = "") -> ConfigDict:
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=500,
-        validation=dict(kind="lmjax.evals.held_out:HeldOut"),
+        validation=dict(kind="lmjax.evals.validation_loss:HeldOut"),
         written=dict(kind="lmjax.evals.generation:Generation", bleu=False),
       ),
       checkpoint=dict(every=500),

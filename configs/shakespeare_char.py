@@ -14,7 +14,7 @@ from lmjax import config
 
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, file="data/lm_tinyshakespeare/input.txt", debug=False)
-  text = dict(kind="lmjax.data.sources:TextFiles", files=choice.file, piece=1024)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.file, piece=1024)
   settings = ConfigDict(
     dict(
       seed=0,
@@ -23,7 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
       data=dict(
-        kind="lmjax.data.pipeline:Text",
+        kind="lmjax.data.objectives.causal:Text",
         length=64,
         packing="windows",
         tokenizer=dict(algorithm="characters"),

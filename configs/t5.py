@@ -15,7 +15,7 @@ core. Expected: see benchmarks/README.md.
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.models.encdec import PRESETS
+from lmjax.models.encoder_decoder import PRESETS
 
 SIZES = (
   "mini", "small", "base", "large", "3b", "11b", "v1_1-small", "v1_1-base", "v1_1-large", "v1_1-xl", "v1_1-xxl",
@@ -26,7 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
     argument, size=SIZES, files="data/*.txt", books="", tokenizer="", consecutive=False, debug=False
   )
-  text = dict(kind="lmjax.data.sources:TextFiles", files=choice.files, scattered=True)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, scattered=True)
   objective = "Consecutive" if choice.consecutive else "SpanCorruption"
   settings = ConfigDict(
     dict(
@@ -36,23 +36,24 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
       rules="fsdp",
       data=dict(
-        kind="lmjax.data.seq2seq:Denoising",
+        kind="lmjax.data.objectives.seq2seq:Denoising",
         length=512,
-        objective=dict(kind=f"lmjax.data.denoising:{objective}"),
+        objective=dict(kind=f"lmjax.data.objectives.denoising:{objective}"),
         tokenizer=dict(
-          kind="lmjax.data.sentinels:Settings", algorithm="unigram", path=choice.tokenizer, size=32_000, sentinels=100
+          kind="lmjax.data.tokenizers.sentinels:Settings", algorithm="unigram", path=choice.tokenizer, size=32_000,
+          sentinels=100,
         ),
         source=dict(part=":99%", **text),
         validation=dict(part="99%:", **text),
       ),
       model=dict(
-        kind="lmjax.models.encdec:EncoderDecoder", dtype="bfloat16", remat="full",
+        kind="lmjax.models.encoder_decoder:EncoderDecoder", dtype="bfloat16", remat="full",
         **config.given(PRESETS[f"t5-{choice.size}"]),
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
       optim=dict(rule="adafactor", peak_rate=1e-2, schedule="inverse_sqrt", warmup=10_000, weight_decay=0.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=5000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=50)),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=50)),
       checkpoint=dict(every=5000),
       log=dict(every=100),
     )
@@ -60,7 +61,7 @@ def get_config(argument: str = "") -> ConfigDict:
   if choice.size in ("3b", "11b", "v1_1-xl", "v1_1-xxl"):  # 128 rows are fewer than the devices such a model wants
     settings.rules, settings.mesh.model = "fsdp_tp", 8
   if choice.books:
-    novels = dict(files=choice.books, clean="lmjax.data.corpus:gutenberg_body")
+    novels = dict(files=choice.books, clean="lmjax.data.sources.text:gutenberg_body")
     settings.update(steps=1200, batch=16)
     settings.data.update(length=128)
     settings.data.tokenizer.update(size=8000)

@@ -17,12 +17,12 @@ from lmjax import config
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, files="my/*.txt", prepared="", debug=False)
   tokenizer = dict(algorithm="bpe", size=4096)
-  files = dict(kind="lmjax.data.sources:TextFiles", files=choice.files)
+  files = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files)
   source, validation = files | dict(part=":95%"), files | dict(part="95%:")
   if choice.prepared:
     tokenizer = dict(path=choice.prepared)
     source, validation = (
-      dict(kind="lmjax.data.prepared:Prepared", folder=choice.prepared, split=s) for s in ("train", "validation")
+      dict(kind="lmjax.data.sources.shards:Prepared", folder=choice.prepared, split=s) for s in ("train", "validation")
     )
   settings = ConfigDict(
     dict(
@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
       rules="ddp",
       data=dict(
-        kind="lmjax.data.pipeline:Text",
+        kind="lmjax.data.objectives.causal:Text",
         length=256,
         tokenizer=tokenizer,
         source=source,
@@ -48,7 +48,8 @@ def get_config(argument: str = "") -> ConfigDict:
       evals=dict(
         every=200,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=40),
-        **({} if choice.prepared else dict(baseline=dict(kind="lmjax.evals.ngrams:Ngrams"))),  # it counts in memory
+        # Ngrams counts in memory.
+        **({} if choice.prepared else dict(baseline=dict(kind="lmjax.evals.baselines.ngrams:Ngrams"))),
       ),
       checkpoint=dict(every=200),
       log=dict(every=10),

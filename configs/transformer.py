@@ -12,14 +12,14 @@ unless `tokenizer` names one. 100,000 steps of about 25,000 source and target to
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.models.encdec import PRESETS
+from lmjax.models.encoder_decoder import PRESETS
 
 
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
     argument, size=("base", "big"), multi30k=False, sources="train.en", targets="train.de", tokenizer="", debug=False
   )
-  lines = dict(kind="lmjax.data.text_pairs:ParallelLines", sources=choice.sources, targets=choice.targets)
+  lines = dict(kind="lmjax.data.sources.pairs:ParallelLines", sources=choice.sources, targets=choice.targets)
   settings = ConfigDict(
     dict(
       seed=0,
@@ -28,7 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
       rules="fsdp",
       data=dict(
-        kind="lmjax.data.seq2seq:TextToText",
+        kind="lmjax.data.objectives.seq2seq:TextToText",
         length=256,
         target_length=256,
         tokenizer=dict(algorithm="sentencepiece_bpe", path=choice.tokenizer, size=37_000),
@@ -36,7 +36,8 @@ def get_config(argument: str = "") -> ConfigDict:
         validation=dict(part="99.9%:", **lines),
       ),
       model=dict(
-        kind="lmjax.models.encdec:EncoderDecoder", dtype="bfloat16", dropout=0.1 if choice.size == "base" else 0.3,
+        kind="lmjax.models.encoder_decoder:EncoderDecoder", dtype="bfloat16",
+        dropout=0.1 if choice.size == "base" else 0.3,
         **config.given(PRESETS[f"transformer-{choice.size}"]),
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq", smoothing=0.1),
@@ -45,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
         epsilon=1e-9, weight_decay=0.0, clip=0.0,
       ),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=1000, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=20)),
+      evals=dict(every=1000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=20)),
       checkpoint=dict(every=1000),
       log=dict(every=100),
     )
@@ -58,7 +59,7 @@ def get_config(argument: str = "") -> ConfigDict:
     settings.data.validation.update(part="96.552%:")
     settings.model.update(dtype="float32", width=256, depth=2, heads=4, mlp=512, dropout=0.1)
     settings.optim.update(peak_rate=1.5e-3, warmup=400, schedule="cosine", final=0.02, clip=1.0)
-    settings.evals.update(every=400, validation=dict(kind="lmjax.evals.held_out:HeldOut", steps=0))
+    settings.evals.update(every=400, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=0))
     settings.evals.update(written=dict(kind="lmjax.evals.generation:Generation", pairs=200))
     settings.checkpoint.update(every=400)
     settings.log.update(every=20)

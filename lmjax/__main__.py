@@ -94,7 +94,7 @@ def _run(arguments: list[str]) -> int:
   if os.getcwd() not in sys.path:  # a config may name a function of one's own; `python -m` looks here by itself
     sys.path.insert(0, os.getcwd())
   _prepare_jax("--debug_nans" in arguments)
-  module = importlib.import_module(f"lmjax.{command}")
+  module = importlib.import_module(f"lmjax.commands.{command}")
   return module.main([a for a in arguments if a != "--debug_nans"])
 
 

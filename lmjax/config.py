@@ -21,6 +21,7 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
+from lmjax.utils import renames
 from lmjax.utils.errors import UserError, nearest
 
 KEYS = (
@@ -51,10 +52,10 @@ def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
 
 def debug(config: ConfigDict) -> ConfigDict:
   """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
-  part = "lmjax.data.corpus:Embedded"
+  part = "lmjax.data.sources.python_docs:Embedded"
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
   if config.data.kind.endswith(":TextToText"):
-    part = "lmjax.data.corpus:EmbeddedPairs"
+    part = "lmjax.data.sources.python_docs:EmbeddedPairs"
   config.data.update({"length": 32, "workers": 0} | ({"target_length": 32} if "target_length" in config.data else {}))
   small = dict(algorithm="bytes")
   if "kind" in config.data.tokenizer or config.data.tokenizer.get("algorithm") == "wordpiece":
@@ -138,9 +139,9 @@ def resolve(name: str, where: str) -> Any:
   Raises:
     UserError: no such module, or no such name in it.
   """
-  module_name, _, attribute = name.partition(":")
-  if not attribute:
+  if not name.partition(":")[2]:
     raise UserError(f"config.{where}: {name!r} is not of the form package.module:Name")
+  module_name, _, attribute = renames.dotted(name).partition(":")
   try:
     module = importlib.import_module(module_name)
   except ImportError as error:

@@ -10,9 +10,9 @@ from etils import epath
 
 from lmjax import checkpoint, config, logs
 from lmjax.compression.base import ParamTransform
-from lmjax.data import tokenizers
 from lmjax.data.pipeline import Reader
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers import registry
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Evaluator
 from lmjax.optim import Optimizer, averaged
 from lmjax.parallel import hosts
@@ -110,7 +110,7 @@ def build(
   data = config.build(settings["data"], "data")
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
-    tokenizer = tokenizers.load(kept)
+    tokenizer = registry.load(kept)
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
   model = config.build(settings["model"], "model", vocabulary=tokenizer.size, length=data.length)

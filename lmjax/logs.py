@@ -12,7 +12,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lmjax.data.documents import Bad
+from lmjax.data.sources.base import Bad
 from lmjax.utils.errors import UserError
 
 console = Console(highlight=False, soft_wrap=True)

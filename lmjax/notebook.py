@@ -19,16 +19,17 @@ import numpy as np
 from etils import epath
 from matplotlib.figure import Figure
 
-from lmjax import inspection
 from lmjax.data.batch import Batch
-from lmjax.data.words import Words
+from lmjax.data.tokenizers.words import Words
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.evals.embeddings import Embedder
-from lmjax.evals.masks import candidates
-from lmjax.inspection import Saved, Table, run_of
+from lmjax.inference import table as tables
+from lmjax.inference.embed import Embedder
+from lmjax.inference.fill_mask import candidates
+from lmjax.inference.table import Table
 from lmjax.layers.einsum import vocabulary_logits
-from lmjax.opening import Opened, open_model
+from lmjax.storage.loading import Opened, open_model
+from lmjax.storage.saved import Saved, look, run_of
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
 
@@ -58,7 +59,7 @@ class Run:
 
   def __init__(self, path: epath.PathLike, step: int | None = None):
     self.path = epath.Path(path)
-    self.saved: Saved = inspection.look(path, step)
+    self.saved: Saved = look(path, step)
 
   def __repr__(self) -> str:
     count = sum(leaf.count for leaf in self.saved.leaves.values())
@@ -93,15 +94,15 @@ class Run:
 
   def table(self, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:
     """Returns the parameters as a table; with `values` their norms and shares of zeros, which reads them."""
-    return inspection.table(self.saved, depth, pattern, values)
+    return tables.table(self.saved, depth, pattern, values)
 
   def weights(self, pattern: str = "") -> dict[str, np.ndarray]:
     """Returns the parameters whose names a regular expression is found in, read now, and only they."""
-    return {name: self.saved.read(name) for name in inspection.matching(self.saved, pattern)}
+    return {name: self.saved.read(name) for name in tables.matching(self.saved, pattern)}
 
   def histograms(self, pattern: str = "kernel", bins: int = 80) -> Figure:
     """Returns how the values of some parameters are spread, at most twelve of them."""
-    found = {name: self.saved.read(name) for name in inspection.matching(self.saved, pattern)[:12]}
+    found = {name: self.saved.read(name) for name in tables.matching(self.saved, pattern)[:12]}
     figure, axes = _grid(len(found))
     for axis, (name, array) in zip(axes, found.items(), strict=False):
       axis.hist(np.asarray(array, np.float32).ravel(), bins=bins, color=COLOURS[0], log=True)

@@ -5,7 +5,6 @@
 The same command on the same folder goes on where it stopped.
 """
 
-import argparse
 import datetime
 import signal
 from typing import Any
@@ -15,13 +14,12 @@ import jax.numpy as jnp
 import optax
 from etils import epath
 
-from lmjax import config as configs
 from lmjax import experiment as experiments
 from lmjax.checkpoint import Checkpoints, place
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
 from lmjax.experiment import Experiment
-from lmjax.layers.kernels import compiler_options
+from lmjax.layers.backend import compiler_options
 from lmjax.logs import Clock, Log, console
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
@@ -345,24 +343,3 @@ def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches, met
     "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
     "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }
-
-
-def main(arguments: list[str]) -> int:
-  """Runs `lmjax train`."""
-  parser = argparse.ArgumentParser(
-    prog="lmjax train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
-  parser.add_argument("--config", required=True, help="configs/NAME.py[:variant,...], or a run's config.json")
-  parser.add_argument("--workdir", required=True, help="the run folder; going on if it holds a run")
-  parser.add_argument("--profile", metavar="FIRST:LAST", help="write a jax.profiler trace of these steps")
-  options, overrides = configs.parse_overrides(parser, arguments)
-  profile = None
-  if options.profile:
-    try:
-      profile = tuple(int(step) for step in options.profile.split(":"))
-      first, last = profile
-    except ValueError as error:
-      raise UserError(f"--profile {options.profile}: give two steps, FIRST:LAST") from error
-    if not 0 < first <= last:
-      raise UserError(f"--profile {options.profile}: the first step is at least 1 and not behind the last")
-  return train(configs.load(options.config, overrides), options.workdir, profile)

@@ -7,14 +7,14 @@ import pytest
 
 from lmjax import experiment
 from lmjax.__main__ import main
-from lmjax.data import words
-from lmjax.data.tokenizers import train
-from lmjax.evals.embeddings import Embedder
-from lmjax.evals.masks import candidates
+from lmjax.data.tokenizers import words
+from lmjax.data.tokenizers.registry import train
+from lmjax.inference.embed import Embedder
+from lmjax.inference.fill_mask import candidates
 from lmjax.models import elmo, encoder
 from lmjax.models.elmo import ELMo
 from lmjax.models.encoder import Encoder
-from lmjax.tasks.bilm import BiLM
+from lmjax.tasks.bidirectional_lm import BiLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.testing import born, tiny_decoder

@@ -11,8 +11,8 @@ from orbax.checkpoint import v1 as ocp
 
 from lmjax import notebook
 from lmjax.__main__ import main
-from lmjax.interop import huggingface
 from lmjax.models.decoder import PRESETS, Config, Decoder
+from lmjax.storage.huggingface import families, load, save
 from lmjax.utils.errors import UserError
 
 
@@ -107,10 +107,10 @@ def test_a_table_of_as_many_leaves_as_the_largest_model_has(tmp_path):
 def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   """A sparse file with a true header: nothing of the 700 GB is there, and nothing is read."""
   config = Config(**PRESETS["gpt3-175b"])
-  lines, sizes = huggingface.FAMILIES["gpt2"].lines(config), huggingface.letters(config)
+  lines, sizes = families.FAMILIES["gpt2"].lines(config), load.letters(config)
   header, at = {}, 0
   for line in lines:
-    wanted = huggingface._shape(line, sizes)
+    wanted = save._shape(line, sizes)
     for layer in range(config.depth) if "{}" in line.theirs else (0,):
       size = 4 * int(np.prod(wanted, dtype=np.int64))
       entry = {"dtype": "F32", "shape": list(wanted), "data_offsets": [at, at + size]}
@@ -120,9 +120,9 @@ def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   with open(tmp_path / "model.safetensors", "wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     file.truncate(8 + len(text) + at)
-  settings = huggingface.FAMILIES["gpt2"].theirs(config)
+  settings = families.FAMILIES["gpt2"].theirs(config)
   (tmp_path / "config.json").write_text(json.dumps(settings))
-  assert isinstance(huggingface.FAMILIES["gpt2"].module(config), Decoder)
+  assert isinstance(families.FAMILIES["gpt2"].module(config), Decoder)
   began = time.perf_counter()
   run = notebook.load(tmp_path)
   table = run.table(depth=2)

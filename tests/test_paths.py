@@ -11,13 +11,13 @@ from etils import epath
 from etils.epath import backend
 
 from lmjax import experiment, logs
-from lmjax.data import tokenizers
-from lmjax.data.documents import Bad
-from lmjax.data.pipeline import Text
-from lmjax.data.preparation import Preparation
-from lmjax.data.prepared import Prepared, check_sums
-from lmjax.data.sources import TextFiles
-from lmjax.data.tables import JsonLines, Parquet
+from lmjax.data.objectives.causal import Text
+from lmjax.data.sources.base import Bad
+from lmjax.data.sources.records import JsonLines, Parquet
+from lmjax.data.sources.shards import Prepared, check_sums
+from lmjax.data.sources.text import TextFiles
+from lmjax.data.sources.write_shards import Preparation
+from lmjax.data.tokenizers import base, registry
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def bucket(monkeypatch):
 
 
 def test_a_run_folder_elsewhere(bucket):
-  tokenizer = tokenizers.train("bpe", ["some text to learn from"] * 9, 300)
+  tokenizer = registry.train("bpe", ["some text to learn from"] * 9, 300)
   settings = {"seed": 0, "model": {"width": 8}}
   experiment.keep(settings, tokenizer, bucket / "run")
   assert experiment.open_run(str(bucket / "run")) == settings
-  again = tokenizers.load(str(bucket / "run"))
-  assert tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+  again = registry.load(str(bucket / "run"))
+  assert base.fingerprint(again) == base.fingerprint(tokenizer)
 
   log = logs.Log(bucket / "run", logs.Settings(), 0, 3, settings)
   for step in (1, 2, 3):
@@ -56,7 +56,7 @@ def test_text_elsewhere(bucket):
     (bucket / f"{i}.txt").write_text(f"document number {i}")
   source = TextFiles(str(bucket / "*.txt"), document="file")
   assert [source[i] for i in range(len(source))] == [f"document number {i}" for i in range(5)]
-  batches = Text(source, source, 8).train(tokenizers.Bytes(), 2, 0)
+  batches = Text(source, source, 8).train(registry.Bytes(), 2, 0)
   assert np.all(next(batches)["weights"] == 1)
   batches.close()
 
@@ -66,14 +66,14 @@ def test_prepared_data_elsewhere(bucket, tmp_path):
   rows = [f"document number {i}" for i in range(5)]
   (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in rows))
   pyarrow.parquet.write_table(pyarrow.table({"text": rows}), tmp_path / "a.parquet")
-  list(Preparation(JsonLines(str(tmp_path / "a.jsonl")), tokenizers.Bytes()).run(tmp_path / "data"))
+  list(Preparation(JsonLines(str(tmp_path / "a.jsonl")), registry.Bytes()).run(tmp_path / "data"))
   for path in [p for p in tmp_path.rglob("*") if p.is_file()]:
     there = bucket / str(path.relative_to(tmp_path))
     there.parent.mkdir(parents=True, exist_ok=True)
     there.write_bytes(path.read_bytes())
   check_sums(bucket / "data")
   ready = Prepared(str(bucket / "data"))
-  assert [tokenizers.Bytes().decode(ready[i].ids) for i in range(5)] == rows
+  assert [registry.Bytes().decode(ready[i].ids) for i in range(5)] == rows
   assert [JsonLines(str(bucket / "*.jsonl"))[i] for i in range(5)] == rows
   assert [Parquet(str(bucket / "*.parquet"))[i] for i in range(5)] == rows
-  assert tokenizers.load(str(bucket / "data")) == tokenizers.Bytes()
+  assert registry.load(str(bucket / "data")) == registry.Bytes()

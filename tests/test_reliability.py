@@ -141,7 +141,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 def test_too_many_bad_records_stop_the_run(tmp_path):
   good, bad = json.dumps({"text": "some words here"}), "{broken"
   (tmp_path / "a.jsonl").write_text("\n".join([good] * 95 + [bad] * 5) * 3)
-  source = "lmjax.data.tables:JsonLines"
+  source = "lmjax.data.sources.records:JsonLines"
   _, err = finish(
     start(
       tmp_path / "run",

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmjax.data.batch import Batch
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of segments, in turn
 BARS = 12

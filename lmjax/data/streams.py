@@ -10,9 +10,9 @@ import functools
 import grain
 import numpy as np
 
-from lmjax.data import packing, tokenizers
-from lmjax.data.documents import Bad, Encoded, Source
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data import packing
+from lmjax.data.sources.base import Bad, Encoded, Source
+from lmjax.data.tokenizers.base import Tokenizer, fingerprint
 from lmjax.utils.errors import UserError
 
 PERIOD = 10_000  # weights are rounded to this many parts
@@ -95,7 +95,7 @@ class Documents:
 
   @functools.cached_property
   def _fingerprint(self) -> str:
-    return tokenizers.fingerprint(self.tokenizer)
+    return fingerprint(self.tokenizer)
 
   def read(self, stream: int, number: int) -> packing.Document | Bad:
     """Returns document `number` of a stream; raises IndexError behind the last one of a single pass."""

@@ -8,7 +8,7 @@ import numpy as np
 
 from lmjax.data.batch import Batch, check
 from lmjax.data.pipeline import Reader
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.utils.metrics import Mean, add

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from lmjax.data.pipeline import Reader
-from lmjax.data.text_pairs import Pair
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.sources.pairs import Pair
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler

@@ -4,7 +4,7 @@ import dataclasses
 import math
 
 from lmjax.data.pipeline import Reader
-from lmjax.data.tokenizers import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Run, terms_over
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task

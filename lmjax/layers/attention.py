@@ -3,9 +3,10 @@
 import jax
 from flax import linen as nn
 
-from lmjax.layers import kernels
 from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Einsum
+from lmjax.layers.kernels import dispatch
+from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.positions import Rotary
 from lmjax.parallel.sharding import constrain
 
@@ -33,7 +34,7 @@ class Attention(nn.Module):
     self,
     x_BxLxD: jax.Array,
     positions_BxL: jax.Array,
-    mask: kernels.Mask,
+    mask: Mask,
     cache: Cache | None = None,
     layer: int = 0,
     tap: bool = False,
@@ -54,8 +55,8 @@ class Attention(nn.Module):
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
       k_BxMxGxK, v_BxMxGxK = cache.read(layer)
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
-    o_BxLxHxK = kernels.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
-    weights = kernels.probabilities(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
+    o_BxLxHxK = dispatch.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
+    weights = dispatch.probabilities(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
     out_bias = self.bias if self.out_bias is None else self.out_bias
     y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, out_bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
+from lmjax.layers.backend import materialize
 from lmjax.layers.cache import Cache
-from lmjax.layers.kernels import Mask, materialize
+from lmjax.layers.kernels.mask import Mask
 from lmjax.parallel.sharding import constrain
 
 

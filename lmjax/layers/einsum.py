@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from lmjax.layers.kernels import materialize, product
+from lmjax.layers.backend import materialize, product
 from lmjax.parallel.sharding import Named
 from lmjax.utils import pytree
 from lmjax.utils.shapes import LEGEND

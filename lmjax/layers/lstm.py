@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
+from lmjax.layers.backend import product
 from lmjax.layers.einsum import Einsum, named
-from lmjax.layers.kernels import product
 
 
 @struct.dataclass

@@ -5,6 +5,9 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.einsum import named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,3 +49,47 @@ class Rotary:
     first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BxLxHxK.dtype)
+
+
+def bucket(distance: jax.Array, buckets: int, furthest: int, causal: bool) -> jax.Array:
+  """Returns the bucket of (position of the key - position of the query), from 0.
+
+  Half of the buckets are for single distances, the others widen logarithmically up to `furthest`, and the last holds
+  everything beyond; if not `causal`, one half of all is for what comes later (Raffel et al., 2020, arXiv:1910.10683).
+  """
+  first = jnp.zeros_like(distance)
+  if causal:
+    distance = jnp.maximum(-distance, 0)
+  else:
+    buckets //= 2
+    first = jnp.where(distance > 0, buckets, 0)
+    distance = jnp.abs(distance)
+  exact = buckets // 2
+  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(furthest / exact)
+  wide = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+  return first + jnp.where(distance < exact, distance, wide)
+
+
+class RelativeBias(nn.Module):
+  """A learned number for every head and bucket of distance, added to the scores of all layers."""
+
+  heads: int
+  buckets: int = 32
+  furthest: int = 128
+  causal: bool = False
+
+  @nn.compact
+  def __call__(self, positions_BxL: jax.Array, positions_BxM: jax.Array) -> jax.Array:
+    """Returns the bias [B, H, L, M], float32."""
+    init = named(nn.initializers.normal(0.1), (None, "heads"))
+    table = self.param("table", init, (self.buckets, self.heads), jnp.float32)
+    distance_BxLxM = positions_BxM[:, None, :] - positions_BxL[:, :, None]
+    numbers = bucket(distance_BxLxM, self.buckets, self.furthest, self.causal)
+    return jnp.take(table.astype(jnp.float32), numbers, axis=0).transpose(0, 3, 1, 2)
+
+
+def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:
+  """Returns sin(p w_i) and cos(p w_i), w_i = 10000^(-2i / width), side by side: [B, L, D] (Vaswani et al., 2017)."""
+  rates = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
+  angles = positions_BxL[..., None].astype(jnp.float32) * rates
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lmjax.layers.backend import materialize
 from lmjax.layers.cache import Cache
-from lmjax.layers.kernels import Mask, materialize
+from lmjax.layers.kernels.mask import Mask
 from lmjax.parallel.sharding import stack_names
 from lmjax.utils.pytree import Tree
 

@@ -12,10 +12,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.attention import Attention, window_mask
+from lmjax.layers.backend import platform
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
-from lmjax.layers.kernels import Mask, platform, ready
+from lmjax.layers.kernels.dispatch import ready
+from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.positions import Rotary

@@ -14,7 +14,8 @@ from flax import linen as nn
 from lmjax.layers.attention import Attention
 from lmjax.layers.block import Block
 from lmjax.layers.einsum import Einsum, Embed
-from lmjax.layers.kernels import Mask, ready
+from lmjax.layers.kernels.dispatch import ready
+from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.stack import REMAT, Stack

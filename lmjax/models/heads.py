@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.einsum import Einsum, named, padded
+from lmjax.layers.einsum import Einsum, Embed, named, padded
 from lmjax.layers.mlp import ACTIVATIONS
 from lmjax.layers.norms import NORMS
 
@@ -44,3 +44,17 @@ class Classifier(nn.Module):
       x = ACTIVATIONS[self.activation](Einsum(equation, sizes, name="dense")(x))
     scores = Einsum(equation, sizes | {"E": self.classes}, self.bias, name="scores")(x)
     return scores.astype(jnp.float32)
+
+
+class Softmax(nn.Module):
+  """The table and bias that score words, shared by both directions."""
+
+  vocabulary: int
+  width: int
+
+  @nn.compact
+  def __call__(self) -> tuple[jax.Array, jax.Array]:
+    """Returns the table [V padded, D] and the bias [V padded]."""
+    table = Embed(self.vocabulary, self.width, deviation=self.width**-0.5, name="words").table
+    shape, init = (padded(self.vocabulary),), named(nn.initializers.zeros, ("vocabulary",), self.vocabulary)
+    return table, self.param("bias", init, shape, jnp.float32)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.layers.kernels import materialize, product
+from lmjax.layers.backend import materialize, product
 
 
 def cross_entropy(

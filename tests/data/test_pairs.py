@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from absl import flags
 
-from lmjax.data.corpus import gutenberg_body
-from lmjax.data.pairs import SentencePairs, sentences
-from lmjax.data.pieces import WordPiece
-from lmjax.data.sources import TextFiles
-from lmjax.data.tokenizers import Bytes, Settings
+from lmjax.data.objectives.masked_lm import SentencePairs, sentences
+from lmjax.data.sources.text import TextFiles, gutenberg_body
+from lmjax.data.tokenizers.base import Bytes
+from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.utils.errors import UserError
 
 flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes

@@ -8,17 +8,19 @@ import numpy as np
 import pytest
 from absl import flags
 
-from lmjax.data import corpus, packing, tokenizers
-from lmjax.data.corpus import Embedded
-from lmjax.data.documents import Bad, share
-from lmjax.data.pipeline import Text
-from lmjax.data.sources import TextFiles
-from lmjax.data.tables import JsonLines
-from lmjax.data.tokenizers import Settings
+from lmjax.data import packing
+from lmjax.data.objectives.causal import Text
+from lmjax.data.sources import python_docs
+from lmjax.data.sources.base import Bad, share
+from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.records import JsonLines
+from lmjax.data.sources.text import TextFiles
+from lmjax.data.tokenizers import registry
+from lmjax.data.tokenizers.registry import Settings
 from lmjax.utils.errors import UserError
 
 flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
-BYTES = tokenizers.Bytes()
+BYTES = registry.Bytes()
 
 
 @pytest.fixture
@@ -216,9 +218,9 @@ def test_a_row_of_padding_when_there_is_no_more():
 
 def test_a_python_without_documentation_is_said(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-  monkeypatch.setattr(corpus.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
-  corpus.python_documentation.cache_clear()
+  monkeypatch.setattr(python_docs.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
+  python_docs.python_documentation.cache_clear()
   with pytest.raises(UserError, match="too little documentation.*configs/text.py:files=") as error:
     len(Embedded())
   assert "\n" not in str(error.value)
-  corpus.python_documentation.cache_clear()
+  python_docs.python_documentation.cache_clear()

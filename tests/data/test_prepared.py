@@ -11,17 +11,18 @@ import numpy as np
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.data import preparation, tokenizers
-from lmjax.data.documents import Bad
-from lmjax.data.pipeline import Text
-from lmjax.data.preparation import Preparation
-from lmjax.data.prepared import Prepared, check_sums, read_index
-from lmjax.data.sources import TextFiles
-from lmjax.data.tokenizers import Settings
+from lmjax.data.objectives.causal import Text
+from lmjax.data.sources import write_shards
+from lmjax.data.sources.base import Bad
+from lmjax.data.sources.shards import Prepared, check_sums, read_index
+from lmjax.data.sources.text import TextFiles
+from lmjax.data.sources.write_shards import Preparation
+from lmjax.data.tokenizers import registry
+from lmjax.data.tokenizers.registry import Settings
 from lmjax.utils.errors import UserError
 from tests.conftest import ROOT
 
-BYTES = tokenizers.Bytes()
+BYTES = registry.Bytes()
 
 
 def no_q(text: str) -> bool:
@@ -85,7 +86,7 @@ def test_training_on_prepared_text_is_training_on_the_text(source, tmp_path):
 def test_another_tokenizer_is_refused(source, tmp_path):
   run(Preparation(source, BYTES), tmp_path / "data")
   ready = Prepared(str(tmp_path / "data"))
-  other = tokenizers.train("characters", ["abc"], 0)
+  other = registry.train("characters", ["abc"], 0)
   for make in (lambda text: text.train(other, 4, 0), lambda text: text.validate(other, 4)):
     with pytest.raises(UserError, match="come from another tokenizer"):
       make(Text(ready, ready, 32))
@@ -117,7 +118,7 @@ def test_sigkill_and_the_same_command(tmp_path):
   command = [
     sys.executable, "-m", "lmjax", "prepare", "--files", str(tmp_path / "a.txt"), "--document", "line",
     "--algorithm", "characters", "--shard_megabytes", "1", "--workers", "1",
-    "--clean", "lmjax.data.corpus:gutenberg_body", "--output",
+    "--clean", "lmjax.data.sources.text:gutenberg_body", "--output",
   ]  # fmt: skip
   options = dict(cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=120)
   assert subprocess.run([*command, str(tmp_path / "whole")], **options).returncode == 0
@@ -231,4 +232,4 @@ def test_chunks_share_out_few_large_documents():
     def __len__(self):
       return 20
 
-  assert Preparation(Few(), BYTES).chunk == 1 and preparation.CHUNK == 256
+  assert Preparation(Few(), BYTES).chunk == 1 and write_shards.CHUNK == 256

@@ -6,10 +6,10 @@ import pytest
 
 from lmjax import config
 from lmjax.__main__ import main
-from lmjax.data.corpus import Embedded
+from lmjax.data.sources.python_docs import Embedded
 
 BASE = ("train", "--config", "configs/quickstart.py:debug", "--config.steps=6", "--config.checkpoint.every=3")
-EMBEDDED = {"kind": "lmjax.data.corpus:Embedded", "part": ":5%"}
+EMBEDDED = {"kind": "lmjax.data.sources.python_docs:Embedded", "part": ":5%"}
 
 
 def shouting(part: str, times: int = 1) -> list[str]:

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.data import sentinels, words
-from lmjax.data.corpus import Embedded
-from lmjax.data.denoising import Consecutive, Denoisers, PrefixLM, SpanCorruption, restore
-from lmjax.data.documents import Bad
-from lmjax.data.seq2seq import Denoising, TextToText
-from lmjax.data.sources import TextFiles
+from lmjax.data.objectives.denoising import Consecutive, Denoisers, PrefixLM, SpanCorruption, restore
+from lmjax.data.objectives.seq2seq import Denoising, TextToText
+from lmjax.data.sources.base import Bad
+from lmjax.data.sources.pairs import JsonPairs, Pair, ParallelLines, PatternLines
+from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.text import TextFiles
 from lmjax.data.streams import Mixture, Part
-from lmjax.data.text_pairs import JsonPairs, Pair, ParallelLines, PatternLines
-from lmjax.data.tokenizers import Bytes, load
+from lmjax.data.tokenizers import sentinels, words
+from lmjax.data.tokenizers.base import Bytes
+from lmjax.data.tokenizers.registry import load
 from lmjax.utils.errors import UserError
 
 MARKED = sentinels.Sentinels(Bytes(), 100)
@@ -111,7 +112,7 @@ def test_rows_hold_a_stretch_and_its_end_and_go_on_from_a_position(objective):
 
 
 def test_without_sentinels_spans_are_refused():
-  with pytest.raises(UserError, match="lmjax.data.sentinels:Settings"):
+  with pytest.raises(UserError, match="lmjax.data.tokenizers.sentinels:Settings"):
     SpanCorruption()(np.arange(100), Bytes(), np.random.default_rng(0))
 
 

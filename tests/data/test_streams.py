@@ -7,17 +7,18 @@ import pytest
 from absl import flags
 
 from lmjax.__main__ import main
-from lmjax.data import packing, tokenizers
-from lmjax.data.documents import Bad
-from lmjax.data.pipeline import Text
-from lmjax.data.sources import TextFiles
+from lmjax.data import packing
+from lmjax.data.objectives.causal import Text
+from lmjax.data.sources.base import Bad
+from lmjax.data.sources.records import TFDS, JsonLines, Parquet
+from lmjax.data.sources.text import TextFiles
 from lmjax.data.streams import Mixture, Part, proportions, schedule
-from lmjax.data.tables import TFDS, JsonLines, Parquet
-from lmjax.data.tokenizers import Settings
+from lmjax.data.tokenizers import registry
+from lmjax.data.tokenizers.registry import Settings
 from lmjax.utils.errors import UserError
 
 flags.FLAGS.mark_as_parsed()
-BYTES = tokenizers.Bytes()
+BYTES = registry.Bytes()
 
 
 class Numbers:

@@ -5,8 +5,8 @@ import json
 import pytest
 import sentencepiece
 
-from lmjax.data import tokenizers
-from lmjax.data.pieces import WordPiece
+from lmjax.data.tokenizers import base, registry
+from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.utils.errors import UserError
 
 TEXTS = [
@@ -17,7 +17,7 @@ TEXTS = [
 
 
 def test_gpt2_vectors(data):
-  tokenizer = tokenizers.load(data / "tok_gpt2")
+  tokenizer = registry.load(data / "tok_gpt2")
   assert (tokenizer.size, tokenizer.end) == (50257, 50256)
   folder = data / "vectors_tokenizers"
   texts = (folder / "llamacpp_gpt-2.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
@@ -30,7 +30,7 @@ def test_gpt2_vectors(data):
 
 
 def test_bert_vectors(data, tmp_path):
-  tokenizer = tokenizers.load(data / "tok_bert_uncased")
+  tokenizer = registry.load(data / "tok_bert_uncased")
   assert (tokenizer.size, tokenizer.start, tokenizer.end, tokenizer.mask, tokenizer.padding) == (
     30522,
     101,
@@ -45,21 +45,21 @@ def test_bert_vectors(data, tmp_path):
   for text, line in zip(texts, lines, strict=False):
     assert tokenizer.encode(text) == [int(i) for i in line.split()], repr(text)
   tokenizer.save(tmp_path)
-  again = tokenizers.load(tmp_path)
-  assert type(again) is type(tokenizer) and tokenizers.fingerprint(again) == tokenizers.fingerprint(tokenizer)
+  again = registry.load(tmp_path)
+  assert type(again) is type(tokenizer) and base.fingerprint(again) == base.fingerprint(tokenizer)
 
 
 def test_cased_and_uncased(tmp_path):
   special = list(WordPiece.SPECIAL)
   (tmp_path / "vocab.txt").write_text("\n".join([*special, "Hello", "hello", "##s"]))
-  tokenizer = tokenizers.load(tmp_path)
+  tokenizer = registry.load(tmp_path)
   assert tokenizer.encode("Hellos hello Nope") == [5, 7, 6, tokenizer.unknown]
   assert tokenizer.decode([2, 5, 7, 6, 3]) == "Hellos hello"
   (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
-  assert tokenizers.load(tmp_path).encode("Hello") == [6]
+  assert registry.load(tmp_path).encode("Hello") == [6]
   (tmp_path / "vocab.txt").write_text("\n".join(special[:4]))
   with pytest.raises(UserError, match=r"needs \[MASK\]"):
-    tokenizers.load(tmp_path)
+    registry.load(tmp_path)
 
 
 def test_sentencepiece_is_the_library(data):
@@ -68,7 +68,7 @@ def test_sentencepiece_is_the_library(data):
   assert len(models) == 7
   for path in models:
     processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-    tokenizer = tokenizers.load(path)
+    tokenizer = registry.load(path)
     for text in texts + TEXTS[:2]:
       ids = processor.encode(text)
       assert tokenizer.encode(text) == ids
@@ -76,12 +76,12 @@ def test_sentencepiece_is_the_library(data):
     assert 0 <= tokenizer.end < tokenizer.size and 0 <= tokenizer.start < tokenizer.size
 
 
-@pytest.mark.parametrize("algorithm", tokenizers.ALGORITHMS)
+@pytest.mark.parametrize("algorithm", registry.ALGORITHMS)
 def test_train_save_load_round_trip(algorithm, tmp_path):
-  tokenizer = tokenizers.train(algorithm, TEXTS, 300)
+  tokenizer = registry.train(algorithm, TEXTS, 300)
   tokenizer.save(tmp_path)
-  again = tokenizers.load(tmp_path)
-  assert tokenizers.fingerprint(tokenizer) == tokenizers.fingerprint(again)
+  again = registry.load(tmp_path)
+  assert base.fingerprint(tokenizer) == base.fingerprint(again)
   for text in TEXTS[:3]:
     ids = again.encode(text)
     assert ids == tokenizer.encode(text) and all(0 <= i < again.size for i in ids)
@@ -95,7 +95,7 @@ def test_train_save_load_round_trip(algorithm, tmp_path):
 
 
 def test_unknown_characters():
-  tokenizer = tokenizers.train("characters", ["abc"], 0)
+  tokenizer = registry.train("characters", ["abc"], 0)
   assert tokenizer.encode("cad") == [2, 0, 4] and tokenizer.size == 5
   assert tokenizer.decode([2, 0, 4, 3]) == "ca\ufffd"
 
@@ -113,7 +113,7 @@ def test_unknown_characters():
 def test_damaged_files_are_named(name, text, words, tmp_path):
   (tmp_path / name).write_text(text)
   with pytest.raises(UserError, match=words) as error:
-    tokenizers.load(tmp_path)
+    registry.load(tmp_path)
   assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
@@ -121,14 +121,14 @@ def test_damaged_merges(tmp_path):
   (tmp_path / "encoder.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
   (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b c\n")
   with pytest.raises(UserError, match="a b c"):
-    tokenizers.load(tmp_path)
+    registry.load(tmp_path)
   (tmp_path / "vocab.bpe").write_text("#version: 0.2\na x\n")
   with pytest.raises(UserError, match="damaged"):
-    tokenizers.load(tmp_path)
+    registry.load(tmp_path)
 
 
 def test_missing_path_and_tiny_size():
   with pytest.raises(UserError, match="does not exist"):
-    tokenizers.load("/nowhere/at/all")
+    registry.load("/nowhere/at/all")
   with pytest.raises(UserError, match="257"):
-    tokenizers.train("bpe", TEXTS, 100)
+    registry.train("bpe", TEXTS, 100)

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from lmjax.data import tokenizers, words
-from lmjax.data.both_ways import BothWays
-from lmjax.data.corpus import Embedded
-from lmjax.data.sources import TextFiles
+from lmjax.data.objectives.bidirectional import BothWays
+from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.text import TextFiles
+from lmjax.data.tokenizers import base, registry, words
 from lmjax.utils.errors import UserError
 
 
@@ -16,8 +16,8 @@ def test_words_are_the_commonest_and_come_back(tmp_path):
   assert made.encode("the cat, the") == [3, 4, 2, 3]
   assert made.words("Isn't it, they’d say: 3.5?") == ["Isn't", "it", ",", "they’d", "say", ":", "3", ".", "5", "?"]
   made.save(tmp_path / "t")
-  again = tokenizers.load(tmp_path / "t")
-  assert again == made and tokenizers.fingerprint(again) == tokenizers.fingerprint(made)
+  again = registry.load(tmp_path / "t")
+  assert again == made and base.fingerprint(again) == base.fingerprint(made)
   assert made.decode([0, 3, 4, 1]) == "the cat"
 
 
@@ -29,7 +29,7 @@ def test_text_cut_by_spaces_ends_its_lines():
 def test_a_folder_of_an_unknown_kind_is_named(tmp_path):
   (tmp_path / "kind.json").write_text('{"kind": "nowhere:Nothing"}')
   with pytest.raises(UserError, match="nowhere"):
-    tokenizers.load(tmp_path)
+    registry.load(tmp_path)
 
 
 def test_spelling_is_bilm_tf_s():
@@ -38,7 +38,7 @@ def test_spelling_is_bilm_tf_s():
   assert words.spell("abcdefgh", 5).tolist() == [259, 98, 99, 100, 260]
 
 
-def reader(tmp_path, **changes) -> tuple[BothWays, tokenizers.Tokenizer]:
+def reader(tmp_path, **changes) -> tuple[BothWays, registry.Tokenizer]:
   file = tmp_path / "text.txt"
   file.write_text("One two three. Four five.\n\nSix seven eight nine ten eleven.\n")
   source = TextFiles(str(file), document="file")
@@ -78,5 +78,5 @@ def test_training_goes_on_from_a_saved_position():
 
 def test_another_tokenizer_is_refused(tmp_path):
   data, _ = reader(tmp_path)
-  with pytest.raises(UserError, match="lmjax.data.words"):
-    data.validate(tokenizers.Bytes(), 1)
+  with pytest.raises(UserError, match="lmjax.data.tokenizers.words"):
+    data.validate(registry.Bytes(), 1)

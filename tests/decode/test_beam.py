@@ -7,13 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.tokenizers import Bytes
+from lmjax.data.tokenizers.base import Bytes
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.generate import search_texts
-from lmjax.models import encdec, recurrent
-from lmjax.models.encdec import EncoderDecoder
+from lmjax.inference.stream_text import search_texts
+from lmjax.models import encoder_decoder, recurrent
+from lmjax.models.encoder_decoder import EncoderDecoder
 from lmjax.models.recurrent import Recurrent
 from lmjax.testing import born, tiny_decoder
 
@@ -29,7 +29,7 @@ def family(name: str):
     model, given = Recurrent(recurrent.Config(WORDS, 16, width=16, cells=16)), (ids,)
   else:
     shape = dict(vocabulary=WORDS, length=8, width=16, depth=2, heads=2, head_size=8, mlp=32)
-    model, given = EncoderDecoder(encdec.Config(**shape)), (ids, ids)
+    model, given = EncoderDecoder(encoder_decoder.Config(**shape)), (ids, ids)
   params = born(model, *given, seed=1)["params"]
   params = jax.tree.map(lambda p: 4 * p if p.ndim > 1 else p, params)  # untrained models hardly prefer anything
   return model, params, None if name != "encdec" else [1, 2, 0, 1]

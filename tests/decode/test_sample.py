@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.tokenizers import Bytes
+from lmjax.data.tokenizers.base import Bytes
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.generate import Text
+from lmjax.inference.stream_text import Text
 from lmjax.utils.errors import UserError
 from tests.models.test_decoder import SHAPES, made
 

@@ -6,14 +6,14 @@ import math
 import numpy as np
 import pytest
 
-from lmjax.data import words
-from lmjax.data.corpus import Embedded
-from lmjax.data.pairs import SentencePairs
-from lmjax.data.tokenizers import Settings
-from lmjax.evals.commonest import Commonest
+from lmjax.data.objectives.masked_lm import SentencePairs
+from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.tokenizers import words
+from lmjax.data.tokenizers.registry import Settings
+from lmjax.evals.baselines.kneser_ney import _lines, perplexity
+from lmjax.evals.baselines.unigram import Commonest
 from lmjax.evals.generation import write
-from lmjax.evals.kneser_ney import _lines, perplexity
-from lmjax.evals.probe import Probe, scores, token_f1
+from lmjax.inference.probe import Probe, scores, token_f1
 from lmjax.models.elmo import scalar_mix
 from lmjax.testing import born
 
@@ -64,7 +64,7 @@ def test_kneser_ney_is_the_formula(order):
 
 
 def test_kneser_ney_on_the_penn_treebank(data):
-  from lmjax.data.sources import TextFiles
+  from lmjax.data.sources.text import TextFiles
 
   train, valid = (str(data / "lm_ptb" / name) for name in ("ptb.train.txt.gz", "ptb.valid.txt"))
   source, held_out = TextFiles(train, piece=65_536), TextFiles(valid, document="file")
@@ -100,8 +100,8 @@ def test_a_probe_finds_the_layer_that_tells():
 def test_texts_come_back_in_their_order():
   import jax.numpy as jnp
 
-  from lmjax.data.tokenizers import Bytes
-  from lmjax.models.encdec import Config, EncoderDecoder
+  from lmjax.data.tokenizers.base import Bytes
+  from lmjax.models.encoder_decoder import Config, EncoderDecoder
   from lmjax.tasks.seq2seq import Seq2Seq
 
   shape = dict(vocabulary=257, length=8, width=16, depth=1, heads=2, head_size=8, mlp=16)

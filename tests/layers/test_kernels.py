@@ -8,8 +8,12 @@ import numpy as np
 import pytest
 from jax import export
 
-from lmjax.layers import kernels
-from lmjax.layers.kernels import Mask, attend, probabilities, product, splash
+from lmjax.layers import backend
+from lmjax.layers.backend import product
+from lmjax.layers.kernels import dispatch
+from lmjax.layers.kernels.dispatch import attend, probabilities
+from lmjax.layers.kernels.mask import Mask
+from lmjax.layers.kernels.splash import splash
 
 RNG = np.random.default_rng(0)
 
@@ -85,7 +89,7 @@ def test_attention_in_half_precision_keeps_its_type():
 
 @pytest.mark.parametrize(("platform", "made"), [("cpu", "f32"), ("gpu", "bf16"), ("tpu", "bf16")])
 def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monkeypatch):
-  monkeypatch.setattr(kernels, "platform", lambda: platform)
+  monkeypatch.setattr(backend, "platform", lambda: platform)
   x, y = (jax.random.normal(jax.random.key(seed), (64, 64), jnp.bfloat16) for seed in (0, 1))
   lowered = jax.jit(lambda x, y: product("bd,df->bf", x, y)).lower(x, y)
   assert re.search(r"dot_general.*-> tensor<64x64x(\w+)>", lowered.as_text()).group(1) == made
@@ -126,7 +130,7 @@ def test_a_gpu_is_asked_for_cudnn(name, monkeypatch):
 
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda *_: 91000)
   monkeypatch.setattr(cudnn, "check_compute_capability", lambda *_: True)
-  monkeypatch.setattr(kernels, "platform", lambda: "gpu")
+  monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
   gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attend(*qkv, MASKS[name])), argnums=(0, 1, 2)))
   for dtype, calls in ((jnp.bfloat16, 2), (jnp.float32, 0)):
     given = [x.astype(dtype) for x in inputs()]

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.words import spell
+from lmjax.data.tokenizers.words import spell
 from lmjax.decode.sample import Sampler
 from lmjax.layers import lstm
 from lmjax.layers.lstm import LSTM, State
@@ -15,7 +15,7 @@ from lmjax.models import elmo, recurrent
 from lmjax.models.elmo import ELMo
 from lmjax.models.recurrent import Recurrent
 from lmjax.parallel.sharding import count_parameters
-from lmjax.tasks.bilm import BiLM, sampled_cross_entropy
+from lmjax.tasks.bidirectional_lm import BiLM, sampled_cross_entropy
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import born, fake_batch
 

@@ -13,22 +13,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.compression.base import Identity
-from lmjax.interop import huggingface
-from lmjax.interop.mapped import Mapped
-from lmjax.layers.kernels import Mask, attend, splash
+from lmjax.layers.kernels.dispatch import attend
+from lmjax.layers.kernels.mask import Mask
+from lmjax.layers.kernels.splash import splash
 from lmjax.layers.positions import Rotary
-from lmjax.models import elmo, encdec, recurrent
+from lmjax.models import elmo, encoder_decoder, recurrent
 from lmjax.models.elmo import ELMo
-from lmjax.models.encdec import EncoderDecoder
 from lmjax.models.encoder import Config as EncoderConfig
 from lmjax.models.encoder import Encoder
+from lmjax.models.encoder_decoder import EncoderDecoder
 from lmjax.models.recurrent import Recurrent
-from lmjax.opening import place, task_of
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
-from lmjax.tasks.bilm import BiLM
+from lmjax.storage import huggingface
+from lmjax.storage.lazy import Mapped
+from lmjax.storage.loading import place, task_of
+from lmjax.tasks.bidirectional_lm import BiLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -56,9 +58,9 @@ OTHERS = {
   "BERT": MaskedLM(Encoder(EncoderConfig(**BERT)), predictions=4),
   "LSTM": CausalLM(Recurrent(recurrent.Config(**LSTM))),
   "ELMo": BiLM(ELMo(elmo.Config(**ELMO)), characters=8),
-  "T5": Seq2Seq(EncoderDecoder(encdec.Config(**T5)), target_length=8),
+  "T5": Seq2Seq(EncoderDecoder(encoder_decoder.Config(**T5)), target_length=8),
   "Llama": CausalLM(tiny_decoder(dropout=0.1, **LLAMA)),
-  "Transformer": Seq2Seq(EncoderDecoder(encdec.Config(**(T5 | WAVES))), smoothing=0.1),
+  "Transformer": Seq2Seq(EncoderDecoder(encoder_decoder.Config(**(T5 | WAVES))), smoothing=0.1),
 }
 
 

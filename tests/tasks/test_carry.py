@@ -8,9 +8,9 @@ import pytest
 from lmjax import config, experiment
 from lmjax.__main__ import main
 from lmjax.evals.base import terms_over
-from lmjax.inspection import SavedRun
 from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
+from lmjax.storage.saved import SavedRun
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.continued_lm import ContinuedLM
 from lmjax.testing import born, fake_batch

@@ -1,0 +1,60 @@
+"""Train a tokenizer; turn text into ids and back.
+
+lmjax tokenizer train --algorithm bpe --size 8000 --files 'my/*.txt' --output my_tokenizer
+lmjax tokenizer encode --path my_tokenizer "Some text"
+echo 12 7 99 | lmjax tokenizer decode --path my_tokenizer
+"""
+
+import argparse
+import sys
+
+from etils import epath
+
+from lmjax import config as configs
+from lmjax.data.sources import base, python_docs
+from lmjax.data.sources.text import TextFiles
+from lmjax.data.tokenizers import registry
+from lmjax.utils.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax tokenizer`."""
+  parser = argparse.ArgumentParser(
+    prog="lmjax tokenizer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+  )
+  parser.add_argument("action", choices=("train", "encode", "decode"))
+  parser.add_argument("text", nargs="*", help="text to encode, or ids to decode; default standard input")
+  parser.add_argument("--path", help="the tokenizer to use: a folder, a file or a run")
+  parser.add_argument("--algorithm", choices=tuple(registry.ALGORITHMS), default="bpe")
+  parser.add_argument("--size", type=int, default=8000, help="ids, where the algorithm lets one choose")
+  parser.add_argument("--files", action="append", help="text to learn from; default the documentation of this Python")
+  parser.add_argument("--output", help="folder for the trained tokenizer")
+  options = configs.parse(parser, arguments)
+  if options.action == "train":
+    return _train(options)
+  if not options.path:
+    raise UserError(f"tokenizer {options.action}: which tokenizer? give --path FOLDER")
+  tokenizer = registry.load(options.path)
+  text = " ".join(options.text) if options.text else sys.stdin.read()
+  if options.action == "encode":
+    print(*tokenizer.encode(text))
+    return 0
+  try:
+    ids = [int(word) for word in text.replace(",", " ").split()]
+  except ValueError as error:
+    raise UserError(f"tokenizer decode: ids are whole numbers: {error}") from error
+  bad = [i for i in ids if not 0 <= i < tokenizer.size]
+  if bad:
+    raise UserError(f"tokenizer decode: {bad[0]} is no id of this tokenizer, which has {tokenizer.size}")
+  print(tokenizer.decode(ids))
+  return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+  if not options.output:
+    raise UserError("tokenizer train: where to? give --output FOLDER")
+  source = TextFiles(tuple(options.files)) if options.files else python_docs.Embedded()
+  tokenizer = registry.train(options.algorithm, base.texts(source), options.size)
+  tokenizer.save(epath.Path(options.output))
+  print(f"{tokenizer.size} ids in {options.output}")
+  return 0

@@ -1,0 +1,86 @@
+"""English text found on this machine: the documentation that ships inside every Python installation."""
+
+import ast
+import dataclasses
+import functools
+import hashlib
+import importlib
+import inspect
+import pathlib
+import sysconfig
+
+from lmjax.data.sources.base import share
+from lmjax.data.sources.pairs import Pair
+from lmjax.utils.errors import UserError
+
+SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+  """The documentation of this Python, a document each topic and docstring."""
+
+  part: str = ""
+
+  @functools.cached_property
+  def _texts(self) -> list[str]:
+    texts = python_documentation()
+    return [texts[i] for i in share(len(texts), self.part)]
+
+  def __len__(self) -> int:
+    return len(self._texts)
+
+  def __getitem__(self, index: int) -> str:
+    return self._texts[index]
+
+
+class EmbeddedPairs(Embedded):
+  """The first words of each text, and those that follow: pairs to try things with."""
+
+  def __getitem__(self, index: int) -> Pair:
+    words = super().__getitem__(index).split()
+    return Pair(" ".join(words[:8]), " ".join(words[8:16]))
+
+
+@functools.cache
+def python_documentation() -> tuple[str, ...]:
+  """Returns the language reference topics and the docstrings of the standard library, about 2 million characters.
+
+  Texts are distinct, stripped, and ordered by their hash, so that any slice is a random sample and always the same one.
+
+  Raises:
+    UserError: this Python came without its documentation.
+  """
+  try:
+    topics = importlib.import_module("pydoc_data.topics").topics
+  except ImportError:
+    topics = {}
+  library = pathlib.Path(sysconfig.get_paths()["stdlib"])
+  texts = {_clean(text) for text in topics.values()}
+  for path in sorted(library.rglob("*.py")):
+    if not set(path.relative_to(library).parts) & set(SKIPPED):
+      texts |= set(_docstrings(path))
+  texts = {text for text in texts if len(text) >= 40}
+  if sum(map(len, texts)) < 200_000:
+    raise UserError(
+      f"data: this Python carries too little documentation to train on (looked in pydoc_data and {library}); "
+      "install the full standard library, or give your own text: --config configs/text.py:files=my/*.txt"
+    )
+  return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
+
+
+def _docstrings(path: pathlib.Path):
+  """Yields the docstrings of one module; a file that does not parse has none."""
+  try:
+    tree = ast.parse(path.read_bytes())
+  except (SyntaxError, ValueError, OSError):
+    return
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+      text = ast.get_docstring(node, clean=False)
+      if text:
+        yield _clean(text)
+
+
+def _clean(text: str) -> str:
+  return inspect.cleandoc(text).encode("utf-8", "ignore").decode("utf-8")

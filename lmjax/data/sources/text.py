@@ -1,0 +1,79 @@
+"""Sources of text files; records and data sets are in tables.py.
+
+A source has a length and returns documents by index (see documents.py), so that any order and any share of them is a
+matter of arithmetic.
+"""
+
+import dataclasses
+import functools
+import mmap
+import re
+
+import numpy as np
+
+from lmjax.data.sources.base import Bad, Clean, Index, find, line_starts
+
+# "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; a page of contents makes documents of a line.
+CHAPTER = re.compile(
+  rb"^[ \t]*(?:(?:CHAPTER|Chapter|BOOK|Book|PART|Part|LETTER|Letter)[ \t]+(?:\d+|[IVXLCivxlc]+\b|[A-Z][A-Z-]+\b)"
+  rb"|[IVXLC]+\.(?=[ \t]+[A-Z])).*$",
+  re.MULTILINE,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFiles:
+  """Text files by path or glob, cut into documents.
+
+  document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work
+  in a single large file); `paragraph` cuts at blank lines; `chapter` at lines that number one; `line` and `file` say
+  what they do.
+  scattered: documents are numbered in a fixed random order, so that a part is a sample of all files.
+  clean: the dotted name of a function from a file's bytes to those to read, such as
+  `lmjax.data.sources.text:gutenberg_body`.
+  """
+
+  files: str | tuple[str, ...]
+  document: str = "piece"
+  piece: int = 16_384
+  part: str = ""
+  scattered: bool = False
+  clean: Clean | None = None
+
+  def __post_init__(self):
+    if self.document not in ("piece", "paragraph", "chapter", "line", "file"):
+      raise ValueError(f"document is piece, paragraph, chapter, line or file, not {self.document!r}")
+    if self.piece < 1:
+      raise ValueError(f"piece is at least 1 byte, not {self.piece}")
+
+  @functools.cached_property
+  def _index(self) -> "Index":
+    return Index(find(self.files), self._cut, self.part, self.clean, self.scattered)
+
+  def _cut(self, data: bytes | mmap.mmap) -> np.ndarray:
+    """Returns where the documents of a file start."""
+    if self.document == "file":
+      return np.zeros(1, np.int64)
+    if self.document == "paragraph":
+      starts = [match.end() for match in re.finditer(rb"\r?\n(?:[ \t]*\r?\n)+", data)]
+      return np.array([0, *starts], np.int64)
+    if self.document == "chapter":
+      starts = [match.start() for match in CHAPTER.finditer(data)]
+      return np.array([0, *(start for start in starts if start)], np.int64)
+    if self.document == "line":
+      return line_starts(data)
+    ends = (data.find(b"\n", wanted) + 1 for wanted in range(self.piece - 1, len(data), self.piece))
+    return np.unique(np.array([0, *(end for end in ends if 0 < end < len(data))], np.int64))
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def __getitem__(self, index: int) -> str | Bad:
+    return self._index.document(index)
+
+
+def gutenberg_body(data: bytes) -> bytes:
+  """Returns a Project Gutenberg book without the header and footer around it; other text as it is."""
+  start = re.search(rb"^\*\*\* ?START OF .*$", data, re.MULTILINE)
+  end = re.search(rb"^\*\*\* ?END OF .*$", data, re.MULTILINE)
+  return data[start.end() if start else 0 : end.start() if end else len(data)].strip()

@@ -1,0 +1,99 @@
+"""The interface of tokenizers, and the two that need no library: bytes and characters."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import Protocol
+
+import numpy as np
+from etils import epath
+
+
+class Tokenizer(Protocol):
+  """`size` ids, of which `start` opens a document and `end` closes it (often the same one)."""
+
+  size: int
+  start: int
+  end: int
+
+  def encode(self, text: str) -> list[int]:
+    """Returns the ids of a text, without start and end."""
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    """Returns the ids of several texts, as `encode` of each, faster."""
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text of ids; start and end stand for nothing."""
+
+  def save(self, folder: epath.PathLike) -> None:
+    """Writes the files that `load` reads."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bytes:
+  """UTF-8 bytes, id = byte, and one more id for start and end."""
+
+  size: int = 257
+  start: int = 256
+  end: int = 256
+
+  def encode(self, text: str) -> list[int]:
+    return list(text.encode("utf-8"))
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    return bytes(i for i in ids if 0 <= i < 256).decode("utf-8", errors="replace")
+
+  def save(self, folder: epath.PathLike) -> None:
+    write_file(folder, "bytes.json", "{}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Characters:
+  """The characters of an alphabet, then one id for start and end, then one for every other character."""
+
+  alphabet: str
+
+  @property
+  def size(self) -> int:
+    return len(self.alphabet) + 2
+
+  @property
+  def start(self) -> int:
+    return len(self.alphabet)
+
+  end = start
+
+  @functools.cached_property
+  def _ids(self) -> dict[str, int]:
+    return {character: i for i, character in enumerate(self.alphabet)}
+
+  def encode(self, text: str) -> list[int]:
+    return [self._ids.get(character, len(self.alphabet) + 1) for character in text]
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    known = self.alphabet
+    return "".join(known[i] if i < len(known) else "\ufffd" for i in ids if i != self.end)
+
+  def save(self, folder: epath.PathLike) -> None:
+    write_file(folder, "characters.json", json.dumps({"alphabet": self.alphabet}))
+
+
+def fingerprint(tokenizer: Tokenizer) -> str:
+  """Returns a hash that two tokenizers share if they encode a probe alike and have as many ids."""
+  probe = "The quick brown fox, 1234567890 times; naïve façade\n\tπ ≈ 3.14159 <|endoftext|>"
+  told = (tokenizer.size, tokenizer.start, tokenizer.end, *tokenizer.encode(probe))
+  return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def write_file(folder: epath.PathLike, name: str, text: str) -> None:
+  folder = epath.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / name).write_text(text)

@@ -1,0 +1,119 @@
+"""Tokenizers behind one small interface: byte-level BPE, characters and bytes; WordPiece and SentencePiece: pieces.py.
+
+A tokenizer turns text into ids and back, and saves itself into a folder from which `load` makes it again. Text never
+turns into control ids: a document that contains `<|endoftext|>` is encoded as those characters.
+"""
+
+import dataclasses
+import importlib
+import json
+from collections.abc import Iterable
+
+import tokenizers
+from etils import epath
+
+from lmjax.data.tokenizers import subword
+from lmjax.data.tokenizers.base import Bytes, Characters, Tokenizer
+from lmjax.data.tokenizers.bpe import BPE, from_merges, train_bpe
+from lmjax.utils import renames
+from lmjax.utils.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Which tokenizer a run uses: the one at `path` (a file or folder), or one trained on its training text.
+
+  algorithm: `bpe` (byte-level), `wordpiece` (uncased), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size:
+  ids, where it can be chosen, and what is planned with where `path` is not at hand.
+  """
+
+  algorithm: str = "bpe"
+  size: int = 4096
+  path: str = ""
+
+  def __post_init__(self):
+    if self.algorithm not in ALGORITHMS:
+      raise ValueError(f"algorithm is one of {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
+
+  def make(self, texts: Iterable[str]) -> Tokenizer:
+    """Returns the tokenizer, trained on the texts if no path is given."""
+    return load(self.path) if self.path else train(self.algorithm, texts, self.size)
+
+  def expected(self, size: int | None = None) -> Tokenizer:
+    """Returns a stand-in with as many ids as this tokenizer will have, or `size`, for plans that read no text."""
+    if size is None and self.path and epath.Path(self.path).expanduser().exists():
+      return load(self.path)
+    return Bytes(size or (257 if self.algorithm == "bytes" else self.size))
+
+
+ALGORITHMS = {
+  "bpe": train_bpe,
+  "wordpiece": lambda texts, size: subword.train_wordpiece(texts, size),
+  "unigram": lambda texts, size: subword.train_sentencepiece(texts, size, "unigram"),
+  "sentencepiece_bpe": lambda texts, size: subword.train_sentencepiece(texts, size, "bpe"),
+  "characters": lambda texts, size: Characters("".join(sorted(set().union(*texts)))),
+  "bytes": lambda texts, size: Bytes(),
+}
+
+
+def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
+  """Returns a tokenizer learnt from texts; `size` counts the end token, and bytes and characters ignore it."""
+  if algorithm not in ALGORITHMS:
+    raise UserError(f"tokenizer: no algorithm {algorithm!r}{nearest(algorithm, ALGORITHMS)}")
+  if algorithm == "bpe" and size < 257:
+    raise UserError(f"tokenizer: byte-level BPE needs at least 257 ids (256 bytes and an end), not {size}")
+  return ALGORITHMS[algorithm](texts, size)
+
+
+def load(path: epath.PathLike) -> Tokenizer:
+  """Returns the tokenizer in a folder (or a run's `tokenizer/`), or of one file.
+
+  Reads GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`), `tokenizer.json`, SentencePiece
+  `*.model`, BERT's `vocab.txt`, `characters.json`, `bytes.json`; and any other kind from a folder whose `kind.json`
+  names its class, `{"kind": "package.module:Class"}`, which reads the rest by `Class.load(folder)`.
+
+  Raises:
+    UserError: nothing there is a tokenizer, or what is there is damaged.
+  """
+  path = epath.Path(path).expanduser()
+  if not path.exists():
+    raise UserError(f"tokenizer: {path} does not exist")
+  if path.is_dir() and (path / "tokenizer").is_dir():
+    path = path / "tokenizer"
+  files = {p.name: p for p in (path.iterdir() if path.is_dir() else [path])}
+  models = [p for name, p in sorted(files.items()) if name.endswith(".model")]
+  try:
+    if "kind.json" in files:
+      kind = json.loads(files["kind.json"].read_text())["kind"]
+      module, _, name = renames.dotted(kind).partition(":")
+      return getattr(importlib.import_module(module), name).load(path)
+    if "bytes.json" in files:
+      return Bytes()
+    if "characters.json" in files:
+      return Characters(json.loads(files["characters.json"].read_text())["alphabet"])
+    if "tokenizer.json" in files:
+      return _from_json(files["tokenizer.json"].read_text())
+    if "vocab.txt" in files:
+      return subword.read_vocabulary(files)
+    for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
+      if vocabulary in files and merges in files:
+        return from_merges(files[vocabulary].read_text(), files[merges].read_text())
+    if models:
+      return subword.SentencePiece(models[0].read_bytes())
+    if not path.is_dir() and path.suffix == ".json":
+      return _from_json(path.read_text())
+  except UserError:
+    raise
+  except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions of many kinds
+    reason = str(error).strip().split("\n")[0]
+    raise UserError(f"tokenizer: {path} is damaged or not what its name says: {reason}") from error
+  raise UserError(
+    f"tokenizer: {path} holds no tokenizer; known files: tokenizer.json, encoder.json + vocab.bpe, "
+    "vocab.json + merges.txt, vocab.txt, *.model, characters.json, bytes.json"
+  )
+
+
+def _from_json(text: str) -> BPE:
+  tokenizer = tokenizers.Tokenizer.from_str(text)
+  words = isinstance(tokenizer.model, tokenizers.models.WordPiece)
+  return subword.WordPiece(tokenizer) if words else BPE(tokenizer)

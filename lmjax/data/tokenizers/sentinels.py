@@ -1,0 +1,78 @@
+"""A tokenizer with T5's sentinels, `<extra_id_0>` and so on, numbered downwards from the last id."""
+
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+
+from etils import epath
+
+from lmjax.data.tokenizers import registry
+from lmjax.data.tokenizers.base import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(registry.Settings):
+  """A tokenizer as in registry.Settings, with `sentinels` ids behind its own, which stand for what is left out."""
+
+  sentinels: int = 100
+
+  def make(self, texts: Iterable[str]) -> Tokenizer:
+    made = super().make(texts)
+    return made if isinstance(made, Sentinels) else Sentinels(made, self.sentinels)
+
+  def expected(self, size: int | None = None) -> Tokenizer:
+    made = super().expected(size)
+    return made if isinstance(made, Sentinels) or size else Sentinels(made, self.sentinels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentinels:
+  """`size - 1` is `<extra_id_0>`, the one before it `<extra_id_1>`, ...; text never turns into them by itself."""
+
+  inner: Tokenizer
+  sentinels: int = 100
+
+  @property
+  def size(self) -> int:
+    return self.inner.size + self.sentinels
+
+  @property
+  def start(self) -> int:
+    return self.inner.start
+
+  @property
+  def end(self) -> int:
+    return self.inner.end
+
+  def sentinel(self, number: int) -> int:
+    """Returns the id of `<extra_id_number>`."""
+    return self.size - 1 - number
+
+  def encode(self, text: str) -> list[int]:
+    return self.inner.encode(text)
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return self.inner.encode_many(texts)
+
+  def decode(self, ids: Iterable[int]) -> str:
+    """Returns the text, sentinels written out between its pieces."""
+    found, waiting = [], []
+    for i in ids:
+      if self.inner.size <= i < self.size:
+        found += [self.inner.decode(waiting), f"<extra_id_{self.size - 1 - i}>"]
+        waiting = []
+      else:
+        waiting.append(i)
+    if not found:
+      return self.inner.decode(waiting)
+    return " ".join(part for part in [*found, self.inner.decode(waiting)] if part)
+
+  def save(self, folder: epath.PathLike) -> None:
+    folder = epath.Path(folder)
+    self.inner.save(folder / "inner")
+    kind = {"kind": "lmjax.data.tokenizers.sentinels:Sentinels", "sentinels": self.sentinels}
+    (folder / "kind.json").write_text(json.dumps(kind))
+
+  @classmethod
+  def load(cls, folder: epath.Path) -> "Sentinels":
+    return cls(registry.load(folder / "inner"), json.loads((folder / "kind.json").read_text())["sentinels"])

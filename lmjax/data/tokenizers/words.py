@@ -1,0 +1,104 @@
+"""Whole words as ids, and as the characters they are spelt with."""
+
+import collections
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from etils import epath
+
+from lmjax.data.tokenizers import registry
+
+PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
+SPECIAL = ("<S>", "</S>", "<unk>")
+# What a word is spelt with, beside the bytes of its UTF-8; 0 stands where there is no word, so all are one higher.
+TEXT_STARTS, TEXT_ENDS, WORD_STARTS, WORD_ENDS, PADDING = range(257, 262)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings(registry.Settings):
+  """A tokenizer of the `size` commonest words of the training text, or the one at `path`.
+
+  split: `words` takes punctuation marks for words of their own; `spaces` is for text already cut, whose lines are
+  sentences: the end of a line is the end token.
+  """
+
+  split: str = "words"
+
+  def __post_init__(self):
+    if self.split not in PATTERNS:
+      raise ValueError(f"split is one of {', '.join(PATTERNS)}, not {self.split!r}")
+
+  def make(self, texts: Iterable[str]) -> registry.Tokenizer:
+    return registry.load(self.path) if self.path else train(texts, self.size, self.split)
+
+
+@dataclasses.dataclass(frozen=True)
+class Words:
+  """Words by frequency, behind `<S>` (start), `</S>` (end), `<unk>` (any other word); decoding puts spaces between."""
+
+  vocabulary: tuple[str, ...]
+  split: str = "words"
+  start: int = 0
+  end: int = 1
+  unknown: int = 2
+
+  @property
+  def size(self) -> int:
+    return len(self.vocabulary)
+
+  @functools.cached_property
+  def _ids(self) -> dict[str, int]:
+    return {word: i for i, word in enumerate(self.vocabulary)} | {"\n": self.end}
+
+  def words(self, text: str) -> list[str]:
+    """Returns the words of a text, known and unknown."""
+    return re.findall(PATTERNS[self.split], text)
+
+  def ids(self, words: Iterable[str]) -> list[int]:
+    """Returns the ids of words."""
+    return [self._ids.get(word, self.unknown) for word in words]
+
+  def encode(self, text: str) -> list[int]:
+    return self.ids(self.words(text))
+
+  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+    return [self.encode(text) for text in texts]
+
+  def decode(self, ids: Iterable[int]) -> str:
+    return " ".join(self.vocabulary[i] for i in ids if i < self.size and i not in (self.start, self.end))
+
+  def save(self, folder: epath.PathLike) -> None:
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "kind.json").write_text(json.dumps({"kind": "lmjax.data.tokenizers.words:Words"}))
+    (folder / "words.json").write_text(json.dumps(dataclasses.asdict(self)))
+
+  @classmethod
+  def load(cls, folder: epath.Path) -> "Words":
+    saved = json.loads((folder / "words.json").read_text())
+    return cls(tuple(saved.pop("vocabulary")), **saved)
+
+
+def train(texts: Iterable[str], size: int, split: str = "words") -> Words:
+  """Returns the tokenizer of the commonest words of some texts."""
+  counts, cut = collections.Counter(), Words(SPECIAL, split)
+  for text in texts:
+    counts.update(cut.words(text))
+  known = [word for word, _ in counts.most_common() if word not in (*SPECIAL, "\n")]
+  return Words((*SPECIAL, *known[: size - len(SPECIAL)]), split)
+
+
+def spell(word: str, characters: int = 50) -> np.ndarray:
+  """Returns the characters of a word, int32 [C]: its bytes between a start and an end, then padding; cut to fit.
+
+  The start and the end token, `<S>` and `</S>`, are a single character of their own (bilm-tf's).
+  """
+  special = {SPECIAL[0]: [TEXT_STARTS], SPECIAL[1]: [TEXT_ENDS], "\n": [TEXT_ENDS]}
+  inside = special.get(word) or [byte + 1 for byte in word.encode("utf-8")[: characters - 2]]
+  spelt = np.full(characters, PADDING, np.int32)
+  spelt[: len(inside) + 2] = [WORD_STARTS, *inside, WORD_ENDS]
+  return spelt

@@ -1,0 +1,65 @@
+"""What counting alone achieves: the unigram and bigram baselines on the same tokens."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from lmjax.data.pipeline import Reader
+from lmjax.data.sources.base import Bad
+from lmjax.data.streams import Documents
+from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.evals.base import Run
+from lmjax.parallel.sharding import Layout
+from lmjax.tasks.base import Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Ngrams:
+  """Bits per byte of count models of the training text on the validation text.
+
+    unigram: p(b) = (c(b) + 1) / (n + V)
+    bigram:  p(b | a) = (c(a, b) + k(a) p(b)) / (c(a) + k(a)),  k(a) = the number of distinct tokens seen after a
+
+  The bigram is Witten and Bell's (1991): the more different successors a token had, the less its counts are trusted.
+  """
+
+  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
+    scores = ngram_bits_per_byte(data, tokenizer)
+    return lambda params: scores
+
+
+def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
+  """Returns {"unigram_bits_per_byte", "bigram_bits_per_byte"}."""
+  train, _ = _pairs(data.source, tokenizer)
+  test, text_bytes = _pairs(data.validation, tokenizer)
+  size = tokenizer.size
+  unigram = (np.bincount(train[1], minlength=size) + 1) / (len(train[1]) + size)
+
+  codes, counts = np.unique(train[0] * size + train[1], return_counts=True)
+  total = np.bincount(train[0], minlength=size)
+  kinds = np.bincount(codes // size, minlength=size)
+  wanted = test[0] * size + test[1]
+  found = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+  seen = np.where(codes[found] == wanted, counts[found], 0)
+  trust = kinds[test[0]]
+  backed = unigram[test[1]]
+  bigram = np.where(total[test[0]] > 0, (seen + trust * backed) / np.maximum(total[test[0]] + trust, 1), backed)
+  return {
+    "unigram_bits_per_byte": float(-np.log(backed).sum() / math.log(2) / text_bytes),
+    "bigram_bits_per_byte": float(-np.log(bigram).sum() / math.log(2) / text_bytes),
+  }
+
+
+def _pairs(source, tokenizer: Tokenizer) -> tuple[tuple[np.ndarray, np.ndarray], int]:
+  """Returns (tokens, the tokens after them) within documents, and the bytes of text."""
+  before, after, text_bytes = [], [], 0
+  documents = Documents(source, tokenizer, None, 1)
+  for i in range(len(source)):
+    found = documents.read(0, i)
+    if not isinstance(found, Bad):
+      ids, size = found
+      before.append(ids[:-1])
+      after.append(ids[1:])
+      text_bytes += size
+  return (np.concatenate(before).astype(np.int64), np.concatenate(after).astype(np.int64)), text_bytes

@@ -1,0 +1,118 @@
+"""Attention to another text, and the decoder layer that stands between an encoder and the words to come."""
+
+from collections.abc import Callable
+
+import jax
+from flax import linen as nn
+from flax import struct
+
+from lmjax.layers.backend import materialize
+from lmjax.layers.cache import Cache
+from lmjax.layers.einsum import Einsum
+from lmjax.layers.kernels import dispatch
+from lmjax.layers.kernels.mask import Mask
+from lmjax.parallel.sharding import constrain
+
+
+@struct.dataclass
+class Source:
+  """What a decoder reads beside its own text: its own mask, and the encoder's vectors with who may look at them."""
+
+  own: Mask
+  cross: Mask
+  x_BxMxD: jax.Array | None = None  # None where the cache holds its keys and values
+
+
+@struct.dataclass
+class CrossCache:
+  """A decoder's own cache, and the keys and values [B, M, H, K] that each layer makes of the source, once."""
+
+  own: Cache
+  layers: tuple[tuple[jax.Array, jax.Array], ...]
+  valid_BxM: jax.Array  # which tokens of the source are no padding
+
+  def reorder(self, rows_B: jax.Array) -> "CrossCache":
+    """Returns the cache with row i taken from row rows_B[i]."""
+    pick = lambda tree: jax.tree.map(lambda x: x[rows_B], tree)  # noqa: E731
+    return CrossCache(self.own.reorder(rows_B), pick(self.layers), self.valid_BxM[rows_B])
+
+
+class CrossAttention(nn.Module):
+  """Softmax attention of one text to another (Vaswani et al., 2017)."""
+
+  heads: int
+  head_size: int
+  width: int
+  bias: bool = True
+  deviation: float = 0.02
+  scaled: bool = True
+
+  def setup(self):
+    sizes = {"D": self.width, "H": self.heads, "G": self.heads, "K": self.head_size}
+    rest = dict(bias=self.bias, deviation=self.deviation)
+    scale = 1.0 if self.scaled else self.head_size**-0.5
+    self.query = Einsum("BLD,DHK->BLHK", sizes, self.bias, scale, self.deviation)
+    self.key = Einsum("BMD,DGK->BMGK", sizes, **rest)
+    self.value = Einsum("BMD,DGK->BMGK", sizes, **rest)
+    self.out = Einsum("BLHK,HKD->BLD", sizes, **rest)
+
+  def remember(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys and values [B, M, H, K] of the other text."""
+    return self.key(source_BxMxD), self.value(source_BxMxD)
+
+  def __call__(self, x_BxLxD: jax.Array, k_BxMxHxK: jax.Array, v_BxMxHxK: jax.Array, mask: Mask) -> jax.Array:
+    """Returns the mixed vectors [B, L, D]."""
+    q_BxLxHxK = self.query(x_BxLxD)
+    if not self.scaled:
+      q_BxLxHxK *= self.head_size**0.5
+    q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
+    return self.out(dispatch.attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask))
+
+
+class CrossBlock(nn.Module):
+  """Attention to one's own text, attention to the source, MLP: each a residual around a norm, before it or behind."""
+
+  norm: Callable[..., nn.Module]
+  attention: Callable[..., nn.Module]
+  cross: Callable[..., nn.Module]
+  mlp: Callable[..., nn.Module]
+  post: bool = False
+  dropout: float = 0.0
+
+  def setup(self):
+    self.own, self.own_norm = self.attention(), self.norm()
+    self.other, self.other_norm = self.cross(), self.norm()
+    self.feed, self.feed_norm = self.mlp(), self.norm()
+    self.drop = nn.Dropout(self.dropout)
+
+  def __call__(
+    self,
+    x_BxLxD: jax.Array,
+    positions_BxL: jax.Array,
+    source: Source,
+    cache: CrossCache | None = None,
+    layer: int = 0,
+    tap: bool = False,
+  ) -> tuple[jax.Array, CrossCache | None, jax.Array | None]:
+    """Returns what Attention returns, one layer on."""
+    keys = self.remember(source.x_BxMxD) if cache is None else cache.layers[layer]
+    own, weights = None if cache is None else cache.own, None
+
+    def attend(y):
+      nonlocal own, weights
+      y, own, weights = self.own(y, positions_BxL, source.own, own, layer, tap)
+      return y
+
+    x_BxLxD = self._add(x_BxLxD, self.own_norm, attend)
+    x_BxLxD = self._add(x_BxLxD, self.other_norm, lambda y: self.other(y, *keys, source.cross))
+    x_BxLxD = self._add(x_BxLxD, self.feed_norm, self.feed)
+    return x_BxLxD, None if cache is None else cache.replace(own=own), weights
+
+  def remember(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the keys and values of the source in this layer."""
+    return self.other.remember(source_BxMxD)
+
+  def _add(self, x_BxLxD: jax.Array, norm: nn.Module, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    y = self.drop(part(x_BxLxD if self.post else norm(x_BxLxD)), deterministic=not self.has_rng("dropout"))
+    x_BxLxD = materialize(constrain(x_BxLxD + y, "batch", "stream", None))
+    return norm(x_BxLxD) if self.post else x_BxLxD

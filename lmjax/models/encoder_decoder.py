@@ -1,0 +1,247 @@
+"""The encoder-decoder family: the Transformer and T5, by one Config.
+
+Vaswani et al. (2017), arXiv:1706.03762; Raffel et al. (2020), arXiv:1910.10683, and its version 1.1 with gated units
+(Shazeer, 2020, arXiv:2002.05202).
+"""
+
+import dataclasses
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.layers.attention import Attention
+from lmjax.layers.backend import platform
+from lmjax.layers.block import Block
+from lmjax.layers.cache import Cache
+from lmjax.layers.cross_block import CrossAttention, CrossBlock, CrossCache, Source
+from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
+from lmjax.layers.kernels.dispatch import ready
+from lmjax.layers.kernels.mask import Mask
+from lmjax.layers.mlp import ACTIVATIONS, Mlp
+from lmjax.layers.norms import NORMS
+from lmjax.layers.positions import RelativeBias, sinusoids
+from lmjax.layers.stack import REMAT, Stack, unstack
+from lmjax.parallel.sharding import constrain
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+  """The shape of an encoder-decoder and how it is computed."""
+
+  vocabulary: int  # comes from the tokenizer
+  length: int  # of the source, in tokens; comes from data.length. The model itself has no longest one
+  width: int = 512
+  depth: int = 6  # of the encoder, and of the decoder
+  heads: int = 8
+  head_size: int = 64
+  mlp: int = 2048
+  positions: str = "relative"  # or sinusoidal
+  buckets: int = 32  # of relative distances
+  furthest: int = 128  # distance that has a bucket of its own kind
+  activation: str = "relu"
+  gated: bool = False
+  norm: str = "rms"
+  post_norm: bool = False
+  epsilon: float = 1e-6
+  bias: bool = False
+  scaled: bool = False  # attention scores are divided by sqrt(head_size)
+  tied: bool = True  # one table for source, target and scores; T5 then scores vectors divided by sqrt(width)
+  dropout: float = 0.0  # of embeddings and residual branches
+  dtype: str = "float32"  # of the computation; parameters are float32
+  scan: bool = True
+  remat: str = "none"
+
+  def __post_init__(self):
+    choices = dict(activation=ACTIVATIONS, norm=NORMS, remat=REMAT, positions=("relative", "sinusoidal"))
+    for name, known in choices.items():
+      if getattr(self, name) not in known:
+        raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
+    for name in ("vocabulary", "length", "width", "depth", "heads", "head_size", "mlp"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout is at least 0 and below 1, not {self.dropout}")
+
+
+class EncoderDecoder(nn.Module):
+  """An encoder that reads a source and a decoder that writes a target.
+
+  Parameters: `embed`, `encoder`, `decoder` (stacks), and where the config wants them `encoder_bias`, `decoder_bias`
+  (relative positions), `encoder_norm`, `decoder_norm` (pre-norm), `unembed`.
+  """
+
+  config: Config
+  causal = False  # of the whole; the decoder's own attention is, a small part of the work
+
+  def setup(self):
+    c = self.config
+    start = dict(bias=c.bias, deviation=c.width**-0.5)
+    parts = dict(
+      norm=partial(NORMS[c.norm], epsilon=c.epsilon),
+      attention=partial(
+        Attention, heads=c.heads, groups=c.heads, head_size=c.head_size, scaled=c.scaled, **start
+      ),
+      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated, **start),
+      post=c.post_norm,
+      dropout=c.dropout,
+    )  # fmt: skip
+    cross = partial(
+      CrossAttention, heads=c.heads, head_size=c.head_size, width=c.width, scaled=c.scaled, **start
+    )  # fmt: skip
+    waves = c.positions == "sinusoidal"
+    self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5 if waves else 1.0)
+    self.encoder = Stack(partial(Block, **parts), c.depth, c.scan, c.remat)
+    self.decoder = Stack(partial(CrossBlock, cross=cross, **parts), c.depth, c.scan, c.remat)
+    if not waves:
+      self.encoder_bias = RelativeBias(c.heads, c.buckets, c.furthest)
+      self.decoder_bias = RelativeBias(c.heads, c.buckets, c.furthest, causal=True)
+    if not c.post_norm:
+      self.encoder_norm, self.decoder_norm = parts["norm"](), parts["norm"]()
+    if not c.tied:
+      self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
+    self.drop = nn.Dropout(c.dropout)
+
+  def __call__(
+    self,
+    inputs_BxM: jax.Array,
+    decoder_inputs_BxL: jax.Array,
+    positions_BxM: jax.Array | None = None,
+    segments_BxM: jax.Array | None = None,
+    decoder_positions_BxL: jax.Array | None = None,
+    decoder_segments_BxL: jax.Array | None = None,
+    taps: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the decoder's final vectors [B, L, D] and what was tapped in it, with `source` [B, M, D].
+
+    Segments number the pairs packed in a row, the same in source and target; 0 is padding.
+    """
+    source_BxMxD, _ = self.encode(inputs_BxM, positions_BxM, segments_BxM)
+    length, sources = decoder_inputs_BxL.shape[1], inputs_BxM.shape[1]
+    cross = ready(Mask(decoder_segments_BxL, segments_BxM), length, sources)
+    positions = _places(decoder_inputs_BxL, decoder_positions_BxL)
+    bias = None
+    if self.config.positions == "relative":  # in a row, the distance of two places is that of the tokens there
+      bias = self.decoder_bias(*[jnp.arange(length)[None]] * 2)
+    own = ready(Mask(decoder_segments_BxL, bias_BxHxLxM=bias, causal=True), length)
+    x_BxLxD = self._enter(decoder_inputs_BxL, positions)
+    x_BxLxD, tapped = self.decoder(x_BxLxD, positions, Source(own, cross, source_BxMxD), taps)
+    if self.is_initializing() and not self.config.tied:
+      self.unembed(decoder_inputs_BxL)
+    return self._leave(x_BxLxD), tapped | ({"source": source_BxMxD} if taps else {})
+
+  def encode(
+    self,
+    inputs_BxM: jax.Array,
+    positions_BxM: jax.Array | None = None,
+    segments_BxM: jax.Array | None = None,
+    taps: tuple[str, ...] = (),
+  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the encoder's final vectors [B, M, D] and what was tapped in it."""
+    c, length = self.config, inputs_BxM.shape[1]
+    positions = _places(inputs_BxM, positions_BxM)
+    bias = self.encoder_bias(*[jnp.arange(length)[None]] * 2) if c.positions == "relative" else None
+    mask = ready(Mask(segments_BxM, bias_BxHxLxM=bias), length)
+    x_BxMxD, tapped = self.encoder(self._enter(inputs_BxM, positions), positions, mask, taps)
+    if not c.post_norm:
+      x_BxMxD = self.encoder_norm(x_BxMxD)
+    return self.drop(x_BxMxD, deterministic=not self.has_rng("dropout") or c.post_norm), tapped
+
+  def read(self, inputs_BxM: jax.Array, valid_BxM: jax.Array, slots: int) -> CrossCache:
+    """Returns the cache of a decoder that has read these sources, with room for `slots` tokens of its own."""
+    c = self.config
+    positions = jnp.maximum(jnp.cumsum(valid_BxM, axis=1) - 1, 0)  # padding may stand on either side
+    x_BxMxD, _ = self.encode(inputs_BxM, positions, valid_BxM.astype(jnp.int32))
+    layers = tuple(
+      self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="remember")
+      for params in self._decoder_layers()
+    )
+    own = Cache.empty(c.depth, len(inputs_BxM), slots, c.heads, c.head_size, jnp.dtype(c.dtype))
+    return CrossCache(own, layers, valid_BxM)
+
+  def extend(self, cache: CrossCache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, CrossCache]:
+    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the longer cache."""
+    own, positions_BxL, allowed_BxLxM = cache.own.reserve(valid_BxL)
+    bias = self.decoder_bias(positions_BxL, own.positions_BxM) if self.config.positions == "relative" else None
+    length, sources = tokens_BxL.shape[1], cache.valid_BxM.shape[1]
+    seen = jnp.broadcast_to(cache.valid_BxM[:, None], (len(tokens_BxL), length, sources))
+    source = Source(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=seen))
+    x_BxLxD = self._enter(tokens_BxL, positions_BxL)
+    x_BxLxD, cache = self.decoder.extend(x_BxLxD, positions_BxL, source, cache.replace(own=own))
+    return self._leave(x_BxLxD), cache.replace(own=cache.own.advance(length))
+
+  def logits(self, x: jax.Array) -> jax.Array:
+    """Returns float32 scores [..., V] of final vectors [..., D]."""
+    table = self.embed.table if self.config.tied else self.unembed.table
+    return vocabulary_logits(x, table, self.config.vocabulary)
+
+  def unembedding(self, params: Tree) -> jax.Array:
+    """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
+    return params["embed" if self.config.tied else "unembed"]["table"]
+
+  def unstacked(self, params: Tree) -> Tree:
+    """Returns the parameters with each decoder layer as a tree of its own, as decoding reads them fastest."""
+    layers = unstack(params["decoder"]["layers"], self.config.depth)
+    if platform() == "cpu":
+      layers = tuple(map(transpose_kernels, layers))
+    return params | {"decoder": {"layers": layers}}
+
+  def _decoder_layers(self) -> tuple[Tree, ...]:
+    layers = self.get_variable("params", "decoder")["layers"]
+    return layers if isinstance(layers, tuple) else unstack(layers, self.config.depth)
+
+  def _enter(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+    c = self.config
+    x_BxLxD = self.embed(tokens_BxL, jnp.dtype(c.dtype))
+    if c.positions == "sinusoidal":
+      x_BxLxD = x_BxLxD * c.width**0.5 + sinusoids(positions_BxL, c.width).astype(x_BxLxD.dtype)
+    x_BxLxD = constrain(x_BxLxD, "batch", "stream", None)
+    return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
+
+  def _leave(self, x_BxLxD: jax.Array) -> jax.Array:
+    c = self.config
+    if not c.post_norm:
+      x_BxLxD = self.decoder_norm(x_BxLxD)
+      x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
+    return x_BxLxD * c.width**-0.5 if c.tied and c.positions == "relative" else x_BxLxD
+
+
+def _places(tokens_BxL: jax.Array, positions_BxL: jax.Array | None) -> jax.Array:
+  return jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape) if positions_BxL is None else positions_BxL
+
+
+def _transformer(width: int, mlp: int, heads: int) -> dict:
+  return dict(
+    vocabulary=37_000, length=512, width=width, depth=6, heads=heads, head_size=64, mlp=mlp, positions="sinusoidal",
+    norm="layer", post_norm=True, bias=True, scaled=True,
+  )  # fmt: skip
+
+
+def _t5(width: int, depth: int, heads: int, head_size: int, mlp: int, **changes) -> dict:
+  shape = dict(width=width, depth=depth, heads=heads, head_size=head_size, mlp=mlp)
+  return dict(vocabulary=32_128, length=512) | shape | changes
+
+
+def _v1_1(width: int, depth: int, heads: int, mlp: int) -> dict:
+  return _t5(width, depth, heads, 64, mlp, activation="gelu_tanh", gated=True, tied=False)
+
+
+PRESETS: dict[str, dict] = {
+  "transformer-base": _transformer(512, 2048, 8),
+  "transformer-big": _transformer(1024, 4096, 16),
+  "t5-mini": _t5(256, 4, 4, 64, 1024),
+  "t5-small": _t5(512, 6, 8, 64, 2048),
+  "t5-base": _t5(768, 12, 12, 64, 3072),
+  "t5-large": _t5(1024, 24, 16, 64, 4096),
+  "t5-3b": _t5(1024, 24, 32, 128, 16_384),
+  "t5-11b": _t5(1024, 24, 128, 128, 65_536),
+  "t5-v1_1-small": _v1_1(512, 8, 6, 1024),
+  "t5-v1_1-base": _v1_1(768, 12, 12, 2048),
+  "t5-v1_1-large": _v1_1(1024, 24, 16, 2816),
+  "t5-v1_1-xl": _v1_1(2048, 24, 32, 5120),
+  "t5-v1_1-xxl": _v1_1(4096, 24, 64, 10_240),
+}

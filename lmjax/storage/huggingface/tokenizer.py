@@ -1,0 +1,159 @@
+"""Tokenizers of every kind as `tokenizer.json` and `tokenizer_config.json`, which transformers and tokenizers read."""
+
+import json
+from typing import Any
+
+import tokenizers
+from etils import epath
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
+
+from lmjax.data.tokenizers.base import Bytes, Characters, Tokenizer
+from lmjax.data.tokenizers.bpe import BPE, END
+from lmjax.data.tokenizers.sentinels import Sentinels
+from lmjax.data.tokenizers.subword import SentencePiece
+from lmjax.data.tokenizers.words import PATTERNS, Words
+from lmjax.utils.errors import UserError
+
+UNIGRAM, PAIRS = 1, 2  # the kinds of SentencePiece models
+ALONE = "--without_tokenizer writes the model alone"
+PROBE = (
+  "The quick brown fox,  it's 1234567890 times;\nnaïve façade π ≈ 3.14159 ﬁne №5 日本語 🙂 \t a<b & c_d ",
+  " Two  spaces, and a last line\n\nwith one before it: CAPITALS, don't, 'quotes' -- and [brackets].",
+  "",
+)
+ROLES = {
+  "unk": ("[UNK]", "<unk>"), "pad": ("[PAD]", "<pad>"), "cls": ("[CLS]",), "sep": ("[SEP]",), "mask": ("[MASK]",),
+}  # fmt: skip
+
+
+def write(folder: epath.Path, tokenizer: Tokenizer, reads: str) -> None:
+  """Writes a tokenizer so that transformers encodes with the same ids.
+
+  Args:
+    reads: what a model wants around its text: "pair" [CLS] a [SEP] b [SEP], "source" an end behind each, "" nothing.
+
+  Raises:
+    UserError: the tokenizer is of a kind of its own, or the written form would give other ids.
+  """
+  fast = convert(tokenizer)
+  for text in PROBE:
+    if fast.encode(text, add_special_tokens=False).ids != list(map(int, tokenizer.encode(text))):
+      raise UserError(f"transformers has no tokenizer like this one: {text!r} has other ids; {ALONE}")
+  names = {"bos": fast.id_to_token(tokenizer.start), "eos": fast.id_to_token(tokenizer.end)}
+  names |= {role: next((n for n in known if fast.token_to_id(n) is not None), None) for role, known in ROLES.items()}
+  if reads == "pair" and names["cls"] and names["sep"]:
+    fast.post_processor = processors.BertProcessing(*((names[r], fast.token_to_id(names[r])) for r in ("sep", "cls")))
+  elif reads == "source":
+    end = names["eos"]
+    fast.post_processor = processors.TemplateProcessing(
+      single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.end)]
+    )
+  settings: dict[str, Any] = {f"{role}_token": name for role, name in names.items() if name}
+  settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+  (folder / "tokenizer.json").write_text(fast.to_str(pretty=True))
+  (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+def convert(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
+  """Returns the `tokenizers` library's own tokenizer with the same ids.
+
+  Raises:
+    UserError: of this kind nobody knows how.
+  """
+  for kind, make in MAKERS.items():
+    if isinstance(tokenizer, kind):
+      return make(tokenizer)
+  raise UserError(f"transformers has no tokenizer like {type(tokenizer).__name__}; {ALONE}")
+
+
+def _bytes(tokenizer: Bytes) -> tokenizers.Tokenizer:
+  # GPT-2's characters for bytes, ordered by the bytes they stand for: printable ones for themselves, the rest behind.
+  printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, iter(range(256, 512))
+  alphabet = {chr(byte) if byte in printable else chr(next(spare)): byte for byte in range(256)}
+  fast = tokenizers.Tokenizer(models.BPE(alphabet, []))
+  fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  fast.decoder = decoders.ByteLevel()
+  return _with_special(fast, END)
+
+
+def _characters(tokenizer: Characters) -> tokenizers.Tokenizer:
+  unknown = "\ufffd" if "\ufffd" not in tokenizer.alphabet else "<unk>"
+  vocabulary = {character: i for i, character in enumerate(tokenizer.alphabet)}
+  vocabulary |= {END: tokenizer.end, unknown: tokenizer.end + 1}
+  fast = tokenizers.Tokenizer(models.WordLevel(vocabulary, unknown))
+  fast.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+  fast.decoder = decoders.Fuse()
+  return _with_special(fast, END)
+
+
+def _words(tokenizer: Words) -> tokenizers.Tokenizer:
+  vocabulary = {word: i for i, word in enumerate(tokenizer.vocabulary)}
+  start, end, unknown = (tokenizer.vocabulary[i] for i in (tokenizer.start, tokenizer.end, tokenizer.unknown))
+  fast = tokenizers.Tokenizer(models.WordLevel(vocabulary, unknown))
+  fast.normalizer = normalizers.Replace("\n", f" {end} ") if tokenizer.split == "spaces" else None
+  fast.pre_tokenizer = pre_tokenizers.Sequence(
+    [
+      pre_tokenizers.Split(Regex(PATTERNS[tokenizer.split]), "isolated"),
+      pre_tokenizers.Split(Regex(r"\s+"), "removed"),
+    ]
+  )
+  return _with_special(fast, start, end)
+
+
+def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
+  from sentencepiece import sentencepiece_model_pb2  # only here: it needs protobuf
+
+  proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+  learnt, text = proto.trainer_spec, proto.normalizer_spec
+  pieces = [(piece.piece, piece.score) for piece in proto.pieces]
+  if learnt.model_type == UNIGRAM:
+    model = models.Unigram(pieces, learnt.unk_id, learnt.byte_fallback)
+  elif learnt.model_type == PAIRS:
+    vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
+    unknown = pieces[learnt.unk_id][0]
+    model = models.BPE(
+      vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=learnt.byte_fallback
+    )
+  else:
+    raise UserError(f"transformers reads no SentencePiece model of words or characters; {ALONE}")
+  fast = tokenizers.Tokenizer(model)
+  steps = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
+  if text.remove_extra_whitespaces:
+    steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
+  fast.normalizer = normalizers.Sequence(steps)
+  fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always" if text.add_dummy_prefix else "never")
+  fast.decoder = decoders.Sequence(
+    [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+  )
+  special = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
+  return _with_special(fast, *special, *([END] if tokenizer.end == len(pieces) else []))
+
+
+def _merges(pieces: list[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
+  """Returns the merges that SentencePiece does not write down: every cut of a piece in two known ones, best first."""
+  found = []
+  for piece, score in pieces:
+    cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
+    cuts = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
+    found += [(score, cut) for cut in sorted(cuts, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))]
+  return [cut for _, cut in sorted(found, key=lambda scored: -scored[0])]
+
+
+def _sentinels(tokenizer: Sentinels) -> tokenizers.Tokenizer:
+  fast = convert(tokenizer.inner)
+  return _with_special(fast, *(f"<extra_id_{i}>" for i in reversed(range(tokenizer.sentinels))))
+
+
+def _with_special(fast: tokenizers.Tokenizer, *names: str) -> tokenizers.Tokenizer:
+  fast.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in names])
+  return fast
+
+
+MAKERS = {
+  Sentinels: _sentinels,
+  SentencePiece: _sentencepiece,
+  BPE: lambda tokenizer: tokenizers.Tokenizer.from_str(tokenizer.fast.to_str()),
+  Bytes: _bytes,
+  Characters: _characters,
+  Words: _words,
+}

@@ -1,0 +1,134 @@
+"""Bidirectional language modelling: the next word forwards, and the next word backwards (Peters et al., 2018)."""
+
+import dataclasses
+from collections.abc import Iterable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from lmjax.data.batch import Batch
+from lmjax.layers.einsum import cast, vocabulary_logits
+from lmjax.models.elmo import DIRECTIONS
+from lmjax.models.heads import Softmax
+from lmjax.tasks.base import Outputs
+from lmjax.tasks.losses import cross_entropy
+from lmjax.utils.metrics import Mean
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class BiLM:
+  """-log p(word | those before it) forwards and -log p(word | those behind it) backwards, of texts that go on.
+
+    loss = mean over words forwards + mean over words backwards
+
+  characters: of a word, at most. negatives: 0 scores all words; else training scores the true one against so many drawn
+  ones (see `sampled_cross_entropy`); evaluation always scores all. States go on from batch to batch, in `carry`.
+  """
+
+  model: nn.Module
+  characters: int = 50
+  negatives: int = 0
+
+  def __post_init__(self):
+    if self.negatives < 0:
+      raise ValueError(f"negatives is at least 0, not {self.negatives}")
+
+  def spec(self, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
+    words, spelt = (batch, length), (batch, length, self.characters)
+    shapes = dict(characters=spelt, targets=words, reverse_characters=spelt, reverse_targets=words)
+    spec = {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()}
+    return spec | {"weights": jax.ShapeDtypeStruct(words, jnp.float32)}
+
+  def init(self, rng: jax.Array, batch: Batch) -> Tree:
+    first, second = jax.random.split(rng)
+    return {
+      "model": self.model.init(first, batch["characters"][:1])["params"],
+      "heads": {"softmax": self._softmax.init(second)["params"]},
+    }
+
+  def initial_carry(self, batch: int) -> Tree:
+    return self.model.empty(batch)
+
+  def forward(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Outputs:
+    """Returns the top layer [B, L, 2 D], scores of the next word forwards [B, L, V], and as tap `hidden` all layers."""
+    layers, _ = self.model.apply({"params": self._cast(params)}, batch["characters"], rngs=self._rngs(rng))
+    table, bias = self._softmax.apply({"params": params["heads"]["softmax"]})
+    c = self.model.config
+    logits = vocabulary_logits(layers[-1][..., : c.width], table, c.vocabulary) + bias[: c.vocabulary]
+    return Outputs(layers[-1], logits, {"hidden": layers} if "hidden" in taps else {})
+
+  def counts(self, batch: Batch) -> dict[str, jax.Array]:
+    return dict.fromkeys(DIRECTIONS, jnp.sum(batch["weights"]))
+
+  def loss(
+    self, params: Tree, frozen: Tree, carry: Tree, batch: Batch, *, rng: jax.Array | None = None
+  ) -> tuple[dict[str, Mean], Tree]:
+    table, bias = self._softmax.apply({"params": params["heads"]["softmax"]})
+    count = jnp.sum(batch["weights"])
+    terms, after, keys = {}, {}, (None, None) if rng is None else jax.random.split(rng)
+    for direction, prefix, key in zip(DIRECTIONS, ("", "reverse_"), keys, strict=True):
+
+      def read(model, characters, states, direction=direction):
+        return model.read(direction, model.spell(characters), states)
+
+      layers, after[direction] = self.model.apply(
+        {"params": self._cast(params)},
+        batch[prefix + "characters"],
+        carry[direction],
+        method=read,
+        rngs=self._rngs(key),
+      )
+      targets, size = batch[prefix + "targets"], self.model.config.vocabulary
+      if self.negatives and key is not None:
+        key = jax.random.fold_in(key, 1)
+        total = sampled_cross_entropy(key, layers[-1], table, bias, targets, batch["weights"], size, self.negatives)
+      else:
+        total, _ = cross_entropy(layers[-1], table, targets, batch["weights"], size, bias_V=bias)
+      terms[direction] = Mean(total, count)
+    return terms, jax.lax.stop_gradient(after)
+
+  def collect(self, state, batch: Batch, rng: jax.Array) -> Iterable[Batch]:
+    return (batch,)
+
+  @property
+  def _softmax(self) -> Softmax:
+    return Softmax(self.model.config.vocabulary, self.model.config.width, parent=None)
+
+  def _cast(self, params: Tree) -> Tree:
+    return cast(params["model"], jnp.dtype(self.model.config.dtype))
+
+  def _rngs(self, rng: jax.Array | None) -> dict[str, jax.Array]:
+    return {} if rng is None else {"dropout": rng}
+
+
+def sampled_cross_entropy(
+  rng: jax.Array,
+  x_BxLxD: jax.Array,
+  table_VxD: jax.Array,
+  bias_V: jax.Array,
+  targets_BxL: jax.Array,
+  weights_BxL: jax.Array,
+  vocabulary: int,
+  negatives: int,
+) -> jax.Array:
+  """Sums the weighted negative log-likelihood with Z estimated from S words drawn by q, the same ones for all targets.
+
+    Z ~ exp(s(t)) + sum over drawn k != t of exp(s(k)) / (S q(k)),   q(k) = log((k + 2) / (k + 1)) / log(V + 1)
+
+  The estimate of Z is unbiased, and exact as S grows (Jean et al., 2015, arXiv:1412.2007, with its true word counted by
+  itself). q is log-uniform: made for words numbered by frequency.
+  """
+  u_S = jax.random.uniform(rng, (negatives,))
+  drawn_S = jnp.minimum(jnp.exp(u_S * jnp.log(vocabulary + 1.0)).astype(jnp.int32) - 1, vocabulary - 1)
+  q_S = jnp.log((drawn_S + 2) / (drawn_S + 1)) / jnp.log(vocabulary + 1.0)
+  x_TxD = x_BxLxD.reshape(-1, x_BxLxD.shape[-1])
+  targets_T, weights_T = targets_BxL.reshape(-1), weights_BxL.reshape(-1)
+  true_T = jnp.sum(x_TxD * table_VxD[targets_T].astype(x_TxD.dtype), axis=-1, dtype=jnp.float32) + bias_V[targets_T]
+  table_SxD = table_VxD[drawn_S].astype(x_TxD.dtype)
+  others_TxS = jnp.einsum("td,sd->ts", x_TxD, table_SxD, preferred_element_type=jnp.float32)
+  others_TxS += bias_V[drawn_S] - jnp.log(negatives * q_S)
+  others_TxS = jnp.where(drawn_S == targets_T[:, None], -jnp.inf, others_TxS)
+  log_z_T = jax.nn.logsumexp(jnp.concatenate([true_T[:, None], others_TxS], axis=1), axis=1)
+  return jnp.sum(weights_T * (log_z_T - true_T))

