@@ -24,7 +24,7 @@ from lmjax.storage import huggingface
 from lmjax.utils import pytree
 
 
-class Drawn:
+class RichTable:
   """A parameter whose values are drawn when a layer is asked for."""
 
   def __init__(self, shape: tuple[int, ...]):
@@ -43,7 +43,7 @@ def make(folder: pathlib.Path) -> None:
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jax.numpy.zeros((1, 2), int)))["params"]
   shapes = jax.tree.map(lambda box: box.value, shapes, is_leaf=lambda x: hasattr(x, "axes"))
   assert pytree.named_leaves(shapes)["embed/table"].shape[0] == padded(50257)
-  huggingface.save(folder, model, {"model": jax.tree.map(lambda leaf: Drawn(leaf.shape), shapes), "heads": {}})
+  huggingface.save(folder, model, {"model": jax.tree.map(lambda leaf: RichTable(leaf.shape), shapes), "heads": {}})
 
 
 def anonymous() -> float:

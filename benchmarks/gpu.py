@@ -73,7 +73,7 @@ def model(preset: str | None) -> Decoder:
 def time_step(case: str, layout: Layout, repeats: int) -> dict:
   """Returns the median of repeated steps, each waited for."""
   preset, rows, length = STEPS[case]
-  task, optimizer = CausalLM(model(preset), chunk=256), Optimizer(peak_rate=1e-4)
+  task, optimizer = CausalLM(model(preset), chunk=256), Optimizer(peak_lr=1e-4)
   with use_layout(layout):
     state = init_state(task, optimizer.build(100), Identity(), layout, rows, length, 0)
     step = jax.jit(make_step(task, optimizer.build(100), Identity()), donate_argnums=0)

@@ -29,7 +29,7 @@ TOKENS = 4096
 MODELS = {
   "LSTM": lambda length: Recurrent(recurrent.Config(1000, length, width=512, cells=512, depth=2)),
   "transformer": lambda length: Decoder(
-    decoder.Config(1000, length, width=256, depth=4, heads=4, groups=4, head_size=64, mlp=1024, scan=False)
+    decoder.Config(1000, length, width=256, depth=4, heads=4, kv_heads=4, head_size=64, mlp=1024, scan=False)
   ),
 }
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from lmjax.inference.embed import Embedder
 from lmjax.inference.probe import Probe, scores, token_f1
-from lmjax.storage.loading import open_model
+from lmjax.storage.loading import load_model
 
 
 def read(path: str) -> list[list[tuple[str, str]]]:
@@ -46,7 +46,7 @@ def main() -> None:
   parser.add_argument("--train", required=True)
   parser.add_argument("--test", required=True)
   options = parser.parse_args()
-  opened = open_model(options.workdir)
+  opened = load_model(options.workdir)
   train, test = read(options.train), read(options.test)
   tags = ["O", *sorted({tag for sentence in train for _, tag in sentence} - {"O"})]
   number = {tag: i for i, tag in enumerate(tags)}

@@ -14,7 +14,7 @@ from lmjax.data.objectives.denoising import SpanCorruption
 from lmjax.data.objectives.masked_lm import sentences
 from lmjax.evals.generation import write
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.loading import open_model
+from lmjax.storage.loading import load_model
 
 
 def filled(source: list[int], target: list[int], tokenizer) -> str:
@@ -42,7 +42,7 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--count", type=int, default=10)
   options = parser.parse_args()
-  opened = open_model(options.workdir)
+  opened = load_model(options.workdir)
   tokenizer, source = opened.tokenizer, opened.run.data.validation
   rng, found = np.random.default_rng(0), []
   for number in rng.permutation(len(source)):

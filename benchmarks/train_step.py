@@ -43,7 +43,7 @@ def task_of(case: str, scan: bool, predictions: int, dtype: str) -> Task:
   """Returns the work of a case."""
   same = dict(scan=scan, dtype=dtype)
   if case == "bert":
-    return MaskedLM(Encoder(encoder.Config(**encoder.PRESETS["bert-base"] | same)), predictions=predictions)
+    return MaskedLM(Encoder(encoder.Config(**encoder.PRESETS["bert-base"] | same)), max_predictions=predictions)
   if case == "t5":
     return Seq2Seq(
       EncoderDecoder(encoder_decoder.Config(**encoder_decoder.PRESETS["t5-small"] | same)), target_length=32
@@ -80,7 +80,7 @@ def main() -> None:
   keep_memory()  # as `lmjax train` does on a CPU
   batch, length, tokens = CASES[options.case]
   task = task_of(options.case, options.scan, options.predictions, options.dtype)
-  tx = Optimizer(peak_rate=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)
+  tx = Optimizer(peak_lr=1e-4, schedule="constant", clip=0.0, weight_decay=0.01).build(1000)
   layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
   with use_layout(layout):
     state = init_state(task, tx, Identity(), layout, batch, length, 0)

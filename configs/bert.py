@@ -34,32 +34,30 @@ def get_config(argument: str = "") -> ConfigDict:
       data=dict(
         kind="lmjax.data.objectives.masked_lm:SentencePairs",
         length=512,
-        predictions=77,
+        max_predictions=77,
         tokenizer=dict(algorithm="wordpiece", path=choice.tokenizer, size=30522 if choice.tokenizer else 8192),
-        source=dict(part=":98%", **text),
-        validation=dict(part="98%:", **text),
+        source=dict(split=":98%", **text),
+        validation=dict(split="98%:", **text),
         workers=0,
       ),
       model=dict(kind="lmjax.models.encoder:Encoder", dtype="bfloat16", dropout=0.1, **config.given(shape)),
       task=dict(kind="lmjax.tasks.masked_lm:MaskedLM"),
-      optim=dict(rule="adamw", peak_rate=1e-4, schedule="linear", warmup=10_000, weight_decay=0.01, clip=1.0),
+      optim=dict(optimizer="adamw", peak_lr=1e-4, schedule="linear", warmup=10_000, weight_decay=0.01, clip=1.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=100)),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=100)),
       checkpoint=dict(every=5000),
       log=dict(every=100),
     )
   )
   if choice.books:
-    novels = dict(
-      files=choice.books, document="chapter", scattered=True, clean="lmjax.data.sources.text:gutenberg_body"
-    )
+    novels = dict(files=choice.books, document="chapter", shuffle=True, clean="lmjax.data.sources.text:gutenberg_body")
     settings.update(steps=4000, batch=32)
-    settings.data.update(length=64, predictions=10)
+    settings.data.update(length=64, max_predictions=10)
     for part in (settings.data.source, settings.data.validation):
       part.update(novels)
     settings.model.update(dtype="float32", dropout=0.0)
-    settings.optim.update(peak_rate=1e-3, warmup=500)
-    settings.evals.update(every=500, baseline=dict(kind="lmjax.evals.baselines.unigram:Commonest", steps=100))
+    settings.optim.update(peak_lr=1e-3, warmup=500)
+    settings.evals.update(every=500, baseline=dict(kind="lmjax.evals.baselines.unigram:UnigramBaseline", steps=100))
     settings.checkpoint.update(every=500)
     settings.log.update(every=20)
   return config.debug(settings) if choice.debug else settings

@@ -19,8 +19,8 @@ def get_config(argument: str = "") -> ConfigDict:
   text = dict(
     kind="lmjax.data.sources.text:TextFiles",
     files=choice.files,
-    piece=65_536,
-    scattered=True,
+    chunk_bytes=65_536,
+    shuffle=True,
     clean="lmjax.data.sources.text:gutenberg_body",
   )
   settings = ConfigDict(
@@ -31,17 +31,17 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
       rules="fsdp",
       data=dict(
-        kind="lmjax.data.objectives.bidirectional:BothWays",
+        kind="lmjax.data.objectives.bidirectional:BidirectionalText",
         length=20,
-        tokenizer=dict(kind="lmjax.data.tokenizers.words:Settings", size=793_471),
-        source=dict(part=":99%", **text),
-        validation=dict(part="99%:", **text),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:WordTokenizerConfig", size=793_471),
+        source=dict(split=":99%", **text),
+        validation=dict(split="99%:", **text),
       ),
       model=dict(kind="lmjax.models.elmo:ELMo", dtype="bfloat16", **PRESETS[f"elmo-{choice.size}"]),
-      task=dict(kind="lmjax.tasks.bidirectional_lm:BiLM", negatives=8192),
-      optim=dict(rule="adamw", peak_rate=1e-3, schedule="inverse_sqrt", warmup=4000, weight_decay=0.0, clip=10.0),
+      task=dict(kind="lmjax.tasks.bidirectional_lm:BidirectionalLM", negatives=8192),
+      optim=dict(optimizer="adamw", peak_lr=1e-3, schedule="inverse_sqrt", warmup=4000, weight_decay=0.0, clip=10.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=100)),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=100)),
       checkpoint=dict(every=5000),
       log=dict(every=100),
     )
@@ -52,7 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
     settings.data.update(characters=20)
     settings.model.update(dtype="float32")
     settings.task.update(negatives=0)
-    settings.optim.update(peak_rate=2e-3, schedule="cosine", warmup=100)
+    settings.optim.update(peak_lr=2e-3, schedule="cosine", warmup=100)
     settings.evals.update(every=250)
     settings.checkpoint.update(every=500)
     settings.log.update(every=10)

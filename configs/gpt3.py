@@ -21,7 +21,7 @@ TABLE = {  # peak rate, sequences of 2,048 tokens in a batch
 
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, size=tuple(TABLE), files="data/*.txt", tokenizer="data/gpt2", debug=False)
-  peak_rate, batch = TABLE[choice.size]
+  peak_lr, batch = TABLE[choice.size]
   shape = PRESETS[f"gpt3-{choice.size}"]
   settings = ConfigDict(
     dict(
@@ -34,18 +34,18 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.causal:Text",
         length=shape["length"],
         tokenizer=dict(path=choice.tokenizer, size=shape["vocabulary"]),
-        source=dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, part=":99.5%"),
-        validation=dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, part="99.5%:"),
+        source=dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, split=":99.5%"),
+        validation=dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, split="99.5%:"),
         workers=8,
       ),
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="full", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
       optim=dict(
-        rule="adamw",
-        peak_rate=peak_rate,
+        optimizer="adamw",
+        peak_lr=peak_lr,
         schedule="cosine",
         warmup=375_000_000 // (batch * 2048),
-        final=0.1,
+        final_lr_ratio=0.1,
         b2=0.95,
         weight_decay=0.1,
         clip=1.0,

@@ -19,7 +19,7 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
     argument, size=("small", "medium", "large"), train="ptb.train.txt.gz", validation="ptb.valid.txt", debug=False
   )
-  text = dict(kind="lmjax.data.sources.text:TextFiles", piece=65_536)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", chunk_bytes=65_536)
   settings = ConfigDict(
     dict(
       seed=0,
@@ -30,14 +30,16 @@ def get_config(argument: str = "") -> ConfigDict:
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
         length=32,
-        tokenizer=dict(kind="lmjax.data.tokenizers.words:Settings", split="spaces", size=50_000),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:WordTokenizerConfig", split_by="spaces", size=50_000),
         source=dict(files=choice.train, **text),
         validation=dict(files=choice.validation, document="file", **text),
       ),
       model=dict(kind="lmjax.models.recurrent:Recurrent", dropout=0.1, **PRESETS[f"lstm-{choice.size}"]),
       task=dict(kind="lmjax.tasks.continued_lm:ContinuedLM"),
       # Plain gradient descent, as in the paper: it was after one epoch where Adam, at 3e-3, was after two.
-      optim=dict(rule="sgd", momentum=0.0, peak_rate=20.0, warmup=200, final=0.02, weight_decay=0.0, clip=0.25),
+      optim=dict(
+        optimizer="sgd", momentum=0.0, peak_lr=20.0, warmup=200, final_lr_ratio=0.02, weight_decay=0.0, clip=0.25
+      ),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=1450,

@@ -2,7 +2,7 @@
 
     lmjax train --config configs/scan.py:files=tasks_train_simple.txt.gz --workdir runs/scan
     lmjax evaluate --workdir runs/scan --best --config.data.validation.files=tasks_test_simple.txt.gz \
-      --config.data.validation.part=:
+      --config.data.validation.split=:
 
 The simple split, 16,728 commands, of which a random 5 % choose the model: a 2-layer encoder-decoder of width 128 with
 sinusoidal positions and no dropout, 5,000 steps of 16 packed rows. Hardware: one CPU core, 24 minutes. Expected: every
@@ -17,7 +17,7 @@ from lmjax import config
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, files="tasks_train_simple.txt.gz", debug=False)
   lines = dict(
-    kind="lmjax.data.sources.pairs:PatternLines", files=choice.files, pattern="IN: (.*) OUT: (.*)", scattered=True
+    kind="lmjax.data.sources.pairs:PatternLines", files=choice.files, pattern="IN: (.*) OUT: (.*)", shuffle=True
   )
   settings = ConfigDict(
     dict(
@@ -30,14 +30,14 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.seq2seq:TextToText",
         length=64,
         target_length=128,
-        tokenizer=dict(kind="lmjax.data.tokenizers.words:Settings", split="spaces", size=100),
-        source=dict(part=":95%", **lines),
-        validation=dict(part="95%:", **lines),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:WordTokenizerConfig", split_by="spaces", size=100),
+        source=dict(split=":95%", **lines),
+        validation=dict(split="95%:", **lines),
       ),
       model=dict(
         kind="lmjax.models.encoder_decoder:EncoderDecoder",
         positions="sinusoidal",
-        scaled=True,
+        scale_scores=True,
         width=128,
         depth=2,
         heads=4,
@@ -45,12 +45,12 @@ def get_config(argument: str = "") -> ConfigDict:
         mlp=512,
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
-      optim=dict(rule="adamw", peak_rate=2e-3, warmup=200, final=0.02, weight_decay=0.01),
+      optim=dict(optimizer="adamw", peak_lr=2e-3, warmup=200, final_lr_ratio=0.02, weight_decay=0.01),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=500,
-        validation=dict(kind="lmjax.evals.validation_loss:HeldOut"),
-        written=dict(kind="lmjax.evals.generation:Generation", bleu=False),
+        validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss"),
+        generation=dict(kind="lmjax.evals.generation:Generation", bleu=False),
       ),
       checkpoint=dict(every=500),
       log=dict(every=20),

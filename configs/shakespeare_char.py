@@ -14,7 +14,7 @@ from lmjax import config
 
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, file="data/lm_tinyshakespeare/input.txt", debug=False)
-  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.file, piece=1024)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.file, chunk_bytes=1024)
   settings = ConfigDict(
     dict(
       seed=0,
@@ -27,15 +27,15 @@ def get_config(argument: str = "") -> ConfigDict:
         length=64,
         packing="windows",
         tokenizer=dict(algorithm="characters"),
-        source=dict(part=":90%", **text),
-        validation=dict(part="90%:", **text),
+        source=dict(split=":90%", **text),
+        validation=dict(split="90%:", **text),
       ),
       model=dict(
         kind="lmjax.models.decoder:Decoder",
-        width=128, depth=4, heads=4, groups=4, head_size=32, mlp=512, activation="gelu_tanh", bias=False, scan=False,
+        width=128, depth=4, heads=4, kv_heads=4, head_size=32, mlp=512, activation="gelu_tanh", bias=False, scan=False,
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", packed=False),
-      optim=dict(rule="adamw", peak_rate=1e-3, warmup=100, final=0.1, b2=0.99, weight_decay=0.1, clip=1.0),
+      optim=dict(optimizer="adamw", peak_lr=1e-3, warmup=100, final_lr_ratio=0.1, b2=0.99, weight_decay=0.1, clip=1.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=0, validation=dict(kind="lmjax.evals.perplexity:Perplexity")),
       checkpoint=dict(every=0),

@@ -26,7 +26,7 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
     argument, size=SIZES, files="data/*.txt", books="", tokenizer="", consecutive=False, debug=False
   )
-  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, scattered=True)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, shuffle=True)
   objective = "Consecutive" if choice.consecutive else "SpanCorruption"
   settings = ConfigDict(
     dict(
@@ -40,20 +40,21 @@ def get_config(argument: str = "") -> ConfigDict:
         length=512,
         objective=dict(kind=f"lmjax.data.objectives.denoising:{objective}"),
         tokenizer=dict(
-          kind="lmjax.data.tokenizers.sentinels:Settings", algorithm="unigram", path=choice.tokenizer, size=32_000,
+          kind="lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig",
+          algorithm="unigram", path=choice.tokenizer, size=32_000,
           sentinels=100,
         ),
-        source=dict(part=":99%", **text),
-        validation=dict(part="99%:", **text),
+        source=dict(split=":99%", **text),
+        validation=dict(split="99%:", **text),
       ),
       model=dict(
         kind="lmjax.models.encoder_decoder:EncoderDecoder", dtype="bfloat16", remat="full",
         **config.given(PRESETS[f"t5-{choice.size}"]),
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
-      optim=dict(rule="adafactor", peak_rate=1e-2, schedule="inverse_sqrt", warmup=10_000, weight_decay=0.0),
+      optim=dict(optimizer="adafactor", peak_lr=1e-2, schedule="inverse_sqrt", warmup=10_000, weight_decay=0.0),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=50)),
+      evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=50)),
       checkpoint=dict(every=5000),
       log=dict(every=100),
     )

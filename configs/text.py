@@ -18,7 +18,7 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, files="my/*.txt", prepared="", debug=False)
   tokenizer = dict(algorithm="bpe", size=4096)
   files = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files)
-  source, validation = files | dict(part=":95%"), files | dict(part="95%:")
+  source, validation = files | dict(split=":95%"), files | dict(split="95%:")
   if choice.prepared:
     tokenizer = dict(path=choice.prepared)
     source, validation = (
@@ -40,10 +40,10 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(
         kind="lmjax.models.decoder:Decoder",
-        width=320, depth=6, heads=5, groups=5, head_size=64, mlp=1280, dropout=0.1,
+        width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280, dropout=0.1,
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
-      optim=dict(rule="adamw", peak_rate=1e-3, warmup=100, weight_decay=0.1),
+      optim=dict(optimizer="adamw", peak_lr=1e-3, warmup=100, weight_decay=0.1),
       transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=200,

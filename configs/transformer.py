@@ -32,8 +32,8 @@ def get_config(argument: str = "") -> ConfigDict:
         length=256,
         target_length=256,
         tokenizer=dict(algorithm="sentencepiece_bpe", path=choice.tokenizer, size=37_000),
-        source=dict(part=":99.9%", **lines),
-        validation=dict(part="99.9%:", **lines),
+        source=dict(split=":99.9%", **lines),
+        validation=dict(split="99.9%:", **lines),
       ),
       model=dict(
         kind="lmjax.models.encoder_decoder:EncoderDecoder", dtype="bfloat16",
@@ -42,11 +42,11 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq", smoothing=0.1),
       optim=dict(
-        rule="adamw", peak_rate=7e-4 if choice.size == "base" else 5e-4, schedule="inverse_sqrt", warmup=4000, b2=0.98,
-        epsilon=1e-9, weight_decay=0.0, clip=0.0,
+        optimizer="adamw", peak_lr=7e-4 if choice.size == "base" else 5e-4, schedule="inverse_sqrt", warmup=4000,
+        b2=0.98, epsilon=1e-9, weight_decay=0.0, clip=0.0,
       ),
       transform=dict(kind="lmjax.compression.base:Identity"),
-      evals=dict(every=1000, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=20)),
+      evals=dict(every=1000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=20)),
       checkpoint=dict(every=1000),
       log=dict(every=100),
     )
@@ -55,12 +55,12 @@ def get_config(argument: str = "") -> ConfigDict:
     settings.update(steps=3200, batch=16)
     settings.data.update(length=128, target_length=128)
     settings.data.tokenizer.update(algorithm="unigram", size=8000)
-    settings.data.source.update(part=":96.552%")
-    settings.data.validation.update(part="96.552%:")
+    settings.data.source.update(split=":96.552%")
+    settings.data.validation.update(split="96.552%:")
     settings.model.update(dtype="float32", width=256, depth=2, heads=4, mlp=512, dropout=0.1)
-    settings.optim.update(peak_rate=1.5e-3, warmup=400, schedule="cosine", final=0.02, clip=1.0)
-    settings.evals.update(every=400, validation=dict(kind="lmjax.evals.validation_loss:HeldOut", steps=0))
-    settings.evals.update(written=dict(kind="lmjax.evals.generation:Generation", pairs=200))
+    settings.optim.update(peak_lr=1.5e-3, warmup=400, schedule="cosine", final_lr_ratio=0.02, clip=1.0)
+    settings.evals.update(every=400, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=0))
+    settings.evals.update(generation=dict(kind="lmjax.evals.generation:Generation", pairs=200))
     settings.checkpoint.update(every=400)
     settings.log.update(every=20)
   return config.debug(settings) if choice.debug else settings

@@ -1,6 +1,6 @@
 """A grid of runs, one after the other: prints the commands, or runs those that are not finished.
 
-    python launch/sweep.py --workdir runs/sweep --grid optim.peak_rate=1e-3,3e-3 --grid model.depth=4,8 -- \
+    python launch/sweep.py --workdir runs/sweep --grid optim.peak_lr=1e-3,3e-3 --grid model.depth=4,8 -- \
       --config configs/quickstart.py
     python launch/sweep.py ... --dry-run
 

@@ -6,7 +6,7 @@ import os
 import sys
 import traceback
 
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.memory import keep_memory
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")  # TPUs, NVIDIA, AMD, WSL
@@ -80,7 +80,7 @@ def _run(arguments: list[str]) -> int:
     return 0
   command, *arguments = arguments
   if command not in COMMANDS:
-    raise UserError(f"no command {command!r}{nearest(command, COMMANDS)}")
+    raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}")
   devices, arguments = _take(arguments, "--devices")
   if devices is not None:
     if not devices.isdigit() or int(devices) < 1:

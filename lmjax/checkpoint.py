@@ -1,7 +1,7 @@
 """Checkpoints: the one importer of Orbax.
 
-A checkpoint is a folder `<step>` with `state` (parameters, optimizer, transform, carry, step) and `place` (RNG and data
-position). It is written in the background and appears under its name only when it is whole.
+A checkpoint is a folder `<step>` with `state` (parameters, optimizer, transform, carry, step) and `data_state` (RNG and
+data position). It is written in the background and appears under its name only when it is whole.
 """
 
 import dataclasses
@@ -23,7 +23,7 @@ UNKNOWN = 1e30  # the loss of a checkpoint that was not evaluated, as a number J
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class CheckpointConfig:
   """When to save and what to keep; a run also saves at its end and when it is told to stop."""
 
   every: int = 500  # steps; 0 only at the end
@@ -38,11 +38,11 @@ class Settings:
 class Checkpoints:
   """The checkpoints of one run folder."""
 
-  def __init__(self, workdir: epath.Path, settings: Settings = Settings(), say=print):
+  def __init__(self, workdir: epath.Path, settings: CheckpointConfig = CheckpointConfig(), say=print):
     self.folder = _folder(workdir)
     self._say = say
     if jax.process_index() == 0:
-      self._set_aside()
+      self._quarantine()
     hosts.wait_for_all("checkpoints looked at")
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(settings.keep)]
@@ -57,7 +57,7 @@ class Checkpoints:
     )
     self._saving: tuple[int, Any] | None = None
 
-  def _set_aside(self) -> None:
+  def _quarantine(self) -> None:
     """Moves checkpoints whose metrics cannot be read out of the way: Orbax reads all of them before anything else."""
     for path in self.folder.iterdir() if self.folder.exists() else []:
       try:
@@ -75,7 +75,7 @@ class Checkpoints:
     """Returns the steps of the whole checkpoints, oldest first."""
     return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-  def save(self, step: int, state: TrainState, place: dict[str, np.ndarray], loss: float | None) -> None:
+  def save(self, step: int, state: TrainState, data_state: dict[str, np.ndarray], loss: float | None) -> None:
     """Starts to write a checkpoint and returns as soon as the arrays are copied.
 
     Raises:
@@ -85,7 +85,7 @@ class Checkpoints:
     try:
       response = self._checkpointer.save_checkpointables_async(
         step,
-        {"state": state.saved(), "place": place},
+        {"state": state.saved(), "data_state": data_state},
         metrics={"loss": UNKNOWN if loss is None else loss},
         force=True,
         overwrite=True,
@@ -113,7 +113,7 @@ class Checkpoints:
       "Free some space or choose another --workdir; the same command then goes on from there"
     )
 
-  def restore(self, state: TrainState, place: dict[str, np.ndarray]) -> tuple[TrainState, dict] | None:
+  def restore(self, state: TrainState, data_state: dict[str, np.ndarray]) -> tuple[TrainState, dict] | None:
     """Returns the newest whole state, on the shardings of the abstract `state`; None if there is none.
 
     A damaged checkpoint is named and skipped.
@@ -125,10 +125,10 @@ class Checkpoints:
     failures = []
     for step in reversed(steps):
       try:
-        found = self._checkpointer.load_checkpointables(step, {"state": state.saved(), "place": place})
+        found = self._checkpointer.load_checkpointables(step, {"state": state.saved(), "data_state": data_state})
         if int(found["state"]["step"]) != step:
           raise ValueError(f"it holds step {int(found['state']['step'])}")
-        return state.replace(**found["state"]), found["place"]
+        return state.replace(**found["state"]), found["data_state"]
       except Exception as error:  # what a damaged file raises depends on where it is damaged
         failures.append(f"step {step}: {_reason(error)}")
         self._say(f"checkpoint {self.folder / str(step)} is damaged or does not fit, skipped ({_reason(error)})")
@@ -172,7 +172,7 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   raise UserError(failure)
 
 
-def described(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
+def metadata(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
   """Returns what a checkpoint says of its parameters, no value read, and its step: leaves have shape, dtype, sharding.
 
   Raises:
@@ -202,14 +202,14 @@ def best(workdir: epath.PathLike) -> int:
   return min(losses, key=losses.get)
 
 
-def is_bare(path: epath.PathLike) -> bool:
+def is_checkpoint(path: epath.PathLike) -> bool:
   """Returns whether a folder is itself a checkpoint."""
   return (epath.Path(path) / "state").is_dir()
 
 
 def _steps(path: epath.PathLike) -> dict[int, epath.Path]:
   """Returns {step: folder}, oldest first, of a run folder, or of a folder that is itself a checkpoint."""
-  if is_bare(path):
+  if is_checkpoint(path):
     folder = _folder(path).parent
     return {int(folder.name) if folder.name.isdigit() else 0: folder}
   folder = _folder(path)
@@ -223,7 +223,7 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
   return (path if "://" in str(path) else epath.Path(path.expanduser().absolute())) / "checkpoints"
 
 
-def place(rng: jax.Array, positions: np.ndarray, version: int) -> dict[str, np.ndarray]:
+def data_state(rng: jax.Array, positions: np.ndarray, version: int) -> dict[str, np.ndarray]:
   """Returns what a checkpoint says of randomness and data: the key, and where the streams of a data version stand."""
   key = np.asarray(jax.random.key_data(rng))
   return {"rng": key, "positions": np.asarray(positions, np.int64), "version": np.asarray(version, np.int64)}

@@ -22,7 +22,7 @@ from flax import linen as nn
 from ml_collections import ConfigDict
 
 from lmjax.utils import renames
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 KEYS = (
   "seed", "steps", "batch", "mesh", "rules", "data", "model", "task", "optim", "transform", "evals", "checkpoint",
@@ -42,29 +42,29 @@ def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
   for item in filter(None, argument.split(",")):
     key, given, value = item.partition("=")
     if key not in defaults:
-      raise UserError(f"config: no variant {key!r}{nearest(key, defaults)}")
+      raise UserError(f"config: no variant {key!r}{did_you_mean(key, defaults)}")
     choices = defaults[key]
     if isinstance(choices, tuple) and value not in choices:
-      raise UserError(f"config: {key}={value}: no such choice{nearest(value, choices)}")
+      raise UserError(f"config: {key}={value}: no such choice{did_you_mean(value, choices)}")
     chosen[key] = value if given else True
   return types.SimpleNamespace(**chosen)
 
 
 def debug(config: ConfigDict) -> ConfigDict:
   """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
-  part = "lmjax.data.sources.python_docs:Embedded"
+  part = "lmjax.data.sources.python_docs:PythonDocs"
   config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
   if config.data.kind.endswith(":TextToText"):
-    part = "lmjax.data.sources.python_docs:EmbeddedPairs"
+    part = "lmjax.data.sources.python_docs:PythonDocPairs"
   config.data.update({"length": 32, "workers": 0} | ({"target_length": 32} if "target_length" in config.data else {}))
   small = dict(algorithm="bytes")
   if "kind" in config.data.tokenizer or config.data.tokenizer.get("algorithm") == "wordpiece":
     small = config.data.tokenizer.to_dict() | dict(path="", size=512)
   config.data.tokenizer = ConfigDict(small)
-  config.data.source = ConfigDict(dict(kind=part, part=":5%"))
-  config.data.validation = ConfigDict(dict(kind=part, part="99.5%:"))
+  config.data.source = ConfigDict(dict(kind=part, split=":5%"))
+  config.data.validation = ConfigDict(dict(kind=part, split="99.5%:"))
   config.model.update({k: v for k, v in (TINY | TINY_RECURRENT).items() if k in config.model})
-  config.optim.update(warmup=2, peak_rate=1e-3)
+  config.optim.update(warmup=2, peak_lr=1e-3)
   config.evals.update(every=10)
   config.checkpoint.update(every=10)
   config.log.update(every=1)
@@ -76,12 +76,12 @@ def given(preset: dict[str, Any]) -> dict[str, Any]:
   return {key: value for key, value in preset.items() if key not in ("vocabulary", "length")}
 
 
-TINY = dict(width=64, depth=2, heads=4, groups=2, head_size=16, mlp=128, dtype="float32")
+TINY = dict(width=64, depth=2, heads=4, kv_heads=2, head_size=16, mlp=128, dtype="float32")
 TINY_RECURRENT = dict(cells=64, filters=((1, 8), (2, 16)))
 
 
 def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:
-  """Returns the plain data of `PATH[:argument]`, with overrides such as {"optim.peak_rate": "3e-4"} put in.
+  """Returns the plain data of `PATH[:argument]`, with overrides such as {"optim.peak_lr": "3e-4"} put in.
 
   Raises:
     UserError: no such file, no get_config in it, a wrong argument, an unknown top-level key.
@@ -90,7 +90,7 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
   file = epath.Path(path)
   if not file.exists():
     known = [str(p) for p in epath.Path("configs").glob("*.py")] if epath.Path("configs").exists() else []
-    raise UserError(f"config: no file {path}{nearest(path, known)}")
+    raise UserError(f"config: no file {path}{did_you_mean(path, known)}")
   if file.suffix == ".json":
     config = json.loads(file.read_text())
   else:
@@ -105,9 +105,10 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
     config = json.loads(ConfigDict(module.get_config(argument)).to_json())
   for key, text in (overrides or {}).items():
     override(config, key, text)
+  config = renames.config(config)
   for key in config:
     if key not in KEYS:
-      raise UserError(f"config.{key}: no such key{nearest(key, KEYS)}")
+      raise UserError(f"config.{key}: no such key{did_you_mean(key, KEYS)}")
   for key in KEYS:
     if key not in config:
       raise UserError(f"config.{key} is missing from {path}")
@@ -122,10 +123,10 @@ def override(config: dict[str, Any], key: str, text: str) -> None:
   """
   *parents, last = key.split(".")
   if key.split(".")[0] not in KEYS:
-    raise UserError(f"config.{key}: no such key{nearest(key.split('.')[0], KEYS)}")
+    raise UserError(f"config.{key}: no such key{did_you_mean(key.split('.')[0], KEYS)}")
   for i, parent in enumerate(parents):
     if not isinstance(config.get(parent), dict):
-      raise UserError(f"config.{'.'.join(parents[: i + 1])}: no such part{nearest(parent, config)}")
+      raise UserError(f"config.{'.'.join(parents[: i + 1])}: no such part{did_you_mean(parent, config)}")
     config = config[parent]
   try:
     config[last] = ast.literal_eval(text)
@@ -148,7 +149,7 @@ def resolve(name: str, where: str) -> Any:
     raise UserError(f"config.{where}: cannot import {module_name!r}: {error}") from error
   if not hasattr(module, attribute):
     names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{nearest(attribute, names)}")
+    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{did_you_mean(attribute, names)}")
   return getattr(module, attribute)
 
 
@@ -177,7 +178,7 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: A
   fields = inspect.signature(cls).parameters  # of a class or of a function that returns an object of one
   for key in spec:
     if key not in fields or key in shared:
-      owner = " (it is said elsewhere, once)" if key in shared else nearest(key, set(fields) - set(shared))
+      owner = " (it is said elsewhere, once)" if key in shared else did_you_mean(key, set(fields) - set(shared))
       raise UserError(f"config.{where}.{key}: no such key{owner}")
   values = {key: _value(value, hints.get(key, Any), f"{where}.{key}") for key, value in spec.items()}
   values |= {key: value for key, value in shared.items() if key in fields}
@@ -261,5 +262,5 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
   options, unknown = parser.parse_known_intermixed_args(arguments)
   if unknown:
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
-    raise UserError(f"{parser.prog}: no option {unknown[0]!r}{nearest(unknown[0].partition('=')[0], known)}")
+    raise UserError(f"{parser.prog}: no option {unknown[0]!r}{did_you_mean(unknown[0].partition('=')[0], known)}")
   return options

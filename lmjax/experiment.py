@@ -39,8 +39,8 @@ class Experiment:
   transform: ParamTransform
   evaluators: dict[str, Evaluator]
   evaluate_every: int  # steps; 0 only at the end
-  checkpoint: checkpoint.Settings
-  log: logs.Settings
+  checkpoint: checkpoint.CheckpointConfig
+  log: logs.LogConfig
 
   @functools.cached_property
   def named(self) -> Tree:
@@ -59,7 +59,7 @@ class Experiment:
       self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed, abstract=abstract
     )
 
-  def visible(self, state: TrainState) -> Tree:
+  def eval_params(self, state: TrainState) -> Tree:
     """Returns the parameters the model sees in evaluation: the moving average, where one is kept, transformed."""
     params = averaged(state.opt_state, state.params)
     return self.transform.forward(params, state.transform, state.frozen)
@@ -67,7 +67,7 @@ class Experiment:
   def load(self, workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
     """Returns the parameters of a run's checkpoint as the model sees them, and the step."""
     state, step = self._saved(workdir, step)
-    return self.visible(state), step
+    return self.eval_params(state), step
 
   def merged(self, workdir: epath.PathLike, step: int | None = None) -> Tree:
     """Returns the parameters of a run's checkpoint as a plain tree for export, what the transform adds merged in."""
@@ -132,12 +132,12 @@ def build(
     transform=config.build(settings["transform"], "transform"),
     evaluators={name: config.build(spec, f"evals.{name}") for name, spec in evals.items()},
     evaluate_every=every,
-    checkpoint=config.build(settings["checkpoint"], "checkpoint", checkpoint.Settings),
-    log=config.build(settings["log"], "log", logs.Settings),
+    checkpoint=config.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
+    log=config.build(settings["log"], "log", logs.LogConfig),
   )
 
 
-def open_run(workdir: epath.PathLike) -> dict[str, Any]:
+def load_config(workdir: epath.PathLike) -> dict[str, Any]:
   """Returns the config a run folder keeps.
 
   Raises:
@@ -152,7 +152,7 @@ def open_run(workdir: epath.PathLike) -> dict[str, Any]:
     raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
 
 
-def keep(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) -> None:
+def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) -> None:
   """Writes config and tokenizer into a run folder, or checks them against what it keeps.
 
   The number of steps, and how often things are logged, evaluated and saved, may change when a run goes on; its data may
@@ -163,7 +163,7 @@ def keep(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) ->
   """
   workdir.mkdir(parents=True, exist_ok=True)
   if (workdir / "config.json").exists():
-    before = open_run(workdir)
+    before = load_config(workdir)
     free = ["steps", "evals", "checkpoint", "log", "mesh", "rules"]
     advice = "choose another --workdir, or give the same config to go on"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):

@@ -12,7 +12,7 @@ from etils import epath
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.utils.errors import UserError
 
 console = Console(highlight=False, soft_wrap=True)
@@ -24,7 +24,7 @@ def show(table) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class LogConfig:
   """How often and where to tell."""
 
   every: int = 10  # steps between lines of metrics.jsonl
@@ -58,7 +58,7 @@ class Clock:
 class Log:
   """The log of one run folder; silent on every process but the first."""
 
-  def __init__(self, workdir: epath.Path, settings: Settings, first: int, steps: int, config: dict[str, Any]):
+  def __init__(self, workdir: epath.Path, settings: LogConfig, first: int, steps: int, config: dict[str, Any]):
     self.workdir, self.settings = workdir, settings
     self.speaks = jax.process_index() == 0
     self._lines = read_metrics(workdir)
@@ -103,7 +103,7 @@ class Log:
     if self._wandb:
       self._wandb.log(metrics, step=step)
 
-  def bad_records(self, bad: list[Bad]) -> None:
+  def bad_records(self, bad: list[BadRecord]) -> None:
     """Writes those of all skipped records that are new into debug.log, a line each."""
     if self.speaks and len(bad) > self._bad:
       with (self.workdir / "debug.log").open("a") as file:

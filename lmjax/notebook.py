@@ -28,8 +28,8 @@ from lmjax.inference.embed import Embedder
 from lmjax.inference.fill_mask import candidates
 from lmjax.inference.table import Table
 from lmjax.layers.einsum import vocabulary_logits
-from lmjax.storage.loading import Opened, open_model
-from lmjax.storage.saved import Saved, look, run_of
+from lmjax.storage.loading import LoadedModel, load_model
+from lmjax.storage.saved import Saved, open_checkpoint, run_of
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
 
@@ -59,19 +59,19 @@ class Run:
 
   def __init__(self, path: epath.PathLike, step: int | None = None):
     self.path = epath.Path(path)
-    self.saved: Saved = look(path, step)
+    self.saved: Saved = open_checkpoint(path, step)
 
   def __repr__(self) -> str:
     count = sum(leaf.count for leaf in self.saved.leaves.values())
     return f"{self.path}: {count:,} values in {len(self.saved.leaves)} parameters"
 
   @functools.cached_property
-  def opened(self) -> Opened:
+  def opened(self) -> LoadedModel:
     """The model with all of its weights; a checkpoint by itself is opened as one of the run it lies in."""
     folder = run_of(self.path)
     if not any((folder / name).exists() for name in ("config.json", "options.json")):
       raise UserError(f"{self.path} is a checkpoint without a config: its table and weights are all there is to see")
-    return open_model(folder, self.saved.step)
+    return load_model(folder, self.saved.step)
 
   @property
   def config(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class Run:
     table, vocabulary = model.unembedding(params), model.config.vocabulary
 
     def leave(module, x):
-      return module._leave(x) if hasattr(module, "_leave") else x
+      return module.final_norm(x) if hasattr(module, "final_norm") else x
 
     rows = []
     for number, x in enumerate(out.taps["hidden"]):
@@ -202,8 +202,8 @@ class Run:
     reads = hasattr(self.model, "read")
     prompts = [[tokenizer.start, *([] if reads else tokenizer.encode(prompt))]]
     sources = [[*tokenizer.encode(prompt), tokenizer.end]] if reads else None
-    slots = new + 1 if reads else opened.length
-    sampler = Sampler(self.model, slots, Sampling(temperature, **filters), tokenizer.end)
+    max_tokens = new + 1 if reads else opened.length
+    sampler = Sampler(self.model, max_tokens, Sampling(temperature, **filters), tokenizer.end)
     params = sampler.prepare(self.params["model"])
     drawn = np.concatenate(list(sampler.tokens(params, prompts, new, [seed], 16, sources)), axis=1)[0]
     return tokenizer.decode([int(i) for i in drawn if i >= 0 and i != tokenizer.end])
@@ -214,7 +214,7 @@ class Run:
     return embedder.sequences(self.params, [embedder.read(text) for text in texts])
 
   def fill(self, text: str, top: int = 5) -> Table:
-    """Returns the likeliest pieces behind each [MASK] and their probabilities."""
+    """Returns the likeliest pieces behind each [MASK] and their attention_weights."""
     if not isinstance(self.opened.task, MaskedLM):
       raise UserError(f"{self.path} has no masked-LM head")
     found, filled = candidates(self.opened.task, self.tokenizer, self.params, text, self.opened.length, top)
@@ -232,8 +232,8 @@ class Run:
   def _piece(self, number: int) -> str:
     if isinstance(self.tokenizer, Words):
       return self.tokenizer.vocabulary[number]
-    if hasattr(self.tokenizer, "piece"):
-      return self.tokenizer.piece(number)
+    if hasattr(self.tokenizer, "token"):
+      return self.tokenizer.token(number)
     ends = {self.tokenizer.start: "<start>", self.tokenizer.end: "<end>"}
     return ends.get(number) or repr(self.tokenizer.decode([number]))[1:-1]
 

@@ -1,4 +1,4 @@
-"""TrainState: everything a step reads and writes, sharded from birth."""
+"""TrainState: everything a step reads and writes, sharded from make_init."""
 
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +44,7 @@ def named_parameters(task: Task, batch: int, length: int) -> Tree:
   return jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), spec)  # the devices may be absent
 
 
-def birth(
+def make_init(
   task: Task,
   tx: optax.GradientTransformation,
   transform: ParamTransform,
@@ -53,7 +53,7 @@ def birth(
   length: int,
   seed: int,
 ) -> tuple[Callable[[], TrainState], TrainState]:
-  """Returns what makes a fresh state, each array born where the layout wants it, and its shapes and shardings."""
+  """Returns init() -> a new state, each array created with its sharding, and the abstract state."""
   spec = task.spec(batch, length)
 
   def fresh():
@@ -83,6 +83,6 @@ def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding
 
 
 def init_state(*arguments, abstract: bool = False) -> TrainState:
-  """Returns a fresh state (see `birth`), or its shapes and shardings."""
-  fresh, shapes = birth(*arguments)
+  """Returns a fresh state (see `make_init`), or its shapes and shardings."""
+  fresh, shapes = make_init(*arguments)
   return shapes if abstract else fresh()

@@ -16,7 +16,7 @@ from lmjax.utils.pytree import Tree
 
 def tiny_decoder(**changes) -> Decoder:
   """Returns a decoder of 3 layers, width 32, 50 words, 16 positions."""
-  shape = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, groups=4, head_size=8, mlp=64)
+  shape = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, kv_heads=4, head_size=8, mlp=64)
   return Decoder(Config(**(shape | changes)))
 
 
@@ -25,8 +25,8 @@ def _born(owner, rng: jax.Array, *inputs: Tree) -> Tree:
   return nn.unbox(owner.init(rng, *inputs))
 
 
-def born(owner: nn.Module | Task, *inputs: Tree, seed: int = 0) -> Tree:
-  """Returns what a module or a task is born with, without axis names, compiled as one."""
+def init_params(owner: nn.Module | Task, *inputs: Tree, seed: int = 0) -> Tree:
+  """Returns what a module or a task is init_params with, without axis names, compiled as one."""
   return _born(owner, jax.random.key(seed), *inputs)
 
 
@@ -48,9 +48,9 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
     "targets": ids[:, 1:],
     "positions": np.tile(positions, (batch, 1)),
     "segments": np.tile(segments, (batch, 1)),
-    "types": np.tile(segments == 2, (batch, 1)),
+    "token_types": np.tile(segments == 2, (batch, 1)),
     "weights": np.tile(segments > 0, (batch, 1)),
-    "random": rng.integers(0, 2, batch),
+    "next_sentence_label": rng.integers(0, 2, batch),
   }
   for key in ("inputs", "positions", "segments"):
     full["decoder_" + key] = full[key]
@@ -58,8 +58,8 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
     if key in spec:
       full[key] = rng.integers(1, 262, spec[key].shape) * full["weights"][..., None]
   full["reverse_targets"] = ids[:, :-1]
-  if "predicted" in spec:
-    places = spec["predicted"].shape
-    full["predicted"], full["labels"] = rng.integers(0, length - 1, places), rng.integers(0, vocabulary, places)
+  if "masked_positions" in spec:
+    places = spec["masked_positions"].shape
+    full["masked_positions"], full["labels"] = rng.integers(0, length - 1, places), rng.integers(0, vocabulary, places)
     full["weights"] = np.ones(places)
   return {key: jnp.asarray(full[key], leaf.dtype) for key, leaf in spec.items()}

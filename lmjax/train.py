@@ -1,6 +1,6 @@
 """The training loop: the only one, and the only caller of optax.apply_updates.
 
-    lmjax train --config configs/gpt2.py:size=124m --workdir runs/gpt2 --config.optim.peak_rate=3e-4
+    lmjax train --config configs/gpt2.py:size=124m --workdir runs/gpt2 --config.optim.peak_lr=3e-4
 
 The same command on the same folder goes on where it stopped.
 """
@@ -15,7 +15,7 @@ import optax
 from etils import epath
 
 from lmjax import experiment as experiments
-from lmjax.checkpoint import Checkpoints, place
+from lmjax.checkpoint import Checkpoints, data_state
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
 from lmjax.experiment import Experiment
@@ -24,7 +24,7 @@ from lmjax.logs import Clock, Log, console
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
-from lmjax.planning.hardware import Meter, chip_of
+from lmjax.planning.hardware import EnergyMeter, chip_of
 from lmjax.state import TrainState
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError
@@ -45,8 +45,8 @@ def make_step(task: Task, tx: optax.GradientTransformation, transform: ParamTran
     counts = task.counts(batch)
 
     def loss_fn(params, carry, batch, rng):
-      seen = transform.forward(params, state.transform, state.frozen)
-      terms, carry = task.loss(seen, state.frozen, carry, batch, rng=rng)
+      model_params = transform.forward(params, state.transform, state.frozen)
+      terms, carry = task.loss(model_params, state.frozen, carry, batch, rng=rng)
       return weighted_sum(terms, counts), (terms, carry)
 
     grads, terms, carry = accumulate(loss_fn, microbatches)(state.params, state.carry, batch, rng)
@@ -104,7 +104,7 @@ def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int,
     workdir = epath.Path(workdir)
     clock = Clock()
     run = experiments.build(settings, workdir)
-    experiments.keep(settings, run.tokenizer, workdir)
+    experiments.check_or_save_config(settings, run.tokenizer, workdir)
     checkpoints = Checkpoints(workdir, run.checkpoint)
     with use_layout(run.layout):
       return _train(run, settings, workdir, checkpoints, clock, profile)
@@ -120,46 +120,46 @@ def _train(
 ) -> int:
   rng = jax.random.key(run.seed)
   abstract = run.state(abstract=True)
-  start = place(rng, run.data.start(run.batch), run.data.version)
+  start = data_state(rng, run.data.start(run.batch), run.data.version)
   restored = checkpoints.restore(abstract, start)
-  state, where = restored if restored else (run.state(), start)
-  rng = jax.random.wrap_key_data(jnp.asarray(where["rng"]))
+  state, saved = restored if restored else (run.state(), start)
+  rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
   first = int(state.step)
   if first >= run.steps:
     console.print(
       f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False
     )
     return 0
-  if int(where["version"]) != run.data.version:
+  if int(saved["version"]) != run.data.version:
     console.print(
       f"data version {run.data.version} begins at step {first}: its order starts anew "
-      f"(version {int(where['version'])} was read up to there)",
+      f"(version {int(saved['version'])} was read up to there)",
       markup=False,
     )
-    where = start
-  batches = run.data.train(run.tokenizer, run.batch, run.seed, where["positions"], run.layout.rows(run.batch))
+    saved = start
+  batches = run.data.train(run.tokenizer, run.batch, run.seed, saved["positions"], run.layout.rows(run.batch))
   with clock("data"):
     batch = next(batches)
   check(batch, _spec(run, batch))
 
   step = _Step(run, abstract)
   with clock("compile"):
-    step.compile(state, _place(batch, run), rng)
+    step.compile(state, _shard_batch(batch, run), rng)
   with clock("evaluation"):
     evaluators = {
       name: evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
       for name, evaluator in run.evaluators.items()
     }
 
-  meter = Meter(run.layout.mesh.local_devices)
+  meter = EnergyMeter(run.layout.mesh.local_devices)
   log = Log(workdir, run.log, first, run.steps, settings)
-  _introduce(log, run, step, first, workdir)
+  _log_startup(log, run, step, first, workdir)
   tokens = run.batch * run.data.length
-  rate = run.optimizer.rate(run.steps)
-  told = {"validation_loss": None, "train_loss": None, "evaluations": {}}
+  learning_rate = run.optimizer.learning_rate(run.steps)
+  latest = {"validation_loss": None, "train_loss": None, "evaluations": {}}
   pending: list[tuple[int, dict]] = []
 
-  def settle() -> None:
+  def process_metrics() -> None:
     """Reads the oldest metrics that are not read yet; they lag a step, so that the device never waits for us."""
     at, metrics = pending.pop(0)
     metrics = jax.device_get(metrics)
@@ -170,9 +170,9 @@ def _train(
       raise UserError(
         f"step {at}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; stopped. "
         f"{f'The last good checkpoint is step {good[-1]}' if good else 'There is no checkpoint yet'} in {workdir}. "
-        "Try a lower --config.optim.peak_rate or a longer warmup; --debug_nans names the operation"
+        "Try a lower --config.optim.peak_lr or a longer warmup; --debug_nans names the operation"
       )
-    told["train_loss"] = values["loss"]
+    latest["train_loss"] = values["loss"]
     speed = (at - first) * tokens / max(clock.seconds["step"] + clock.seconds["data"], 1e-9)
     log.advance(at, values["loss"], speed)
     if at % run.log.every == 0 or at == run.steps:
@@ -181,7 +181,7 @@ def _train(
         {
           "train_loss": values.get("nll", values["loss"]),
           **{key: value for key, value in values.items() if key not in ("loss", "nll", "finite")},
-          "rate": float(rate(at - 1)),
+          "learning_rate": float(learning_rate(at - 1)),
           "tokens": at * tokens,
           "tokens_per_second": speed,
           "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
@@ -192,11 +192,11 @@ def _train(
 
   def evaluate(at: int) -> None:
     with clock("evaluation"):
-      params = run.visible(state)
+      params = run.eval_params(state)
       found = {f"{n}_{k}": v for n, evaluator in evaluators.items() for k, v in evaluator(params).items()}
     if found:
-      told["evaluations"] = found
-      told["validation_loss"] = found.get("validation_loss")
+      latest["evaluations"] = found
+      latest["validation_loss"] = found.get("validation_loss")
       log.write(at, found)
       log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in found.items()))
 
@@ -205,8 +205,8 @@ def _train(
       checkpoints.save(
         at,
         state,
-        place(rng, hosts.gather(batches.positions, batches.streams), run.data.version),
-        told["validation_loss"],
+        data_state(rng, hosts.gather(batches.positions, batches.streams), run.data.version),
+        latest["validation_loss"],
       )
 
   try:
@@ -215,14 +215,14 @@ def _train(
       while True:
         before = at
         with clock("step"):
-          for part in run.task.collect(state, _place(batch, run), rng):
+          for part in run.task.collect(state, _shard_batch(batch, run), rng):
             if profile and at + 1 == profile[0]:
               jax.profiler.start_trace(str(workdir / "profile"))
             state, metrics = step(state, part, rng)
             at += 1
             pending.append((at, metrics))
             if len(pending) > 1:
-              settle()
+              process_metrics()
             if profile and at == profile[1]:
               jax.block_until_ready(state)
               jax.profiler.stop_trace()
@@ -234,7 +234,7 @@ def _train(
         if leaving or evaluation or saving:
           with clock("step"):
             while pending:
-              settle()
+              process_metrics()
         if done or (evaluation and not leaving):
           evaluate(at)
         if leaving or saving:
@@ -247,9 +247,9 @@ def _train(
     with clock("saving"):
       checkpoints.close()
     if not done:
-      log.say(f"{signals.caught.name}: saved step {at} in {workdir}; the same command goes on from there")
-      return PREEMPTED if signals.caught == signal.SIGTERM else 130
-    log.summary(_summary(run, told, clock, first, batches, meter))
+      log.say(f"{signals.received.name}: saved step {at} in {workdir}; the same command goes on from there")
+      return PREEMPTED if signals.received == signal.SIGTERM else 130
+    log.summary(_summary(run, latest, clock, first, batches, meter))
     return 0
   finally:
     log.bad_records(batches.bad)
@@ -262,9 +262,9 @@ class _Step:
 
   def __init__(self, run: Experiment, abstract: TrainState):
     step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-    self.looked_at = jax.config.jax_disable_jit or jax.config.jax_debug_nans
+    self.eager = jax.config.jax_disable_jit or jax.config.jax_debug_nans
     options = {}
-    if not self.looked_at:
+    if not self.eager:
       shardings = (jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
       options = {"donate_argnums": 0, "out_shardings": shardings, "compiler_options": compiler_options()}
     self._step = jax.jit(step, **options)
@@ -275,7 +275,7 @@ class _Step:
     shapes = tuple(value.shape for value in batch.values())
     if shapes not in self._compiled:
       arguments = (state, batch, rng)
-      self._compiled[shapes] = self._step if self.looked_at else self._step.lower(*arguments).compile()
+      self._compiled[shapes] = self._step if self.eager else self._step.lower(*arguments).compile()
     return self._compiled[shapes]
 
   def __call__(self, state: TrainState, batch: Batch, rng: jax.Array):
@@ -292,12 +292,12 @@ def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
   return run.task.spec(run.batch, batch["inputs"].shape[1] if "inputs" in batch else run.data.length)
 
 
-def _place(batch: Batch, run: Experiment) -> Batch:
+def _shard_batch(batch: Batch, run: Experiment) -> Batch:
   """Returns the batch on the devices, each host giving the rows it has made."""
-  return run.layout.place(_spec(run, batch), batch, run.layout.rows(run.batch))
+  return run.layout.shard_batch(_spec(run, batch), batch, run.layout.rows(run.batch))
 
 
-def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
+def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
   """Says what is about to be trained."""
   tokens, devices = run.batch * run.data.length, run.layout.mesh.size
   log.say(
@@ -314,7 +314,7 @@ def _introduce(log: Log, run: Experiment, step, first: int, workdir: epath.Path)
   log.say(f"{'goes on from step ' + str(first) if first else 'starts'} in {workdir}")
 
 
-def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches, meter: Meter) -> dict[str, Any]:
+def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, meter: EnergyMeter) -> dict[str, Any]:
   """Returns what summary.json says."""
   tokens = run.batch * run.data.length
   busy = clock.seconds["step"] + clock.seconds["data"]
@@ -322,23 +322,23 @@ def _summary(run: Experiment, told: dict, clock: Clock, first: int, batches, met
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
   if chip and speed:
     flops = train_step_flops(run.task, run.batch, run.data.length)
-    utilisation = flops.done(run.task.model.causal) / tokens * speed / chip.flops / run.layout.mesh.size
+    utilisation = flops.executed(run.task.model.causal) / tokens * speed / chip.flops / run.layout.mesh.size
   used = meter.used()
   return {
     "parameters": run.parameters,
     "steps": run.steps,
     "tokens": run.steps * tokens,
-    "train_loss": told["train_loss"],
+    "train_loss": latest["train_loss"],
     "validation_loss": None,
     "validation_bits_per_byte": None,
-    **told["evaluations"],
+    **latest["evaluations"],
     "seconds": clock.total(),
     "tokens_per_second": speed,
     "time": {name: round(seconds, 3) for name, seconds in clock.seconds.items()},
     "flops_utilisation": utilisation if utilisation is not None else "not known for this device",
     "flops_formula": FORMULA,
     "energy_kwh": used.kwh,
-    "energy_how": used.how,
+    "energy_method": used.method,
     "skipped_records": len(batches.bad),
     "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
     "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -23,8 +23,8 @@ def state(abstract=False):
 
 def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):
   saved = state()
-  place = checkpoint.place(jax.random.key(5), np.arange(6).reshape(3, 2), 0)
-  checkpoints = checkpoint.Checkpoints(tmp_path, checkpoint.Settings(keep=2, best=1))
+  place = checkpoint.data_state(jax.random.key(5), np.arange(6).reshape(3, 2), 0)
+  checkpoints = checkpoint.Checkpoints(tmp_path, checkpoint.CheckpointConfig(keep=2, best=1))
   for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5)):
     saved = saved.replace(step=jax.numpy.int32(step))
     checkpoints.save(step, saved, place, loss)
@@ -32,7 +32,7 @@ def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):
 
   again = checkpoint.Checkpoints(tmp_path)
   assert again.steps() == [2, 4, 5]
-  found, where = again.restore(state(abstract=True), checkpoint.place(jax.random.key(0), np.zeros((3, 2)), 0))
+  found, where = again.restore(state(abstract=True), checkpoint.data_state(jax.random.key(0), np.zeros((3, 2)), 0))
   again.close()
   jax.tree.map(np.testing.assert_array_equal, found, saved)
   jax.tree.map(np.testing.assert_array_equal, where, place)
@@ -46,7 +46,7 @@ def test_what_cannot_be_loaded_is_said(tmp_path):
   with pytest.raises(UserError, match="holds none"):
     checkpoint.load(tmp_path, wanted)
   checkpoints = checkpoint.Checkpoints(tmp_path)
-  checkpoints.save(1, state(), checkpoint.place(jax.random.key(5), np.zeros((3, 2)), 0), None)
+  checkpoints.save(1, state(), checkpoint.data_state(jax.random.key(5), np.zeros((3, 2)), 0), None)
   checkpoints.close()
   with pytest.raises(UserError, match="no step 7; it has 1"):
     checkpoint.load(tmp_path, wanted, 7)

@@ -21,8 +21,8 @@ def test_variants():
 
 
 def test_overrides():
-  loaded = config.load(QUICK, {"optim.peak_rate": "3e-4", "optim.ema": "0.9", "task.packed": "true"})
-  assert loaded["optim"]["peak_rate"] == 3e-4 and loaded["optim"]["ema"] == 0.9 and loaded["task"]["packed"] is True
+  loaded = config.load(QUICK, {"optim.peak_lr": "3e-4", "optim.ema": "0.9", "task.packed": "true"})
+  assert loaded["optim"]["peak_lr"] == 3e-4 and loaded["optim"]["ema"] == 0.9 and loaded["task"]["packed"] is True
   assert json.loads(json.dumps(loaded)) == loaded
 
 
@@ -31,8 +31,8 @@ def test_overrides():
   [
     ("configs/quikstart.py", {}, "did you mean 'configs/quickstart.py'"),
     (QUICK + ":debgu", {}, "did you mean 'debug'"),
-    (QUICK, {"optm.peak_rate": "1"}, "did you mean 'optim'"),
-    (QUICK, {"optim.peak_rate.x": "1"}, "optim.peak_rate: no such part"),
+    (QUICK, {"optm.peak_lr": "1"}, "did you mean 'optim'"),
+    (QUICK, {"optim.peak_lr.x": "1"}, "optim.peak_lr: no such part"),
   ],
 )
 def test_what_does_not_load(reference, overrides, words):
@@ -43,10 +43,10 @@ def test_what_does_not_load(reference, overrides, words):
 @pytest.mark.parametrize(
   "spec, words",
   [
-    (dict(peek_rate=1.0), "config.optim.peek_rate: no such key; did you mean 'peak_rate'"),
-    (dict(peak_rate="fast"), "config.optim.peak_rate is a number, not 'fast'"),
+    (dict(peek_rate=1.0), "config.optim.peek_rate: no such key; did you mean 'peak_lr'"),
+    (dict(peak_lr="fast"), "config.optim.peak_lr is a number, not 'fast'"),
     (dict(warmup=1.5), "config.optim.warmup is a whole number"),
-    (dict(peak_rate=True), "is a number, not True"),
+    (dict(peak_lr=True), "is a number, not True"),
     (dict(rule="adam"), "config.optim: rule is one of"),
     (dict(rates=3), "maps names to values"),
     (dict(frozen="x"), "is a list"),
@@ -59,8 +59,8 @@ def test_what_does_not_build(spec, words):
 
 
 def test_numbers_may_be_written_either_way():
-  built = config.build(dict(peak_rate=1, warmup=1e3), "optim", Optimizer)
-  assert built.peak_rate == 1.0 and built.warmup == 1000 and isinstance(built.warmup, int)
+  built = config.build(dict(peak_lr=1, warmup=1e3), "optim", Optimizer)
+  assert built.peak_lr == 1.0 and built.warmup == 1000 and isinstance(built.warmup, int)
 
 
 @pytest.mark.parametrize(

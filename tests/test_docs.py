@@ -55,7 +55,7 @@ def folder(monkeypatch, tmp_path):
   monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
   runs = dict(bert="bert.py:size=mini", m30k="transformer.py:multi30k", gpt2="gpt2.py:size=124m")
   for name, config_ in runs.items():
-    small = ["--config.steps=1", *(["--config.model.groups=4"] if name == "gpt2" else [])]
+    small = ["--config.steps=1", *(["--config.model.kv_heads=4"] if name == "gpt2" else [])]
     assert main(["train", "--config", f"configs/{config_},debug", "--workdir", f"runs/{name}", *small]) == 0
   return tmp_path
 

@@ -14,10 +14,10 @@ from lmjax.inference.fill_mask import candidates
 from lmjax.models import elmo, encoder
 from lmjax.models.elmo import ELMo
 from lmjax.models.encoder import Encoder
-from lmjax.tasks.bidirectional_lm import BiLM
+from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.testing import born, tiny_decoder
+from lmjax.testing import init_params, tiny_decoder
 
 TEXTS = ["The cat sat on the mat.", "Unbelievable!", "A dog, a second dog and then some more dogs ran.", "on"]
 LENGTH = 64
@@ -34,9 +34,9 @@ def parts(family: str):
   else:
     tokenizer = words.train(TEXTS, 20)
     shape = dict(vocabulary=20, length=LENGTH, width=8, cells=12, embedding=4, filters=((1, 4), (2, 6)), highways=1)
-    task = BiLM(ELMo(elmo.Config(**shape)), characters=16)
+    task = BidirectionalLM(ELMo(elmo.Config(**shape)), characters=16)
   zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in task.spec(1, LENGTH).items()}
-  return task, tokenizer, born(task, zeros)
+  return task, tokenizer, init_params(task, zeros)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "elmo"])
@@ -90,9 +90,9 @@ def test_candidates_are_the_scores_of_their_places():
   the, sat, dot = map(tokenizer.encode, ("the", "sat on", "."))
   inputs = jnp.asarray([[tokenizer.start, *the, tokenizer.mask, *sat, tokenizer.mask, *dot, tokenizer.end]])
   ones = jnp.ones_like(inputs)
-  batch = dict(inputs=inputs, types=0 * ones, segments=ones, positions=jnp.arange(inputs.shape[1])[None])
+  batch = dict(inputs=inputs, token_types=0 * ones, segments=ones, positions=jnp.arange(inputs.shape[1])[None])
   odds = jax.nn.softmax(task.forward(params, batch).logits[0, 2])
-  assert found[0][0] == (tokenizer.piece(int(odds.argmax())), pytest.approx(float(odds.max()), rel=1e-5))
+  assert found[0][0] == (tokenizer.token(int(odds.argmax())), pytest.approx(float(odds.max()), rel=1e-5))
 
 
 @pytest.fixture(scope="module")
@@ -135,4 +135,4 @@ def test_a_model_without_a_masked_head_says_so(tmp_path, capsys):
   files = ["--input", str(tmp_path / "in.txt"), "--output", str(tmp_path / "o.npz")]
   assert main(["embed", "--workdir", folder, *files]) == 0
   assert main(["generate", "--workdir", folder, "--prompt", "the", "--max_new_tokens", "5"]) == 0
-  assert experiment.open_run(folder)["model"]["kind"] == "lmjax.models.recurrent:Recurrent"
+  assert experiment.load_config(folder)["model"]["kind"] == "lmjax.models.recurrent:Recurrent"

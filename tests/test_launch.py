@@ -110,9 +110,9 @@ def test_a_launch_that_does_not_fit_is_refused():
 
 
 def test_a_sweep_runs_once(tmp_path):
-  common = ("--workdir", tmp_path, "--grid", "optim.peak_rate=1e-3,3e-3", "--", "--config", DEBUG, "--config.steps=4")
+  common = ("--workdir", tmp_path, "--grid", "optim.peak_lr=1e-3,3e-3", "--", "--config", DEBUG, "--config.steps=4")
   told = launch("sweep.py", "--dry-run", *common)
-  assert told.count("lmjax train") == 2 and "--config.optim.peak_rate=1e-3" in told and not list(tmp_path.iterdir())
+  assert told.count("lmjax train") == 2 and "--config.optim.peak_lr=1e-3" in told and not list(tmp_path.iterdir())
   told = launch("sweep.py", *common)
-  assert told.count("lmjax train") == 2 and sum("peak_rate-" in line for line in told.splitlines()[-2:]) == 2
+  assert told.count("lmjax train") == 2 and sum("peak_lr-" in line for line in told.splitlines()[-2:]) == 2
   assert "lmjax train" not in launch("sweep.py", *common)

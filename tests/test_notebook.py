@@ -21,7 +21,7 @@ def folders(tmp_path_factory):
   """A run of two checkpoints, and the same as a folder in Hugging Face's format."""
   folder = tmp_path_factory.mktemp("notebook")
   config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=2", "--config.checkpoint.every=1"]
-  config += ["--config.model.groups=4"]
+  config += ["--config.model.kv_heads=4"]
   assert main(["train", *config, "--workdir", str(folder / "run")]) == 0
   assert main(["convert", "--input", str(folder / "run"), "--output", str(folder / "theirs")]) == 0
   return folder / "run", folder / "theirs"
@@ -107,7 +107,7 @@ def test_a_table_of_as_many_leaves_as_the_largest_model_has(tmp_path):
 def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   """A sparse file with a true header: nothing of the 700 GB is there, and nothing is read."""
   config = Config(**PRESETS["gpt3-175b"])
-  lines, sizes = families.FAMILIES["gpt2"].lines(config), load.letters(config)
+  lines, sizes = families.FAMILIES["gpt2"].lines(config), load.axis_sizes(config)
   header, at = {}, 0
   for line in lines:
     wanted = save._shape(line, sizes)
@@ -120,7 +120,7 @@ def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   with open(tmp_path / "model.safetensors", "wb") as file:
     file.write(len(text).to_bytes(8, "little") + text)
     file.truncate(8 + len(text) + at)
-  settings = families.FAMILIES["gpt2"].theirs(config)
+  settings = families.FAMILIES["gpt2"].to_hf(config)
   (tmp_path / "config.json").write_text(json.dumps(settings))
   assert isinstance(families.FAMILIES["gpt2"].module(config), Decoder)
   began = time.perf_counter()

@@ -12,7 +12,7 @@ from etils.epath import backend
 
 from lmjax import experiment, logs
 from lmjax.data.objectives.causal import Text
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.records import JsonLines, Parquet
 from lmjax.data.sources.shards import Prepared, check_sums
 from lmjax.data.sources.text import TextFiles
@@ -33,15 +33,15 @@ def bucket(monkeypatch):
 def test_a_run_folder_elsewhere(bucket):
   tokenizer = registry.train("bpe", ["some text to learn from"] * 9, 300)
   settings = {"seed": 0, "model": {"width": 8}}
-  experiment.keep(settings, tokenizer, bucket / "run")
-  assert experiment.open_run(str(bucket / "run")) == settings
+  experiment.check_or_save_config(settings, tokenizer, bucket / "run")
+  assert experiment.load_config(str(bucket / "run")) == settings
   again = registry.load(str(bucket / "run"))
   assert base.fingerprint(again) == base.fingerprint(tokenizer)
 
-  log = logs.Log(bucket / "run", logs.Settings(), 0, 3, settings)
+  log = logs.Log(bucket / "run", logs.LogConfig(), 0, 3, settings)
   for step in (1, 2, 3):
     log.write(step, {"train_loss": 1.0 / step})
-  log.bad_records([Bad("x:3", "is bad")])
+  log.bad_records([BadRecord("x:3", "is bad")])
   log.summary({"steps": 3})
   log.close()
   assert [line["step"] for line in logs.read_metrics(bucket / "run")] == [1, 2, 3]

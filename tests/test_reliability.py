@@ -44,7 +44,7 @@ def wait_for_step(run, step, process):
 
 
 def parameters(run):
-  built = experiment.build(experiment.open_run(run), run)
+  built = experiment.build(experiment.load_config(run), run)
   return built.load(run)
 
 
@@ -134,8 +134,8 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_stays(tmp_pa
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   run = tmp_path / "run"
-  _, err = finish(start(run, "--config.optim.peak_rate=1e30", "--config.optim.clip=0"), 2)
-  assert "the loss is" in err and "peak_rate" in err and err.count("\n") == 1
+  _, err = finish(start(run, "--config.optim.peak_lr=1e30", "--config.optim.clip=0"), 2)
+  assert "the loss is" in err and "peak_lr" in err and err.count("\n") == 1
 
 
 def test_too_many_bad_records_stop_the_run(tmp_path):
@@ -147,7 +147,7 @@ def test_too_many_bad_records_stop_the_run(tmp_path):
       tmp_path / "run",
       f"--config.data.source.kind={source}",
       f"--config.data.source.files={tmp_path}/a.jsonl",
-      "--config.data.source.part=:",
+      "--config.data.source.split=:",
     ),  # fmt: skip
     2,
   )

@@ -59,7 +59,7 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
     "tokens_per_second",
   )  # fmt: skip
   assert all(summary[key] is not None for key in wanted)
-  assert summary["steps"] == 20 and "energy_how" in summary
+  assert summary["steps"] == 20 and "energy_method" in summary
   assert set(summary["time"]) == {"compile", "data", "step", "evaluation", "saving"}
   assert {"loss.png", "tensorboard", "config.json", "tokenizer", "checkpoints"} <= {p.name for p in run.iterdir()}
   lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -110,7 +110,7 @@ def test_debugging_options(lmjax, tmp_path):
   assert (tmp_path / "eager" / "summary.json").exists()
   lmjax(*arguments, tmp_path / "traced", "--profile", "1:2")
   assert list((tmp_path / "traced" / "profile").rglob("*.xplane.pb"))
-  broken = ("--debug_nans", "--config.optim.peak_rate=1e30", "--config.optim.clip=0", "--config.steps=9")
+  broken = ("--debug_nans", "--config.optim.peak_lr=1e30", "--config.optim.clip=0", "--config.steps=9")
   process = lmjax(*arguments, tmp_path / "nan", *broken, check=False)
   assert process.returncode == 2 and "invalid value (nan)" in process.stderr and process.stderr.count("\n") == 1
 

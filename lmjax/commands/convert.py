@@ -61,7 +61,7 @@ def convert(
     return
   if bilm.is_folder(source):
     raise UserError(f"convert: {source} is an ELMo, which no family of theirs is; `embed` and `show` read it as it is")
-  run = experiments.build(experiments.open_run(source) | {"mesh": {}}, source)
+  run = experiments.build(experiments.load_config(source) | {"mesh": {}}, source)
   with use_layout(run.layout):
     tokenizer = run.tokenizer if with_tokenizer else None
     huggingface.save(output, run.task.model, run.merged(source, step), tokenizer)
@@ -86,7 +86,7 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   ids = np.random.default_rng(0).integers(3, loaded.model.config.vocabulary, (batch, length))
   ids[:, -1] = theirs.config.eos_token_id if loaded.labels == "sequence" and hasattr(loaded.model, "read") else 3
   places, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
-  given = dict(inputs=ids, positions=places, segments=ones, types=np.zeros(ids.shape, np.int32))
+  given = dict(inputs=ids, positions=places, segments=ones, token_types=np.zeros(ids.shape, np.int32))
   shown = {"input_ids": torch.tensor(ids)}
   if isinstance(task, Seq2Seq):
     given |= dict(decoder_inputs=ids, decoder_positions=places, decoder_segments=ones)

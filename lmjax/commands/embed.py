@@ -17,10 +17,10 @@ from etils import epath
 from rich.progress import Progress
 
 from lmjax import config as configs
-from lmjax.inference.embed import POOLINGS, Embedder, Read, chunks
+from lmjax.inference.embed import POOLINGS, Embedder, TokenizedText, chunks
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.loading import open_model, sentence_settings
+from lmjax.storage.loading import load_model, sentence_settings
 from lmjax.utils.errors import UserError
 
 CHUNK = 2048  # lines in memory at a time, sorted by length among themselves
@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
   if not count:
     raise UserError(f"embed: {options.input} has no lines")
 
-  opened = open_model(options.workdir, options.step)
+  opened = load_model(options.workdir, options.step)
   told = sentence_settings(options.workdir)
   usual = "first" if getattr(opened.task.model.config, "pooler", False) else "mean"
   try:
@@ -79,7 +79,7 @@ def _lines(path: str) -> Iterator[str]:
     raise UserError(f"embed: cannot read {path}: {error}") from error
 
 
-def _read(embedder: Embedder, options: argparse.Namespace, line: str, number: int) -> Read:
+def _read(embedder: Embedder, options: argparse.Namespace, line: str, number: int) -> TokenizedText:
   if options.level != "pair":
     return embedder.read(line, by_word=options.words)
   first, tab, second = line.partition("\t")

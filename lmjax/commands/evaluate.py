@@ -1,7 +1,7 @@
 """Measure a trained model: a run's own evaluations, on its own validation data or on other; or those of a config.
 
 lmjax evaluate --workdir runs/scan
-lmjax evaluate --workdir runs/m30k --best --config.data.validation.sources=val.en --config.evals.written.beams=4
+lmjax evaluate --workdir runs/m30k --best --config.data.validation.sources=val.en --config.evals.generation.beams=4
 lmjax evaluate --workdir path/to/hf-gpt2 --config configs/text.py:files='val/*.txt'
 """
 
@@ -16,9 +16,9 @@ from lmjax import config as configs
 from lmjax.logs import console
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.loading import Opened, open_model, speaker
+from lmjax.storage.loading import LoadedModel, load_model, main_process_output
 from lmjax.tasks.base import Task
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 
 def main(arguments: list[str]) -> int:
@@ -36,13 +36,13 @@ def main(arguments: list[str]) -> int:
   for key in overrides:
     if key.split(".")[0] not in ("data", "evals", "batch", "model", "mesh", "rules"):
       raise UserError(f"evaluate: --config.{key}: only data, evals, batch, model, mesh and rules may differ")
-  with hosts.joined(), speaker():
+  with hosts.joined(), main_process_output():
     _evaluate(options, overrides)
   return 0
 
 
 def _evaluate(options, overrides: dict[str, str]) -> None:
-  opened = open_model(options.workdir, options.step, options.best, overrides=overrides)
+  opened = load_model(options.workdir, options.step, options.best, overrides=overrides)
   if opened.run is None:
     task, data, evaluators, batch = _borrowed(options, overrides, opened)
   elif options.config:
@@ -51,7 +51,7 @@ def _evaluate(options, overrides: dict[str, str]) -> None:
     task, data, evaluators, batch = opened.task, opened.run.data, opened.run.evaluators, opened.run.batch
   unknown = [name for name in options.only or () if name not in evaluators]
   if unknown:
-    raise UserError(f"evaluate: there is no evaluation {unknown[0]!r}{nearest(unknown[0], evaluators)}")
+    raise UserError(f"evaluate: there is no evaluation {unknown[0]!r}{did_you_mean(unknown[0], evaluators)}")
   with use_layout(opened.layout):
     found = {"step": opened.step}
     for name, evaluator in evaluators.items():
@@ -64,7 +64,7 @@ def _evaluate(options, overrides: dict[str, str]) -> None:
     console.print(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}", markup=False)
 
 
-def _borrowed(options, overrides: dict[str, str], opened: Opened) -> tuple[Task, Any, dict[str, Any], int]:
+def _borrowed(options, overrides: dict[str, str], opened: LoadedModel) -> tuple[Task, Any, dict[str, Any], int]:
   """Returns the task of a config with the model of a folder, and the config's data, evaluations and batch."""
   if not options.config:
     raise UserError(

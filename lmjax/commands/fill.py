@@ -11,7 +11,7 @@ from lmjax import config as configs
 from lmjax.inference.fill_mask import MASK, candidates
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.loading import open_model
+from lmjax.storage.loading import load_model
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
 
@@ -26,7 +26,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--step", type=int, help="the checkpoint, by its step; default the newest")
   parser.add_argument("--top", type=int, default=5, help="candidates of each place")
   options = configs.parse(parser, arguments)
-  opened = open_model(options.workdir, options.step)
+  opened = load_model(options.workdir, options.step)
   task, tokenizer = opened.task, opened.tokenizer
   if not isinstance(task, MaskedLM):
     raise UserError(f"fill: {options.workdir} has no masked-LM head: its task is {type(task).__name__}")

@@ -20,10 +20,10 @@ from lmjax import config as configs
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.inference.stream_text import continue_texts, search_texts
+from lmjax.inference.stream_text import beam_texts, continue_texts
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.loading import open_model, speaker
+from lmjax.storage.loading import load_model, main_process_output
 from lmjax.utils.errors import UserError
 
 
@@ -63,22 +63,22 @@ def main(arguments: list[str]) -> int:
   if options.beams and not options.num_samples <= options.beams:
     raise UserError(f"generate: {options.beams} beams have no {options.num_samples} samples to give")
   prompts = options.prompt or read_prompts(options.prompts_file)
-  with hosts.joined(), speaker():
+  with hosts.joined(), main_process_output():
     _generate(options, sampling, prompts)
   return 0
 
 
 def _generate(options, sampling: Sampling, prompts: list[str]) -> None:
-  opened = open_model(options.workdir, options.step, dtype=options.dtype)
+  opened = load_model(options.workdir, options.step, dtype=options.dtype)
   if not hasattr(opened.task.model, "extend"):
     raise UserError(f"generate: {options.workdir} holds {type(opened.task.model).__name__}, which writes no text")
   with use_layout(opened.layout):
-    model, slots, end = opened.task.model, opened.length, opened.tokenizer.end
+    model, max_tokens, end = opened.task.model, opened.length, opened.tokenizer.end
     if hasattr(model, "read"):
-      slots = options.max_new_tokens + 1  # a target has no longest length
-    sampler = Sampler(model, slots, sampling, end)
+      max_tokens = options.max_new_tokens + 1  # a target has no longest length
+    sampler = Sampler(model, max_tokens, sampling, end)
     if options.beams:
-      sampler = Beam(model, slots, options.beams, options.length_penalty, end)
+      sampler = Beam(model, max_tokens, options.beams, options.length_penalty, end)
     params = sampler.prepare(opened.params["model"])
     if options.dtype == "bfloat16":
       params = jax.tree.map(lambda p: p.astype(jnp.bfloat16), params)
@@ -123,7 +123,7 @@ def _run(options, group, sampler, params, tokenizer, every):
 def _searched(options, group, beam: Beam, params, tokenizer) -> list[str]:
   """Returns the text of each (prompt, number among its best) of a group."""
   prompts = list(dict.fromkeys(prompt for prompt, _ in group))
-  found = dict(zip(prompts, search_texts(beam, params, tokenizer, prompts, options.max_new_tokens), strict=True))
+  found = dict(zip(prompts, beam_texts(beam, params, tokenizer, prompts, options.max_new_tokens), strict=True))
   return [found[prompt][sample] for prompt, sample in group]
 
 

@@ -27,7 +27,7 @@ from lmjax.planning.estimate import estimate, executed_flops
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import PUE, kilowatt_hours
 from lmjax.train import make_step
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 
 def main(arguments: list[str]) -> int:
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
   if not options.config or not options.topology:
     raise UserError("plan: of what, and for what? give --config and --topology")
   if options.region and options.region not in energy.INTENSITY:
-    raise UserError(f"plan: no region {options.region!r}{nearest(options.region, energy.INTENSITY)}")
+    raise UserError(f"plan: no region {options.region!r}{did_you_mean(options.region, energy.INTENSITY)}")
   where = topology(options.topology, options.num_slices)
   settings = configs.load(options.config, overrides)
   settings["steps"] = int(options.steps or settings["steps"])
@@ -129,10 +129,10 @@ def _time(run: Experiment, where: Topology, compiled: Compiled, useful) -> dict[
     return {"seconds_per_step": None, "utilisation_bound": None, "bound_by": None, "seconds_of": {}}
   chip = where.chip
   executed = executed_flops(run)
-  parts = {"compute": executed.done(run.task.model.causal) / where.count / chip.flops}
+  parts = {"compute": executed.executed(run.task.model.causal) / where.count / chip.flops}
   # Each weight is read in the compute type forwards, backwards and where it is recomputed, and the state once, in
   # float32, by the optimizer.
-  shares = run.layout.parts("heads")
+  shares = run.layout.num_shards("heads")
   parts["memory"] = (3 * 2 * run.parameters / shares + 2 * compiled.arguments) / chip.bandwidth
   if compiled.collectives is not None:
     moved = sum(c["bytes"] - c["network_bytes"] for c in compiled.collectives.values())
@@ -146,7 +146,7 @@ def _time(run: Experiment, where: Topology, compiled: Compiled, useful) -> dict[
     "seconds_per_step": seconds,
     "bound_by": bound,
     "seconds_of": parts,
-    "executed_flops_per_step": executed.done(run.task.model.causal),
+    "executed_flops_per_step": executed.executed(run.task.model.causal),
     "utilisation_bound": {
       "full_attention": useful.full / where.count / chip.flops / seconds,
       "causal_attention": useful.causal / where.count / chip.flops / seconds,
@@ -189,7 +189,7 @@ def _costs(report: dict[str, Any], where: Topology, settings: dict[str, Any], op
 def _fit(settings: dict[str, Any], where: Topology, options: argparse.Namespace) -> dict[str, Any]:
   """Returns the report of the largest batch that fits, in rows for every device that shares the batch."""
   run = _experiment(settings, where, options.vocabulary)
-  rows = run.layout.parts("batch") * run.optimizer.microbatches
+  rows = run.layout.num_shards("batch") * run.optimizer.microbatches
   tried: dict[int, dict[str, Any]] = {}
 
   def fits(times: int) -> bool:

@@ -23,9 +23,9 @@ from lmjax.data.sources.pairs import Pair
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.experiment import open_run
+from lmjax.experiment import load_config
 from lmjax.logs import console, show
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 
 def main(arguments: list[str]) -> int:
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--algorithm", choices=tuple(registry.ALGORITHMS), default="bpe", help="or train one: its kind")
   parser.add_argument("--size", type=int, default=8000, help="and its number of ids")
   parser.add_argument(
-    "--document", default="piece", help="text files are cut by: piece, paragraph, chapter, line, file"
+    "--document", default="chunk", help="text files are cut by: chunk, paragraph, chapter, line, file"
   )
   parser.add_argument("--key", default="text", help="where the text is, in .jsonl and .parquet")
   parser.add_argument("--clean", help="a function over a text file's bytes: lmjax.data.sources.text:gutenberg_body")
@@ -96,7 +96,7 @@ def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> int:
 
 def _source(options: argparse.Namespace) -> base.Source:
   files = tuple(options.files)
-  names = {path.name.removesuffix(".gz").rpartition(".")[2] for path in base.find(files)}
+  names = {path.name.removesuffix(".gz").rpartition(".")[2] for path in base.expand_paths(files)}
   if names & {"jsonl", "parquet"} and len(names) > 1:
     raise UserError(f"prepare: --files are of several kinds ({', '.join(sorted(names))}); prepare them one by one")
   if names == {"jsonl"}:
@@ -133,7 +133,7 @@ def _run(work: Preparation, options: argparse.Namespace) -> None:
 
 def _prepare_tfds(options: argparse.Namespace) -> int:
   if len(options.tfds) != 2 or options.tfds[0] != "tfds":
-    known = nearest(options.tfds[0], ["tfds"])
+    known = did_you_mean(options.tfds[0], ["tfds"])
     raise UserError(f"prepare: {' '.join(options.tfds)!r} is nothing to prepare{known}: lmjax prepare tfds NAME")
   import tensorflow_datasets as tfds
 
@@ -172,7 +172,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
     source = shards.Prepared(str(path), next(iter(index["splits"])))
     data = Text(source, source, 256)
   else:
-    settings = open_run(path) if path.is_dir() else configs.load(options.inspect, overrides)
+    settings = load_config(path) if path.is_dir() else configs.load(options.inspect, overrides)
     data, seed = configs.build(settings["data"], "data"), settings["seed"]
     kept = path / "tokenizer"
     tokenizer = registry.load(kept) if path.is_dir() and kept.exists() else data.make_tokenizer()
@@ -182,8 +182,8 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> int:
   batches.close()
   for row in range(min(options.rows, batch)):
     console.rule(f"row {row}", align="left")
-    console.print(preview.passage(shown, row, tokenizer))
-    show(preview.table(shown, row, tokenizer, options.tokens))
+    console.print(preview.render_row(shown, row, tokenizer))
+    show(preview.token_table(shown, row, tokenizer, options.tokens))
   lengths = _lengths(data.source, tokenizer)
   shape = f"{batch}x{data.length}"
   console.rule("counts", align="left")

@@ -10,7 +10,7 @@ import argparse
 from lmjax import config as configs
 from lmjax.inference.table import table
 from lmjax.logs import show
-from lmjax.storage.saved import look
+from lmjax.storage.saved import open_checkpoint
 
 
 def main(arguments: list[str]) -> int:
@@ -24,6 +24,6 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--pattern", default="", help="a regular expression searched in names")
   parser.add_argument("--values", action="store_true", help="norms and zeros too: reads the parameters")
   options = configs.parse(parser, arguments)
-  saved = look(options.path, options.step)
+  saved = open_checkpoint(options.path, options.step)
   show(table(saved, options.depth, options.pattern, options.values).drawn())
   return 0

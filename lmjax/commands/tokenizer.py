@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> int:
 def _train(options: argparse.Namespace) -> int:
   if not options.output:
     raise UserError("tokenizer train: where to? give --output FOLDER")
-  source = TextFiles(tuple(options.files)) if options.files else python_docs.Embedded()
+  source = TextFiles(tuple(options.files)) if options.files else python_docs.PythonDocs()
   tokenizer = registry.train(options.algorithm, base.texts(source), options.size)
   tokenizer.save(epath.Path(options.output))
   print(f"{tokenizer.size} ids in {options.output}")

@@ -1,6 +1,6 @@
 """Train a model, or continue a run.
 
-    lmjax train --config configs/gpt2.py:size=124m --workdir runs/gpt2 --config.optim.peak_rate=3e-4
+    lmjax train --config configs/gpt2.py:size=124m --workdir runs/gpt2 --config.optim.peak_lr=3e-4
 
 The same command on the same folder goes on where it stopped.
 """

@@ -13,8 +13,8 @@ import numpy as np
 Row = dict[str, np.ndarray]
 Position = tuple[int, ...]
 Document = tuple[np.ndarray, int]  # ids with start and end around them (empty if it was skipped), bytes of its text
-Read = Callable[[int], Document]  # the stream's document k; raises IndexError behind the last one
-Piece = tuple[np.ndarray, int, int, float]  # ids, its first target and the one after its last, bytes
+ReadDocument = Callable[[int], Document]  # the stream's document k; raises IndexError behind the last one
+Span = tuple[np.ndarray, int, int, float]  # ids, its first target and the one after its last, bytes
 
 GROUP = 64  # rows that first-fit fills from the same documents
 
@@ -24,7 +24,7 @@ class Packer(Protocol):
 
   length: int  # tokens in a row
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     """Returns the next row and the position after it; a row of padding where the stream is exhausted."""
 
 
@@ -37,8 +37,8 @@ class Concatenate:
   def __init__(self, length: int):
     self.length = length
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
-    pieces, filled, (document, used) = [], 0, position
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
+    spans, filled, (document, used) = [], 0, position
     while filled < self.length:
       try:
         ids, size = read(document)
@@ -47,11 +47,11 @@ class Concatenate:
       targets = max(len(ids) - 1, 0)
       end = min(used + self.length - filled, targets)
       if end > used:
-        pieces.append(_piece(ids, size, used, end))
+        spans.append(_span(ids, size, used, end))
         filled, used = filled + end - used, end
       if used >= targets:  # true at once for a skipped document
         document, used = document + 1, 0
-    return fill(pieces, self.length), (document, used)
+    return fill(spans, self.length), (document, used)
 
 
 class FirstFit:
@@ -63,9 +63,9 @@ class FirstFit:
 
   def __init__(self, length: int):
     self.length = length
-    self._group: tuple[int, list[list[Piece]], int] = (-1, [], 0)
+    self._group: tuple[int, list[list[Span]], int] = (-1, [], 0)
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     first, number = position
     if self._group[0] != first:
       self._group = (first, *self._place(read, first))
@@ -74,9 +74,9 @@ class FirstFit:
       return fill([], self.length), position
     return fill(rows[number], self.length), (first, number + 1) if number + 1 < len(rows) else (after, 0)
 
-  def _place(self, read: Read, document: int) -> tuple[list[list[Piece]], int]:
+  def _place(self, read: ReadDocument, document: int) -> tuple[list[list[Span]], int]:
     """Returns the rows of the group that starts with a document, and the document after it."""
-    rows: list[list[Piece]] = []
+    rows: list[list[Span]] = []
     room = np.zeros(0, np.int64)
     tokens = 0
     while tokens < GROUP * self.length:
@@ -86,13 +86,13 @@ class FirstFit:
         break
       document += 1
       for start in range(0, len(ids) - 1, self.length):
-        piece = _piece(ids, size, start, min(start + self.length, len(ids) - 1))
-        wanted = piece[2] - start
+        span = _span(ids, size, start, min(start + self.length, len(ids) - 1))
+        wanted = span[2] - start
         fits = np.flatnonzero(room >= wanted)
         if not len(fits):
           rows.append([])
           room, fits = np.append(room, self.length), [len(rows) - 1]
-        rows[fits[0]].append(piece)
+        rows[fits[0]].append(span)
         room[fits[0]] -= wanted
         tokens += wanted
     return rows, document
@@ -109,7 +109,7 @@ class Buckets:
     self.lengths, self.length = tuple(lengths), max(lengths)
     self.schedule = tuple(schedule)  # numbers of lengths, cycled through
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     turn, *documents = position
     bucket = self.schedule[turn % len(self.schedule)]
     while True:
@@ -121,7 +121,7 @@ class Buckets:
       if len(ids) > 1 and self.bucket(len(ids) - 1) == bucket:
         break
     length = self.lengths[bucket]
-    return fill([_piece(ids, size, 0, min(length, len(ids) - 1))], length), (turn + 1, *documents)
+    return fill([_span(ids, size, 0, min(length, len(ids) - 1))], length), (turn + 1, *documents)
 
   def bucket(self, targets: int) -> int:
     """Returns the number of the shortest scheduled length that holds so many targets, or of the longest."""
@@ -140,7 +140,7 @@ class Windows:
     self.ids, self.length, self.seed, self.stream = ids, length, seed, stream
     self._bytes_per_token = size / len(ids)
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     (number,) = position
     start = number * self.length
     if self.seed is not None:
@@ -154,11 +154,11 @@ class Windows:
     return row | {"bytes": np.float64(weights.sum() * self._bytes_per_token)}, (number + 1,)
 
 
-def fill(pieces: Iterable[Piece], length: int) -> Row:
-  """Returns a row (inputs, targets, positions, segments, weights, each [L], and bytes) of pieces of documents."""
+def fill(spans: Iterable[Span], length: int) -> Row:
+  """Returns a row (inputs, targets, positions, segments, weights, each [L], and bytes) of spans of documents."""
   row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
   filled, text_bytes = 0, 0.0
-  for segment, (ids, start, end, size) in enumerate(pieces, 1):
+  for segment, (ids, start, end, size) in enumerate(spans, 1):
     here = slice(filled, filled + end - start)
     row["inputs"][here] = ids[start:end]
     row["targets"][here] = ids[start + 1 : end + 1]
@@ -169,5 +169,5 @@ def fill(pieces: Iterable[Piece], length: int) -> Row:
   return row | {"bytes": np.float64(text_bytes)}
 
 
-def _piece(ids: np.ndarray, size: int, start: int, end: int) -> Piece:
+def _span(ids: np.ndarray, size: int, start: int, end: int) -> Span:
   return ids, start, end, size * (end - start) / (len(ids) - 1)

@@ -10,10 +10,10 @@ import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.data.packing import Document, Packer
-from lmjax.data.sources.base import PATIENCE, Bad, Source, refuse_rubbish, texts
+from lmjax.data.sources.base import PATIENCE, BadRecord, Source, check_skipped_fraction, texts
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 
 KEPT = 4  # documents a stream remembers
@@ -31,7 +31,7 @@ class Reader:
   source: Source
   validation: Source
   length: int
-  tokenizer: Settings = Settings()
+  tokenizer: TokenizerConfig = TokenizerConfig()
   streams: int = 0
   workers: int = 0
   ahead: int = 4  # batches made in advance
@@ -126,7 +126,9 @@ class Reader:
 class Batches:
   """An iterator of batches that knows where it stands, what it skipped and how much of it is padding."""
 
-  def __init__(self, iterator: Iterator, positions: np.ndarray, streams: list[int], read: int, bad: Sequence[Bad]):
+  def __init__(
+    self, iterator: Iterator, positions: np.ndarray, streams: list[int], read: int, bad: Sequence[BadRecord]
+  ):
     self._iterator = iterator
     self.streams = streams  # those that give the rows here
     self.positions = positions  # of all streams; true of those here, after the last batch that was taken
@@ -151,7 +153,7 @@ class Batches:
     self.read += read
     self.bad += bad
     self.padding = float(np.mean(batch.get("segments", batch["weights"]) == 0))
-    refuse_rubbish(self.read, self.bad)
+    check_skipped_fraction(self.read, self.bad)
     return batch
 
   def close(self) -> None:
@@ -190,7 +192,7 @@ class _RowIterator(grain.DatasetIterator):
     self._positions = {s: tuple(map(int, rows.positions[s])) for s in self._streams}
     # The last documents of each stream: a long one is tokenized once, not once a row.
     self._known: dict[int, dict[int, Document]] = {stream: {} for stream in self._streams}
-    self._report: tuple[int, list[Bad]] = (0, [])
+    self._announce: tuple[int, list[BadRecord]] = (0, [])
     self._empty = 0  # documents without text since the last one with some
 
   def __next__(self) -> dict:
@@ -202,7 +204,7 @@ class _RowIterator(grain.DatasetIterator):
       made.append(row)
     element = {key: np.stack([row[key] for row in made]) for key in made[0]}
     element["position"] = np.array([self._positions[stream]], np.int64)
-    element["report"], self._report = self._report, (0, [])
+    element["report"], self._announce = self._announce, (0, [])
     return element
 
   def _read(self, stream: int, number: int) -> Document:
@@ -211,11 +213,11 @@ class _RowIterator(grain.DatasetIterator):
       known[number] = known.pop(number)  # the last to be forgotten
       return known[number]
     found = self._rows.documents.read(stream, number)
-    read, bad = self._report
-    if isinstance(found, Bad):
+    read, bad = self._announce
+    if isinstance(found, BadRecord):
       bad.append(found)
       found = (np.zeros(0, np.int32), 0)
-    self._report = (read + 1, bad)
+    self._announce = (read + 1, bad)
     self._empty = 0 if len(found[0]) else self._empty + 1
     if self._empty >= max(PATIENCE, len(self._rows.documents.source)):
       last = f"; the last: {bad[-1].where} {bad[-1].why}" if bad else ""

@@ -18,7 +18,7 @@ BARS = 12
 SENTINEL = r"<extra_id_\d+>"
 
 
-def passage(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
+def render_row(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
   """Returns a row as text: a colour for each packed document, dim where the loss does not count.
 
   Its targets; where the loss is at a few predicted places, its inputs; of a source and a target, both. What stands for
@@ -51,11 +51,11 @@ def _coloured(ids: np.ndarray, segments: np.ndarray, weights: np.ndarray | None,
   return text
 
 
-def table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Table:
+def token_table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Table:
   """Returns the first tokens of a row, every key of the batch a column, ids with their pieces."""
   found = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-  keys = [key for key in batch if batch[key].ndim == 2 and key not in ("position", "predicted", "labels")]
-  keys = [key for key in keys if key != "weights" or "predicted" not in batch]
+  keys = [key for key in batch if batch[key].ndim == 2 and key not in ("position", "masked_positions", "labels")]
+  keys = [key for key in keys if key != "weights" or "masked_positions" not in batch]
   words = [key for key in keys if key.endswith(("inputs", "targets"))]
   found.add_column("token", justify="right")
   for key in keys:
@@ -68,13 +68,13 @@ def table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Table:
       inside = i < batch[key].shape[1]
       cells.append(f"{batch[key][row, i]:g}" if inside else "")
       if key in words:
-        cells.append(repr(piece(int(batch[key][row, i]), tokenizer))[1:-1] if inside else "")
+        cells.append(repr(token(int(batch[key][row, i]), tokenizer))[1:-1] if inside else "")
     segment = int(batch["segments"][row, i]) if "segments" in batch and i < batch["segments"].shape[1] else 1
     found.add_row(*map(Text, cells), style=COLOURS[(segment - 1) % len(COLOURS)] if segment else "dim")
   return found
 
 
-def piece(number: int, tokenizer: Tokenizer) -> str:
+def token(number: int, tokenizer: Tokenizer) -> str:
   """Returns what an id stands for; the ends of documents have names."""
   if number in (tokenizer.start, tokenizer.end):
     return "<end>" if number == tokenizer.end else "<start>"

@@ -11,7 +11,7 @@ import grain
 import numpy as np
 
 from lmjax.data import packing
-from lmjax.data.sources.base import Bad, Encoded, Source
+from lmjax.data.sources.base import BadRecord, Encoded, Source
 from lmjax.data.tokenizers.base import Tokenizer, fingerprint
 from lmjax.utils.errors import UserError
 
@@ -70,7 +70,7 @@ class Mixture:
   def __len__(self) -> int:
     return int(self._ends[-1])
 
-  def __getitem__(self, index: int) -> str | Encoded | Bad:
+  def __getitem__(self, index: int) -> str | Encoded | BadRecord:
     part = int(np.searchsorted(self._ends, index, side="right"))
     before = int(self._ends[part - 1]) if part else 0
     return list(self.parts.values())[part].source[index - before]
@@ -81,7 +81,7 @@ class Documents:
 
   def __init__(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int):
     self.source, self.tokenizer, self.seed, self.streams = source, tokenizer, seed, streams
-    self.report: tuple[int, list[Bad]] = (0, [])  # of what was read at the start
+    self.report: tuple[int, list[BadRecord]] = (0, [])  # of what was read at the start
 
   @functools.cached_property
   def _endless(self) -> list[grain.MapDataset]:
@@ -97,7 +97,7 @@ class Documents:
   def _fingerprint(self) -> str:
     return fingerprint(self.tokenizer)
 
-  def read(self, stream: int, number: int) -> packing.Document | Bad:
+  def read(self, stream: int, number: int) -> packing.Document | BadRecord:
     """Returns document `number` of a stream; raises IndexError behind the last one of a single pass."""
     if self.seed is None:
       if number >= len(self.source):
@@ -108,13 +108,13 @@ class Documents:
       part, number = self.source.draw(stream, number)
     return self._endless[part][stream + self.streams * number]
 
-  def encode(self, document: str | Encoded | Bad) -> packing.Document | Bad:
+  def encode(self, document: str | Encoded | BadRecord) -> packing.Document | BadRecord:
     """Returns a document's ids, with start and end around them, and the bytes of its text.
 
     Raises:
       UserError: the ids were prepared with another tokenizer.
     """
-    if isinstance(document, Bad):
+    if isinstance(document, BadRecord):
       return document
     if isinstance(document, Encoded):
       if document.tokenizer != self._fingerprint:
@@ -142,11 +142,11 @@ class Documents:
   def whole(self) -> tuple[np.ndarray, int]:
     """All ids of the source as one text, and its bytes."""
     found = [self.encode(self.source[i]) for i in range(len(self.source))]
-    good = [f for f in found if not isinstance(f, Bad)]
+    good = [f for f in found if not isinstance(f, BadRecord)]
     ids = np.concatenate([f[0][1:-1] for f in good]) if good else np.zeros(0, np.int32)
     if len(ids) < 2:
       raise UserError("data: the source holds no text")
-    self.report = (len(found), [f for f in found if isinstance(f, Bad)])
+    self.report = (len(found), [f for f in found if isinstance(f, BadRecord)])
     return ids, sum(f[1] for f in good)
 
 

@@ -12,7 +12,7 @@ class Sampling:
 
   repetition_penalty: divides positive and multiplies negative scores of tokens already seen (Keskar et al., 2019,
   arXiv:1909.05858); temperature: divides scores, 0 is greedy; top_k: keeps the k best; top_p: keeps the fewest whose
-  probabilities reach p (Holtzman et al., 2020, arXiv:1904.09751); min_p: keeps those with at least min_p times the
+  attention_weights reach p (Holtzman et al., 2020, arXiv:1904.09751); min_p: keeps those with at least min_p times the
   probability of the best (Nguyen et al., 2024, arXiv:2407.01082).
   """
 

@@ -31,19 +31,19 @@ class _Decoding:
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
-  """Continues prompts with a model that has `empty_cache` (or `read`, of sources), `extend`, `logits` and `unstacked`.
+  """Continues prompts with a decoder or an encoder-decoder.
 
-  slots: tokens of prompt and continuation together; end: the token that ends a continuation, None for none.
+  max_tokens: tokens of prompt and continuation together; end: the token that ends a continuation, None for none.
   """
 
   model: nn.Module
-  slots: int
+  max_tokens: int
   sampling: Sampling = Sampling()
   end: int | None = None
 
   def prepare(self, params: Tree) -> Tree:
     """Returns the parameters laid out as decoding reads them fastest; do it once."""
-    return jax.jit(self.model.unstacked)(params)
+    return jax.jit(self.model.decode_layout)(params)
 
   def tokens(
     self,
@@ -65,11 +65,11 @@ class Sampler:
       sources: ids an encoder reads, for each prompt.
 
     Raises:
-      UserError: prompts and continuations do not fit the slots.
+      UserError: prompts and continuations do not fit the max_tokens.
     """
     if new < 1:
       return
-    tokens, valid = padded_prompts(prompts, new, self.slots)
+    tokens, valid = padded_prompts(prompts, new, self.max_tokens)
     seeds = np.asarray(seeds, np.uint32)
     decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, padded_sources(sources))
     yield np.asarray(decoding.tokens_B)[:, None]
@@ -80,9 +80,9 @@ class Sampler:
       yield np.asarray(drawn)
 
   @functools.partial(jax.jit, static_argnums=(0, 5))
-  def _prefill(self, params, tokens_BxL, valid_BxL, seeds_B, slots, source):
+  def _prefill(self, params, tokens_BxL, valid_BxL, seeds_B, max_tokens, source):
     rngs_B = jax.vmap(jax.random.key)(seeds_B)
-    hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, slots, source)
+    hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, max_tokens, source)
     rows = jnp.arange(len(tokens_BxL))[:, None]
     seen = jnp.zeros((len(tokens_BxL), self.model.config.vocabulary), bool)
     seen = seen.at[rows, tokens_BxL].max(valid_BxL)
@@ -117,21 +117,21 @@ class Sampler:
     return _Decoding(decoding.cache, constrain(tokens_B), keys[:, 0], seen_BxV, constrain(alive_B))
 
 
-def padded_prompts(prompts: Sequence[Sequence[int]], new: int, slots: int) -> tuple[np.ndarray, np.ndarray]:
+def padded_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
   """Returns prompts as one array [B, L], and which of its tokens are valid.
 
   Raises:
-    UserError: a prompt has no tokens, or `new` more of them do not fit the slots.
+    UserError: a prompt has no tokens, or `new` more of them do not fit the max_tokens.
   """
   longest = max(map(len, prompts))
   if min(map(len, prompts)) < 1:
     raise UserError("generate: a prompt has no tokens; begin it with the start token")
-  if longest + new > slots:
+  if longest + new > max_tokens:
     raise UserError(
-      f"generate: {longest} tokens of prompt and {new} new ones do not fit the model's {slots}; "
-      f"ask for at most {max(slots - longest, 0)}"
+      f"generate: {longest} tokens of prompt and {new} new ones do not fit the model's {max_tokens}; "
+      f"ask for at most {max(max_tokens - longest, 0)}"
     )
-  width = longest if longest == 1 else min(-(-longest // STEP) * STEP, slots - new)
+  width = longest if longest == 1 else min(-(-longest // STEP) * STEP, max_tokens - new)
   tokens = np.zeros((len(prompts), max(width, longest)), np.int32)
   valid = np.zeros(tokens.shape, bool)
   for row, prompt in enumerate(prompts):  # on the right, so that every row's last token is in the last column
@@ -152,10 +152,10 @@ def padded_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray,
   return tokens, valid
 
 
-def prefill(model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, slots: int, source):
-  """Returns the vectors [B, L, D] of prompts, and a cache of `slots` that holds them and the source, if any."""
+def prefill(model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int, source):
+  """Returns the vectors [B, L, D] of prompts, and a cache of `max_tokens` that holds them and the source, if any."""
   if source is None:
-    cache = model.apply({"params": params}, len(tokens_BxL), slots, method="empty_cache")
+    cache = model.apply({"params": params}, len(tokens_BxL), max_tokens, method="init_cache")
   else:
-    cache = model.apply({"params": params}, *source, slots, method="read")
+    cache = model.apply({"params": params}, *source, max_tokens, method="read")
   return model.apply({"params": params}, cache, tokens_BxL, valid_BxL, method="extend")

@@ -11,7 +11,7 @@ from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class HeldOut:
+class ValidationLoss:
   """Each loss term and metric of the task, and their sum `loss`, over a pass of the validation data.
 
   steps: batches to measure on; 0 is all of it, exactly once.

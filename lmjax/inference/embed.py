@@ -22,7 +22,7 @@ STEP = 16  # rows are padded to a multiple of it, so that few shapes are compile
 
 
 @dataclasses.dataclass(frozen=True)
-class Read:
+class TokenizedText:
   """A text as the model reads it: ids (words, for a model that spells them), kinds of sentence, and words' pieces."""
 
   tokens: list
@@ -54,7 +54,7 @@ class Embedder:
     if self.layer < 0 or self.batch < 1:
       raise ValueError("layer is at least 0, batch at least 1")
 
-  def read(self, text: str, other: str | None = None, by_word: bool = False) -> Read:
+  def read(self, text: str, other: str | None = None, by_word: bool = False) -> TokenizedText:
     """Returns a text, or a pair, as the model reads it, cut to its length.
 
     Raises:
@@ -81,9 +81,9 @@ class Embedder:
       types += [1] * (len(tokens) - len(types))
     if words is not None:
       words = [slice(w.start + 1, w.stop + 1) for w in words if w.stop <= len(pieces)]
-    return Read(tokens, types, slice(1, 1 + len(pieces)), words if by_word else None)
+    return TokenizedText(tokens, types, slice(1, 1 + len(pieces)), words if by_word else None)
 
-  def vectors(self, params: Tree, texts: Sequence[Read]) -> Iterator[tuple[int, np.ndarray]]:
+  def vectors(self, params: Tree, texts: Sequence[TokenizedText]) -> Iterator[tuple[int, np.ndarray]]:
     """Yields each text's number and the vectors of all its tokens [L, D], those of like length together."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))
     for start in range(0, len(order), self.batch):
@@ -96,7 +96,7 @@ class Embedder:
       for row, i in enumerate(group):
         yield i, found[row, : len(texts[i].tokens)]
 
-  def tokens(self, params: Tree, texts: Sequence[Read]) -> list[np.ndarray]:
+  def tokens(self, params: Tree, texts: Sequence[TokenizedText]) -> list[np.ndarray]:
     """Returns for each text the vectors of its tokens, or the means over its words' [.., D]."""
     found: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for i, vectors in self.vectors(params, texts):
@@ -106,7 +106,7 @@ class Embedder:
       )
     return found
 
-  def sequences(self, params: Tree, texts: Sequence[Read]) -> np.ndarray:
+  def sequences(self, params: Tree, texts: Sequence[TokenizedText]) -> np.ndarray:
     """Returns the vector of each text [texts, D]."""
     found: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for i, vectors in self.vectors(params, texts):
@@ -116,10 +116,10 @@ class Embedder:
   def _scaled(self, x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) if self.normalize else x
 
-  def rows(self, texts: list[Read], width: int) -> Batch:
+  def rows(self, texts: list[TokenizedText], width: int) -> Batch:
     """Returns what the task's forward pass reads, a row a text."""
     shape = (len(texts), width)
-    batch = {key: np.zeros(shape, np.int32) for key in ("inputs", "positions", "segments", "types")}
+    batch = {key: np.zeros(shape, np.int32) for key in ("inputs", "positions", "segments", "token_types")}
     spec = self.task.spec(*shape)
     if "characters" in spec:
       batch["characters"] = np.zeros(spec["characters"].shape, np.int32)
@@ -129,7 +129,7 @@ class Embedder:
         batch["characters"][row, here] = [spell(word, spec["characters"].shape[2]) for word in text.tokens]
       else:
         batch["inputs"][row, here] = text.tokens
-      batch["types"][row, here] = text.types
+      batch["token_types"][row, here] = text.types
       batch["positions"][row, here] = np.arange(here.stop)
       batch["segments"][row, here] = 1
     return {key: jnp.asarray(value) for key, value in batch.items() if key in spec}

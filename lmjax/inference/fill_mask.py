@@ -15,7 +15,7 @@ MASK = "[MASK]"
 def candidates(
   task: MaskedLM, tokenizer: WordPiece, params: Tree, text: str, length: int, top: int
 ) -> tuple[list[list[tuple[str, float]]], str]:
-  """Returns for each [MASK] the likeliest pieces and their probabilities, and the text with the first of each.
+  """Returns for each [MASK] the likeliest pieces and their attention_weights, and the text with the first of each.
 
   Every place is filled as if the others stayed masked.
 
@@ -32,13 +32,13 @@ def candidates(
   if len(ids) > length:
     raise UserError(f"fill: the text has {len(ids)} tokens, the model takes {length}")
   inputs = jnp.asarray([ids])
-  batch = {"inputs": inputs, "types": jnp.zeros_like(inputs), "segments": jnp.ones_like(inputs)}
+  batch = {"inputs": inputs, "token_types": jnp.zeros_like(inputs), "segments": jnp.ones_like(inputs)}
   batch["positions"] = jnp.arange(len(ids))[None]
   scores = jax.jit(lambda params, batch: task.forward(params, batch).logits[0])(params, batch)
-  odds, words = jax.lax.top_k(jax.nn.softmax(scores[np.array(places)], axis=-1), top)
+  probs, words = jax.lax.top_k(jax.nn.softmax(scores[np.array(places)], axis=-1), top)
   found = [
-    [(tokenizer.piece(int(w)), float(p)) for p, w in zip(ps, ws, strict=True)]
-    for ps, ws in zip(np.asarray(odds), np.asarray(words), strict=True)
+    [(tokenizer.token(int(w)), float(p)) for p, w in zip(ps, ws, strict=True)]
+    for ps, ws in zip(np.asarray(probs), np.asarray(words), strict=True)
   ]
   for place, row in zip(places, np.asarray(words), strict=True):
     ids[place] = int(row[0])

@@ -41,8 +41,8 @@ class Probe:
       return -jnp.mean(jnp.take_along_axis(logs, labels[:, None], 1)) + self.decay / 2 * jnp.sum(params["kernel"] ** 2)
 
     def both(flat):
-      value, slope = loss(jnp.asarray(flat, jnp.float32))
-      return float(value), np.asarray(slope, np.float64)
+      value, gradient = loss(jnp.asarray(flat, jnp.float32))
+      return float(value), np.asarray(gradient, np.float64)
 
     found = optimize.minimize(both, np.asarray(flat), jac=True, method="L-BFGS-B", options={"maxiter": self.steps})
     return unflatten(jnp.asarray(found.x, jnp.float32))

@@ -7,14 +7,14 @@ from lmjax.decode.beam import Beam
 from lmjax.decode.sample import Sampler
 
 
-class Text:
+class StreamedText:
   """The growing text of one continuation: decoded piece by piece, cut at the first stop string."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: list[int], stops: list[str]):
     self._tokenizer, self._prompt, self._stops = tokenizer, prompt, stops
     self._ids: list[int] = []
     self._skip = len(tokenizer.decode(prompt))
-    self._told = 0
+    self._emitted = 0
     self.text = ""
     self.stopped = False
 
@@ -33,15 +33,15 @@ class Text:
       certain -= len(self.text) - len(self.text.rstrip("\ufffd"))
       begun = [n for stop in self._stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
       certain = min(certain, len(self.text) - max(begun, default=0))
-    return self._tell(certain)
+    return self._emit(certain)
 
   def finish(self) -> str:
     """Returns what was waiting."""
-    return self._tell(len(self.text))
+    return self._emit(len(self.text))
 
-  def _tell(self, upto: int) -> str:
-    told, self._told = self._told, max(self._told, upto)
-    return self.text[told : self._told]
+  def _emit(self, upto: int) -> str:
+    told, self._emitted = self._emitted, max(self._emitted, upto)
+    return self.text[told : self._emitted]
 
 
 def continue_texts(
@@ -52,8 +52,8 @@ def continue_texts(
 
   An encoder-decoder reads the prompt as its source, and writes from the start.
   """
-  ids, sources = _given(sampler.model, tokenizer, prompts)
-  texts = [Text(tokenizer, prompt, list(stops)) for prompt in ids]
+  ids, sources = model_inputs(sampler.model, tokenizer, prompts)
+  texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
   for drawn in sampler.tokens(params, ids, new, seeds, every, sources):
     yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
     if all(text.stopped for text in texts):
@@ -61,20 +61,20 @@ def continue_texts(
   yield [text.finish() for text in texts]
 
 
-def _given(model, tokenizer: Tokenizer, prompts: list[str]) -> tuple[list[list[int]], list[list[int]] | None]:
+def model_inputs(model, tokenizer: Tokenizer, prompts: list[str]) -> tuple[list[list[int]], list[list[int]] | None]:
   """Returns the ids a decoder begins with, and those an encoder reads, if there is one."""
   if hasattr(model, "read"):
     return [[tokenizer.start]] * len(prompts), [[*tokenizer.encode(p), tokenizer.end] for p in prompts]
   return [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts], None
 
 
-def search_texts(beam: Beam, params, tokenizer: Tokenizer, prompts: list[str], new: int) -> list[list[str]]:
+def beam_texts(beam: Beam, params, tokenizer: Tokenizer, prompts: list[str], new: int) -> list[list[str]]:
   """Returns the best continuations of each prompt that beam search finds, best first."""
-  ids, sources = _given(beam.model, tokenizer, prompts)
+  ids, sources = model_inputs(beam.model, tokenizer, prompts)
   found, _ = beam.search(params, ids, new, sources)
 
   def text(prompt: list[int], row) -> str:
-    one = Text(tokenizer, prompt, [])
+    one = StreamedText(tokenizer, prompt, [])
     return one.add(row) + one.finish()
 
   return [[text(prompt, row) for row in rows] for prompt, rows in zip(ids, found, strict=True)]

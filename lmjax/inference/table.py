@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-from rich.table import Table as Drawn
+from rich.table import Table as RichTable
 
 from lmjax.storage.saved import Leaf, Saved
 from lmjax.utils.errors import UserError
@@ -26,9 +26,9 @@ class Table:
     title = html.escape(self.title)
     return f"<table><caption>{title}</caption><tr>{cells('th', self.columns)}</tr>{body}</table>"
 
-  def drawn(self) -> Drawn:
+  def drawn(self) -> RichTable:
     """Returns the table as rich draws it."""
-    found = Drawn(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    found = RichTable(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(self.columns):
       found.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in self.rows:

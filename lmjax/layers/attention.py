@@ -17,17 +17,17 @@ def window_mask(positions_BxL: jax.Array, positions_BxM: jax.Array, window: int)
 
 
 class Attention(nn.Module):
-  """Softmax attention (Vaswani et al., 2017), `heads` queries over `groups` shared keys and values."""
+  """Softmax attention (Vaswani et al., 2017), `heads` queries over `kv_heads` shared keys and values."""
 
   heads: int
-  groups: int
+  kv_heads: int
   head_size: int
   bias: bool = True
   out_bias: bool | None = None  # of the output projection; None is as `bias`
   rotary: Rotary | None = None
   scale: float = 1.0  # of the output projection's initial values
   deviation: float = 0.02  # of the initial values
-  scaled: bool = True  # scores are divided by sqrt(head_size); T5 leaves that to its initial values
+  scale_scores: bool = True  # scores are divided by sqrt(head_size); T5 leaves that to its initial values
 
   @nn.compact
   def __call__(
@@ -40,15 +40,15 @@ class Attention(nn.Module):
     tap: bool = False,
   ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
     """Returns the mixed vectors [B, L, D], the cache with this layer's keys, and the weights [B, H, L, M] if tapped."""
-    sizes = {"D": x_BxLxD.shape[-1], "H": self.heads, "G": self.groups, "K": self.head_size}
-    smaller = 1.0 if self.scaled else self.head_size**-0.5
+    sizes = {"D": x_BxLxD.shape[-1], "H": self.heads, "G": self.kv_heads, "K": self.head_size}
+    smaller = 1.0 if self.scale_scores else self.head_size**-0.5
     q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, smaller, self.deviation, name="query")(x_BxLxD)
     k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="key")(x_BxLxD)
     v_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="value")(x_BxLxD)
     if self.rotary:
       q_BxLxHxK = self.rotary(q_BxLxHxK, positions_BxL)
       k_BxMxGxK = self.rotary(k_BxMxGxK, positions_BxL)
-    if not self.scaled:
+    if not self.scale_scores:
       q_BxLxHxK *= self.head_size**0.5
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
     if cache is not None:
@@ -56,7 +56,7 @@ class Attention(nn.Module):
       k_BxMxGxK, v_BxMxGxK = cache.read(layer)
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
     o_BxLxHxK = dispatch.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
-    weights = dispatch.probabilities(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
+    weights = dispatch.attention_weights(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
     out_bias = self.bias if self.out_bias is None else self.out_bias
     y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, out_bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

@@ -15,7 +15,7 @@ def platform() -> str:
 def compiler_options() -> dict[str, str] | None:
   """Returns what `jax.jit` is given for the platform.
 
-  On a CPU: that `materialize` is to be kept until the end, and that operations come one after the other, each with all
+  On a CPU: that `barrier` is to be kept until the end, and that operations come one after the other, each with all
   threads, rather than several at a time in each other's way.
   """
   if platform() != "cpu":
@@ -24,7 +24,7 @@ def compiler_options() -> dict[str, str] | None:
   return {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_cpu_scheduler_type": one_by_one}
 
 
-def materialize(x: jax.Array) -> jax.Array:
+def barrier(x: jax.Array) -> jax.Array:
   """Marks an array that is read in several places and must be computed once; elsewhere than on a CPU, the identity.
 
   XLA's CPU compiler fuses a chain of cheap operations into each of its readers, so the residual stream, a sum over all
@@ -33,7 +33,7 @@ def materialize(x: jax.Array) -> jax.Array:
   return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
 
 
-def product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+def einsum_f32(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
   """jnp.einsum of two arrays, in the dtype of the first.
 
   On a CPU a bfloat16 product is made in float32 and rounded: XLA takes a processor's bfloat16 units only so, and is

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import jax
 from flax import linen as nn
 
-from lmjax.layers.backend import materialize
+from lmjax.layers.backend import barrier
 from lmjax.layers.cache import Cache
 from lmjax.layers.kernels.mask import Mask
 from lmjax.parallel.sharding import constrain
@@ -41,10 +41,10 @@ class Block(nn.Module):
     y, cache, weights = attention(
       x_BxLxD if self.post else attention_norm(x_BxLxD), positions_BxL, mask, cache, layer, tap
     )
-    x_BxLxD = materialize(constrain(x_BxLxD + drop(y), "batch", "stream", None))
+    x_BxLxD = barrier(constrain(x_BxLxD + drop(y), "batch", "residual_length", None))
     if self.post:
       x_BxLxD = attention_norm(x_BxLxD)
       x_BxLxD = mlp_norm(x_BxLxD + drop(mlp(x_BxLxD)))
     else:
       x_BxLxD = x_BxLxD + drop(mlp(mlp_norm(x_BxLxD)))
-    return constrain(x_BxLxD, "batch", "stream", None), cache, weights
+    return constrain(x_BxLxD, "batch", "residual_length", None), cache, weights

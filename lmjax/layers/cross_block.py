@@ -6,7 +6,7 @@ import jax
 from flax import linen as nn
 from flax import struct
 
-from lmjax.layers.backend import materialize
+from lmjax.layers.backend import barrier
 from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Einsum
 from lmjax.layers.kernels import dispatch
@@ -45,12 +45,12 @@ class CrossAttention(nn.Module):
   width: int
   bias: bool = True
   deviation: float = 0.02
-  scaled: bool = True
+  scale_scores: bool = True
 
   def setup(self):
     sizes = {"D": self.width, "H": self.heads, "G": self.heads, "K": self.head_size}
     rest = dict(bias=self.bias, deviation=self.deviation)
-    scale = 1.0 if self.scaled else self.head_size**-0.5
+    scale = 1.0 if self.scale_scores else self.head_size**-0.5
     self.query = Einsum("BLD,DHK->BLHK", sizes, self.bias, scale, self.deviation)
     self.key = Einsum("BMD,DGK->BMGK", sizes, **rest)
     self.value = Einsum("BMD,DGK->BMGK", sizes, **rest)
@@ -63,7 +63,7 @@ class CrossAttention(nn.Module):
   def __call__(self, x_BxLxD: jax.Array, k_BxMxHxK: jax.Array, v_BxMxHxK: jax.Array, mask: Mask) -> jax.Array:
     """Returns the mixed vectors [B, L, D]."""
     q_BxLxHxK = self.query(x_BxLxD)
-    if not self.scaled:
+    if not self.scale_scores:
       q_BxLxHxK *= self.head_size**0.5
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
     return self.out(dispatch.attend(q_BxLxHxK, k_BxMxHxK, v_BxMxHxK, mask))
@@ -75,14 +75,14 @@ class CrossBlock(nn.Module):
   norm: Callable[..., nn.Module]
   attention: Callable[..., nn.Module]
   cross: Callable[..., nn.Module]
-  mlp: Callable[..., nn.Module]
+  feed_forward: Callable[..., nn.Module]
   post: bool = False
   dropout: float = 0.0
 
   def setup(self):
-    self.own, self.own_norm = self.attention(), self.norm()
-    self.other, self.other_norm = self.cross(), self.norm()
-    self.feed, self.feed_norm = self.mlp(), self.norm()
+    self.self_attention, self.self_attention_norm = self.attention(), self.norm()
+    self.cross_attention, self.cross_attention_norm = self.cross(), self.norm()
+    self.mlp, self.mlp_norm = self.feed_forward(), self.norm()
     self.drop = nn.Dropout(self.dropout)
 
   def __call__(
@@ -100,19 +100,19 @@ class CrossBlock(nn.Module):
 
     def attend(y):
       nonlocal own, weights
-      y, own, weights = self.own(y, positions_BxL, source.own, own, layer, tap)
+      y, own, weights = self.self_attention(y, positions_BxL, source.own, own, layer, tap)
       return y
 
-    x_BxLxD = self._add(x_BxLxD, self.own_norm, attend)
-    x_BxLxD = self._add(x_BxLxD, self.other_norm, lambda y: self.other(y, *keys, source.cross))
-    x_BxLxD = self._add(x_BxLxD, self.feed_norm, self.feed)
+    x_BxLxD = self._add(x_BxLxD, self.self_attention_norm, attend)
+    x_BxLxD = self._add(x_BxLxD, self.cross_attention_norm, lambda y: self.cross_attention(y, *keys, source.cross))
+    x_BxLxD = self._add(x_BxLxD, self.mlp_norm, self.mlp)
     return x_BxLxD, None if cache is None else cache.replace(own=own), weights
 
   def remember(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the keys and values of the source in this layer."""
-    return self.other.remember(source_BxMxD)
+    return self.cross_attention.remember(source_BxMxD)
 
   def _add(self, x_BxLxD: jax.Array, norm: nn.Module, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
     y = self.drop(part(x_BxLxD if self.post else norm(x_BxLxD)), deterministic=not self.has_rng("dropout"))
-    x_BxLxD = materialize(constrain(x_BxLxD + y, "batch", "stream", None))
+    x_BxLxD = barrier(constrain(x_BxLxD + y, "batch", "residual_length", None))
     return norm(x_BxLxD) if self.post else x_BxLxD

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from lmjax.layers.backend import product
+from lmjax.layers.backend import einsum_f32
 from lmjax.layers.einsum import Einsum, named
 
 
@@ -39,16 +39,16 @@ class LSTM(nn.Module):
     self,
     x_BxLxD: jax.Array,
     state: State | None = None,
-    moves_BxL: jax.Array | None = None,
-    starts_BxL: jax.Array | None = None,
+    valid_BxL: jax.Array | None = None,
+    resets_BxL: jax.Array | None = None,
     drop_BxD: jax.Array | None = None,
   ) -> tuple[jax.Array, State]:
     """Returns the outputs [B, L, D] and the state behind the last token.
 
     Args:
       state: from which to go on; None is all zeros.
-      moves_BxL: False where a token is padding and the state stays as it is.
-      starts_BxL: True where a text begins, which knows nothing of what stands before it.
+      valid_BxL: False where a token is padding and the state stays as it is.
+      resets_BxL: True where a text begins, which knows nothing of what stands before it.
       drop_BxD: multiplies the last output wherever it is read, the same at every step (Gal and Ghahramani, 2016,
         arXiv:1512.05287).
     """
@@ -62,10 +62,10 @@ class LSTM(nn.Module):
     if state is None:
       state = self.empty(batch)
     drop = jnp.ones((batch, self.width)) if drop_BxD is None else drop_BxD
-    moves = jnp.ones((batch, length), bool) if moves_BxL is None else moves_BxL
-    starts = jnp.zeros((batch, length), bool) if starts_BxL is None else starts_BxL
+    valid = jnp.ones((batch, length), bool) if valid_BxL is None else valid_BxL
+    resets = jnp.zeros((batch, length), bool) if resets_BxL is None else resets_BxL
     y_LxBxD, h, c = _read(
-      gates_BxLxQxF.swapaxes(0, 1), hidden, project, state.h_BxD, state.c_BxF, moves.T, starts.T, drop, self.clip
+      gates_BxLxQxF.swapaxes(0, 1), hidden, project, state.h_BxD, state.c_BxF, valid.T, resets.T, drop, self.clip
     )
     return y_LxBxD.swapaxes(0, 1).astype(x_BxLxD.dtype), State(h, c)
 
@@ -89,31 +89,31 @@ def _cell(a_BxQxF: jax.Array, c_BxF: jax.Array, clip: float) -> tuple[jax.Array,
 float32_product = partial(jnp.einsum, preferred_element_type=jnp.float32)  # of what is added to a float32 state
 
 
-def _forward(gates, hidden, project, h, c, moves, starts, drop, clip):
+def _forward(gates, hidden, project, h, c, valid, resets, drop, clip):
   """Reads a text [L, B, ...]; returns outputs and last state, and of every step what the gradient needs."""
 
   def step(state, inputs):
     h, c = state
-    z, moves, starts = inputs
-    moves, starts = moves[:, None], starts[:, None]
-    h, c = jnp.where(starts, 0, h), jnp.where(starts, 0, c)
-    seen = h * drop
-    a = z.astype(jnp.float32) + float32_product("bd,dqf->bqf", seen.astype(hidden.dtype), hidden)
+    z, valid, resets = inputs
+    valid, resets = valid[:, None], resets[:, None]
+    h, c = jnp.where(resets, 0, h), jnp.where(resets, 0, c)
+    h_dropped = h * drop
+    a = z.astype(jnp.float32) + float32_product("bd,dqf->bqf", h_dropped.astype(hidden.dtype), hidden)
     new_c, out = _cell(a, c, clip)
     new_h = out
     if project is not None:
       new_h = float32_product("bf,fd->bd", out.astype(project.dtype), project)
       new_h = jnp.clip(new_h, -clip, clip) if clip else new_h
-    h, before, c = jnp.where(moves, new_h, h), c, jnp.where(moves, new_c, c)
-    return (h, c), (h, (a, before, seen, out))
+    h, before, c = jnp.where(valid, new_h, h), c, jnp.where(valid, new_c, c)
+    return (h, c), (h, (a, before, h_dropped, out))
 
-  (h, c), (y, kept) = jax.lax.scan(step, (h, c), (gates, moves, starts))
-  return (y, h, c), (hidden, project, moves, starts, drop, y, kept)
+  (h, c), (y, residuals) = jax.lax.scan(step, (h, c), (gates, valid, resets))
+  return (y, h, c), (hidden, project, valid, resets, drop, y, residuals)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _read(gates, hidden, project, h, c, moves, starts, drop, clip):
-  return _forward(gates, hidden, project, h, c, moves, starts, drop, clip)[0]
+def _read(gates, hidden, project, h, c, valid, resets, drop, clip):
+  return _forward(gates, hidden, project, h, c, valid, resets, drop, clip)[0]
 
 
 def _backward(clip, saved, cotangents):
@@ -122,32 +122,32 @@ def _backward(clip, saved, cotangents):
   A scan would add to each kernel's gradient at every step, and read and write all of it; one product over the whole
   text needs neither.
   """
-  hidden, project, moves, starts, drop, y, (a, before, seen, out) = saved
+  hidden, project, valid, resets, drop, y, (a, before, h_dropped, out) = saved
 
   def step(state, inputs):
     d_h, d_c = state
-    d_y, a, before, h, moves, starts = inputs
-    moves, starts = moves[:, None], starts[:, None]
+    d_y, a, before, h, valid, resets = inputs
+    valid, resets = valid[:, None], resets[:, None]
     d_h = d_h + d_y
-    d_new = jnp.where(moves, d_h, 0)
+    d_new = jnp.where(valid, d_h, 0)
     d_out = d_new
     if project is not None:
       d_new = jnp.where(jnp.abs(h) < clip, d_new, 0) if clip else d_new
       d_out = float32_product("bd,fd->bf", d_new.astype(project.dtype), project)
     _, pull = jax.vjp(partial(_cell, clip=clip), a, before)
-    d_a, d_before = pull((jnp.where(moves, d_c, 0), d_out))
+    d_a, d_before = pull((jnp.where(valid, d_c, 0), d_out))
     d_seen = float32_product("bqf,dqf->bd", d_a.astype(hidden.dtype), hidden)
-    d_h = jnp.where(starts, 0, d_seen * drop + jnp.where(moves, 0, d_h))
-    d_c = jnp.where(starts, 0, d_before + jnp.where(moves, 0, d_c))
+    d_h = jnp.where(resets, 0, d_seen * drop + jnp.where(valid, 0, d_h))
+    d_c = jnp.where(resets, 0, d_before + jnp.where(valid, 0, d_c))
     return (d_h, d_c), (d_a, d_new)
 
   d_y, d_h, d_c = cotangents
-  inputs = (d_y, a, before, y, moves, starts)
+  inputs = (d_y, a, before, y, valid, resets)
   (d_h, d_c), (d_a, d_new) = jax.lax.scan(step, (d_h, d_c), inputs, reverse=True)
-  half = hidden.dtype
-  d_hidden = product("lbd,lbqf->dqf", seen.astype(half), d_a.astype(half))
-  d_project = None if project is None else product("lbf,lbd->fd", out.astype(half), d_new.astype(half))
-  return d_a.astype(half), d_hidden, d_project, d_h, d_c, None, None, jnp.zeros_like(drop)
+  dtype = hidden.dtype
+  d_hidden = einsum_f32("lbd,lbqf->dqf", h_dropped.astype(dtype), d_a.astype(dtype))
+  d_project = None if project is None else einsum_f32("lbf,lbd->fd", out.astype(dtype), d_new.astype(dtype))
+  return d_a.astype(dtype), d_hidden, d_project, d_h, d_c, None, None, jnp.zeros_like(drop)
 
 
 _read.defvjp(_forward, _backward)

@@ -51,22 +51,23 @@ class Rotary:
     return turned.astype(x_BxLxHxK.dtype)
 
 
-def bucket(distance: jax.Array, buckets: int, furthest: int, causal: bool) -> jax.Array:
+def bucket(distance: jax.Array, num_buckets: int, max_distance: int, causal: bool) -> jax.Array:
   """Returns the bucket of (position of the key - position of the query), from 0.
 
-  Half of the buckets are for single distances, the others widen logarithmically up to `furthest`, and the last holds
-  everything beyond; if not `causal`, one half of all is for what comes later (Raffel et al., 2020, arXiv:1910.10683).
+  Half of the num_buckets are for single distances, the others widen logarithmically up to `max_distance`, and the last
+  holds everything beyond; if not `causal`, one half of all is for what comes later (Raffel et al., 2020,
+  arXiv:1910.10683).
   """
   first = jnp.zeros_like(distance)
   if causal:
     distance = jnp.maximum(-distance, 0)
   else:
-    buckets //= 2
-    first = jnp.where(distance > 0, buckets, 0)
+    num_buckets //= 2
+    first = jnp.where(distance > 0, num_buckets, 0)
     distance = jnp.abs(distance)
-  exact = buckets // 2
-  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(furthest / exact)
-  wide = jnp.minimum(exact + (ratio * (buckets - exact)).astype(jnp.int32), buckets - 1)
+  exact = num_buckets // 2
+  ratio = jnp.log(jnp.maximum(distance, 1).astype(jnp.float32) / exact) / math.log(max_distance / exact)
+  wide = jnp.minimum(exact + (ratio * (num_buckets - exact)).astype(jnp.int32), num_buckets - 1)
   return first + jnp.where(distance < exact, distance, wide)
 
 
@@ -74,17 +75,17 @@ class RelativeBias(nn.Module):
   """A learned number for every head and bucket of distance, added to the scores of all layers."""
 
   heads: int
-  buckets: int = 32
-  furthest: int = 128
+  num_buckets: int = 32
+  max_distance: int = 128
   causal: bool = False
 
   @nn.compact
   def __call__(self, positions_BxL: jax.Array, positions_BxM: jax.Array) -> jax.Array:
     """Returns the bias [B, H, L, M], float32."""
     init = named(nn.initializers.normal(0.1), (None, "heads"))
-    table = self.param("table", init, (self.buckets, self.heads), jnp.float32)
+    table = self.param("table", init, (self.num_buckets, self.heads), jnp.float32)
     distance_BxLxM = positions_BxM[:, None, :] - positions_BxL[:, :, None]
-    numbers = bucket(distance_BxLxM, self.buckets, self.furthest, self.causal)
+    numbers = bucket(distance_BxLxM, self.num_buckets, self.max_distance, self.causal)
     return jnp.take(table.astype(jnp.float32), numbers, axis=0).transpose(0, 3, 1, 2)
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.backend import materialize
+from lmjax.layers.backend import barrier
 from lmjax.layers.cache import Cache
 from lmjax.layers.kernels.mask import Mask
 from lmjax.parallel.sharding import stack_names
@@ -65,7 +65,7 @@ class Stack(nn.Module):
       return jax.lax.scan(layer, x_BxLxD, (layers, rngs))
     tapped = []
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
-      x_BxLxD, tap = layer(materialize(x_BxLxD), (params, None if rngs is None else rngs[i]))
+      x_BxLxD, tap = layer(barrier(x_BxLxD), (params, None if rngs is None else rngs[i]))
       tapped.append(tap)
     return x_BxLxD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tapped)
 

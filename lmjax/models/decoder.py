@@ -16,7 +16,7 @@ from lmjax.layers.backend import platform
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
-from lmjax.layers.kernels.dispatch import ready
+from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
@@ -35,17 +35,17 @@ class Config:
   width: int = 768
   depth: int = 12
   heads: int = 12
-  groups: int = 12  # key/value heads, a divisor of heads
+  kv_heads: int = 12  # key/value heads, a divisor of heads
   head_size: int = 64
   mlp: int = 3072
   activation: str = "gelu_tanh"
-  gated: bool = False
+  gated_mlp: bool = False
   norm: str = "layer"
   post_norm: bool = False
   epsilon: float = 1e-5
   bias: bool = True
   qkv_bias: bool = False  # of query, key and value where nothing else has one (Qwen2)
-  tied: bool = True  # the embedding table also scores the next token
+  tie_embeddings: bool = True  # the embedding table also scores the next token
   rotary: Rotary | None = None  # None: learned positions
   window: int | None = None  # how many tokens back attention reaches, itself included
   dropout: float = 0.0  # of embeddings and residual branches
@@ -59,11 +59,11 @@ class Config:
         raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
     if self.dtype not in ("float32", "bfloat16"):
       raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    for name in ("vocabulary", "length", "width", "depth", "heads", "groups", "head_size", "mlp"):
+    for name in ("vocabulary", "length", "width", "depth", "heads", "kv_heads", "head_size", "mlp"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-    if self.heads % self.groups:
-      raise ValueError(f"heads ({self.heads}) must be a multiple of groups ({self.groups})")
+    if self.heads % self.kv_heads:
+      raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
     if self.rotary and self.head_size % 2:
       raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
     if not 0 <= self.dropout < 1:
@@ -89,14 +89,14 @@ class Decoder(nn.Module):
       attention=partial(
         Attention,
         heads=c.heads,
-        groups=c.groups,
+        kv_heads=c.kv_heads,
         head_size=c.head_size,
         bias=c.bias or c.qkv_bias,
         out_bias=c.bias,
         rotary=c.rotary,
         scale=scale,
       ),
-      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated, bias=c.bias, scale=scale),
+      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias, scale=scale),
       post=c.post_norm,
       dropout=c.dropout,
     )
@@ -106,7 +106,7 @@ class Decoder(nn.Module):
     self.stack = Stack(block, c.depth, c.scan, c.remat)
     if not c.post_norm:
       self.norm = norm()
-    if not c.tied:
+    if not c.tie_embeddings:
       self.unembed = Embed(c.vocabulary, c.width)
     self.drop = nn.Dropout(c.dropout)
 
@@ -120,66 +120,66 @@ class Decoder(nn.Module):
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
     if positions_BxL is None:
       positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
-    mask = ready(Mask(segments_BxL, causal=True, window=self.config.window), inputs_BxL.shape[1])
-    x_BxLxD = self._enter(inputs_BxL, positions_BxL)
+    mask = prepare_mask(Mask(segments_BxL, causal=True, window=self.config.window), inputs_BxL.shape[1])
+    x_BxLxD = self.embed_tokens(inputs_BxL, positions_BxL)
     x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
-    if self.is_initializing() and not self.config.tied:
+    if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(inputs_BxL)
-    return self._leave(x_BxLxD), tapped
+    return self.final_norm(x_BxLxD), tapped
 
   def extend(self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Cache]:
     """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the longer cache."""
     cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL)
     if self.config.window:
       mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self.config.window)
-    x_BxLxD = self._enter(tokens_BxL, positions_BxL)
+    x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)
     x_BxLxD, cache = self.stack.extend(x_BxLxD, positions_BxL, Mask(allowed_BxLxM=mask_BxLxM), cache)
-    return self._leave(x_BxLxD), cache.advance(tokens_BxL.shape[1])
+    return self.final_norm(x_BxLxD), cache.advance(tokens_BxL.shape[1])
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""
-    table = self.embed.table if self.config.tied else self.unembed.table
+    table = self.embed.table if self.config.tie_embeddings else self.unembed.table
     return vocabulary_logits(x, table, self.config.vocabulary)
 
-  def empty_cache(self, batch: int, slots: int) -> Cache:
-    """Returns a cache of `slots` token slots for `batch` rows."""
+  def init_cache(self, batch: int, max_tokens: int) -> Cache:
+    """Returns a cache of `max_tokens` token max_tokens for `batch` rows."""
     c = self.config
-    return Cache.empty(c.depth, batch, slots, c.groups, c.head_size, jnp.dtype(c.dtype))
+    return Cache.empty(c.depth, batch, max_tokens, c.kv_heads, c.head_size, jnp.dtype(c.dtype))
 
   def unembedding(self, params: Tree) -> jax.Array:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return params["embed" if self.config.tied else "unembed"]["table"]
+    return params["embed" if self.config.tie_embeddings else "unembed"]["table"]
 
-  def unstacked(self, params: Tree) -> Tree:
+  def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each layer as a tree of its own, as decoding reads them fastest."""
     layers = unstack(params["stack"]["layers"], self.config.depth)
     if platform() == "cpu":
       layers = tuple(map(transpose_kernels, layers))
     return params | {"stack": {"layers": layers}}
 
-  def _enter(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+  def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
     dtype = jnp.dtype(self.config.dtype)
     x_BxLxD = self.embed(tokens_BxL, dtype)
     if self.config.rotary is None:
       x_BxLxD += self.positions(positions_BxL, dtype)
-    x_BxLxD = constrain(x_BxLxD, "batch", "stream", None)
+    x_BxLxD = constrain(x_BxLxD, "batch", "residual_length", None)
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
-  def _leave(self, x_BxLxD: jax.Array) -> jax.Array:
+  def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
     return x_BxLxD if self.config.post_norm else self.norm(x_BxLxD)
 
 
 def _gpt(width: int, depth: int, heads: int, length: int, **changes) -> dict:
-  shape = dict(width=width, depth=depth, heads=heads, groups=heads, head_size=width // heads, mlp=4 * width)
+  shape = dict(width=width, depth=depth, heads=heads, kv_heads=heads, head_size=width // heads, mlp=4 * width)
   return dict(vocabulary=50257, length=length) | shape | changes
 
 
 def _llama(
-  width: int, depth: int, heads: int, groups: int, mlp: int, vocabulary: int, length: int, base: float
+  width: int, depth: int, heads: int, kv_heads: int, mlp: int, vocabulary: int, length: int, base: float
 ) -> dict:
   return dict(
-    vocabulary=vocabulary, length=length, width=width, depth=depth, heads=heads, groups=groups,
-    head_size=width // heads, mlp=mlp, activation="silu", gated=True, norm="rms", bias=False, tied=False,
+    vocabulary=vocabulary, length=length, width=width, depth=depth, heads=heads, kv_heads=kv_heads,
+    head_size=width // heads, mlp=mlp, activation="silu", gated_mlp=True, norm="rms", bias=False, tie_embeddings=False,
     rotary=dict(base=base),
   )  # fmt: skip
 

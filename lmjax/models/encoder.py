@@ -14,7 +14,7 @@ from flax import linen as nn
 from lmjax.layers.attention import Attention
 from lmjax.layers.block import Block
 from lmjax.layers.einsum import Einsum, Embed
-from lmjax.layers.kernels.dispatch import ready
+from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
@@ -35,7 +35,7 @@ class Config:
   head_size: int = 64
   mlp: int = 3072
   offset: int = 0  # rows of the table of positions before that of the first token (RoBERTa has 2)
-  types: int = 2  # kinds of sentence, A and B; 0 for none
+  token_types: int = 2  # kinds of sentence, A and B; 0 for none
   pooler: bool = True
   activation: str = "gelu"
   epsilon: float = 1e-12
@@ -53,14 +53,14 @@ class Config:
     for name in ("vocabulary", "length", "width", "depth", "heads", "head_size", "mlp"):
       if getattr(self, name) < 1:
         raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-    if self.types < 0 or not 0 <= self.dropout < 1:
-      raise ValueError("types is at least 0, dropout at least 0 and below 1")
+    if self.token_types < 0 or not 0 <= self.dropout < 1:
+      raise ValueError("token_types is at least 0, dropout at least 0 and below 1")
 
 
 class Encoder(nn.Module):
   """A bidirectional transformer, post-norm.
 
-  Parameters: `embed`, `positions`, `types` (if there are any), `embed_norm`, `stack`, `pooler` (if wanted).
+  Parameters: `embed`, `positions`, `token_types` (if there are any), `embed_norm`, `stack`, `pooler` (if wanted).
   """
 
   config: Config
@@ -72,15 +72,15 @@ class Encoder(nn.Module):
     block = partial(
       Block,
       norm=norm,
-      attention=partial(Attention, heads=c.heads, groups=c.heads, head_size=c.head_size),
+      attention=partial(Attention, heads=c.heads, kv_heads=c.heads, head_size=c.head_size),
       mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation),
       post=True,
       dropout=c.dropout,
     )
     self.embed = Embed(c.vocabulary, c.width)
     self.positions = Embed(c.length + c.offset, c.width, axis="positions")
-    if c.types:
-      self.types = Embed(c.types, c.width, axis="types")
+    if c.token_types:
+      self.token_types = Embed(c.token_types, c.width, axis="types")
     self.embed_norm = norm()
     self.stack = Stack(block, c.depth, c.scan, c.remat)
     if c.pooler:
@@ -92,7 +92,7 @@ class Encoder(nn.Module):
     inputs_BxL: jax.Array,
     positions_BxL: jax.Array | None = None,
     segments_BxL: jax.Array | None = None,
-    types_BxL: jax.Array | None = None,
+    token_types_BxL: jax.Array | None = None,
     taps: tuple[str, ...] = (),
   ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
     """Returns the final vectors [B, L, D], the pooled first ones [B, D] if there is a pooler, and what was tapped.
@@ -103,11 +103,11 @@ class Encoder(nn.Module):
     if positions_BxL is None:
       positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
     x_BxLxD = self.embed(inputs_BxL, dtype) + self.positions(positions_BxL + self.config.offset, dtype)
-    if self.config.types:
-      x_BxLxD += self.types(jnp.zeros_like(inputs_BxL) if types_BxL is None else types_BxL, dtype)
-    x_BxLxD = constrain(self.embed_norm(x_BxLxD), "batch", "stream", None)
+    if self.config.token_types:
+      x_BxLxD += self.token_types(jnp.zeros_like(inputs_BxL) if token_types_BxL is None else token_types_BxL, dtype)
+    x_BxLxD = constrain(self.embed_norm(x_BxLxD), "batch", "residual_length", None)
     x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
-    mask = ready(Mask(segments_BxL), inputs_BxL.shape[1])
+    mask = prepare_mask(Mask(segments_BxL), inputs_BxL.shape[1])
     x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
     pooled_BxD = jnp.tanh(self.pooler(x_BxLxD[:, 0])) if self.config.pooler else None
     return x_BxLxD, pooled_BxD, tapped
@@ -129,5 +129,5 @@ PRESETS: dict[str, dict] = {
   "bert-medium": _bert(8, 512, 8),
   "bert-base": _bert(12, 768, 12),
   "bert-large": _bert(24, 1024, 16),
-  "distilbert": _bert(6, 768, 12, types=0, pooler=False),
+  "distilbert": _bert(6, 768, 12, token_types=0, pooler=False),
 }

@@ -17,7 +17,7 @@ from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
 from lmjax.layers.cross_block import CrossAttention, CrossBlock, CrossCache, Source
 from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
-from lmjax.layers.kernels.dispatch import ready
+from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import ACTIVATIONS, Mlp
 from lmjax.layers.norms import NORMS
@@ -39,16 +39,16 @@ class Config:
   head_size: int = 64
   mlp: int = 2048
   positions: str = "relative"  # or sinusoidal
-  buckets: int = 32  # of relative distances
-  furthest: int = 128  # distance that has a bucket of its own kind
+  num_buckets: int = 32  # of relative distances
+  max_distance: int = 128  # distance that has a bucket of its own kind
   activation: str = "relu"
-  gated: bool = False
+  gated_mlp: bool = False
   norm: str = "rms"
   post_norm: bool = False
   epsilon: float = 1e-6
   bias: bool = False
-  scaled: bool = False  # attention scores are divided by sqrt(head_size)
-  tied: bool = True  # one table for source, target and scores; T5 then scores vectors divided by sqrt(width)
+  scale_scores: bool = False  # attention scores are divided by sqrt(head_size)
+  tie_embeddings: bool = True  # one table for source, target and scores; T5 then scores vectors divided by sqrt(width)
   dropout: float = 0.0  # of embeddings and residual branches
   dtype: str = "float32"  # of the computation; parameters are float32
   scan: bool = True
@@ -84,25 +84,25 @@ class EncoderDecoder(nn.Module):
     parts = dict(
       norm=partial(NORMS[c.norm], epsilon=c.epsilon),
       attention=partial(
-        Attention, heads=c.heads, groups=c.heads, head_size=c.head_size, scaled=c.scaled, **start
+        Attention, heads=c.heads, kv_heads=c.heads, head_size=c.head_size, scale_scores=c.scale_scores, **start
       ),
-      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated, **start),
       post=c.post_norm,
       dropout=c.dropout,
     )  # fmt: skip
+    mlp = partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, **start)
     cross = partial(
-      CrossAttention, heads=c.heads, head_size=c.head_size, width=c.width, scaled=c.scaled, **start
+      CrossAttention, heads=c.heads, head_size=c.head_size, width=c.width, scale_scores=c.scale_scores, **start
     )  # fmt: skip
     waves = c.positions == "sinusoidal"
     self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5 if waves else 1.0)
-    self.encoder = Stack(partial(Block, **parts), c.depth, c.scan, c.remat)
-    self.decoder = Stack(partial(CrossBlock, cross=cross, **parts), c.depth, c.scan, c.remat)
+    self.encoder = Stack(partial(Block, mlp=mlp, **parts), c.depth, c.scan, c.remat)
+    self.decoder = Stack(partial(CrossBlock, cross=cross, feed_forward=mlp, **parts), c.depth, c.scan, c.remat)
     if not waves:
-      self.encoder_bias = RelativeBias(c.heads, c.buckets, c.furthest)
-      self.decoder_bias = RelativeBias(c.heads, c.buckets, c.furthest, causal=True)
+      self.encoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance)
+      self.decoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance, causal=True)
     if not c.post_norm:
       self.encoder_norm, self.decoder_norm = parts["norm"](), parts["norm"]()
-    if not c.tied:
+    if not c.tie_embeddings:
       self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.drop = nn.Dropout(c.dropout)
 
@@ -122,17 +122,17 @@ class EncoderDecoder(nn.Module):
     """
     source_BxMxD, _ = self.encode(inputs_BxM, positions_BxM, segments_BxM)
     length, sources = decoder_inputs_BxL.shape[1], inputs_BxM.shape[1]
-    cross = ready(Mask(decoder_segments_BxL, segments_BxM), length, sources)
-    positions = _places(decoder_inputs_BxL, decoder_positions_BxL)
+    cross = prepare_mask(Mask(decoder_segments_BxL, segments_BxM), length, sources)
+    positions = _positions(decoder_inputs_BxL, decoder_positions_BxL)
     bias = None
     if self.config.positions == "relative":  # in a row, the distance of two places is that of the tokens there
       bias = self.decoder_bias(*[jnp.arange(length)[None]] * 2)
-    own = ready(Mask(decoder_segments_BxL, bias_BxHxLxM=bias, causal=True), length)
-    x_BxLxD = self._enter(decoder_inputs_BxL, positions)
+    own = prepare_mask(Mask(decoder_segments_BxL, bias_BxHxLxM=bias, causal=True), length)
+    x_BxLxD = self.embed_tokens(decoder_inputs_BxL, positions)
     x_BxLxD, tapped = self.decoder(x_BxLxD, positions, Source(own, cross, source_BxMxD), taps)
-    if self.is_initializing() and not self.config.tied:
+    if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(decoder_inputs_BxL)
-    return self._leave(x_BxLxD), tapped | ({"source": source_BxMxD} if taps else {})
+    return self.final_norm(x_BxLxD), tapped | ({"source": source_BxMxD} if taps else {})
 
   def encode(
     self,
@@ -143,16 +143,16 @@ class EncoderDecoder(nn.Module):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the encoder's final vectors [B, M, D] and what was tapped in it."""
     c, length = self.config, inputs_BxM.shape[1]
-    positions = _places(inputs_BxM, positions_BxM)
+    positions = _positions(inputs_BxM, positions_BxM)
     bias = self.encoder_bias(*[jnp.arange(length)[None]] * 2) if c.positions == "relative" else None
-    mask = ready(Mask(segments_BxM, bias_BxHxLxM=bias), length)
-    x_BxMxD, tapped = self.encoder(self._enter(inputs_BxM, positions), positions, mask, taps)
+    mask = prepare_mask(Mask(segments_BxM, bias_BxHxLxM=bias), length)
+    x_BxMxD, tapped = self.encoder(self.embed_tokens(inputs_BxM, positions), positions, mask, taps)
     if not c.post_norm:
       x_BxMxD = self.encoder_norm(x_BxMxD)
     return self.drop(x_BxMxD, deterministic=not self.has_rng("dropout") or c.post_norm), tapped
 
-  def read(self, inputs_BxM: jax.Array, valid_BxM: jax.Array, slots: int) -> CrossCache:
-    """Returns the cache of a decoder that has read these sources, with room for `slots` tokens of its own."""
+  def read(self, inputs_BxM: jax.Array, valid_BxM: jax.Array, max_tokens: int) -> CrossCache:
+    """Returns the cache of a decoder that has read these sources, with room for `max_tokens` tokens of its own."""
     c = self.config
     positions = jnp.maximum(jnp.cumsum(valid_BxM, axis=1) - 1, 0)  # padding may stand on either side
     x_BxMxD, _ = self.encode(inputs_BxM, positions, valid_BxM.astype(jnp.int32))
@@ -160,7 +160,7 @@ class EncoderDecoder(nn.Module):
       self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="remember")
       for params in self._decoder_layers()
     )
-    own = Cache.empty(c.depth, len(inputs_BxM), slots, c.heads, c.head_size, jnp.dtype(c.dtype))
+    own = Cache.empty(c.depth, len(inputs_BxM), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
     return CrossCache(own, layers, valid_BxM)
 
   def extend(self, cache: CrossCache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, CrossCache]:
@@ -170,20 +170,20 @@ class EncoderDecoder(nn.Module):
     length, sources = tokens_BxL.shape[1], cache.valid_BxM.shape[1]
     seen = jnp.broadcast_to(cache.valid_BxM[:, None], (len(tokens_BxL), length, sources))
     source = Source(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=seen))
-    x_BxLxD = self._enter(tokens_BxL, positions_BxL)
+    x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)
     x_BxLxD, cache = self.decoder.extend(x_BxLxD, positions_BxL, source, cache.replace(own=own))
-    return self._leave(x_BxLxD), cache.replace(own=cache.own.advance(length))
+    return self.final_norm(x_BxLxD), cache.replace(own=cache.own.advance(length))
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""
-    table = self.embed.table if self.config.tied else self.unembed.table
+    table = self.embed.table if self.config.tie_embeddings else self.unembed.table
     return vocabulary_logits(x, table, self.config.vocabulary)
 
   def unembedding(self, params: Tree) -> jax.Array:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return params["embed" if self.config.tied else "unembed"]["table"]
+    return params["embed" if self.config.tie_embeddings else "unembed"]["table"]
 
-  def unstacked(self, params: Tree) -> Tree:
+  def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each decoder layer as a tree of its own, as decoding reads them fastest."""
     layers = unstack(params["decoder"]["layers"], self.config.depth)
     if platform() == "cpu":
@@ -194,30 +194,30 @@ class EncoderDecoder(nn.Module):
     layers = self.get_variable("params", "decoder")["layers"]
     return layers if isinstance(layers, tuple) else unstack(layers, self.config.depth)
 
-  def _enter(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+  def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
     c = self.config
     x_BxLxD = self.embed(tokens_BxL, jnp.dtype(c.dtype))
     if c.positions == "sinusoidal":
       x_BxLxD = x_BxLxD * c.width**0.5 + sinusoids(positions_BxL, c.width).astype(x_BxLxD.dtype)
-    x_BxLxD = constrain(x_BxLxD, "batch", "stream", None)
+    x_BxLxD = constrain(x_BxLxD, "batch", "residual_length", None)
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
-  def _leave(self, x_BxLxD: jax.Array) -> jax.Array:
+  def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
     c = self.config
     if not c.post_norm:
       x_BxLxD = self.decoder_norm(x_BxLxD)
       x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
-    return x_BxLxD * c.width**-0.5 if c.tied and c.positions == "relative" else x_BxLxD
+    return x_BxLxD * c.width**-0.5 if c.tie_embeddings and c.positions == "relative" else x_BxLxD
 
 
-def _places(tokens_BxL: jax.Array, positions_BxL: jax.Array | None) -> jax.Array:
+def _positions(tokens_BxL: jax.Array, positions_BxL: jax.Array | None) -> jax.Array:
   return jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape) if positions_BxL is None else positions_BxL
 
 
 def _transformer(width: int, mlp: int, heads: int) -> dict:
   return dict(
     vocabulary=37_000, length=512, width=width, depth=6, heads=heads, head_size=64, mlp=mlp, positions="sinusoidal",
-    norm="layer", post_norm=True, bias=True, scaled=True,
+    norm="layer", post_norm=True, bias=True, scale_scores=True,
   )  # fmt: skip
 
 
@@ -227,7 +227,7 @@ def _t5(width: int, depth: int, heads: int, head_size: int, mlp: int, **changes)
 
 
 def _v1_1(width: int, depth: int, heads: int, mlp: int) -> dict:
-  return _t5(width, depth, heads, 64, mlp, activation="gelu_tanh", gated=True, tied=False)
+  return _t5(width, depth, heads, 64, mlp, activation="gelu_tanh", gated_mlp=True, tie_embeddings=False)
 
 
 PRESETS: dict[str, dict] = {

@@ -27,7 +27,7 @@ class Config:
   cells: int = 650  # where there are more of them than `width`, outputs are projected
   depth: int = 2
   clip: float = 0.0  # largest absolute value of cells and projections; 0 for any
-  tied: bool = True  # the embedding table also scores the next token
+  tie_embeddings: bool = True  # the embedding table also scores the next token
   dropout: float = 0.0  # variational: one mask a row for the inputs and outputs of every layer, and for its last output
   dtype: str = "float32"  # of the products; parameters and state are float32
 
@@ -65,7 +65,7 @@ class Recurrent(nn.Module):
     c = self.config
     self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.layers = [LSTM(c.cells, c.width, c.clip) for _ in range(c.depth)]
-    if not c.tied:
+    if not c.tie_embeddings:
       self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.drop = nn.Dropout(c.dropout, broadcast_dims=(1,))
 
@@ -82,10 +82,10 @@ class Recurrent(nn.Module):
     """
     x_BxLxD = constrain(self.embed(inputs_BxL, jnp.dtype(self.config.dtype)), "batch", None, None)
     states = tuple(layer.empty(len(inputs_BxL)) for layer in self.layers)
-    starts_BxL = None if positions_BxL is None else positions_BxL == 0
-    moves_BxL = None if segments_BxL is None else segments_BxL > 0
-    x_BxLxD, _, outputs = self._run(x_BxLxD, states, moves_BxL, starts_BxL)
-    if self.is_initializing() and not self.config.tied:
+    resets_BxL = None if positions_BxL is None else positions_BxL == 0
+    valid_BxL = None if segments_BxL is None else segments_BxL > 0
+    x_BxLxD, _, outputs = self._run(x_BxLxD, states, valid_BxL, resets_BxL)
+    if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(inputs_BxL)
     return x_BxLxD, {"hidden": jnp.stack(outputs)} if "hidden" in taps else {}
 
@@ -97,29 +97,29 @@ class Recurrent(nn.Module):
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""
-    table = self.embed.table if self.config.tied else self.unembed.table
+    table = self.embed.table if self.config.tie_embeddings else self.unembed.table
     return vocabulary_logits(x, table, self.config.vocabulary)
 
-  def empty_cache(self, batch: int, slots: int) -> Memory:
-    """Returns the memory of `batch` rows that have read nothing; it does not grow, whatever the `slots`."""
+  def init_cache(self, batch: int, max_tokens: int) -> Memory:
+    """Returns the memory of `batch` rows that have read nothing; it does not grow, whatever the `max_tokens`."""
     return Memory(tuple(layer.empty(batch) for layer in self.layers))
 
   def unembedding(self, params: Tree) -> jax.Array:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return params["embed" if self.config.tied else "unembed"]["table"]
+    return params["embed" if self.config.tie_embeddings else "unembed"]["table"]
 
-  def unstacked(self, params: Tree) -> Tree:
+  def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters as decoding reads them: as they are."""
     return params
 
-  def _run(self, x_BxLxD, states, moves_BxL, starts_BxL):
+  def _run(self, x_BxLxD, states, valid_BxL, resets_BxL):
     """Returns the last layer's outputs, the states and every layer's outputs."""
     after, outputs = [], []
     keep = not self.has_rng("dropout")
     x_BxLxD = self.drop(x_BxLxD, deterministic=keep)
     for layer, state in zip(self.layers, states, strict=True):
       mask = self.drop(jnp.ones((len(x_BxLxD), 1, self.config.width)), deterministic=keep)[:, 0]
-      x_BxLxD, state = layer(x_BxLxD, state, moves_BxL, starts_BxL, None if keep else mask)
+      x_BxLxD, state = layer(x_BxLxD, state, valid_BxL, resets_BxL, None if keep else mask)
       outputs.append(x_BxLxD)
       after.append(state)
       x_BxLxD = self.drop(x_BxLxD, deterministic=keep)

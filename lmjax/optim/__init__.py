@@ -14,7 +14,7 @@ from lmjax.optim.schedules import SCHEDULES, schedule
 from lmjax.utils import pytree
 from lmjax.utils.pytree import Tree
 
-RULES = ("adamw", "adafactor", "lion", "muon", "sgd")
+OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,30 +25,32 @@ class Optimizer:
   Chen et al. (2023), arXiv:2302.06675; muon: Jordan et al. (2024), on matrices, with adam for the rest.
   """
 
-  rule: str = "adamw"
-  peak_rate: float = 6e-4
+  optimizer: str = "adamw"
+  peak_lr: float = 6e-4
   schedule: str = "cosine"
   warmup: int = 0  # steps
   decay: int = 0  # steps of the falling end of warmup_stable_decay
-  final: float = 0.1  # the last rate, as a fraction of the peak
+  final_lr_ratio: float = 0.1  # the last rate, as a fraction of the peak
   b1: float = 0.9
   b2: float = 0.95
   epsilon: float = 1e-8
   momentum: float = 0.9  # of sgd
   weight_decay: float = 0.1
-  decayed: str = "kernel|table"  # pattern of what decays: matrices, no biases and no norms
+  decay_pattern: str = "kernel|table"  # pattern of what decays: matrices, no biases and no norms
   clip: float = 1.0  # largest global norm of the gradient; 0 does not clip
-  rates: dict[str, float] = dataclasses.field(default_factory=dict)  # pattern -> factor of the rate, first match
+  lr_multipliers: dict[str, float] = dataclasses.field(
+    default_factory=dict
+  )  # pattern -> factor of the rate, first match
   frozen: tuple[str, ...] = ()  # patterns of what does not move
   ema: float = 0.0  # decay of the moving average of the parameters; 0 keeps none
   microbatches: int = 1  # parts of a batch whose gradients are added up before the update
 
   def __post_init__(self):
-    if self.rule not in RULES:
-      raise ValueError(f"rule is one of {', '.join(RULES)}, not {self.rule!r}")
+    if self.optimizer not in OPTIMIZERS:
+      raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
     if self.schedule not in SCHEDULES:
       raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-    for name in ("peak_rate", "clip", "weight_decay", "warmup", "decay"):
+    for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name} is at least 0, not {getattr(self, name)}")
     if not 0 <= self.ema < 1:
@@ -56,9 +58,9 @@ class Optimizer:
     if self.microbatches < 1:
       raise ValueError(f"microbatches is at least 1, not {self.microbatches}")
 
-  def rate(self, steps: int):
+  def learning_rate(self, steps: int):
     """Returns the learning rate as a function of the step."""
-    return schedule(self.schedule, self.peak_rate, steps, self.warmup, self.final, self.decay)
+    return schedule(self.schedule, self.peak_lr, steps, self.warmup, self.final_lr_ratio, self.decay)
 
   def build(self, steps: int) -> optax.GradientTransformation:
     """Returns the optax chain for a run of `steps` steps; the moving average is its last link."""
@@ -66,9 +68,9 @@ class Optimizer:
     links.append(self._direction())
     if self.weight_decay:
       links.append(optax.add_decayed_weights(self.weight_decay, self._decayed))
-    if self.rates:
-      links.append(_scaled_by(self.rates))
-    links.append(optax.scale_by_learning_rate(self.rate(steps)))
+    if self.lr_multipliers:
+      links.append(_scaled_by(self.lr_multipliers))
+    links.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
     if self.frozen:
       links.append(_scaled_by(dict.fromkeys(self.frozen, 0.0)))
     if self.ema:
@@ -76,16 +78,16 @@ class Optimizer:
     return optax.chain(*links)
 
   def _direction(self) -> optax.GradientTransformation:
-    if self.rule == "adamw":
+    if self.optimizer == "adamw":
       return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
-    if self.rule == "adafactor":
+    if self.optimizer == "adafactor":
       # Steps relative to the size of what they change, as Shazeer and Stern (2018), arXiv:1804.04235, have them.
       return optax.chain(
         optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
       )
-    if self.rule == "lion":
+    if self.optimizer == "lion":
       return optax.scale_by_lion(self.b1, self.b2)
-    if self.rule == "sgd":
+    if self.optimizer == "sgd":
       return optax.trace(self.momentum)
     return optax.contrib.muon(
       learning_rate=-1.0,  # the sign and the rate come later in the chain
@@ -93,11 +95,12 @@ class Optimizer:
       adam_b1=self.b1,
       adam_b2=self.b2,
       muon_weight_dimension_numbers=_matrices,
-      consistent_rms=0.2,  # updates as large as Adam's, so that rates carry over (Liu et al., 2025, arXiv:2502.16982)
+      # updates as large as Adam's, so that lr_multipliers carry over (Liu et al., 2025, arXiv:2502.16982)
+      consistent_rms=0.2,
     )
 
   def _decayed(self, params: Tree) -> Tree:
-    return pytree.map_named(lambda name, _: bool(pytree.first_match({self.decayed: True}, name, False)), params)
+    return pytree.map_named(lambda name, _: bool(pytree.first_match({self.decay_pattern: True}, name, False)), params)
 
 
 def _matrices(params: Tree) -> Tree:

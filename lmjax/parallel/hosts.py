@@ -23,10 +23,12 @@ from lmjax.utils.errors import UserError
 VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
 LIMIT = 300.0  # seconds to wait for hosts at the start; LMJAX_TIMEOUT sets another
 SILENCE = 30.0  # seconds after which a silent host is taken for lost
-LOST = 69  # exit code of the others
+EXIT_PEER_LOST = 69  # exit code of the others
 
 # What XLA says when another process went away; any other error is this program's own.
-GONE = re.compile("UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|heartbeat|Gloo|Connection (reset|closed)", re.I)
+PEER_ERROR = re.compile(
+  "UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|heartbeat|Gloo|Connection (reset|closed)", re.I
+)
 
 _leaving = threading.Event()  # from here on, a silent host is one that has left before us
 
@@ -54,7 +56,7 @@ def join() -> None:
       )
     if int(count) == 1:
       return
-    _meet(coordinator, int(count), int(number), limit)
+    _rendezvous(coordinator, int(count), int(number), limit)
     options |= {"coordinator_address": coordinator, "num_processes": int(count), "process_id": int(number)}
   elif not _managed():
     return
@@ -87,7 +89,7 @@ def _managed() -> bool:
   return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
 
 
-def _meet(coordinator: str, count: int, number: int, limit: float) -> None:
+def _rendezvous(coordinator: str, count: int, number: int, limit: float) -> None:
   """Waits until all processes are there: jax itself would abort without a word on which is not.
 
   Each tells process 0, on the port after the coordinator's, its number and host name, and hears who is missing.
@@ -95,9 +97,9 @@ def _meet(coordinator: str, count: int, number: int, limit: float) -> None:
   host, _, port = coordinator.rpartition(":")
   deadline = time.monotonic() + limit
   if number:
-    missing = _report(host, int(port) + 1, number, deadline)
+    missing = _announce(host, int(port) + 1, number, deadline)
   else:
-    missing = _collect(int(port) + 1, count, deadline)
+    missing = _gather(int(port) + 1, count, deadline)
   if missing:
     raise UserError(
       f"hosts: {count} processes are expected and {count - len(missing)} came within {limit:g} s; missing: process "
@@ -105,7 +107,7 @@ def _meet(coordinator: str, count: int, number: int, limit: float) -> None:
     )
 
 
-def _collect(port: int, count: int, deadline: float) -> list[int]:
+def _gather(port: int, count: int, deadline: float) -> list[int]:
   came: dict[int, socket.socket] = {}
   try:
     server = socket.create_server(("", port))
@@ -127,7 +129,7 @@ def _collect(port: int, count: int, deadline: float) -> list[int]:
   return missing
 
 
-def _report(host: str, port: int, number: int, deadline: float) -> list[int]:
+def _announce(host: str, port: int, number: int, deadline: float) -> list[int]:
   told = json.dumps({"process": number, "host": socket.gethostname()}) + "\n"
   while time.monotonic() < deadline:
     try:
@@ -159,13 +161,15 @@ def _watch() -> None:
         others[process] = (last, since) if int(now) == last else (int(now), time.monotonic())
     except Exception as error:  # the store lives in process 0
       if "NOT_FOUND" not in str(error) and not _leaving.is_set():
-        _stop("hosts: process 0 is gone; the others stop. The same command goes on from the last checkpoint", LOST)
+        _stop(
+          "hosts: process 0 is gone; the others stop. The same command goes on from the last checkpoint", EXIT_PEER_LOST
+        )
     for process, (_, since) in others.items():
       if time.monotonic() - since > SILENCE - 5:
         _stop(
           f"hosts: process {process} is gone (silent for {SILENCE - 5:g} s); the others stop. "
           "The same command goes on from the last checkpoint",
-          LOST,
+          EXIT_PEER_LOST,
         )
 
 
@@ -181,9 +185,11 @@ def joined():
   except BaseException as error:
     if jax.process_count() == 1:
       raise
-    if isinstance(error, jax.errors.JaxRuntimeError) and GONE.search(str(error)):
+    if isinstance(error, jax.errors.JaxRuntimeError) and PEER_ERROR.search(str(error)):
       reason = str(error).strip().splitlines()[0][:200]
-      _stop(f"hosts: another process is gone ({reason}). The same command goes on from the last checkpoint", LOST)
+      _stop(
+        f"hosts: another process is gone ({reason}). The same command goes on from the last checkpoint", EXIT_PEER_LOST
+      )
     if not isinstance(error, UserError):
       traceback.print_exc()
     _stop(str(error) or type(error).__name__, 2 if isinstance(error, UserError) else 1)
@@ -231,7 +237,7 @@ class Signals:
   """
 
   def __init__(self):
-    self.caught: signal.Signals | None = None
+    self.received: signal.Signals | None = None
 
   def __enter__(self) -> "Signals":
     self._before = {}
@@ -242,19 +248,19 @@ class Signals:
 
   def at(self, step: int) -> signal.Signals | None:
     """Returns the signal to leave for after this step: the same on every host."""
-    if jax.process_count() > 1 and self.caught is None:
+    if jax.process_count() > 1 and self.received is None:
       from jax.experimental import multihost_utils
 
       if multihost_utils.reached_preemption_sync_point(step):
-        self.caught = signal.SIGTERM
-    return self.caught
+        self.received = signal.SIGTERM
+    return self.received
 
   def _catch(self, number: int, frame) -> None:
     signal.signal(number, self._before[number])
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)  # of which all hosts hear at the same step
     else:
-      self.caught = signal.Signals(number)
+      self.received = signal.Signals(number)
 
   def __exit__(self, *error) -> None:
     for number, handler in self._before.items():

@@ -2,8 +2,8 @@
 
 A rule is `(logical axis, mesh axis or axes)`. Read per array: the first dimension that wants a mesh axis gets it, and
 an axis with no rule is replicated. Parameters are named by `utils.shapes.LEGEND`; activations by `batch` and `length`,
-by the names of parameters inside attention and the MLP, and by `stream`: the length of the residual stream between
-them, which may be split over the devices that share a layer's heads, since norms and sums need no other token
+by the names of parameters inside attention and the MLP, and by `residual_length`: the length of the residual stream
+between them, which may be split over the devices that share a layer's heads, since norms and sums need no other token
 (Korthikanti et al., 2022, arXiv:2205.05198): else each of them would keep all of it for the backward pass.
 """
 
@@ -23,9 +23,9 @@ BATCH = ("batch", ("data", "fsdp"))
 MODEL = (
   ("vocabulary", ("model",)),
   ("heads", ("model",)),
-  ("groups", ("model",)),
+  ("kv_heads", ("model",)),
   ("mlp", ("model",)),
-  ("stream", ("model",)),
+  ("residual_length", ("model",)),
 )
 
 RULES: dict[str, Rules] = {
@@ -33,7 +33,7 @@ RULES: dict[str, Rules] = {
   "fsdp": (BATCH, ("width", ("fsdp",))),
   "tp": (BATCH, *MODEL),
   "fsdp_tp": (BATCH, *MODEL, ("width", ("fsdp",))),
-  "sequence": (BATCH, ("length", ("sequence",)), ("stream", ("sequence",)), ("width", ("fsdp", "sequence"))),
+  "sequence": (BATCH, ("length", ("sequence",)), ("residual_length", ("sequence",)), ("width", ("fsdp", "sequence"))),
 }
 
 

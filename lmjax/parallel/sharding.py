@@ -1,4 +1,4 @@
-"""Logical names to shardings: parameters are born with names, a Layout resolves them once.
+"""Logical names to shardings: parameters are init_params with names, a Layout resolves them once.
 
 Nothing outside `parallel/` knows a mesh axis. `constrain` is how activations ask for a layout, and it does nothing
 outside `use_layout`.
@@ -19,33 +19,33 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from lmjax.parallel.mesh import RULES, Rules
 from lmjax.utils import pytree
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 Tree = Any
 
 
 @struct.dataclass
-class Named(nn.meta.AxisMetadata):
-  """A parameter with its logical axis names, as it is between birth and `unbox`.
+class LogicallyPartitioned(nn.meta.AxisMetadata):
+  """A parameter with its logical axis names, as it is between make_init and `unbox`.
 
   `rows` is the true size of axis 0 where the array is padded (a vocabulary table), else None.
   """
 
   value: Any
-  axes: tuple[str | None, ...] = struct.field(pytree_node=False)
+  names: tuple[str | None, ...] = struct.field(pytree_node=False)
   rows: int | None = struct.field(pytree_node=False, default=None)
 
   def unbox(self) -> Any:
     return self.value
 
-  def replace_boxed(self, val: Any) -> "Named":
+  def replace_boxed(self, val: Any) -> "LogicallyPartitioned":
     return self.replace(value=val)
 
-  def add_axis(self, index: int, params: dict) -> "Named":
-    return self.replace(axes=(*self.axes[:index], "layers", *self.axes[index:]))
+  def add_axis(self, index: int, params: dict) -> "LogicallyPartitioned":
+    return self.replace(names=(*self.names[:index], "layers", *self.names[index:]))
 
-  def remove_axis(self, index: int, params: dict) -> "Named":
-    return self.replace(axes=(*self.axes[:index], *self.axes[index + 1 :]))
+  def remove_axis(self, index: int, params: dict) -> "LogicallyPartitioned":
+    return self.replace(names=(*self.names[:index], *self.names[index + 1 :]))
 
   def size(self) -> int:
     """Returns the number of true (unpadded) values."""
@@ -53,18 +53,18 @@ class Named(nn.meta.AxisMetadata):
     return math.prod(shape if self.rows is None else (self.rows, *shape[1:]))
 
 
-def _is_named(leaf: Any) -> bool:
-  return isinstance(leaf, Named)
+def _is_partitioned(leaf: Any) -> bool:
+  return isinstance(leaf, LogicallyPartitioned)
 
 
 def stack_names(boxed: Tree) -> Tree:
   """Adds the name `layers` in front of every parameter, after a vmapped initialisation."""
-  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=_is_named)
+  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=_is_partitioned)
 
 
 def count_parameters(boxed: Tree) -> int:
   """Returns the number of trained values in a named (abstract) tree, vocabulary padding not counted."""
-  return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=_is_named))
+  return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=_is_partitioned))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Layout:
     """Returns the layout for a rule set by name, or given as `[[logical, [mesh axis, ...]], ...]`."""
     if isinstance(rules, str):
       if rules not in RULES:
-        raise UserError(f"rules: no rule set {rules!r}{nearest(rules, RULES)}")
+        raise UserError(f"rules: no rule set {rules!r}{did_you_mean(rules, RULES)}")
       rules = RULES[rules]
     rules = tuple((logical, (axes,) if isinstance(axes, str) else tuple(axes)) for logical, axes in rules)
     for logical, axes in rules:
       for axis in axes:
         if axis not in mesh.axis_names:
-          raise UserError(f"rules: {logical} -> {axis}: no such mesh axis{nearest(axis, mesh.axis_names)}")
+          raise UserError(f"rules: {logical} -> {axis}: no such mesh axis{did_you_mean(axis, mesh.axis_names)}")
     used = {axis for _, axes in rules for axis in axes}
     for axis, size in mesh.shape.items():
       if size > 1 and axis not in used:
@@ -106,7 +106,7 @@ class Layout:
       entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return PartitionSpec(*entries)
 
-  def parts(self, logical: str, size: int | None = None) -> int:
+  def num_shards(self, logical: str, size: int | None = None) -> int:
     """Returns how many parts a logical axis is split into; one where `size` does not divide."""
     axes = self.spec(logical, shape=None if size is None else (size,))[0] or ()
     return math.prod(self.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
@@ -117,14 +117,14 @@ class Layout:
 
   def shardings(self, boxed: Tree) -> Tree:
     """Returns a sharding for each parameter of a named abstract tree."""
-    return jax.tree.map(lambda leaf: self.sharding(*leaf.axes, shape=leaf.value.shape), boxed, is_leaf=_is_named)
+    return jax.tree.map(lambda leaf: self.sharding(*leaf.names, shape=leaf.value.shape), boxed, is_leaf=_is_partitioned)
 
   def replicated(self, boxed: Tree) -> list[str]:
     """Returns a line for each parameter that a rule wanted to split and whose size does not divide."""
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_named):
-      if self.spec(*leaf.axes) != self.spec(*leaf.axes, shape=leaf.value.shape):
-        found.append(f"{pytree.name(path)} {leaf.value.shape} is replicated: {leaf.axes} does not divide")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_partitioned):
+      if self.spec(*leaf.names) != self.spec(*leaf.names, shape=leaf.value.shape):
+        found.append(f"{pytree.name(path)} {leaf.value.shape} is replicated: {leaf.names} does not divide")
     return found
 
   def rows(self, batch: int) -> list[int]:
@@ -132,7 +132,7 @@ class Layout:
     held = self.sharding("batch", shape=(batch,)).addressable_devices_indices_map((batch,)).values()
     return sorted({row for (index,) in held for row in range(batch)[index]})
 
-  def place(self, spec: Tree, batch: Tree, rows: list[int]) -> Tree:
+  def shard_batch(self, spec: Tree, batch: Tree, rows: list[int]) -> Tree:
     """Returns a global batch on the devices, of which this host has brought its `rows`, whole ones."""
 
     def leaf(wanted: jax.sharding.NamedSharding, shape: jax.ShapeDtypeStruct, own: np.ndarray) -> jax.Array:

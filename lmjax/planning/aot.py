@@ -13,7 +13,7 @@ import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from lmjax.planning.hardware import CHIPS, Chip
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 PLANES = {n: (2 ** (k // 2), 2 ** (k - k // 2)) for k in range(9) for n in [2**k]}  # of v5e and v6e: 8 is 2x4
 CUBES = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4)} | {
@@ -68,7 +68,7 @@ def topology(text: str, slices: int = 1) -> Topology:
   name, separator, size = text.partition(":") if ":" in text else text.partition("-")
   numbers = size.split("x")
   if name not in (*CHIPS, "cpu") or not all(n.isdigit() and int(n) for n in numbers):
-    known = nearest(name, (*CHIPS, "cpu")) if name not in (*CHIPS, "cpu") else ""
+    known = did_you_mean(name, (*CHIPS, "cpu")) if name not in (*CHIPS, "cpu") else ""
     raise UserError(f"plan: no topology {text!r}{known}; write v5e:16x16, v5e-256, h100:8 or cpu:8")
   grid = tuple(map(int, numbers))
   chip = CHIPS.get(name)

@@ -31,8 +31,8 @@ def estimate(run, capacity: float) -> Compiled:
   # Kernels of accelerators keep no scores of every pair of tokens; XLA's own attention, on a CPU, does.
   scores = run.data.length if math.isfinite(capacity) else 0
   kept = _kept(jax.make_jaxpr(gradient)(*abstract).jaxpr, scores)
-  rows = run.batch / run.layout.parts("batch") / run.optimizer.microbatches
-  shared = run.layout.parts("stream")
+  rows = run.batch / run.layout.num_shards("batch") / run.optimizer.microbatches
+  shared = run.layout.num_shards("residual_length")
   parameters = sum(_stored(leaf) for leaf in jax.tree.leaves(state.params))
   width = 0.5 if getattr(run.task.model.config, "dtype", "float32") == "bfloat16" else 0.0
   temporaries = int(kept * rows / shared + parameters * (1 + width))

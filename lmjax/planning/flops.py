@@ -29,7 +29,7 @@ class Flops:
     """Attention to earlier tokens only, half of the pairs: what a causal kernel has to do."""
     return self.weights + self.attention / 2
 
-  def done(self, causal: bool) -> float:
+  def executed(self, causal: bool) -> float:
     """What a kernel that skips what it may not see does."""
     return self.causal if causal else self.full
 

@@ -63,10 +63,10 @@ class Used:
   """The energy of a run and how it is known; kwh None is not measured."""
 
   kwh: float | None
-  how: str
+  method: str
 
 
-class Meter:
+class EnergyMeter:
   """Counts the energy of this machine from its making on.
 
   By the counters of its GPUs (NVML) or processors (RAPL), else by CodeCarbon where that is installed, else by the

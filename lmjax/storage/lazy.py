@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 
 
-class Mapped:
+class LazyTensor:
   """One parameter, stacked of `layers` tensors or (None) made of a single one; every read makes new float32 values.
 
   tensor: gives the tensor of a layer, arranged as ours, mapped and not yet read. rows: of a vocabulary's table, which

@@ -23,9 +23,9 @@ from lmjax.parallel.sharding import Layout
 from lmjax.state import named_parameters
 from lmjax.storage import bilm, huggingface
 from lmjax.storage.huggingface.load import Loaded
-from lmjax.storage.lazy import Mapped
+from lmjax.storage.lazy import LazyTensor
 from lmjax.tasks.base import Task
-from lmjax.tasks.bidirectional_lm import BiLM
+from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
@@ -38,7 +38,7 @@ LONGEST = 1024  # words of a text that ELMo reads here; it has no limit of its o
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
+class LoadedModel:
   """A model as it is used: task, tokenizer, longest text in tokens, where arrays live, parameters.
 
   run: what a run folder describes, None for other folders. step: of the checkpoint.
@@ -54,10 +54,10 @@ class Opened:
   run: Experiment | None = None
 
 
-def open_model(
+def load_model(
   path: epath.PathLike, step: int | None = None, best: bool = False, dtype: str | None = None,
   overrides: dict[str, str] | None = None,
-) -> Opened:  # fmt: skip
+) -> LoadedModel:  # fmt: skip
   """Returns the model at a path, on the devices of this machine.
 
   Args:
@@ -69,10 +69,10 @@ def open_model(
     UserError: nothing there can be opened, and why.
   """
   if huggingface.is_folder(path):
-    return _open_theirs(path, dtype)
+    return _load_huggingface(path, dtype)
   if bilm.is_folder(path):
-    return _open_bilm(path, dtype)
-  settings = experiments.open_run(path)
+    return _load_bilm(path, dtype)
+  settings = experiments.load_config(path)
   settings["mesh"] = {}
   for key, text in (overrides or {}).items():
     configs.override(settings, key, text)
@@ -80,31 +80,31 @@ def open_model(
     settings["model"]["dtype"] = dtype
   run = experiments.build(settings, path)
   params, step = run.load(path, checkpoint.best(path) if best else step)
-  return Opened(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
+  return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
 
-def _open_theirs(path: epath.PathLike, dtype: str | None) -> Opened:
+def _load_huggingface(path: epath.PathLike, dtype: str | None) -> LoadedModel:
   loaded = huggingface.load(path)
   if loaded.tokenizer is None:
     raise UserError(f"{path} holds a model without a tokenizer: put its tokenizer.json (or vocab.txt, ...) beside it")
   task = task_of(loaded, dtype)
   layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
-  return Opened(
-    task, loaded.tokenizer, loaded.model.config.length, layout, place(loaded, task, layout), 0, loaded.settings
+  return LoadedModel(
+    task, loaded.tokenizer, loaded.model.config.length, layout, shard_params(loaded, task, layout), 0, loaded.settings
   )
 
 
-def _open_bilm(path: epath.PathLike, dtype: str | None) -> Opened:
+def _load_bilm(path: epath.PathLike, dtype: str | None) -> LoadedModel:
   """Opens ELMo's weights as bilm-tf keeps them: without the softmax, so that they embed and predict nothing."""
   model, params = bilm.load(path, len(SPECIAL))
   if dtype:
     model = type(model)(dataclasses.replace(model.config, dtype=dtype))
-  task = BiLM(model, bilm.characters(path))
+  task = BidirectionalLM(model, bilm.characters(path))
   layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
   empty = task.init(jax.random.key(0), {"characters": jnp.zeros(task.spec(1, 1)["characters"].shape, jnp.int32)})
   heads = jax.tree.map(jnp.zeros_like, nn.unbox(empty["heads"]))
   params = jax.tree.map(jnp.asarray, {"model": params, "heads": heads})
-  return Opened(task, Words(SPECIAL, "spaces"), LONGEST, layout, params, 0, {})
+  return LoadedModel(task, Words(SPECIAL, "spaces"), LONGEST, layout, params, 0, {})
 
 
 def task_of(loaded: Loaded, dtype: str | None = None) -> Task:
@@ -114,27 +114,27 @@ def task_of(loaded: Loaded, dtype: str | None = None) -> Task:
     model = type(model)(dataclasses.replace(model.config, dtype=dtype))
   if loaded.labels:
     leaves, family = heads[loaded.labels], loaded.family
-    activation, bias = family.hidden if "dense" in leaves else "", "bias" in leaves["scores"]
+    activation, bias = family.head_activation if "dense" in leaves else "", "bias" in leaves["scores"]
     head = Classifier(model.config.width, leaves["scores"]["kernel"].shape[-1], activation, bias)
-    return Encode(model, head, loaded.labels, family.reads)
+    return Encode(model, head, loaded.labels, family.pooling)
   if "masked_lm" in heads:
     return MaskedLM(model, next_sentence="next_sentence" in heads)
-  if not hasattr(model, "extend") or not (model.config.tied or "unembed" in loaded.params["model"]):
+  if not hasattr(model, "extend") or not (model.config.tie_embeddings or "unembed" in loaded.params["model"]):
     return Encode(model)
   return Seq2Seq(model) if hasattr(model, "read") else CausalLM(model)
 
 
-def place(loaded: Loaded, task: Task, layout: Layout) -> Tree:
+def shard_params(loaded: Loaded, task: Task, layout: Layout) -> Tree:
   """Returns a folder's parameters on a mesh, of which each device reads its own part and nothing else."""
   wanted = pytree.named_leaves(layout.shardings(named_parameters(task, 1, 1)))
 
-  def leaf(name: str, mapped: Mapped) -> jax.Array:
+  def leaf(name: str, mapped: LazyTensor) -> jax.Array:
     return jax.make_array_from_callback(mapped.shape, wanted[name], mapped.__getitem__)
 
   return pytree.map_named(leaf, loaded.params)
 
 
-def speaker() -> contextlib.AbstractContextManager:
+def main_process_output() -> contextlib.AbstractContextManager:
   """Returns a context in which one host prints and the others, which compute the same, are quiet."""
   return contextlib.redirect_stdout(io.StringIO()) if jax.process_index() else contextlib.nullcontext()
 

@@ -10,7 +10,7 @@ from etils import epath
 
 from lmjax import checkpoint
 from lmjax import experiment as experiments
-from lmjax.parallel.sharding import Named
+from lmjax.parallel.sharding import LogicallyPartitioned
 from lmjax.storage import bilm, huggingface
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils import pytree
@@ -45,19 +45,19 @@ class Saved(Protocol):
     """Returns one parameter's values."""
 
 
-class SavedRun:
+class RunReader:
   """The parameters of a run folder's checkpoint."""
 
   def __init__(self, folder: epath.PathLike, step: int | None = None):
     self.folder = folder
-    tree, self.step = checkpoint.described(folder, step)
+    tree, self.step = checkpoint.metadata(folder, step)
     self.leaves, axes = {}, _axes(folder)
     for name, leaf in pytree.named_leaves(tree).items():
       spec = getattr(getattr(leaf, "sharding_metadata", None), "partition_spec", None) or ()
       split = ", ".join(str(axis) for axis in spec if axis)
       named = axes.get(name, ())
-      said = ", ".join(map(str, named)) if len(named) == len(leaf.shape) else ""
-      self.leaves[name] = Leaf(name, tuple(leaf.shape), np.dtype(leaf.dtype).name, split, said)
+      names = ", ".join(map(str, named)) if len(named) == len(leaf.shape) else ""
+      self.leaves[name] = Leaf(name, tuple(leaf.shape), np.dtype(leaf.dtype).name, split, names)
 
   def read(self, name: str) -> np.ndarray:
     wanted: dict = {}
@@ -74,21 +74,21 @@ class SavedRun:
 
 def run_of(path: epath.PathLike) -> epath.Path:
   """Returns the run folder that a path is, or that a checkpoint lies in."""
-  return epath.Path(path).absolute().parent.parent if checkpoint.is_bare(path) else epath.Path(path)
+  return epath.Path(path).absolute().parent.parent if checkpoint.is_checkpoint(path) else epath.Path(path)
 
 
 def _axes(folder: epath.PathLike) -> dict[str, tuple[str | None, ...]]:
   """Returns the logical axes of a run's parameters; nothing where its config is not there or cannot be built here."""
   folder = run_of(folder)
   try:
-    run = experiments.build(experiments.open_run(folder) | {"mesh": {}}, folder)
+    run = experiments.build(experiments.load_config(folder) | {"mesh": {}}, folder)
   except UserError:
     return {}
-  named = jax.tree_util.tree_leaves_with_path(run.named, is_leaf=lambda leaf: isinstance(leaf, Named))
-  return {pytree.name(path): leaf.axes for path, leaf in named}
+  named = jax.tree_util.tree_leaves_with_path(run.named, is_leaf=lambda leaf: isinstance(leaf, LogicallyPartitioned))
+  return {pytree.name(path): leaf.names for path, leaf in named}
 
 
-class SavedFolder:
+class HuggingFaceReader:
   """The parameters of a folder in Hugging Face's format, under its own names."""
 
   def __init__(self, folder: epath.PathLike):
@@ -103,7 +103,7 @@ class SavedFolder:
     return np.asarray(self._tensors[name.replace("/", ".")])
 
 
-class SavedArrays:
+class ArrayReader:
   """The parameters of bilm-tf's files, few enough to be read at once."""
 
   def __init__(self, params: pytree.Tree):
@@ -114,16 +114,16 @@ class SavedArrays:
     return self._arrays[name]
 
 
-def look(path: epath.PathLike, step: int | None = None) -> Saved:
+def open_checkpoint(path: epath.PathLike, step: int | None = None) -> Saved:
   """Returns the parameters at a path: a run folder, Hugging Face's or bilm-tf's, or a checkpoint by itself.
 
   Raises:
     UserError: none of them is there.
   """
   if huggingface.is_folder(path):
-    return SavedFolder(path)
+    return HuggingFaceReader(path)
   if bilm.is_folder(path):
-    return SavedArrays(bilm.load(path)[1])
-  if not (epath.Path(path) / "checkpoints").exists() and not checkpoint.is_bare(path):
+    return ArrayReader(bilm.load(path)[1])
+  if not (epath.Path(path) / "checkpoints").exists() and not checkpoint.is_checkpoint(path):
     raise UserError(f"{path} holds neither a run nor a model in Hugging Face's format")
-  return SavedRun(path, step)
+  return RunReader(path, step)

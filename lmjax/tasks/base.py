@@ -30,7 +30,7 @@ class Task(Protocol):
     """Returns the batch it takes."""
 
   def init(self, rng: jax.Array, batch: Batch) -> Tree:
-    """Returns fresh parameters, named (see parallel.sharding.Named)."""
+    """Returns fresh parameters, named (see parallel.sharding.LogicallyPartitioned)."""
 
   def forward(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Outputs:
     """Returns the outputs; without rng, deterministic ones."""

@@ -18,7 +18,7 @@ from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class BiLM:
+class BidirectionalLM:
   """-log p(word | those before it) forwards and -log p(word | those behind it) backwards, of texts that go on.
 
     loss = mean over words forwards + mean over words backwards

@@ -28,7 +28,7 @@ class ContinuedLM(CausalLM):
       raise ValueError("packed is false where documents go on into each other")
 
   def initial_carry(self, batch: int) -> Tree:
-    return self.model.apply({}, batch, 0, method="empty_cache")
+    return self.model.apply({}, batch, 0, method="init_cache")
 
   def loss(
     self, params: Tree, frozen: Tree, carry: Tree, batch: Batch, *, rng: jax.Array | None = None

@@ -28,7 +28,7 @@ class Encode:
   reads: str = "pooled"
 
   def spec(self, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    keys = ("inputs", "types", "positions", "segments")
+    keys = ("inputs", "token_types", "positions", "segments")
     return {key: jax.ShapeDtypeStruct((batch, length), jnp.int32) for key in keys}
 
   def init(self, rng: jax.Array, batch: Batch) -> Tree:
@@ -60,6 +60,6 @@ class Encode:
       late = jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1]
       inputs = (ids, late, positions, segments, positions, segments)
     else:
-      inputs = (ids, positions, segments, *(() if self.model.causal else (batch["types"],)))
+      inputs = (ids, positions, segments, *(() if self.model.causal else (batch["token_types"],)))
     found = self.model.apply({"params": params}, *inputs, taps=taps)
     return found if len(found) == 3 else (found[0], None, found[1])

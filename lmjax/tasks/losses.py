@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax.layers.backend import materialize, product
+from lmjax.layers.backend import barrier, einsum_f32
 
 
 def cross_entropy(
@@ -47,7 +47,7 @@ def cross_entropy(
     return a.reshape(chunks, -1, *a.shape[3:])
 
   weights = weights_BxL.astype(jnp.float32)
-  loss, nll, correct = _scored(
+  loss, nll, correct = _xent(
     split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), bias_V, vocabulary, z_loss, smoothing
   )
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
@@ -61,8 +61,8 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
   if table_VxD.shape[0] > vocabulary:
     scores_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)
   top_T = jnp.max(scores_TxV, axis=-1)
-  shares_TxV = materialize(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
-  total_T = jnp.sum(shares_TxV, axis=-1)
+  exp_TxV = barrier(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
+  total_T = jnp.sum(exp_TxV, axis=-1)
   log_z_T = top_T + jnp.log(total_T)
   score_T = jnp.take_along_axis(scores_TxV, targets_T[:, None], axis=-1)[:, 0]
   nll_T = log_z_T - score_T
@@ -71,11 +71,11 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
     mean_T = jnp.sum(scores_TxV[:, :vocabulary], axis=-1) / vocabulary
     loss += smoothing * jnp.sum(weights_T * (score_T - mean_T))
   totals = jnp.stack([loss, jnp.sum(weights_T * nll_T), jnp.sum(weights_T * (score_T >= top_T))])
-  return totals, (shares_TxV, total_T, log_z_T)
+  return totals, (exp_TxV, total_T, log_z_T)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _scored(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
+def _xent(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
   def body(totals, inputs):
     x, targets, weights = inputs
     return totals + _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)[0], None
@@ -83,7 +83,7 @@ def _scored(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
   return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
 
 
-def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
+def _xent_forward(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
   def body(carry, inputs):
     totals, d_table, d_bias = carry
     x, targets, weights = inputs
@@ -92,8 +92,8 @@ def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss, smooth
     d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, shares.shape[-1], dtype=d_scores.dtype)
     if smoothing:
       d_scores -= jnp.where(jnp.arange(shares.shape[-1]) < vocabulary, smoothing / vocabulary, 0)
-    d_scores = materialize((d_scores * weights[:, None]).astype(x.dtype))
-    d_x = product("tv,vd->td", d_scores, table.astype(x.dtype))
+    d_scores = barrier((d_scores * weights[:, None]).astype(x.dtype))
+    d_x = einsum_f32("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
     if d_bias is not None:
       d_bias += jnp.sum(d_scores, axis=0, dtype=jnp.float32)
@@ -108,7 +108,7 @@ def _scored_forward(x, table, targets, weights, bias, vocabulary, z_loss, smooth
   return tuple(totals), (d_x, d_table.astype(table.dtype), d_bias, targets.shape)
 
 
-def _scored_backward(vocabulary, z_loss, smoothing, saved, cotangents):
+def _xent_backward(vocabulary, z_loss, smoothing, saved, cotangents):
   d_x, d_table, d_bias, shape = saved
   scale = cotangents[0]  # of the loss; the other totals are metrics
   no_gradient = np.zeros(shape, jax.dtypes.float0)
@@ -116,4 +116,4 @@ def _scored_backward(vocabulary, z_loss, smoothing, saved, cotangents):
   return d_x * scale.astype(d_x.dtype), d_table * scale.astype(d_table.dtype), no_gradient, jnp.zeros(shape), d_bias
 
 
-_scored.defvjp(_scored_forward, _scored_backward)
+_xent.defvjp(_xent_forward, _xent_backward)

@@ -22,22 +22,22 @@ class MaskedLM:
 
     loss = mean over predicted places + mean over pairs
 
-  predictions: places a row at most; only they go through the vocabulary. next_sentence: whether rows are pairs whose
-  second half may come from elsewhere.
+  max_predictions: places a row at most; only they go through the vocabulary. next_sentence: whether rows are pairs
+  whose second half may come from elsewhere.
   """
 
   model: nn.Module
-  predictions: int = 20
+  max_predictions: int = 20
   next_sentence: bool = True
 
   def spec(self, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    keys = ("inputs", "types", "positions", "segments")
+    keys = ("inputs", "token_types", "positions", "segments")
     spec = {key: jax.ShapeDtypeStruct((batch, length), jnp.int32) for key in keys}
-    places = (batch, self.predictions)
-    spec |= {key: jax.ShapeDtypeStruct(places, jnp.int32) for key in ("predicted", "labels")}
+    places = (batch, self.max_predictions)
+    spec |= {key: jax.ShapeDtypeStruct(places, jnp.int32) for key in ("masked_positions", "labels")}
     spec |= {"weights": jax.ShapeDtypeStruct(places, jnp.float32)}
     if self.next_sentence:
-      spec |= {"random": jax.ShapeDtypeStruct((batch,), jnp.int32)}
+      spec |= {"next_sentence_label": jax.ShapeDtypeStruct((batch,), jnp.int32)}
     return spec
 
   def init(self, rng: jax.Array, batch: Batch) -> Tree:
@@ -75,7 +75,7 @@ class MaskedLM:
     self, params: Tree, frozen: Tree, carry: Tree, batch: Batch, *, rng: jax.Array | None = None
   ) -> tuple[dict[str, Mean], Tree]:
     hidden, pooled, _ = self._hidden(params, batch, rng)
-    x_BxPxD = jnp.take_along_axis(hidden, batch["predicted"][..., None], axis=1)
+    x_BxPxD = jnp.take_along_axis(hidden, batch["masked_positions"][..., None], axis=1)
     vectors, bias = self._words.apply({"params": params["heads"]["masked_lm"]}, x_BxPxD)
     loss, totals = cross_entropy(
       vectors, self.model.unembedding(params["model"]), batch["labels"], batch["weights"],
@@ -86,8 +86,8 @@ class MaskedLM:
     if self.next_sentence:
       real = self._real(batch)
       scores = self._pairs.apply({"params": params["heads"]["next_sentence"]}, pooled)
-      nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), batch["random"][:, None], axis=1)[:, 0]
-      right = jnp.argmax(scores, axis=1) == batch["random"]
+      nll = -jnp.take_along_axis(jax.nn.log_softmax(scores), batch["next_sentence_label"][:, None], axis=1)[:, 0]
+      right = jnp.argmax(scores, axis=1) == batch["next_sentence_label"]
       terms["next_sentence"] = Mean(jnp.sum(real * nll), jnp.sum(real))
       terms["next_accuracy"] = Mean(jnp.sum(real * right), jnp.sum(real))
     return terms, carry
@@ -112,5 +112,11 @@ class MaskedLM:
     compute = cast(params["model"], jnp.dtype(self.model.config.dtype))
     rngs = {} if rng is None else {"dropout": rng}
     return self.model.apply(
-      {"params": compute}, batch["inputs"], batch["positions"], batch["segments"], batch["types"], taps=taps, rngs=rngs
+      {"params": compute},
+      batch["inputs"],
+      batch["positions"],
+      batch["segments"],
+      batch["token_types"],
+      taps=taps,
+      rngs=rngs,
     )

@@ -8,7 +8,7 @@ class UserError(Exception):
   """What is wrong, where, and what to do, in one line; a door prints it and leaves with code 2."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
   """Returns `; did you mean 'x'?` for the closest known name, else the known names where they are few."""
   known = sorted(known)
   close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

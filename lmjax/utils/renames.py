@@ -1,4 +1,9 @@
-"""What older versions called things: one table for config files, run folders and checkpoints that they wrote."""
+"""What older versions called things: one table for the configs, run folders and checkpoints that they wrote."""
+
+import re
+from typing import Any
+
+FORMAT = 2  # of config.json; the first had no number
 
 # Dotted names, `package.module:Name`; a module alone stands for every name in it.
 MOVED: dict[str, str] = {
@@ -23,10 +28,100 @@ MOVED: dict[str, str] = {
   "lmjax.data.corpus:gutenberg_body": "lmjax.data.sources.text:gutenberg_body",
   "lmjax.data.pipeline:Text": "lmjax.data.objectives.causal:Text",
   "lmjax.data.sources:JsonLines": "lmjax.data.sources.records:JsonLines",
+  "lmjax.data.corpus:Embedded": "lmjax.data.sources.python_docs:PythonDocs",
+  "lmjax.data.corpus:EmbeddedPairs": "lmjax.data.sources.python_docs:PythonDocPairs",
+  "lmjax.data.both_ways:BothWays": "lmjax.data.objectives.bidirectional:BidirectionalText",
+  "lmjax.data.denoising:Denoisers": "lmjax.data.objectives.denoising:MixtureOfDenoisers",
+  "lmjax.data.words:Settings": "lmjax.data.tokenizers.words:WordTokenizerConfig",
+  "lmjax.data.sentinels:Settings": "lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig",
+  "lmjax.evals.commonest:Commonest": "lmjax.evals.baselines.unigram:UnigramBaseline",
+  "lmjax.evals.held_out:HeldOut": "lmjax.evals.validation_loss:ValidationLoss",
+  "lmjax.tasks.bilm:BiLM": "lmjax.tasks.bidirectional_lm:BidirectionalLM",
 }
+
+# Keys of a config by the section they stand in, `data.source` for its validation and the parts of a mixture too.
+KEYS: dict[str, dict[str, str]] = {
+  "model": {
+    "groups": "kv_heads", "tied": "tie_embeddings", "gated": "gated_mlp", "scaled": "scale_scores",
+    "furthest": "max_distance", "buckets": "num_buckets", "types": "token_types",
+  },
+  "task": {"predictions": "max_predictions"},
+  "optim": {
+    "rule": "optimizer", "peak_rate": "peak_lr", "rates": "lr_multipliers", "final": "final_lr_ratio",
+    "decayed": "decay_pattern",
+  },
+  "data": {
+    "predictions": "max_predictions", "masked": "mask_rate", "short": "short_seq_prob", "other": "negatives",
+    "split": "split_by",
+  },
+  "data.tokenizer": {"split": "split_by"},
+  "data.source": {"part": "split", "scattered": "shuffle", "piece": "chunk_bytes"},
+  "data.objective": {"density": "noise_density", "mean": "mean_span_length"},
+}  # fmt: skip
+VALUES = {("data", "negatives", "this"): "same_document", ("data.source", "document", "piece"): "chunk"}
+AXES = {"groups": "kv_heads", "stream": "residual_length"}
+
+# Parameters: a pattern in the old path, its replacement, and both for the way back.
+PARAMETERS = (
+  (r"\bdecoder/layers/own(?=[/_])", "decoder/layers/self_attention", r"\bdecoder/layers/self_attention(?=[/_])", "own"),
+  (
+    r"\bdecoder/layers/other(?=[/_])",
+    "decoder/layers/cross_attention",
+    r"\bdecoder/layers/cross_attention(?=[/_])",
+    "other",
+  ),
+  (r"\bdecoder/layers/feed(?=[/_])", "decoder/layers/mlp", r"\bdecoder/layers/mlp(?=[/_])", "feed"),
+  (r"\btypes/table$", "token_types/table", r"\btoken_types/table$", "types/table"),
+)
 
 
 def dotted(name: str) -> str:
   """Returns what a dotted name `package.module:Name` is called now."""
   module, _, attribute = name.partition(":")
   return MOVED.get(name) or f"{MOVED.get(module, module)}:{attribute}"
+
+
+def parameter(name: str) -> str:
+  """Returns what a parameter is called now, by its old path."""
+  for old, new, _, _ in PARAMETERS:
+    name = re.sub(old, new, name)
+  return name
+
+
+def old_parameter(name: str) -> str:
+  """Returns what a parameter was called in format 1, by its path now."""
+  for _, _, new, old in PARAMETERS:
+    name = re.sub(new, f"decoder/layers/{old}" if "decoder" in new else old, name)
+  return name
+
+
+def config(settings: dict[str, Any]) -> dict[str, Any]:
+  """Returns the plain data of a config with old keys, values and axis names replaced; the new ones stay as they are."""
+  upgraded = {key: _section(value, key) for key, value in settings.items()}
+  if isinstance(upgraded.get("rules"), list | tuple):
+    upgraded["rules"] = [[AXES.get(axis, axis), mesh] for axis, mesh in upgraded["rules"]]
+  return upgraded
+
+
+def _section(value: Any, where: str) -> Any:
+  """Returns a section of a config, upgraded with everything in it."""
+  if isinstance(value, list):
+    return [_section(item, where) for item in value]
+  if not isinstance(value, dict):
+    return value
+  table = KEYS.get(where, {})
+  upgraded: dict[str, Any] = {}
+  if where == "data.source" and {"part", "split"} <= set(value):  # a named split and a part of it
+    value = {key: v for key, v in value.items() if key != "part"} | {
+      "split": f"{value['split']}[{value['part']}]" if value["part"] else value["split"]
+    }
+  for key, item in value.items():
+    name = table.get(key, key)
+    item = VALUES.get((where, name, item), item) if isinstance(item, str) else item
+    if key == "kind" and isinstance(item, str) and ":" in item:
+      item = dotted(item)
+    inner = "data.source" if where == "data" and key == "validation" else f"{where}.{key}"
+    if where in ("data.source", "data.objective") and isinstance(item, dict):
+      inner = where  # parts of a mixture
+    upgraded[name] = _section(item, inner)
+  return upgraded

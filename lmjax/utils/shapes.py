@@ -6,7 +6,7 @@ LEGEND = {
   "M": "source",  # length of what is attended to: the encoder's text, or the cache
   "D": "width",
   "H": "heads",
-  "G": "groups",  # key/value heads
+  "G": "kv_heads",  # key/value heads
   "K": "head",  # head size
   "F": "mlp",
   "E": "output",  # of a head: a width that no rule splits

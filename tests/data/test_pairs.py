@@ -7,7 +7,7 @@ from absl import flags
 from lmjax.data.objectives.masked_lm import SentencePairs, sentences
 from lmjax.data.sources.text import TextFiles, gutenberg_body
 from lmjax.data.tokenizers.base import Bytes
-from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.utils.errors import UserError
 
@@ -30,8 +30,8 @@ def source(tmp_path):
 
 
 def pairs(source, **changes):
-  options = dict(length=64, split="lines", predictions=12) | changes
-  return SentencePairs(source, source, tokenizer=Settings("wordpiece"), **options)
+  options = dict(length=64, split_by="lines", max_predictions=12) | changes
+  return SentencePairs(source, source, tokenizer=TokenizerConfig("wordpiece"), **options)
 
 
 def take(data, tokenizer, count, positions=None, batch=8):
@@ -45,9 +45,9 @@ def restored(b, row):
   """The row as it was before words were hidden, cut into A and B."""
   ids = b["inputs"][row].copy()
   real = b["weights"][row] > 0
-  ids[b["predicted"][row][real]] = b["labels"][row][real]
+  ids[b["masked_positions"][row][real]] = b["labels"][row][real]
   size = int((b["segments"][row] > 0).sum())
-  types = b["types"][row][:size]
+  types = b["token_types"][row][:size]
   return ids[:size][types == 0], ids[:size][types == 1]
 
 
@@ -65,8 +65,8 @@ def test_rows_are_pairs_of_what_they_say(source, tokenizer):
       ]
       if heads[0] and heads[1]:
         same = heads[0][-1] == heads[1][-1]
-        assert same == (b["random"][row] == 0), "a random B is from another document"
-      random.append(b["random"][row])
+        assert same == (b["next_sentence_label"][row] == 0), "a random B is from another document"
+      random.append(b["next_sentence_label"][row])
   assert 0.42 < np.mean(random) < 0.62
 
 
@@ -76,7 +76,7 @@ def test_the_shares_of_hiding(source, tokenizer):
     for row in range(8):
       size = int((b["segments"][row] > 0).sum())
       real = b["weights"][row] > 0
-      places, words = b["predicted"][row][real], b["labels"][row][real]
+      places, words = b["masked_positions"][row][real], b["labels"][row][real]
       assert len(set(places)) == len(places) and (np.diff(places) > 0).all()
       assert not set(words) & {tokenizer.start, tokenizer.end, tokenizer.padding}
       assert len(places) == min(12, max(1, round(0.15 * size)))
@@ -91,11 +91,11 @@ def test_the_shares_of_hiding(source, tokenizer):
 
 
 def test_whole_words(source, tokenizer):
-  joined = {i for i in range(tokenizer.size) if tokenizer.piece(i).startswith("##")}
+  joined = {i for i in range(tokenizer.size) if tokenizer.token(i).startswith("##")}
   split = 0
   for b in take(pairs(source, whole_words=True), tokenizer, 30)[0]:
     for row in range(8):
-      places = set(b["predicted"][row][b["weights"][row] > 0].tolist())
+      places = set(b["masked_positions"][row][b["weights"][row] > 0].tolist())
       a, other = restored(b, row)
       ids = np.concatenate([a, other])
       for i in range(1, len(ids)):
@@ -109,7 +109,7 @@ def test_a_draw_an_epoch_or_one_for_all(source, tokenizer):
   for dynamic in (True, False):
     found = {}
     same = []
-    for b in take(pairs(source, dynamic=dynamic, next_sentence=False, short=0.0), tokenizer, 200, batch=4)[0]:
+    for b in take(pairs(source, dynamic=dynamic, next_sentence=False, short_seq_prob=0.0), tokenizer, 200, batch=4)[0]:
       for row in range(4):
         a, _ = restored(b, row)
         key = tuple(a.tolist())
@@ -121,8 +121,8 @@ def test_a_draw_an_epoch_or_one_for_all(source, tokenizer):
 
 def test_singles_and_the_same_document(source, tokenizer):
   for b in take(pairs(source, next_sentence=False), tokenizer, 5)[0]:
-    assert "random" not in b and (b["types"] == 0).all()
-  random = [b["random"].mean() for b in take(pairs(source, other="this"), tokenizer, 40)[0]]
+    assert "next_sentence_label" not in b and (b["token_types"] == 0).all()
+  random = [b["next_sentence_label"].mean() for b in take(pairs(source, negatives="same_document"), tokenizer, 40)[0]]
   assert 0.4 < np.mean(random) < 0.65
 
 
@@ -150,6 +150,6 @@ def test_sentences_of_real_text(data):
 def test_what_cannot_be(source, tokenizer):
   with pytest.raises(UserError, match="wordpiece"):
     pairs(source).train(Bytes(), 2, 0)
-  for changes in (dict(split="words"), dict(masked=1.0), dict(other="none"), dict(length=4)):
+  for changes in (dict(split_by="words"), dict(masked=1.0), dict(negatives="none"), dict(length=4)):
     with pytest.raises(ValueError):
       pairs(source, **changes)

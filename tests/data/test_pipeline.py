@@ -11,12 +11,12 @@ from absl import flags
 from lmjax.data import packing
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources import python_docs
-from lmjax.data.sources.base import Bad, share
-from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.base import BadRecord, split_range
+from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.sources.records import JsonLines
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import registry
-from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 
 flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
@@ -35,7 +35,7 @@ def files(tmp_path):
 
 def text(files, length=32, **changes):
   source = TextFiles(files, document="file")
-  return Text(source, source, length, Settings("bytes"), **changes)
+  return Text(source, source, length, TokenizerConfig("bytes"), **changes)
 
 
 def take(batches, count):
@@ -124,12 +124,12 @@ def test_sources(tmp_path):
     "four",
     "five",
   ]
-  pieces = TextFiles(str(tmp_path / "a.txt"), piece=8)
+  pieces = TextFiles(str(tmp_path / "a.txt"), chunk_bytes=8)
   assert "".join(pieces[i] for i in range(len(pieces))) == body and len(pieces) > 1
   (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(10)))
   lines = JsonLines(str(tmp_path / "c.jsonl"))
   assert [lines[i] for i in range(10)] == [f"t{i}" for i in range(10)]
-  assert len(JsonLines(str(tmp_path / "c.jsonl"), part="90%:")) == 1
+  assert len(JsonLines(str(tmp_path / "c.jsonl"), split="90%:")) == 1
 
 
 def test_bad_records_are_named(tmp_path):
@@ -144,7 +144,7 @@ def test_bad_records_are_named(tmp_path):
     "JSON" in found[3].why,
     "UTF-8" in found[4].why,
   ] == [True] * 4
-  assert all(isinstance(f, Bad) for f in found[1:])
+  assert all(isinstance(f, BadRecord) for f in found[1:])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -153,7 +153,7 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
   lines[17] = "no json"
   (tmp_path / "a.jsonl").write_text("\n".join(lines))
   source = JsonLines(str(tmp_path / "a.jsonl"))
-  batches = Text(source, source, 64, Settings("bytes"), workers=workers).train(BYTES, 2, 0)
+  batches = Text(source, source, 64, TokenizerConfig("bytes"), workers=workers).train(BYTES, 2, 0)
   for _ in range(130):
     next(batches)
   batches.close()
@@ -161,7 +161,7 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
   lines[::20] = ["no json"] * 15
   (tmp_path / "b.jsonl").write_text("\n".join(lines))
   source = JsonLines(str(tmp_path / "b.jsonl"))
-  batches = Text(source, source, 64, Settings("bytes")).train(BYTES, 2, 0)
+  batches = Text(source, source, 64, TokenizerConfig("bytes")).train(BYTES, 2, 0)
   with pytest.raises(UserError, match=r"records are bad, more than 1 %.*b.jsonl:\d+ is not JSON"):
     for _ in range(300):
       next(batches)
@@ -172,17 +172,19 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
 def test_data_that_is_bad_throughout_does_not_hang(tmp_path, packing):
   (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 500)
   source = JsonLines(str(tmp_path / "a.jsonl"))
-  batches = Text(source, source, 64, Settings("bytes"), packing=packing).train(BYTES, 2, 0)
+  batches = Text(source, source, 64, TokenizerConfig("bytes"), packing=packing).train(BYTES, 2, 0)
   with pytest.raises(UserError, match="no text in 500 records.*has no text under 'text'"):
     next(batches)
   batches.close()
 
 
 def test_parts():
-  assert share(10, ":90%") == range(9) and share(10, "90%:") == range(9, 10) and share(10, "") == range(10)
+  assert (
+    split_range(10, ":90%") == range(9) and split_range(10, "90%:") == range(9, 10) and split_range(10, "") == range(10)
+  )
   for part in ("half", "90", "10%:5%", "50%:55%"):
     with pytest.raises(UserError, match="part"):
-      share(10, part)
+      split_range(10, part)
 
 
 def test_errors_for_files(tmp_path):
@@ -194,7 +196,7 @@ def test_errors_for_files(tmp_path):
 
 
 def test_the_embedded_corpus():
-  everything, train, held_out = Embedded(), Embedded(":95%"), Embedded("95%:")
+  everything, train, held_out = PythonDocs(), PythonDocs(":95%"), PythonDocs("95%:")
   assert len(train) + len(held_out) == len(everything)
   assert sum(map(len, map(everything.__getitem__, range(len(everything))))) > 1_000_000
   assert not {train[i] for i in range(len(train))} & {held_out[i] for i in range(len(held_out))}
@@ -221,6 +223,6 @@ def test_a_python_without_documentation_is_said(monkeypatch, tmp_path):
   monkeypatch.setattr(python_docs.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
   python_docs.python_documentation.cache_clear()
   with pytest.raises(UserError, match="too little documentation.*configs/text.py:files=") as error:
-    len(Embedded())
+    len(PythonDocs())
   assert "\n" not in str(error.value)
   python_docs.python_documentation.cache_clear()

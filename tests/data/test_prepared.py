@@ -13,12 +13,12 @@ import pytest
 from lmjax.__main__ import main
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources import write_shards
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.shards import Prepared, check_sums, read_index
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
-from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 from tests.conftest import ROOT
 
@@ -72,14 +72,14 @@ def test_training_on_prepared_text_is_training_on_the_text(source, tmp_path):
   """The same documents in the same order give the same rows and bytes."""
   run(Preparation(source, BYTES), tmp_path / "data")
   ready = Prepared(str(tmp_path / "data"))
-  plain = Text(source, source, 32, Settings("bytes")).train(BYTES, 4, 0)
-  other = Text(ready, ready, 32, Settings("bytes")).train(BYTES, 4, 0)
+  plain = Text(source, source, 32, TokenizerConfig("bytes")).train(BYTES, 4, 0)
+  other = Text(ready, ready, 32, TokenizerConfig("bytes")).train(BYTES, 4, 0)
   for _ in range(20):
     first, second = next(plain), next(other)
     assert all(np.array_equal(first[key], second[key]) for key in first)
   plain.close()
   other.close()
-  first, second = (Text(s, s, 32, Settings("bytes")).validate(BYTES, 4) for s in (source, ready))
+  first, second = (Text(s, s, 32, TokenizerConfig("bytes")).validate(BYTES, 4) for s in (source, ready))
   assert sum(b["bytes"].sum() for b in first) == sum(b["bytes"].sum() for b in second)
 
 
@@ -174,7 +174,7 @@ def test_a_wrong_byte_is_a_bad_record_and_fails_the_checksum(source, tmp_path):
   content[content.index(np.array(BYTES.encode(source[152]), "<u2").tobytes()) + 2] ^= 255
   shard.write_bytes(content)
   ready = Prepared(str(tmp_path / "data"))
-  bad = [found for found in (ready[i] for i in range(len(ready))) if isinstance(found, Bad)]
+  bad = [found for found in (ready[i] for i in range(len(ready))) if isinstance(found, BadRecord)]
   assert [b.where.rpartition("/")[2] for b in bad] == ["train-00000.array_record: record 152"]
   with pytest.raises(UserError, match="train-00000.*SHA-256"):
     check_sums(tmp_path / "data")

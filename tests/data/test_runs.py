@@ -6,15 +6,15 @@ import pytest
 
 from lmjax import config
 from lmjax.__main__ import main
-from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.python_docs import PythonDocs
 
 BASE = ("train", "--config", "configs/quickstart.py:debug", "--config.steps=6", "--config.checkpoint.every=3")
-EMBEDDED = {"kind": "lmjax.data.sources.python_docs:Embedded", "part": ":5%"}
+EMBEDDED = {"kind": "lmjax.data.sources.python_docs:PythonDocs", "part": ":5%"}
 
 
 def shouting(part: str, times: int = 1) -> list[str]:
   """A source of one's own is any function that returns documents by number."""
-  return [Embedded(part)[i].upper() * times for i in range(10)]
+  return [PythonDocs(part)[i].upper() * times for i in range(10)]
 
 
 def lines(run):

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.data.objectives.denoising import Consecutive, Denoisers, PrefixLM, SpanCorruption, restore
+from lmjax.data.objectives.denoising import Consecutive, MixtureOfDenoisers, PrefixLM, SpanCorruption, restore
 from lmjax.data.objectives.seq2seq import Denoising, TextToText
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.pairs import JsonPairs, Pair, ParallelLines, PatternLines
-from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.streams import Mixture, Part
 from lmjax.data.tokenizers import sentinels, words
@@ -23,7 +23,7 @@ MARKED = sentinels.Sentinels(Bytes(), 100)
 
 def test_512_tokens_come_with_114():
   objective = SpanCorruption()
-  assert (objective.stretch(512), objective.target(512)) == (568, 114)
+  assert (objective.input_tokens(512), objective.target_tokens(512)) == (568, 114)
 
 
 def test_sentinels_are_numbered_downwards(tmp_path):
@@ -80,17 +80,17 @@ def test_the_other_objectives_cut_in_two():
   assert [part.tolist() for part in Consecutive()(ids, MARKED, rng)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
   cuts = {len(PrefixLM()(ids, MARKED, rng)[0]) for _ in range(200)}
   assert cuts == set(range(1, 9))
-  mixed = Denoisers(weights={"X": 0.0, "X2": 0.0})
+  mixed = MixtureOfDenoisers(weights={"X": 0.0, "X2": 0.0})
   spans = [bool((mixed(ids, MARKED, rng)[0] >= 257).any()) for _ in range(400)]
   assert 0.4 < np.mean(spans) < 0.6  # R or S, equally often
   with pytest.raises(ValueError, match="weights name parts"):
-    Denoisers(weights={"Y": 1.0})
+    MixtureOfDenoisers(weights={"Y": 1.0})
 
 
-@pytest.mark.parametrize("objective", [SpanCorruption(), Consecutive(), PrefixLM(), Denoisers()])
+@pytest.mark.parametrize("objective", [SpanCorruption(), Consecutive(), PrefixLM(), MixtureOfDenoisers()])
 def test_rows_hold_a_stretch_and_its_end_and_go_on_from_a_position(objective):
-  source = Embedded(":2%")
-  settings = sentinels.Settings(algorithm="bytes")
+  source = PythonDocs(":2%")
+  settings = sentinels.SentinelTokenizerConfig(algorithm="bytes")
   data = Denoising(source, source, length=64, tokenizer=settings, objective=objective)
   tokenizer = data.make_tokenizer()
   target_length = data.shared()["target_length"]
@@ -112,7 +112,7 @@ def test_rows_hold_a_stretch_and_its_end_and_go_on_from_a_position(objective):
 
 
 def test_without_sentinels_spans_are_refused():
-  with pytest.raises(UserError, match="lmjax.data.tokenizers.sentinels:Settings"):
+  with pytest.raises(UserError, match="lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig"):
     SpanCorruption()(np.arange(100), Bytes(), np.random.default_rng(0))
 
 
@@ -130,9 +130,9 @@ def test_pairs_come_from_lines_patterns_and_json(files):
   lines = ParallelLines(str(files / "a.en.gz"), str(files / "a.de"), prefix="translate: ")
   assert len(lines) == 4 and lines[1] == Pair("translate: two words here", "zwei Worte")
   table = PatternLines(str(files / "t.tsv"))
-  assert table[0] == Pair("a b", "c") and isinstance(table[1], Bad) and "t.tsv:2" in table[1].where
+  assert table[0] == Pair("a b", "c") and isinstance(table[1], BadRecord) and "t.tsv:2" in table[1].where
   records = JsonPairs(str(files / "p.jsonl"), "q", "a")
-  assert records[0] == Pair("x", "y") and isinstance(records[1], Bad)
+  assert records[0] == Pair("x", "y") and isinstance(records[1], BadRecord)
   (files / "short.de").write_text("eins\n")
   with pytest.raises(UserError, match="no pairs"):
     len(ParallelLines(str(files / "a.en.gz"), str(files / "short.de")))
@@ -140,7 +140,9 @@ def test_pairs_come_from_lines_patterns_and_json(files):
 
 def test_pairs_are_packed_each_with_its_own_number_and_cut_to_fit(files):
   lines = ParallelLines(str(files / "a.en.gz"), str(files / "a.de"))
-  data = TextToText(lines, lines, length=6, target_length=5, tokenizer=words.Settings(split="spaces", size=50))
+  data = TextToText(
+    lines, lines, length=6, target_length=5, tokenizer=words.WordTokenizerConfig(split_by="spaces", size=50)
+  )
   tokenizer = data.make_tokenizer()
   (batch,) = data.validate(tokenizer, 3)
   assert batch["segments"].tolist() == [[1, 1, 2, 2, 2, 2], [1, 1, 0, 0, 0, 0], [1] * 6]
@@ -155,9 +157,9 @@ def test_pairs_are_packed_each_with_its_own_number_and_cut_to_fit(files):
 
 def test_tasks_are_mixed_with_their_prefixes(files):
   one = ParallelLines(str(files / "a.en.gz"), str(files / "a.de"), prefix="translate: ")
-  two = PatternLines(str(files / "t.tsv"), prefix="table: ", part=":34%")
+  two = PatternLines(str(files / "t.tsv"), prefix="table: ", split=":34%")
   mixture = Mixture({"one": Part(one, 1.0), "two": Part(two, 1.0)})
-  data = TextToText(mixture, one, length=200, tokenizer=words.Settings(size=60), packed=False)
+  data = TextToText(mixture, one, length=200, tokenizer=words.WordTokenizerConfig(size=60), packed=False)
   tokenizer = data.make_tokenizer()
   batches = data.train(tokenizer, 2, seed=0)
   seen = [tokenizer.decode(row).split()[0] for _ in range(4) for row in next(batches)["inputs"]]

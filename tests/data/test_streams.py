@@ -9,12 +9,12 @@ from absl import flags
 from lmjax.__main__ import main
 from lmjax.data import packing
 from lmjax.data.objectives.causal import Text
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.records import TFDS, JsonLines, Parquet
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.streams import Mixture, Part, proportions, schedule
 from lmjax.data.tokenizers import registry
-from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 
 flags.FLAGS.mark_as_parsed()
@@ -57,7 +57,7 @@ def test_proportions_and_schedule():
 
 
 def test_a_mixture_holds_its_proportions_in_every_stream_and_visits_all():
-  text = Text(mixture(), mixture(), 7, Settings("bytes"))
+  text = Text(mixture(), mixture(), 7, TokenizerConfig("bytes"))
   rows = documents(text.train(BYTES, 4, 0), 400)
   for stream in range(4):
     marks = [row[stream][0] for row in rows]
@@ -71,7 +71,7 @@ def test_a_mixture_holds_its_proportions_in_every_stream_and_visits_all():
 
 
 def test_a_mixture_resumes(tmp_path):
-  text = Text(mixture(), mixture(), 7, Settings("bytes"))
+  text = Text(mixture(), mixture(), 7, TokenizerConfig("bytes"))
   whole = documents(text.train(BYTES, 4, 0), 20)
   first = text.train(BYTES, 4, 0)
   for _ in range(9):
@@ -81,7 +81,7 @@ def test_a_mixture_resumes(tmp_path):
 
 
 def test_a_new_version_is_another_order():
-  old, new = (Text(mixture(), mixture(), 7, Settings("bytes"), version=v) for v in (0, 1))
+  old, new = (Text(mixture(), mixture(), 7, TokenizerConfig("bytes"), version=v) for v in (0, 1))
   assert documents(old.train(BYTES, 4, 0), 5) != documents(new.train(BYTES, 4, 0), 5)
 
 
@@ -108,11 +108,11 @@ def as_hosts(count, text, steps, positions=None):
 def test_the_same_records_for_any_workers_and_hosts_and_after_any_change_of_them(data, mode):
   """On real text, to the id."""
   c4 = TFDS(folder=str(data / "tfds_c4_minimal" / "c4" / "en" / "3.1.0"))
-  books = TextFiles(str(data / "lm_tinyshakespeare" / "*.txt"), piece=2000)
+  books = TextFiles(str(data / "lm_tinyshakespeare" / "*.txt"), chunk_bytes=2000)
   mixed = Mixture({"c4": Part(c4, 0.6), "shakespeare": Part(books, 0.4)})
 
   def text(workers):
-    return Text(mixed, mixed, 128, Settings("bytes"), packing=mode, workers=workers)
+    return Text(mixed, mixed, 128, TokenizerConfig("bytes"), packing=mode, workers=workers)
 
   whole, _ = as_hosts(1, text(0), 6)
   for workers, hosts in ((1, 1), (4, 1), (0, 2), (1, 4)):
@@ -124,7 +124,7 @@ def test_the_same_records_for_any_workers_and_hosts_and_after_any_change_of_them
 
 
 def test_a_host_makes_whole_streams(lines):
-  text = Text(lines, lines, 16, Settings("bytes"), streams=2)
+  text = Text(lines, lines, 16, TokenizerConfig("bytes"), streams=2)
   batches = text.train(BYTES, 8, 0, rows=range(4, 8))
   assert batches.streams == [1] and len(next(batches)["inputs"]) == 4
   batches.close()
@@ -141,7 +141,7 @@ def lines(tmp_path):
 
 
 def test_first_fit_loses_no_token_splits_none_that_fits_and_packs_tighter_than_one_a_row(lines):
-  text = Text(lines, lines, 64, Settings("bytes"), packing="first_fit")
+  text = Text(lines, lines, 64, TokenizerConfig("bytes"), packing="first_fit")
   found = text.validate(BYTES, 8)
   pieces = []
   for b in found:
@@ -170,7 +170,7 @@ def test_first_fit_splits_what_is_longer_than_a_row():
 
 
 def test_first_fit_resumes_anywhere(lines):
-  text = Text(lines, lines, 64, Settings("bytes"), packing="first_fit")
+  text = Text(lines, lines, 64, TokenizerConfig("bytes"), packing="first_fit")
   whole = [b for b, _ in zip(text.train(BYTES, 4, 0), range(70), strict=False)]
   for stop in (1, 33, 64):
     batches = text.train(BYTES, 4, 0)
@@ -184,7 +184,7 @@ def test_first_fit_resumes_anywhere(lines):
 
 
 def test_buckets_hold_one_document_a_row_and_pad_little(lines):
-  text = Text(lines, lines, 64, Settings("bytes"), packing="buckets", buckets=(8, 16, 32, 64))
+  text = Text(lines, lines, 64, TokenizerConfig("bytes"), packing="buckets", buckets=(8, 16, 32, 64))
   batches = text.train(BYTES, 4, 0)
   lengths, padding = [], []
   for _ in range(200):
@@ -201,7 +201,7 @@ def test_buckets_hold_one_document_a_row_and_pad_little(lines):
 
 
 def test_buckets_resume(lines):
-  text = Text(lines, lines, 64, Settings("bytes"), packing="buckets", buckets=(16, 64))
+  text = Text(lines, lines, 64, TokenizerConfig("bytes"), packing="buckets", buckets=(16, 64))
   whole = [b["inputs"] for b, _ in zip(text.train(BYTES, 4, 0), range(12), strict=False)]
   batches = text.train(BYTES, 4, 0)
   for _ in range(5):
@@ -216,9 +216,9 @@ def test_parquet(data, tmp_path):
   table = pyarrow.table({"text": [f"row {i}" for i in range(9)] + [None], "other": range(10)})
   pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=3)
   source = Parquet(str(tmp_path / "*.parquet"))
-  assert [source[i] for i in range(9)] == [f"row {i}" for i in range(9)] and isinstance(source[9], Bad)
+  assert [source[i] for i in range(9)] == [f"row {i}" for i in range(9)] and isinstance(source[9], BadRecord)
   assert "a.parquet: row 0 of row group 3" in source[9].where
-  assert len(Parquet(str(tmp_path / "*.parquet"), part="50%:")) == 5
+  assert len(Parquet(str(tmp_path / "*.parquet"), split="50%:")) == 5
   with pytest.raises(UserError, match="no column 'txt'.*'text'"):
     len(Parquet(str(tmp_path / "*.parquet"), key="txt"))
   (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
@@ -279,7 +279,7 @@ def test_a_truncated_shard_of_tfds_is_named(data, tmp_path):
   shard = next(tmp_path.glob("c4-train*"))
   shard.write_bytes(shard.read_bytes()[:1000])
   source = TFDS(folder=str(tmp_path))
-  bad = [found for found in (source[i] for i in range(len(source))) if isinstance(found, Bad)]
+  bad = [found for found in (source[i] for i in range(len(source))) if isinstance(found, BadRecord)]
   assert bad and "train:" in bad[0].where
 
 
@@ -291,4 +291,4 @@ def test_memory_of_an_index_is_small_whatever_the_file(tmp_path):
   assert sum(len(source[i]) for i in range(len(source))) == (tmp_path / "big.txt").stat().st_size
   assert source._index.starts.nbytes < 10_000
   lines = JsonLines(str(tmp_path / "big.txt"))
-  assert isinstance(lines[199_999], Bad) and lines[199_999].where.endswith(":200000")
+  assert isinstance(lines[199_999], BadRecord) and lines[199_999].where.endswith(":200000")

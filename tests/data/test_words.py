@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from lmjax.data.objectives.bidirectional import BothWays
-from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.objectives.bidirectional import BidirectionalText
+from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import base, registry, words
 from lmjax.utils.errors import UserError
@@ -22,7 +22,7 @@ def test_words_are_the_commonest_and_come_back(tmp_path):
 
 
 def test_text_cut_by_spaces_ends_its_lines():
-  made = words.train(["a <unk> n't \n a b \n"], size=100, split="spaces")
+  made = words.train(["a <unk> n't \n a b \n"], size=100, split_by="spaces")
   assert made.encode(" a <unk> \n b x \n") == [3, 2, 1, made.vocabulary.index("b"), 2, 1]
 
 
@@ -38,11 +38,13 @@ def test_spelling_is_bilm_tf_s():
   assert words.spell("abcdefgh", 5).tolist() == [259, 98, 99, 100, 260]
 
 
-def reader(tmp_path, **changes) -> tuple[BothWays, registry.Tokenizer]:
+def reader(tmp_path, **changes) -> tuple[BidirectionalText, registry.Tokenizer]:
   file = tmp_path / "text.txt"
   file.write_text("One two three. Four five.\n\nSix seven eight nine ten eleven.\n")
   source = TextFiles(str(file), document="file")
-  data = BothWays(source, source, length=4, tokenizer=words.Settings(size=50), **({"characters": 12} | changes))
+  data = BidirectionalText(
+    source, source, length=4, tokenizer=words.WordTokenizerConfig(size=50), **({"characters": 12} | changes)
+  )
   return data, data.make_tokenizer()
 
 
@@ -61,8 +63,8 @@ def test_rows_go_on_where_the_last_one_ended_in_both_directions(tmp_path):
 
 
 def test_training_goes_on_from_a_saved_position():
-  source = Embedded(":1%")
-  data = BothWays(source, source, length=8, characters=12, tokenizer=words.Settings(size=200))
+  source = PythonDocs(":1%")
+  data = BidirectionalText(source, source, length=8, characters=12, tokenizer=words.WordTokenizerConfig(size=200))
   tokenizer = data.make_tokenizer()
   batches = data.train(tokenizer, 4, seed=1)
   seen = [next(batches) for _ in range(5)]

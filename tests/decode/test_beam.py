@@ -11,11 +11,11 @@ from lmjax.data.tokenizers.base import Bytes
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.inference.stream_text import search_texts
+from lmjax.inference.stream_text import beam_texts
 from lmjax.models import encoder_decoder, recurrent
 from lmjax.models.encoder_decoder import EncoderDecoder
 from lmjax.models.recurrent import Recurrent
-from lmjax.testing import born, tiny_decoder
+from lmjax.testing import init_params, tiny_decoder
 
 WORDS, END, NEW = 4, 3, 4
 
@@ -30,7 +30,7 @@ def family(name: str):
   else:
     shape = dict(vocabulary=WORDS, length=8, width=16, depth=2, heads=2, head_size=8, mlp=32)
     model, given = EncoderDecoder(encoder_decoder.Config(**shape)), (ids, ids)
-  params = born(model, *given, seed=1)["params"]
+  params = init_params(model, *given, seed=1)["params"]
   params = jax.tree.map(lambda p: 4 * p if p.ndim > 1 else p, params)  # untrained models hardly prefer anything
   return model, params, None if name != "encdec" else [1, 2, 0, 1]
 
@@ -88,6 +88,6 @@ def test_one_beam_is_greedy():
 
 def test_texts_come_best_first():
   model = tiny_decoder(vocabulary=257)
-  params = born(model, jnp.zeros((1, 4), jnp.int32))["params"]
-  found = search_texts(Beam(model, 16, 3, end=256), params, Bytes(), ["ab", "c"], 4)
+  params = init_params(model, jnp.zeros((1, 4), jnp.int32))["params"]
+  found = beam_texts(Beam(model, 16, 3, end=256), params, Bytes(), ["ab", "c"], 4)
   assert [len(texts) for texts in found] == [3, 3]

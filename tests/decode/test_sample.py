@@ -10,7 +10,7 @@ import pytest
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.inference.stream_text import Text
+from lmjax.inference.stream_text import StreamedText
 from lmjax.utils.errors import UserError
 from tests.models.test_decoder import SHAPES, made
 
@@ -128,7 +128,7 @@ def test_impossible_settings_are_refused(changes):
 
 def test_text_waits_for_whole_characters_and_stops():
   tokenizer = Bytes()
-  text = Text(tokenizer, [256, *b"say "], ["END"])
+  text = StreamedText(tokenizer, [256, *b"say "], ["END"])
   told = [text.add([byte]) for byte in "é🦙 ENgo END more".encode()]
   assert "".join(told) + text.finish() == "é🦙 ENgo " and text.stopped
   assert told[0] == "" and told[1] == "é", "half a character waits"

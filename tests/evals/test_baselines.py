@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 
 from lmjax.data.objectives.masked_lm import SentencePairs
-from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.tokenizers import words
-from lmjax.data.tokenizers.registry import Settings
+from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.evals.baselines.kneser_ney import _lines, perplexity
-from lmjax.evals.baselines.unigram import Commonest
+from lmjax.evals.baselines.unigram import UnigramBaseline
 from lmjax.evals.generation import write
 from lmjax.inference.probe import Probe, scores, token_f1
 from lmjax.models.elmo import scalar_mix
-from lmjax.testing import born
+from lmjax.testing import init_params
 
 
 def slow_kneser_ney(train: list[list[int]], test: list[list[int]], order: int, size: int) -> float:
@@ -67,18 +67,22 @@ def test_kneser_ney_on_the_penn_treebank(data):
   from lmjax.data.sources.text import TextFiles
 
   train, valid = (str(data / "lm_ptb" / name) for name in ("ptb.train.txt.gz", "ptb.valid.txt"))
-  source, held_out = TextFiles(train, piece=65_536), TextFiles(valid, document="file")
-  tokenizer = words.Settings(split="spaces", size=50_000).make(source[i] for i in range(len(source)))
+  source, held_out = TextFiles(train, chunk_bytes=65_536), TextFiles(valid, document="file")
+  tokenizer = words.WordTokenizerConfig(split_by="spaces", size=50_000).make(source[i] for i in range(len(source)))
   found = perplexity(_lines(source, tokenizer, 5), _lines(held_out, tokenizer, 5), 5, tokenizer.size)
   assert found == pytest.approx(151, abs=0.5)
 
 
 def test_the_commonest_word_is_counted_where_words_are_hidden():
   data = SentencePairs(
-    Embedded(":3%"), Embedded("95%:"), length=32, predictions=5, tokenizer=Settings(algorithm="wordpiece", size=300)
+    PythonDocs(":3%"),
+    PythonDocs("95%:"),
+    length=32,
+    max_predictions=5,
+    tokenizer=TokenizerConfig(algorithm="wordpiece", size=300),
   )
   tokenizer = data.make_tokenizer()
-  found = Commonest(steps=40).prepare(None, data, tokenizer, 4, None)({})
+  found = UnigramBaseline(steps=40).prepare(None, data, tokenizer, 4, None)({})
   assert 0 < found["masked_accuracy"] < 0.5 and 2 < found["masked_lm"] < math.log(300) + 1
 
 
@@ -106,7 +110,7 @@ def test_texts_come_back_in_their_order():
 
   shape = dict(vocabulary=257, length=8, width=16, depth=1, heads=2, head_size=8, mlp=16)
   task, ids = Seq2Seq(EncoderDecoder(Config(**shape))), jnp.zeros((1, 4), jnp.int32)
-  params = {"model": born(task.model, ids, ids)["params"], "heads": {}}
+  params = {"model": init_params(task.model, ids, ids)["params"], "heads": {}}
   sources = [[5, 256], [7, 8, 9, 256], [1] * 20 + [256]]
   together = write(task, Bytes(), params, sources, 6)
   assert together == [write(task, Bytes(), params, [source], 6)[0] for source in sources]

@@ -9,20 +9,20 @@ import pytest
 from jax import export
 
 from lmjax.layers import backend
-from lmjax.layers.backend import product
+from lmjax.layers.backend import einsum_f32
 from lmjax.layers.kernels import dispatch
-from lmjax.layers.kernels.dispatch import attend, probabilities
+from lmjax.layers.kernels.dispatch import attend, attention_weights
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.kernels.splash import splash
 
 RNG = np.random.default_rng(0)
 
 
-def inputs(length=256, heads=4, groups=2, size=64):
+def inputs(length=256, heads=4, kv_heads=2, size=64):
   def draw(n):
     return jnp.asarray(RNG.normal(size=(2, length, n, size)), jnp.float32)
 
-  return draw(heads), draw(groups), draw(groups)
+  return draw(heads), draw(kv_heads), draw(kv_heads)
 
 
 SEGMENTS = jnp.asarray(np.repeat([[1, 2, 3, 0], [1, 1, 2, 2]], [64] * 4, axis=1))
@@ -37,9 +37,9 @@ MASKS = {
 
 
 @pytest.mark.parametrize("name", MASKS)
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_splash_is_attention(name, groups):
-  q, k, v = inputs(groups=groups)
+  q, k, v = inputs(kv_heads=groups)
   weights = jnp.asarray(RNG.normal(size=q.shape), jnp.float32)
 
   def loss(kernel):
@@ -52,11 +52,11 @@ def test_splash_is_attention(name, groups):
     np.testing.assert_allclose(ours, theirs, atol=2e-4)
 
 
-@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("name", MASKS)
 def test_attention_on_a_cpu_is_jax_s(name, groups):
   """Outputs and gradients, of the bias too, and of one that all rows share."""
-  mask, (q, k, v) = MASKS[name], inputs(96, groups=groups)
+  mask, (q, k, v) = MASKS[name], inputs(96, kv_heads=groups)
   mask = mask.replace(segments_BxL=None if mask.segments_BxL is None else SEGMENTS[:, :192:2])
   weights, allowed = jnp.asarray(RNG.normal(size=q.shape), jnp.float32), mask.array(96, 96)
   for rows in (1, 2):
@@ -91,7 +91,7 @@ def test_attention_in_half_precision_keeps_its_type():
 def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monkeypatch):
   monkeypatch.setattr(backend, "platform", lambda: platform)
   x, y = (jax.random.normal(jax.random.key(seed), (64, 64), jnp.bfloat16) for seed in (0, 1))
-  lowered = jax.jit(lambda x, y: product("bd,df->bf", x, y)).lower(x, y)
+  lowered = jax.jit(lambda x, y: einsum_f32("bd,df->bf", x, y)).lower(x, y)
   assert re.search(r"dot_general.*-> tensor<64x64x(\w+)>", lowered.as_text()).group(1) == made
   exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
   found = lowered.compile()(x, y)
@@ -105,7 +105,7 @@ def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monk
 def test_masks_are_exact(name):
   """Each pair of tokens by the rule, one at a time."""
   mask, (q, k, _) = MASKS[name], inputs()
-  seen = np.asarray(probabilities(q, k, mask)) > 0
+  seen = np.asarray(attention_weights(q, k, mask)) > 0
   segments = np.ones((2, 256), int) if mask.segments_BxL is None else np.asarray(mask.segments_BxL)
   i, j = np.arange(256)[:, None], np.arange(256)[None, :]
   allowed = segments[:, :, None] == segments[:, None, :]

@@ -10,7 +10,7 @@ import pytest
 from lmjax.layers.positions import Rotary
 from lmjax.models.decoder import PRESETS, Config, Decoder
 from lmjax.parallel.sharding import count_parameters
-from lmjax.testing import born, tiny_decoder
+from lmjax.testing import init_params, tiny_decoder
 
 COUNTS = {
   "gpt": 116_534_784,
@@ -30,7 +30,9 @@ COUNTS = {
   "llama3-8b": 8_030_261_248,
 }
 
-LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated=True, groups=2, bias=False, tied=False)
+LLAMA = dict(
+  rotary=Rotary(), norm="rms", activation="silu", gated_mlp=True, kv_heads=2, bias=False, tie_embeddings=False
+)
 SHAPES = {
   "gpt": dict(post_norm=True),
   "gpt2": {},
@@ -42,7 +44,7 @@ SHAPES = {
 def made(**changes):
   """Returns a tiny model and parameters that are not at their special initial values."""
   model = tiny_decoder(**changes)
-  params = born(model, jnp.zeros((1, 8), jnp.int32))["params"]
+  params = init_params(model, jnp.zeros((1, 8), jnp.int32))["params"]
   rng = np.random.default_rng(0)
   return model, jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), params)
 
@@ -139,9 +141,9 @@ def test_cached_decoding_is_the_full_forward(shape):
   model, params = made(**SHAPES[shape])
   ids = tokens(3, 12)
   hidden, _ = model.apply({"params": params}, ids)
-  cache = model.empty_cache(3, 16)
-  for tree in (params, model.unstacked(params)):
-    cache, parts = model.empty_cache(3, 16), []
+  cache = model.init_cache(3, 16)
+  for tree in (params, model.decode_layout(params)):
+    cache, parts = model.init_cache(3, 16), []
     for start, end in ((0, 5), (5, 6), (6, 9), (9, 12)):
       valid = jnp.ones((3, end - start), bool)
       part, cache = model.apply({"params": tree}, cache, ids[:, start:end], valid, method="extend")
@@ -156,7 +158,7 @@ def test_padding_anywhere_changes_nothing(shape):
   hidden, _ = model.apply({"params": params}, ids)
   valid = jnp.array([[0, 0, 1, 1, 0, 1, 1, 1, 0, 1]], bool)
   padded = jnp.zeros((1, 10), jnp.int32).at[0, jnp.flatnonzero(valid[0])].set(ids[0])
-  found, _ = model.apply({"params": params}, model.empty_cache(1, 12), padded, valid, method="extend")
+  found, _ = model.apply({"params": params}, model.init_cache(1, 12), padded, valid, method="extend")
   np.testing.assert_allclose(found[:, valid[0]], hidden, atol=1e-5)
 
 
@@ -183,7 +185,7 @@ def test_taps():
 @pytest.mark.parametrize(
   "changes, words",
   [
-    (dict(groups=3), "multiple of groups"),
+    (dict(kv_heads=3), "multiple of kv_heads"),
     (dict(norm="batch"), "norm is one of"),
     (dict(dropout=1.0), "dropout"),
   ],

@@ -12,7 +12,7 @@ from lmjax.layers.positions import bucket, sinusoids
 from lmjax.models.encoder_decoder import PRESETS, Config, EncoderDecoder
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import born
+from lmjax.testing import init_params
 
 COUNTS = {
   "transformer-base": 63_082_496,
@@ -31,20 +31,22 @@ COUNTS = {
 RNG = np.random.default_rng(0)
 FAMILIES = {
   "t5": {},
-  "t5-v1_1": dict(activation="gelu_tanh", gated=True, tied=False),
-  "transformer": dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scaled=True),
+  "t5-v1_1": dict(activation="gelu_tanh", gated_mlp=True, tie_embeddings=False),
+  "transformer": dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True),
 }
 
 
 def tiny(family: str = "t5", **changes) -> EncoderDecoder:
-  shape = dict(vocabulary=50, length=12, width=32, depth=2, heads=4, head_size=8, mlp=64, buckets=8, furthest=16)
+  shape = dict(
+    vocabulary=50, length=12, width=32, depth=2, heads=4, head_size=8, mlp=64, num_buckets=8, max_distance=16
+  )
   return EncoderDecoder(Config(**(shape | FAMILIES[family] | changes)))
 
 
 def made(model: EncoderDecoder, batch: int = 2, source: int = 12, target: int = 9):
   """Returns parameters, and inputs of both sides."""
   ids = jnp.asarray(RNG.integers(1, 50, (batch, source))), jnp.asarray(RNG.integers(1, 50, (batch, target)))
-  params = born(model, *ids)["params"]
+  params = init_params(model, *ids)["params"]
   return params, *ids
 
 
@@ -97,7 +99,7 @@ def test_cached_decoding_is_the_full_pass_with_padding_on_either_side(family, si
   whole, _ = model.apply({"params": params}, source, target)
   pad = ((0, 0), (4, 0) if side == "left" else (0, 4))
   valid = jnp.pad(jnp.ones(source.shape, bool), pad)
-  given = model.unstacked(params) if side == "left" else params
+  given = model.decode_layout(params) if side == "left" else params
   cache = model.apply({"params": given}, jnp.pad(source, pad), valid, 12, method="read")
   prompt, keep = target[:, :4], jnp.array([[False, True, True, True], [True] * 4])
   shifted = prompt.at[0].set(jnp.array([7, *target[0, :3]]))  # the first row begins a token later

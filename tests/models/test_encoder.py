@@ -8,7 +8,7 @@ import pytest
 from lmjax.models.encoder import PRESETS, Config, Encoder
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.testing import born
+from lmjax.testing import init_params
 
 COUNTS = {
   "bert-tiny": 4_385_920, "bert-mini": 11_170_560, "bert-small": 28_763_648, "bert-medium": 41_373_184,
@@ -23,16 +23,16 @@ def tiny(**changes):
 
 def batch(rows=4, length=16, places=5, seed=0):
   rng = np.random.default_rng(seed)
-  full = {key: np.zeros((rows, length), np.int32) for key in ("inputs", "types", "positions", "segments")}
+  full = {key: np.zeros((rows, length), np.int32) for key in ("inputs", "token_types", "positions", "segments")}
   full["inputs"] = rng.integers(0, 50, (rows, length)).astype(np.int32)
   full["positions"] = np.tile(np.arange(length, dtype=np.int32), (rows, 1))
   for row in range(rows):
     full["segments"][row, : length - row] = 1
-    full["types"][row, length // 2 :] = 1
-  full["predicted"] = rng.integers(0, length - rows, (rows, places)).astype(np.int32)
+    full["token_types"][row, length // 2 :] = 1
+  full["masked_positions"] = rng.integers(0, length - rows, (rows, places)).astype(np.int32)
   full["labels"] = rng.integers(0, 50, (rows, places)).astype(np.int32)
   full["weights"] = (rng.random((rows, places)) < 0.8).astype(np.float32)
-  return full | {"random": rng.integers(0, 2, rows).astype(np.int32)}
+  return full | {"next_sentence_label": rng.integers(0, 2, rows).astype(np.int32)}
 
 
 @pytest.mark.parametrize("name", COUNTS)
@@ -46,7 +46,7 @@ def test_parameter_counts(name):
 
 def initialised(task):
 
-  params = born(task, batch())
+  params = init_params(task, batch())
   # Away from zero biases and unit scales, so that each of them shows.
   noise = iter(jax.random.split(jax.random.key(1), 1000))
   return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(noise), leaf.shape), params)
@@ -57,15 +57,15 @@ def test_every_token_sees_every_other_of_its_segment_and_no_padding():
   b = batch(rows=2)
   params = initialised(MaskedLM(model))["model"]
 
-  base = model.apply({"params": params}, b["inputs"], b["positions"], b["segments"], b["types"])[0]
+  base = model.apply({"params": params}, b["inputs"], b["positions"], b["segments"], b["token_types"])[0]
   for place in (0, 5, 14):
     changed = dict(b, inputs=b["inputs"].copy())
     changed["inputs"][:, place] = (changed["inputs"][:, place] + 1) % 50
-    after = model.apply({"params": params}, changed["inputs"], b["positions"], b["segments"], b["types"])[0]
+    after = model.apply({"params": params}, changed["inputs"], b["positions"], b["segments"], b["token_types"])[0]
     assert (np.abs(after - base).max(-1)[0, :15] > 0).all()
   changed = dict(b, inputs=b["inputs"].copy())
   changed["inputs"][1, 15] = (changed["inputs"][1, 15] + 1) % 50  # padding of the second row
-  after = model.apply({"params": params}, changed["inputs"], b["positions"], b["segments"], b["types"])[0]
+  after = model.apply({"params": params}, changed["inputs"], b["positions"], b["segments"], b["token_types"])[0]
   assert (after[1, :15] == base[1, :15]).all()
 
 
@@ -94,10 +94,10 @@ def test_the_loss_by_hand():
   terms, _ = task.loss(params, {}, {}, b)
   scores = np.asarray(outputs.logits, np.float64)
   log_p = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
-  nll = -log_p[np.arange(4)[:, None], b["predicted"], b["labels"]]
+  nll = -log_p[np.arange(4)[:, None], b["masked_positions"], b["labels"]]
   np.testing.assert_allclose(terms["masked_lm"].total, (nll * b["weights"]).sum(), rtol=1e-5)
   pairs = np.asarray(outputs.taps["next_sentence"], np.float64)[:3]
-  right = pairs[np.arange(3), b["random"][:3]] - np.log(np.exp(pairs).sum(-1))
+  right = pairs[np.arange(3), b["next_sentence_label"][:3]] - np.log(np.exp(pairs).sum(-1))
   np.testing.assert_allclose(terms["next_sentence"].total, -right.sum(), rtol=1e-5)
   assert terms["next_sentence"].count == 3 and terms["masked_lm"].count == b["weights"].sum()
 
@@ -171,7 +171,7 @@ def test_bert_is_transformers_bert():
   model = {
     "embed": {"table": np.pad(w[e + "word_embeddings.weight"], ((0, 78), (0, 0)))},
     "positions": {"table": w[e + "position_embeddings.weight"]},
-    "types": {"table": w[e + "token_type_embeddings.weight"]},
+    "token_types": {"table": w[e + "token_type_embeddings.weight"]},
     "embed_norm": {"scale": w[e + "LayerNorm.weight"], "bias": w[e + "LayerNorm.bias"]},
     "stack": {"layers": layers_of(w, [layer + name for name in names])},
     "pooler": {"kernel": w["bert.pooler.dense.weight"].T, "bias": w["bert.pooler.dense.bias"]},
@@ -179,7 +179,7 @@ def test_bert_is_transformers_bert():
   ours = task.forward({"model": model, "heads": heads_of(w)}, b)
   with torch.no_grad():
     found = theirs(
-      torch.tensor(b["inputs"]).long(), torch.tensor(b["segments"]).long(), torch.tensor(b["types"]).long(),
+      torch.tensor(b["inputs"]).long(), torch.tensor(b["segments"]).long(), torch.tensor(b["token_types"]).long(),
       output_hidden_states=True,
     )  # fmt: skip
   real = b["segments"] > 0
@@ -210,7 +210,9 @@ def test_distilbert_is_transformers_distilbert():
     "stack": {"layers": layers_of(w, [layer + name for name in names])},
   }
   b = batch()
-  hidden, pooled, _ = tiny(types=0, pooler=False).apply({"params": params}, b["inputs"], b["positions"], b["segments"])
+  hidden, pooled, _ = tiny(token_types=0, pooler=False).apply(
+    {"params": params}, b["inputs"], b["positions"], b["segments"]
+  )
   with torch.no_grad():
     found = theirs(torch.tensor(b["inputs"]).long(), torch.tensor(b["segments"]).long()).last_hidden_state.numpy()
   real = b["segments"] > 0

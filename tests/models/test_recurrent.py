@@ -15,9 +15,9 @@ from lmjax.models import elmo, recurrent
 from lmjax.models.elmo import ELMo
 from lmjax.models.recurrent import Recurrent
 from lmjax.parallel.sharding import count_parameters
-from lmjax.tasks.bidirectional_lm import BiLM, sampled_cross_entropy
+from lmjax.tasks.bidirectional_lm import BidirectionalLM, sampled_cross_entropy
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import born, fake_batch
+from lmjax.testing import fake_batch, init_params
 
 RNG = np.random.default_rng(0)
 
@@ -32,7 +32,7 @@ def tiny_elmo(**changes) -> ELMo:
 
 
 def started(model, *arguments):
-  return born(model, *arguments)["params"]
+  return init_params(model, *arguments)["params"]
 
 
 def floats(*shape) -> jax.Array:
@@ -84,7 +84,7 @@ def test_the_gradient_is_that_of_the_plain_scan(cells, clip, monkeypatch):
 def test_no_vector_depends_on_what_comes_later_or_on_another_document():
   task = CausalLM(tiny())
   batch = fake_batch(task, batch=2)
-  params = born(task, batch)
+  params = init_params(task, batch)
 
   def vectors(batch):
     return task.model.apply({"params": params["model"]}, batch["inputs"], batch["positions"], batch["segments"])[0]
@@ -102,7 +102,7 @@ def test_steps_that_a_token_takes_are_those_of_the_whole_text_and_padding_takes_
   tokens = jnp.asarray(RNG.integers(0, 50, (2, 9)))
   params = started(model, tokens)
   whole, _ = model.apply({"params": params}, tokens)
-  cache = model.apply({"params": params}, 2, 20, method="empty_cache")
+  cache = model.apply({"params": params}, 2, 20, method="init_cache")
   valid = jnp.asarray([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]], bool)
   shifted = jnp.stack([jnp.pad(tokens[0, :3], (2, 0)), tokens[1, :5]])
   first, cache = model.apply({"params": params}, cache, shifted, valid, method="extend")
@@ -117,7 +117,7 @@ def test_steps_that_a_token_takes_are_those_of_the_whole_text_and_padding_takes_
 def test_the_sampler_continues_with_an_lstm_as_the_whole_pass_says():
   model = tiny()
   params = started(model, jnp.zeros((1, 4), jnp.int32))
-  sampler = Sampler(model, slots=40, sampling=_greedy())
+  sampler = Sampler(model, max_tokens=40, sampling=_greedy())
   drawn = np.concatenate(list(sampler.tokens(params, [[1, 2, 3], [4]], 6, [0, 0])), axis=1)
   text = [1, 2, 3]
   for token in drawn[0]:
@@ -173,9 +173,9 @@ def test_each_direction_knows_its_own_side_and_padding_is_nothing():
 
 def test_states_go_on_from_batch_to_batch():
   model = tiny_elmo()
-  task = BiLM(model, characters=10)
+  task = BidirectionalLM(model, characters=10)
   x = spelt("a b c d e f")
-  params = born(task, {"characters": x})
+  params = init_params(task, {"characters": x})
   targets, ones = jnp.asarray(RNG.integers(0, 60, (1, 6))), jnp.ones((1, 6))
 
   def batch(part):
@@ -205,11 +205,11 @@ def test_sampled_words_stand_for_all():
 
 
 def test_evaluation_scores_all_words():
-  task = BiLM(tiny_elmo(), characters=10, negatives=3)
+  task = BidirectionalLM(tiny_elmo(), characters=10, negatives=3)
   zeros = {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in task.spec(1, 6).items()}
   batch = zeros | {"characters": spelt("a b c"), "reverse_characters": spelt("c b a"), "weights": jnp.ones((1, 6))}
-  params = born(task, batch)
-  full = BiLM(task.model, characters=10)
+  params = init_params(task, batch)
+  full = BidirectionalLM(task.model, characters=10)
   carry = task.initial_carry(1)
   whole = full.loss(params, {}, carry, batch)[0]["forwards"].total
   assert task.loss(params, {}, carry, batch)[0]["forwards"].total == whole

@@ -28,13 +28,13 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
 from lmjax.storage import huggingface
-from lmjax.storage.lazy import Mapped
-from lmjax.storage.loading import place, task_of
-from lmjax.tasks.bidirectional_lm import BiLM
+from lmjax.storage.lazy import LazyTensor
+from lmjax.storage.loading import task_of
+from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import born, fake_batch, tiny_decoder
+from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.train import make_step
 from lmjax.utils import pytree
 
@@ -46,18 +46,18 @@ MESHES = {
   "sequence": MeshShape(data=2, sequence=4),
 }
 BERT = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, head_size=8, mlp=64, dropout=0.1)
-LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated=True, bias=False, tied=False)
+LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated_mlp=True, bias=False, tie_embeddings=False)
 
 
 LSTM = dict(vocabulary=50, length=16, width=32, cells=64, dropout=0.1)
 ELMO = dict(vocabulary=50, length=16, width=32, cells=64, embedding=8, filters=((1, 16), (2, 16)), highways=1)
 T5 = dict(vocabulary=50, length=16, width=32, depth=2, heads=4, head_size=8, mlp=64, dropout=0.1)
-WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scaled=True)
+WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True)
 EVERY = sys.argv[1:]
 OTHERS = {
-  "BERT": MaskedLM(Encoder(EncoderConfig(**BERT)), predictions=4),
+  "BERT": MaskedLM(Encoder(EncoderConfig(**BERT)), max_predictions=4),
   "LSTM": CausalLM(Recurrent(recurrent.Config(**LSTM))),
-  "ELMo": BiLM(ELMo(elmo.Config(**ELMO)), characters=8),
+  "ELMo": BidirectionalLM(ELMo(elmo.Config(**ELMO)), characters=8),
   "T5": Seq2Seq(EncoderDecoder(encoder_decoder.Config(**T5)), target_length=8),
   "Llama": CausalLM(tiny_decoder(dropout=0.1, **LLAMA)),
   "Transformer": Seq2Seq(EncoderDecoder(encoder_decoder.Config(**(T5 | WAVES))), smoothing=0.1),
@@ -67,7 +67,7 @@ OTHERS = {
 def losses(layout, changes, microbatches=1):
   """Returns the losses of three steps and the final state."""
   task = CausalLM(tiny_decoder(dropout=0.1, **changes)) if isinstance(changes, dict) else changes
-  optimizer = Optimizer(peak_rate=1e-2, microbatches=microbatches)
+  optimizer = Optimizer(peak_lr=1e-2, microbatches=microbatches)
   with use_layout(layout):
     state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, 0)
     step = jax.jit(make_step(task, optimizer.build(10), Identity(), microbatches), donate_argnums=0)
@@ -93,7 +93,7 @@ def check_splash():
   q, k, v = (jnp.asarray(rng.normal(size=(4, 512, heads, 64)), jnp.float32) for heads in (4, 2, 2))
   mask = Mask(jnp.asarray(np.repeat([[1, 2, 2, 3]] * 4, 128, axis=1)), causal=True, window=200)
   wanted = attend(q, k, v, mask)
-  both = (("batch", ("data",)), ("length", ("sequence",)), ("heads", ("model",)), ("groups", ("model",)))
+  both = (("batch", ("data",)), ("length", ("sequence",)), ("heads", ("model",)), ("kv_heads", ("model",)))
   for rules in (both, both[:3], both[:2]):  # groups split as the heads are, or not split, or neither
     mesh = MeshShape(data=2, sequence=2, model=2) if len(rules) > 2 else MeshShape(data=4, sequence=2)
     layout = Layout.build(mesh.build(), rules)
@@ -107,18 +107,18 @@ def check_a_folder():
   """A model of Hugging Face's goes onto a mesh, each device reading its own part of the files and nothing else."""
   with tempfile.TemporaryDirectory() as folder:
     model, ids = tiny_decoder(**LLAMA), jnp.arange(16)[None]
-    params = born(model, ids)["params"]
+    params = init_params(model, ids)["params"]
     huggingface.save(f"{folder}/llama", model, {"model": params, "heads": {}})
     loaded, layout = huggingface.load(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
-    read, honest = [], Mapped.__getitem__
+    read, honest = [], LazyTensor.__getitem__
 
     def watched(mapped, index):
       found = honest(mapped, index)
       read.append((mapped, found.shape))
       return found
 
-    with unittest.mock.patch.object(Mapped, "__getitem__", watched):
-      placed = place(loaded, task_of(loaded), layout)
+    with unittest.mock.patch.object(LazyTensor, "__getitem__", watched):
+      placed = shard_params(loaded, task_of(loaded), layout)
     for name, leaf in pytree.named_leaves(placed).items():
       mapped = pytree.named_leaves(loaded.params)[name]
       shapes = {shape for other, shape in read if other is mapped}

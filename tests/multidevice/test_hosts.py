@@ -79,7 +79,7 @@ def same_parameters(run, meshes):
 import jax, numpy as np
 from lmjax import experiment
 from lmjax.parallel.sharding import use_layout
-settings, found = experiment.open_run({str(run)!r}), []
+settings, found = experiment.load_config({str(run)!r}), []
 for count in {meshes}:
   built = experiment.build(settings, {str(run)!r}, devices=jax.devices()[:count])
   with use_layout(built.layout):
@@ -151,7 +151,7 @@ def test_hosts_write_texts_while_they_train(lmjax, tmp_path):
   told = finish(start(tmp_path / "both", 2, 2, command=("train", *more)))
   assert [code for code, _ in told] == [0, 0], told
   alone, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "both"))
-  assert "written_exact" in alone and both["written_exact"] == alone["written_exact"]
+  assert "generation_exact" in alone and both["generation_exact"] == alone["generation_exact"]
   assert both["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
 
 

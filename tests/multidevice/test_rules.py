@@ -43,10 +43,10 @@ def test_every_family_has_the_same_loss_under_every_rule_set():
 
 def test_a_7b_state_is_born_in_parts():
   process = subprocess.run(
-    [sys.executable, "-W", "error", "-m", "tests.multidevice.birth"],
+    [sys.executable, "-W", "error", "-m", "tests.multidevice.make_init"],
     cwd=ROOT, env=eight(), capture_output=True, text=True, timeout=200,
   )  # fmt: skip
-  assert process.returncode == 0 and "born in parts" in process.stdout, process.stderr[-3000:]
+  assert process.returncode == 0 and "init_params in parts" in process.stdout, process.stderr[-3000:]
 
 
 @pytest.mark.hosts

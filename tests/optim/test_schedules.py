@@ -27,19 +27,19 @@ from lmjax.optim.schedules import schedule
   ],
 )
 def test_values(name, expected):
-  rate = schedule(name, peak=2.0, steps=20, warmup=4, final=0.1, decay=5)
+  rate = schedule(name, peak=2.0, steps=20, warmup=4, final_lr_ratio=0.1, decay=5)
   assert [float(rate(step)) for step in (0, 1, 3, 4, 12, 20, 30)] == pytest.approx(expected, rel=1e-5)
 
 
 def test_the_falling_end():
-  rate = schedule("warmup_stable_decay", peak=1.0, steps=20, warmup=0, final=0.0, decay=5)
+  rate = schedule("warmup_stable_decay", peak=1.0, steps=20, warmup=0, final_lr_ratio=0.0, decay=5)
   assert [float(rate(step)) for step in (15, 16, 19)] == pytest.approx([1.0, 0.8, 0.2], rel=1e-5)
 
 
 def test_adafactor_takes_steps_relative_to_what_they_change():
   """Three steps of ours are three of optax's whole rule, clipping and scale included."""
   params = {"kernel": 0.05 * jax.random.normal(jax.random.key(0), (160, 130)), "scale": jnp.ones(130)}
-  ours = Optimizer(rule="adafactor", peak_rate=1e-2, schedule="constant", clip=0.0, weight_decay=0.0).build(10)
+  ours = Optimizer(optimizer="adafactor", peak_lr=1e-2, schedule="constant", clip=0.0, weight_decay=0.0).build(10)
   theirs = optax.adafactor(1e-2)
   found, wanted, states = params, params, [ours.init(params), theirs.init(params)]
   for step in range(3):

@@ -7,7 +7,7 @@ import types
 import pytest
 
 from lmjax.planning import hardware
-from lmjax.planning.hardware import Meter
+from lmjax.planning.hardware import EnergyMeter
 
 PROCESSOR = types.SimpleNamespace(platform="cpu", device_kind="cpu")
 GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
@@ -17,7 +17,7 @@ GPU = types.SimpleNamespace(platform="gpu", device_kind="NVIDIA H100 80GB HBM3")
 def no_counter(monkeypatch, tmp_path):
   """Leaves this machine's own counters and CodeCarbon out."""
   monkeypatch.setattr(hardware, "_codecarbon", lambda: None)
-  monkeypatch.setattr(Meter, "_rapl", functools.partialmethod(Meter._rapl, root=str(tmp_path)))
+  monkeypatch.setattr(EnergyMeter, "_rapl", functools.partialmethod(EnergyMeter._rapl, root=str(tmp_path)))
   monkeypatch.setitem(sys.modules, "pynvml", None)
 
 
@@ -26,14 +26,14 @@ def test_processors_count_their_own(tmp_path):
   for counter in counters:
     counter.parent.mkdir()
     counter.write_text("5000000\n")
-  meter = Meter([PROCESSOR])
+  meter = EnergyMeter([PROCESSOR])
   for counter in counters:
     counter.write_text(f"{5_000_000 + 1_800_000_000_000}\n")  # half a kilowatt hour more
   meter._count()
   for counter in counters:
     counter.write_text("18000000000\n")  # started anew
   used = meter.used()
-  assert used.kwh == pytest.approx(1.01) and used.how == "measured by RAPL, this machine"
+  assert used.kwh == pytest.approx(1.01) and used.method == "measured by RAPL, this machine"
 
 
 def test_gpus_count_their_own(monkeypatch):
@@ -48,16 +48,16 @@ def test_gpus_count_their_own(monkeypatch):
       nvmlDeviceGetTotalEnergyConsumption=lambda handle: next(read),
     ),
   )
-  used = Meter([GPU, GPU]).used()
-  assert used.kwh == pytest.approx(2.0) and used.how == "measured by NVML, this machine"
+  used = EnergyMeter([GPU, GPU]).used()
+  assert used.kwh == pytest.approx(2.0) and used.method == "measured by NVML, this machine"
 
 
 def test_a_device_without_a_counter_is_rated():
-  meter = Meter([GPU] * 8)
+  meter = EnergyMeter([GPU] * 8)
   meter.began -= 3600
   used = meter.used()
-  assert used.kwh == pytest.approx(8 * 700 * 1.58 / 1000, rel=1e-3) and "8 devices x 700 W rated" in used.how
+  assert used.kwh == pytest.approx(8 * 700 * 1.58 / 1000, rel=1e-3) and "8 devices x 700 W rated" in used.method
 
 
 def test_nothing_is_invented():
-  assert Meter([PROCESSOR]).used() == hardware.Used(None, "not measured")
+  assert EnergyMeter([PROCESSOR]).used() == hardware.Used(None, "not measured")

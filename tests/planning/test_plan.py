@@ -154,7 +154,7 @@ KEYS = {
   "seconds_per_step", "utilisation_bound", "run", "compile_seconds",
 }  # fmt: skip
 SMALL = ("--config", "configs/llama.py:size=7b", "--config.model.width=512", "--config.model.depth=3",
-         "--config.model.heads=4", "--config.model.groups=4", "--config.model.mlp=1024", "--config.data.length=1024",
+         "--config.model.heads=4", "--config.model.kv_heads=4", "--config.model.mlp=1024", "--config.data.length=1024",
          "--vocabulary", "4000", "--config.batch=32")  # fmt: skip
 
 
@@ -167,7 +167,7 @@ SMALL = ("--config", "configs/llama.py:size=7b", "--config.model.width=512", "--
     ("v5p:2x2x1", ("--config.rules=fsdp_tp", "--config.mesh.fsdp=2", "--config.mesh.model=2")),
     ("v4-16", ("--config.rules=sequence", "--config.mesh.fsdp=2", "--config.mesh.sequence=4")),
     ("v5e:2x2", ("--num_slices", "2", "--config.mesh.data=2")),
-    ("v5e:2x2", ("--config.model.window=256", "--config.model.groups=2", "--config.model.remat=none")),
+    ("v5e:2x2", ("--config.model.window=256", "--config.model.kv_heads=2", "--config.model.remat=none")),
   ],
 )
 def test_a_real_compilation_for_an_absent_pod(capsys, where, more):

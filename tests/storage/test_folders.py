@@ -16,8 +16,8 @@ from lmjax.data.tokenizers.registry import train
 from lmjax.storage import huggingface, safetensors
 from lmjax.storage.huggingface.weights import arrange
 from lmjax.storage.safetensors import Tensors
-from lmjax.storage.saved import look
-from lmjax.testing import born, tiny_decoder
+from lmjax.storage.saved import open_checkpoint
+from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 
@@ -29,7 +29,7 @@ def folder(tmp_path):
   """A tiny GPT-2 with its tokenizer, as transformers would write it."""
   tokenizer = train("bpe", [TEXT], 300)
   model = tiny_decoder(vocabulary=tokenizer.size)
-  params = born(model, jnp.zeros((1, 4), jnp.int32))["params"]
+  params = init_params(model, jnp.zeros((1, 4), jnp.int32))["params"]
   huggingface.save(tmp_path / "gpt2", model, {"model": params, "heads": {}}, tokenizer)
   return tmp_path / "gpt2"
 
@@ -58,7 +58,7 @@ def test_commands_take_the_folder_for_a_run(folder, tmp_path, capsys):
 def test_a_run_becomes_a_folder_that_a_config_measures(tmp_path, capsys):
   """With the same numbers as the run; what does not fit is told."""
   run, out, config = str(tmp_path / "run"), str(tmp_path / "out"), "configs/gpt2.py:size=124m,debug"
-  assert main(["train", "--config", config, "--config.steps=1", "--config.model.groups=4", "--workdir", run]) == 0
+  assert main(["train", "--config", config, "--config.steps=1", "--config.model.kv_heads=4", "--workdir", run]) == 0
   assert main(["convert", "--input", run, "--output", out]) == 0
   assert huggingface.load(out).model.config.depth == 2
   found = []
@@ -260,10 +260,10 @@ class Halved(Identity):
 
 
 def test_what_a_transform_adds_is_merged(tmp_path):
-  config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=1", "--config.model.groups=4"]
+  config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=1", "--config.model.kv_heads=4"]
   kind = "--config.transform.kind=tests.interop.test_folders:Halved"
   assert main(["train", *config, kind, "--workdir", str(tmp_path / "run")]) == 0
   assert main(["convert", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
-  trained = look(tmp_path / "run").read("model/stack/layers/mlp/up/kernel")
+  trained = open_checkpoint(tmp_path / "run").read("model/stack/layers/mlp/up/kernel")
   seen = huggingface.load(tmp_path / "out").params["model"]["stack"]["layers"]["mlp"]["up"]["kernel"]
   np.testing.assert_array_equal(seen, trained / 2)

@@ -5,17 +5,17 @@ import json
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.data.sources.python_docs import Embedded
+from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.tokenizers import registry, words
 from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.models.encoder_decoder import Config, EncoderDecoder
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface import tokenizer
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import born, fake_batch
+from lmjax.testing import fake_batch, init_params
 from lmjax.utils.errors import UserError
 
-TEXTS = [Embedded()[i][:1500] for i in range(0, 300, 10)]
+TEXTS = [PythonDocs()[i][:1500] for i in range(0, 300, 10)]
 KINDS = ("bpe", "wordpiece", "unigram", "sentencepiece_bpe", "characters", "bytes", "words", "spaces", "t5")
 
 
@@ -86,7 +86,7 @@ def test_an_encoder_decoder_writes_the_same_text_there(tmp_path, capsys):
   transformers, ours = pytest.importorskip("transformers"), made("t5")
   shape = dict(width=32, depth=2, heads=4, head_size=8, mlp=64)
   task = Seq2Seq(EncoderDecoder(Config(vocabulary=ours.size, length=32, **shape)), target_length=8)
-  huggingface.save(tmp_path / "t5", task.model, born(task, fake_batch(task, 1, 32), seed=3), ours)
+  huggingface.save(tmp_path / "t5", task.model, init_params(task, fake_batch(task, 1, 32), seed=3), ours)
   theirs = transformers.T5ForConditionalGeneration.from_pretrained(str(tmp_path / "t5")).eval()
   read = transformers.AutoTokenizer.from_pretrained(str(tmp_path / "t5"))
   text = "The default encoding of a string"
@@ -101,7 +101,7 @@ def test_a_t5_that_says_nothing_of_its_start_begins_with_its_padding(tmp_path):
   ours = made("t5")
   shape = dict(width=32, depth=1, heads=4, head_size=8, mlp=64)
   task = Seq2Seq(EncoderDecoder(Config(vocabulary=ours.size, length=32, **shape)), target_length=8)
-  huggingface.save(tmp_path / "t5", task.model, born(task, fake_batch(task, 1, 32)), ours)
+  huggingface.save(tmp_path / "t5", task.model, init_params(task, fake_batch(task, 1, 32)), ours)
   settings = json.loads((tmp_path / "t5" / "config.json").read_text())
   assert settings.pop("decoder_start_token_id") == ours.start and settings["eos_token_id"] == ours.end
   (tmp_path / "t5" / "config.json").write_text(json.dumps(settings))

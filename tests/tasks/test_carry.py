@@ -10,10 +10,10 @@ from lmjax.__main__ import main
 from lmjax.evals.base import terms_over
 from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.saved import SavedRun
+from lmjax.storage.saved import RunReader
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.continued_lm import ContinuedLM
-from lmjax.testing import born, fake_batch
+from lmjax.testing import fake_batch, init_params
 from lmjax.utils.errors import UserError
 
 ELMO = ["--config", "configs/elmo.py:debug", "--config.optim.schedule=constant", "--config.evals.every=0"]
@@ -23,7 +23,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
   for name, stops in (("whole", (4,)), ("parts", (2, 4))):
     for steps in stops:
       assert main(["train", *ELMO, f"--config.steps={steps}", "--workdir", str(tmp_path / name)]) == 0
-  whole, parts = SavedRun(tmp_path / "whole"), SavedRun(tmp_path / "parts")
+  whole, parts = RunReader(tmp_path / "whole"), RunReader(tmp_path / "parts")
   assert whole.step == parts.step == 4
   for name in whole.leaves:
     assert np.array_equal(whole.read(name), parts.read(name)), name
@@ -59,7 +59,7 @@ def test_text_that_goes_on_is_one_long_row():
   model = Recurrent(Config(vocabulary=50, length=16, width=16, cells=16))
   task, whole = ContinuedLM(model), CausalLM(model, packed=False)
   batch = fake_batch(whole, 4, 16) | {"weights": jnp.ones((4, 16))}
-  params = born(whole, batch)
+  params = init_params(whole, batch)
   wanted, _ = whole.loss(params, {}, {}, batch)
   found, carry = 0.0, task.initial_carry(4)
   for part in (slice(0, 10), slice(10, 16)):
@@ -74,7 +74,7 @@ def test_gradients_end_where_a_batch_does():
   model = Recurrent(Config(vocabulary=50, length=8, width=16, cells=16))
   task = ContinuedLM(model)
   batch = fake_batch(task, 2, 8) | {"weights": jnp.ones((2, 8))}
-  params = born(task, batch)
+  params = init_params(task, batch)
 
   def later(params):
     _, carry = task.loss(params, {}, task.initial_carry(2), batch)

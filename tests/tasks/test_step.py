@@ -22,7 +22,7 @@ RNG = jax.random.key(3)
 
 def setup(task=None, optimizer=None, **changes):
   task = task or CausalLM(tiny_decoder(**changes))
-  optimizer = optimizer or Optimizer(peak_rate=1e-2)
+  optimizer = optimizer or Optimizer(peak_lr=1e-2)
   state = init_state(task, optimizer.build(10), Identity(), LAYOUT, 4, 16, 0)
   step = jax.jit(make_step(task, optimizer.build(10), Identity(), optimizer.microbatches))
   return state, step, fake_batch(task)
@@ -33,7 +33,7 @@ def test_accumulation_is_the_large_batch():
   state, step, batch = setup()
   batch = batch | {"weights": batch["weights"] * jnp.array([1.0, 0.0, 0.3, 2.0])[:, None]}
   after, metrics = step(state, batch, RNG)
-  _, parts, _ = setup(optimizer=Optimizer(peak_rate=1e-2, microbatches=2))
+  _, parts, _ = setup(optimizer=Optimizer(peak_lr=1e-2, microbatches=2))
   again, other = parts(state, batch, RNG)
   np.testing.assert_allclose(metrics["loss"].value(), other["loss"].value(), rtol=1e-6)
   np.testing.assert_allclose(metrics["gradient_norm"], other["gradient_norm"], rtol=1e-5)
@@ -78,7 +78,7 @@ def test_dropout_depends_on_the_step():
 @pytest.mark.parametrize("rule", ["adamw", "adafactor", "lion", "muon", "sgd"])
 def test_every_rule_learns(rule):
   rate = {"adafactor": 0.1, "lion": 1e-3, "sgd": 0.5}.get(rule, 1e-2)  # adafactor: of a parameter's size
-  state, step, batch = setup(optimizer=Optimizer(rule=rule, peak_rate=rate))
+  state, step, batch = setup(optimizer=Optimizer(optimizer=rule, peak_lr=rate))
   losses = []
   for _ in range(8):
     state, metrics = step(state, batch, RNG)
@@ -94,16 +94,16 @@ def test_z_loss_is_added_and_the_likelihood_told_beside_it():
 
 
 def test_rates_frozen_parts_and_decay_by_pattern():
-  optimizer = Optimizer(peak_rate=1e-2, frozen=("positions",), rates={"embed": 0.1}, weight_decay=0.0, clip=0.0)
+  optimizer = Optimizer(peak_lr=1e-2, frozen=("positions",), lr_multipliers={"embed": 0.1}, weight_decay=0.0, clip=0.0)
   state, step, batch = setup(optimizer=optimizer)
-  plain, plain_step, _ = setup(optimizer=Optimizer(peak_rate=1e-2, weight_decay=0.0, clip=0.0))
+  plain, plain_step, _ = setup(optimizer=Optimizer(peak_lr=1e-2, weight_decay=0.0, clip=0.0))
   after, other = step(state, batch, RNG)[0], plain_step(plain, batch, RNG)[0]
   model, before, free = after.params["model"], state.params["model"], other.params["model"]
   np.testing.assert_array_equal(model["positions"]["table"], before["positions"]["table"])
   moved = (model["embed"]["table"] - before["embed"]["table"]) / (free["embed"]["table"] - before["embed"]["table"])
   np.testing.assert_allclose(moved[np.isfinite(moved)], 0.1, rtol=1e-2)
 
-  decay = Optimizer(rule="sgd", peak_rate=1.0, final=1.0, weight_decay=0.5, clip=0.0, schedule="constant")
+  decay = Optimizer(optimizer="sgd", peak_lr=1.0, final_lr_ratio=1.0, weight_decay=0.5, clip=0.0, schedule="constant")
   state, step, batch = setup(optimizer=decay)
   still = batch | {"weights": jnp.zeros_like(batch["weights"])}
   after = step(state, still, RNG)[0]
@@ -117,7 +117,7 @@ def test_rates_frozen_parts_and_decay_by_pattern():
 
 
 def test_moving_average():
-  optimizer = Optimizer(peak_rate=1e-2, ema=0.75)
+  optimizer = Optimizer(peak_lr=1e-2, ema=0.75)
   state, step, batch = setup(optimizer=optimizer)
   expected = state.params
   for _ in range(3):

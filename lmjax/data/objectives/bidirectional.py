@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lmjax.data.objectives.masked_lm import SPLITS
-from lmjax.data.packing import Packer, Position, Read, Row
+from lmjax.data.packing import Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Bad, Encoded, Source
+from lmjax.data.sources.base import BadRecord, Encoded, Source
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.words import Words, spell
@@ -17,47 +17,47 @@ from lmjax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class BothWays(Reader):
+class BidirectionalText(Reader):
   """Sentences `<S> ... </S>` one after the other; a row of one stream goes on where its last one ended.
 
   A row reads some words of a document forwards, and as many of the same document, from its end, backwards.
-  characters: of a word, at most. split: how a document is cut, into `sentences` or `lines`.
+  characters: of a word, at most. split_by: how a document is cut, into `sentences` or `lines`.
   """
 
   characters: int = 50
-  split: str = "sentences"
+  split_by: str = "sentences"
 
   def __post_init__(self):
     super().__post_init__()
-    if self.split not in SPLITS or self.characters < 4:
-      raise ValueError(f"split is one of {', '.join(SPLITS)}, characters at least 4")
+    if self.split_by not in SPLITS or self.characters < 4:
+      raise ValueError(f"split_by is one of {', '.join(SPLITS)}, characters at least 4")
 
   def shared(self) -> dict[str, Any]:
     return {"characters": self.characters}
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
     if not isinstance(tokenizer, Words):
-      raise UserError("data.tokenizer: spelt words need tokenizer.kind=lmjax.data.tokenizers.words:Settings")
-    return Spelt(source, tokenizer, seed, streams, self.characters, self.split)
+      raise UserError("data.tokenizer: spelt words need tokenizer.kind=lmjax.data.tokenizers.words:WordTokenizerConfig")
+    return CharacterDocuments(source, tokenizer, seed, streams, self.characters, self.split_by)
 
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
-    return {stream: Directions(self.length, self.characters) for stream in streams}
+    return {stream: BidirectionalRows(self.length, self.characters) for stream in streams}
 
 
-class Spelt(Documents):
+class CharacterDocuments(Documents):
   """Documents as what is read and what comes next, forwards and backwards."""
 
-  def __init__(self, source: Source, tokenizer: Words, seed: int | None, streams: int, characters: int, split: str):
+  def __init__(self, source: Source, tokenizer: Words, seed: int | None, streams: int, characters: int, split_by: str):
     super().__init__(source, tokenizer, seed, streams)
-    self.characters, self.split = characters, split
+    self.characters, self.split_by = characters, split_by
 
-  def encode(self, document: str | Encoded | Bad) -> tuple[list[np.ndarray], int] | Bad:
+  def encode(self, document: str | Encoded | BadRecord) -> tuple[list[np.ndarray], int] | BadRecord:
     """Returns [characters [T, C], targets [T], and the same backwards], and the bytes of the text."""
     if isinstance(document, Encoded):
       raise UserError("data: prepared ids have no spelling; give the text itself")
-    if isinstance(document, Bad):
+    if isinstance(document, BadRecord):
       return document
-    cut = [self.tokenizer.words(sentence) for sentence in SPLITS[self.split](document)]
+    cut = [self.tokenizer.words(sentence) for sentence in SPLITS[self.split_by](document)]
     start, end = (self.tokenizer.vocabulary[i] for i in (self.tokenizer.start, self.tokenizer.end))
     around = [[start, *sentence, end] for sentence in cut if sentence]
     if not around:
@@ -77,7 +77,7 @@ def _steps(sentences: list[list[str]]) -> tuple[list[str], list[str]]:
   return [w for s in sentences for w in s[:-1]], [w for s in sentences for w in s[1:]]
 
 
-class Directions:
+class BidirectionalRows:
   """Packs documents one after the other. Position: the document to read next, and how many of its words are used up."""
 
   KEYS = ("characters", "targets", "reverse_characters", "reverse_targets")
@@ -86,7 +86,7 @@ class Directions:
     self.length = length
     self.shapes = {"characters": (length, characters), "targets": (length,)}
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     row = {key: np.zeros(self.shapes[key.removeprefix("reverse_")], np.int32) for key in self.KEYS}
     row |= {"weights": np.zeros(self.length, np.float32), "bytes": np.float64(0)}
     filled, (document, used) = 0, position

@@ -7,7 +7,7 @@ import numpy as np
 
 from lmjax.data.packing import Buckets, Concatenate, FirstFit, Packer, Windows
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.streams import Documents, proportions, schedule
 from lmjax.utils.errors import UserError
 
@@ -59,7 +59,7 @@ class Text(Reader):
     """Returns a period in which each bucket comes as often as documents of its lengths do."""
     source = documents.source
     sample = (documents.encode(source[i]) for i in range(0, len(source), max(len(source) // SAMPLE, 1)))
-    lengths = [len(found[0]) - 1 for found in sample if not isinstance(found, Bad) and len(found[0])]
+    lengths = [len(found[0]) - 1 for found in sample if not isinstance(found, BadRecord) and len(found[0])]
     if not lengths:
       raise UserError("data: the source holds no text")
     numbers = np.minimum(np.searchsorted(sorted(self.buckets), lengths), len(self.buckets) - 1)

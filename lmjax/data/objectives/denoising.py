@@ -19,10 +19,10 @@ Ids = np.ndarray
 class Objective(Protocol):
   """What is hidden of a text."""
 
-  def stretch(self, length: int) -> int:
+  def input_tokens(self, length: int) -> int:
     """Returns how many tokens of text make a source of at most `length`."""
 
-  def target(self, length: int) -> int:
+  def target_tokens(self, length: int) -> int:
     """Returns how many tokens the target of such a stretch has at most, its end included."""
 
   def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[Ids, Ids]:
@@ -33,10 +33,10 @@ class Objective(Protocol):
 class Consecutive:
   """w_1 .. w_T to the encoder, w_T+1 .. w_2T from the decoder; T is one less than the length, for the end."""
 
-  def stretch(self, length: int) -> int:
+  def input_tokens(self, length: int) -> int:
     return 2 * (length - 1)
 
-  def target(self, length: int) -> int:
+  def target_tokens(self, length: int) -> int:
     return length
 
   def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[Ids, Ids]:
@@ -48,10 +48,10 @@ class Consecutive:
 class PrefixLM:
   """A text cut anywhere: what stands before to the encoder, what follows from the decoder (Raffel et al., 2020)."""
 
-  def stretch(self, length: int) -> int:
+  def input_tokens(self, length: int) -> int:
     return length
 
-  def target(self, length: int) -> int:
+  def target_tokens(self, length: int) -> int:
     return length
 
   def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[Ids, Ids]:
@@ -65,33 +65,33 @@ class SpanCorruption:
 
     source  The <extra_id_0> sat on <extra_id_1> .      target  <extra_id_0> cat <extra_id_1> the mat
 
-  density: share of the tokens that are hidden; mean: tokens of a span, on average. Of the hidden tokens and of the
-  others all divisions into so many spans are equally likely; text comes first.
+  noise_density: share of the tokens that are hidden; mean_span_length: tokens of a span, on average. Of the hidden
+  tokens and of the others all divisions into so many spans are equally likely; text comes first.
   """
 
-  density: float = 0.15
-  mean: float = 3.0
+  noise_density: float = 0.15
+  mean_span_length: float = 3.0
 
   def __post_init__(self):
-    if not 0 < self.density < 1 or self.mean < 1:
-      raise ValueError("density lies between 0 and 1, mean is at least 1")
+    if not 0 < self.noise_density < 1 or self.mean_span_length < 1:
+      raise ValueError("noise_density lies between 0 and 1, mean_span_length is at least 1")
 
-  def stretch(self, length: int) -> int:
+  def input_tokens(self, length: int) -> int:
     """Returns the longest text whose source, with its end, is at most `length`: 568 for 512."""
     text = length
     while sum(self._sizes(text + 1)[i] for i in (0, 2)) + 1 <= length:
       text += 1
     return text
 
-  def target(self, length: int) -> int:
+  def target_tokens(self, length: int) -> int:
     """Returns the tokens of its target, end included: 114 for 512."""
-    _, hidden, spans = self._sizes(self.stretch(length))
+    _, hidden, spans = self._sizes(self.input_tokens(length))
     return hidden + spans + 1
 
   def _sizes(self, text: int) -> tuple[int, int, int]:
     """Returns the tokens left, the tokens hidden and the spans of a text."""
-    hidden = min(max(int(np.round(text * self.density)), 1), text - 1)
-    return text - hidden, hidden, min(max(int(np.round(hidden / self.mean)), 1), text - hidden)
+    hidden = min(max(int(np.round(text * self.noise_density)), 1), text - 1)
+    return text - hidden, hidden, min(max(int(np.round(hidden / self.mean_span_length)), 1), text - hidden)
 
   def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[Ids, Ids]:
     if len(ids) < 2:
@@ -99,8 +99,8 @@ class SpanCorruption:
     left, hidden, spans = self._sizes(len(ids))
     if spans > getattr(tokenizer, "sentinels", 0):
       raise UserError(
-        f"data: {spans} spans need as many sentinels: tokenizer.kind=lmjax.data.tokenizers.sentinels:Settings, "
-        f"sentinels={spans}"
+        f"data: {spans} spans need as many sentinels: "
+        f"tokenizer.kind=lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig, sentinels={spans}"
       )
     lengths = np.stack([_divide(left, spans, rng), _divide(hidden, spans, rng)], axis=1).reshape(-1)
     ends = np.cumsum(lengths)
@@ -114,7 +114,7 @@ class SpanCorruption:
 
 
 @dataclasses.dataclass(frozen=True)
-class Denoisers:
+class MixtureOfDenoisers:
   """One objective a stretch, drawn by weight, as UL2 mixes them (Tay et al., 2022, arXiv:2205.05131).
 
   By default its R (spans of 3, 15 %), X (long spans of 32, or half of the text) and S (prefix LM) denoisers.
@@ -135,11 +135,13 @@ class Denoisers:
     if not self.parts or set(self.weights) - set(self.parts) or min(odds) < 0 or not sum(odds):
       raise ValueError("weights name parts, are at least 0, and not all 0")
 
-  def stretch(self, length: int) -> int:
-    return min(part.stretch(length) for part in self.parts.values())  # so that each source fits, whichever is drawn
+  def input_tokens(self, length: int) -> int:
+    return min(
+      part.input_tokens(length) for part in self.parts.values()
+    )  # so that each source fits, whichever is drawn
 
-  def target(self, length: int) -> int:
-    text = self.stretch(length)
+  def target_tokens(self, length: int) -> int:
+    text = self.input_tokens(length)
     return max(_longest(part, text) for part in self.parts.values())
 
   def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[Ids, Ids]:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lmjax.data.objectives.denoising import Objective, SpanCorruption
-from lmjax.data.packing import Packer, Position, Read, Row
+from lmjax.data.packing import Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Bad, Encoded, Source
+from lmjax.data.sources.base import BadRecord, Encoded, Source
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
@@ -22,7 +22,7 @@ Two = tuple[np.ndarray, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class TextToText(Reader):
-  """Pairs of texts, as many in a row as fit; each target attends to its own source only.
+  """PairDocuments of texts, as many in a row as fit; each target attends to its own source only.
 
   length, target_length: tokens of source and target in a row. Longer texts are cut. packed: False gives each pair a row
   of its own.
@@ -42,7 +42,7 @@ class TextToText(Reader):
     return self.target_length or self.length
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
-    return Pairs(source, tokenizer, seed, streams)
+    return PairDocuments(source, tokenizer, seed, streams)
 
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
     lengths = (self.length, self._targets)
@@ -59,21 +59,21 @@ class Denoising(Reader):
   objective: Objective = SpanCorruption()
 
   def shared(self) -> dict[str, Any]:
-    return {"target_length": self.objective.target(self.length)}
+    return {"target_length": self.objective.target_tokens(self.length)}
 
   def integers(self, training: bool) -> int:
     return 3  # document, tokens used up, rows made
 
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
     documents.refuse_other_tokenizers()
-    return {stream: Stretches(self, documents, stream) for stream in streams}
+    return {stream: DenoisingRows(self, documents, stream) for stream in streams}
 
 
-class Pairs(Documents):
+class PairDocuments(Documents):
   """Documents as ids of source and target, each with its end."""
 
-  def encode(self, document: Pair | str | Encoded | Bad) -> tuple[list[np.ndarray], int] | Bad:
-    if isinstance(document, Bad):
+  def encode(self, document: Pair | str | Encoded | BadRecord) -> tuple[list[np.ndarray], int] | BadRecord:
+    if isinstance(document, BadRecord):
       return document
     if not isinstance(document, Pair):
       raise UserError(
@@ -96,7 +96,7 @@ class PairRows:
     self.length = lengths[0]
     self._group: tuple[int, list[list[tuple[Two, float]]], int] = (-1, [], 0)
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     first, number = position
     if self._group[0] != first:
       self._group = (first, *self._place(read, first))
@@ -105,7 +105,7 @@ class PairRows:
       return fill([], self.lengths, self.start), position
     return fill(rows[number], self.lengths, self.start), (first, number + 1) if number + 1 < len(rows) else (after, 0)
 
-  def _place(self, read: Read, document: int) -> tuple[list[list[tuple[Two, float]]], int]:
+  def _place(self, read: ReadDocument, document: int) -> tuple[list[list[tuple[Two, float]]], int]:
     rows: list[list[tuple[Two, float]]] = []
     room = np.zeros((0, 2), np.int64)
     while len(rows) < (GROUP if self.packed else 1):
@@ -127,7 +127,7 @@ class PairRows:
     return rows, document
 
 
-class Stretches:
+class DenoisingRows:
   """Makes the rows of one stream: text one document after the other, cut in stretches.
 
   Position: the document to read next, how many of its tokens are used up, and rows made so far, which seeds the draws.
@@ -136,20 +136,20 @@ class Stretches:
   def __init__(self, settings: Denoising, documents: Documents, stream: int):
     self.objective, self.tokenizer = settings.objective, documents.tokenizer
     self.length = settings.length
-    self.lengths = (settings.length, settings.objective.target(settings.length))
-    self.stretch = settings.objective.stretch(settings.length)
+    self.lengths = (settings.length, settings.objective.target_tokens(settings.length))
+    self.input_tokens = settings.objective.input_tokens(settings.length)
     self.seed, self.stream = documents.seed or 0, stream
 
-  def row(self, read: Read, position: Position) -> tuple[Row, Position]:
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     document, used, made = position
     pieces, filled, text_bytes = [], 0, 0.0
-    while filled < self.stretch:
+    while filled < self.input_tokens:
       try:
         ids, size = read(document)
       except IndexError:
         break
       text = ids[1:-1]
-      taken = min(self.stretch - filled, len(text) - used)
+      taken = min(self.input_tokens - filled, len(text) - used)
       if taken > 0:
         pieces.append(text[used : used + taken])
         text_bytes += size * taken / len(text)

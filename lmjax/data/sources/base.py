@@ -27,7 +27,7 @@ PATIENCE = 100  # records read before the share of bad ones is judged
 TOLERANCE = 0.01  # share of bad records that stops a run
 
 
-class Bad(NamedTuple):
+class BadRecord(NamedTuple):
   """A record that could not be read: where it is, and why."""
 
   where: str
@@ -47,7 +47,7 @@ class Source(Protocol):
 
   def __len__(self) -> int: ...
 
-  def __getitem__(self, index: int) -> str | Encoded | Bad: ...
+  def __getitem__(self, index: int) -> str | Encoded | BadRecord: ...
 
 
 def texts(source: Source) -> Iterable[str]:
@@ -55,7 +55,7 @@ def texts(source: Source) -> Iterable[str]:
   return (text for text in map(source.__getitem__, range(len(source))) if isinstance(text, str))
 
 
-def refuse_rubbish(read: int, bad: Sequence[Bad]) -> None:
+def check_skipped_fraction(read: int, bad: Sequence[BadRecord]) -> None:
   """Raises UserError if more than 1 % of at least 100 records were bad."""
   if read >= PATIENCE and len(bad) > TOLERANCE * read:
     raise UserError(
@@ -63,23 +63,35 @@ def refuse_rubbish(read: int, bad: Sequence[Bad]) -> None:
     )
 
 
-def share(count: int, part: str) -> range:
-  """Returns the numbers in a part of `count` things, written like a slice of percents: `:90%`, `90%:`, `` for all.
+def split_range(count: int, split: str) -> range:
+  """Returns the indices in a part of `count` items, written as a slice of percents: `:90%`, `90%:`, `` for all.
 
   Raises:
-    UserError: the part is written otherwise, or holds nothing.
+    UserError: the split is written otherwise, or is empty.
   """
-  match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)%)?:(?:(\d+(?:\.\d+)?)%)?", part or ":")
+  match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)%)?:(?:(\d+(?:\.\d+)?)%)?", split or ":")
   if not match:
-    raise UserError(f"data: part {part!r} is not of the form ':90%', '90%:' or '80%:90%'")
+    raise UserError(f"data: split {split!r} is not of the form ':90%', '90%:' or '80%:90%'")
   start, end = (float(p) if p else whole for p, whole in zip(match.groups(), (0.0, 100.0), strict=True))
   numbers = range(int(count * start / 100), int(count * end / 100))
   if not numbers:
-    raise UserError(f"data: part {part!r} of {count} documents is empty: give more text or a larger part")
+    raise UserError(f"data: split {split!r} of {count} documents is empty: give more text or a larger split")
   return numbers
 
 
-def find(files: str | Sequence[str]) -> list[epath.Path]:
+def parse_split(split: str) -> tuple[str, str]:
+  """Returns the name and the range of a split as TFDS writes it: `train[:90%]` is ("train", ":90%").
+
+  Raises:
+    UserError: the split is written otherwise.
+  """
+  match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", split)
+  if not match:
+    raise UserError(f"data: split {split!r} is not of the form 'train' or 'train[:90%]'")
+  return match[1], match[2] or ""
+
+
+def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
   """Returns the files of paths and globs, sorted.
 
   Raises:
@@ -108,7 +120,7 @@ def find(files: str | Sequence[str]) -> list[epath.Path]:
 class Index:
   """Where each document of some files starts and ends."""
 
-  def __init__(self, files: list[epath.Path], cut: Cut, part: str, clean: Clean | None = None, scattered: bool = False):
+  def __init__(self, files: list[epath.Path], cut: Cut, split: str, clean: Clean | None = None, shuffle: bool = False):
     self.files, self.clean = files, clean
     starts, owners, self.ends = [], [], []
     for number, path in enumerate(files):
@@ -119,9 +131,9 @@ class Index:
       self.ends.append(len(data))
     self.starts, self.owners = np.concatenate(starts), np.concatenate(owners)
     order = np.arange(len(self.starts))
-    if scattered:
+    if shuffle:
       np.random.default_rng(0).shuffle(order)
-    self.numbers = order[share(len(order), part)]
+    self.numbers = order[split_range(len(order), split)]
 
   def __len__(self) -> int:
     return len(self.numbers)
@@ -133,14 +145,14 @@ class Index:
     last = i + 1 == len(self.starts) or self.owners[i + 1] != owner
     return owner, int(self.starts[i]), self.ends[owner] if last else int(self.starts[i + 1])
 
-  def document(self, index: int) -> str | Bad:
+  def document(self, index: int) -> str | BadRecord:
     owner, start, end = self._place(index)
     if end - start > LARGEST:
-      return Bad(self.where(index), f"has {end - start:,} bytes, more than the {LARGEST:,} of a document: cut it")
+      return BadRecord(self.where(index), f"has {end - start:,} bytes, more than the {LARGEST:,} of a document: cut it")
     try:
       return read(self.files[owner], self.clean)[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
-      return Bad(self.where(index, error.start), f"is not UTF-8: {error.reason}")
+      return BadRecord(self.where(index, error.start), f"is not UTF-8: {error.reason}")
 
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""

@@ -6,7 +6,7 @@ import json
 import re
 from typing import NamedTuple
 
-from lmjax.data.sources.base import Bad, Index, find, line_starts
+from lmjax.data.sources.base import BadRecord, Index, expand_paths, line_starts
 from lmjax.utils.errors import UserError
 
 
@@ -21,18 +21,20 @@ class Pair(NamedTuple):
 class ParallelLines:
   """Line i of `sources` beside line i of `targets`; files plain or gzipped. `prefix` says which task it is.
 
-  scattered: lines are numbered in a fixed random order, so that a part is a sample.
+  shuffle: lines are numbered in a fixed random order, so that a part is a sample.
   """
 
   sources: str | tuple[str, ...]
   targets: str | tuple[str, ...]
-  part: str = ""
+  split: str = ""
   prefix: str = ""
-  scattered: bool = False
+  shuffle: bool = False
 
   @functools.cached_property
   def _indices(self) -> tuple[Index, Index]:
-    found = [Index(find(files), line_starts, self.part, None, self.scattered) for files in (self.sources, self.targets)]
+    found = [
+      Index(expand_paths(files), line_starts, self.split, None, self.shuffle) for files in (self.sources, self.targets)
+    ]
     if len(found[0].starts) != len(found[1].starts):
       lines = [len(side.starts) for side in found]
       raise UserError(f"data: {self.sources} has {lines[0]} lines and {self.targets} has {lines[1]}: no pairs")
@@ -41,9 +43,9 @@ class ParallelLines:
   def __len__(self) -> int:
     return len(self._indices[0])
 
-  def __getitem__(self, index: int) -> Pair | Bad:
+  def __getitem__(self, index: int) -> Pair | BadRecord:
     source, target = (side.document(index) for side in self._indices)
-    bad = next((side for side in (source, target) if isinstance(side, Bad)), None)
+    bad = next((side for side in (source, target) if isinstance(side, BadRecord)), None)
     return bad or Pair(self.prefix + source.strip(), target.strip())
 
 
@@ -56,9 +58,9 @@ class PatternLines:
 
   files: str | tuple[str, ...]
   pattern: str = r"([^\t]*)\t(.*)"
-  part: str = ""
+  split: str = ""
   prefix: str = ""
-  scattered: bool = False
+  shuffle: bool = False
 
   def __post_init__(self):
     try:
@@ -70,18 +72,18 @@ class PatternLines:
 
   @functools.cached_property
   def _index(self) -> Index:
-    return Index(find(self.files), line_starts, self.part, None, self.scattered)
+    return Index(expand_paths(self.files), line_starts, self.split, None, self.shuffle)
 
   def __len__(self) -> int:
     return len(self._index)
 
-  def __getitem__(self, index: int) -> Pair | Bad:
+  def __getitem__(self, index: int) -> Pair | BadRecord:
     line = self._index.document(index)
-    if isinstance(line, Bad):
+    if isinstance(line, BadRecord):
       return line
     match = re.match(self.pattern, line.rstrip("\r\n"))
     if not match:
-      return Bad(self._index.where(index), f"is not of the form {self.pattern!r}")
+      return BadRecord(self._index.where(index), f"is not of the form {self.pattern!r}")
     return Pair(self.prefix + match[1], match[2])
 
 
@@ -92,22 +94,22 @@ class JsonPairs:
   files: str | tuple[str, ...]
   source: str = "source"
   target: str = "target"
-  part: str = ""
+  split: str = ""
   prefix: str = ""
 
   @functools.cached_property
   def _index(self) -> Index:
-    return Index(find(self.files), line_starts, self.part)
+    return Index(expand_paths(self.files), line_starts, self.split)
 
   def __len__(self) -> int:
     return len(self._index)
 
-  def __getitem__(self, index: int) -> Pair | Bad:
+  def __getitem__(self, index: int) -> Pair | BadRecord:
     line = self._index.document(index)
-    if isinstance(line, Bad):
+    if isinstance(line, BadRecord):
       return line
     try:
       record = json.loads(line)
       return Pair(self.prefix + record[self.source], record[self.target] + "")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-      return Bad(self._index.where(index), f"has no texts under {self.source!r} and {self.target!r}: {error}")
+      return BadRecord(self._index.where(index), f"has no texts under {self.source!r} and {self.target!r}: {error}")

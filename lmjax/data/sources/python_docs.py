@@ -9,7 +9,7 @@ import inspect
 import pathlib
 import sysconfig
 
-from lmjax.data.sources.base import share
+from lmjax.data.sources.base import split_range
 from lmjax.data.sources.pairs import Pair
 from lmjax.utils.errors import UserError
 
@@ -17,15 +17,15 @@ SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
+class PythonDocs:
   """The documentation of this Python, a document each topic and docstring."""
 
-  part: str = ""
+  split: str = ""
 
   @functools.cached_property
   def _texts(self) -> list[str]:
     texts = python_documentation()
-    return [texts[i] for i in share(len(texts), self.part)]
+    return [texts[i] for i in split_range(len(texts), self.split)]
 
   def __len__(self) -> int:
     return len(self._texts)
@@ -34,7 +34,7 @@ class Embedded:
     return self._texts[index]
 
 
-class EmbeddedPairs(Embedded):
+class PythonDocPairs(PythonDocs):
   """The first words of each text, and those that follow: pairs to try things with."""
 
   def __getitem__(self, index: int) -> Pair:

@@ -20,8 +20,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from lmjax.data.sources.base import Bad, Encoded, share
-from lmjax.utils.errors import UserError, nearest
+from lmjax.data.sources.base import BadRecord, Encoded, parse_split, split_range
+from lmjax.utils.errors import UserError, did_you_mean
 
 VERSION = 1
 SIZE = struct.Struct("<I")
@@ -33,8 +33,7 @@ class Prepared:
   """The documents of one split of a prepared folder."""
 
   folder: str
-  split: str = "train"
-  part: str = ""
+  split: str = "train"  # or a part of it, train[:90%]
 
   @functools.cached_property
   def index(self) -> dict[str, Any]:
@@ -45,11 +44,12 @@ class Prepared:
     """
     index = read_index(self.folder)
     folder = epath.Path(self.folder).expanduser()
-    if self.split not in index["splits"]:
-      raise UserError(f"data: {self.folder} has no split {self.split!r}{nearest(self.split, index['splits'])}")
-    if not index["splits"][self.split]:
-      raise UserError(f"data: {self.folder} holds no {self.split} documents; prepare it with another --validation")
-    for shard in index["splits"][self.split]:
+    name, _ = parse_split(self.split)
+    if name not in index["splits"]:
+      raise UserError(f"data: {self.folder} has no split {name!r}{did_you_mean(name, index['splits'])}")
+    if not index["splits"][name]:
+      raise UserError(f"data: {self.folder} holds no {name} documents; prepare it with another --validation")
+    for shard in index["splits"][name]:
       path = folder / shard["file"]
       if not path.exists():
         raise UserError(f"data: the shard {path} is missing; bring it back or prepare the folder again")
@@ -63,18 +63,18 @@ class Prepared:
   @functools.cached_property
   def _shards(self) -> tuple[list[epath.Path], np.ndarray]:
     """The files, and the documents before each of them."""
-    shards = [s for s in self.index["splits"][self.split] if s["documents"]]
+    shards = [s for s in self.index["splits"][parse_split(self.split)[0]] if s["documents"]]
     files = [epath.Path(self.folder).expanduser() / s["file"] for s in shards]
     return files, np.cumsum([0, *(s["documents"] for s in shards)])
 
   @functools.cached_property
   def _numbers(self) -> range:
-    return share(int(self._shards[1][-1]), self.part)
+    return split_range(int(self._shards[1][-1]), parse_split(self.split)[1])
 
   def __len__(self) -> int:
     return len(self._numbers)
 
-  def __getitem__(self, index: int) -> Encoded | Bad:
+  def __getitem__(self, index: int) -> Encoded | BadRecord:
     files, before = self._shards
     number = self._numbers[index]
     shard = int(np.searchsorted(before, number, side="right")) - 1
@@ -82,7 +82,7 @@ class Prepared:
     try:
       (record,) = _reader(files[shard]).read([place])
     except (RuntimeError, IndexError, ValueError) as error:  # Riegeli keeps a hash of every chunk
-      return Bad(f"{files[shard]}: record {place}", f"cannot be read: {error}")
+      return BadRecord(f"{files[shard]}: record {place}", f"cannot be read: {error}")
     ids = np.frombuffer(record, self.index["dtype"], offset=SIZE.size)
     return Encoded(ids, SIZE.unpack_from(record)[0], self.index["tokenizer"])
 

@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from lmjax.data.sources.base import Bad, Clean, Index, find, line_starts
+from lmjax.data.sources.base import BadRecord, Clean, Index, expand_paths, line_starts
 
 # "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; a page of contents makes documents of a line.
 CHAPTER = re.compile(
@@ -25,30 +25,30 @@ CHAPTER = re.compile(
 class TextFiles:
   """Text files by path or glob, cut into documents.
 
-  document: `piece` cuts long files at line ends into pieces of about `piece` bytes (so that every stream finds work
+  document: `chunk` cuts long files at line ends into pieces of about `chunk` bytes (so that every stream finds work
   in a single large file); `paragraph` cuts at blank lines; `chapter` at lines that number one; `line` and `file` say
   what they do.
-  scattered: documents are numbered in a fixed random order, so that a part is a sample of all files.
+  shuffle: documents are numbered in a fixed random order, so that a part is a sample of all files.
   clean: the dotted name of a function from a file's bytes to those to read, such as
   `lmjax.data.sources.text:gutenberg_body`.
   """
 
   files: str | tuple[str, ...]
-  document: str = "piece"
-  piece: int = 16_384
-  part: str = ""
-  scattered: bool = False
+  document: str = "chunk"
+  chunk_bytes: int = 16_384
+  split: str = ""
+  shuffle: bool = False
   clean: Clean | None = None
 
   def __post_init__(self):
-    if self.document not in ("piece", "paragraph", "chapter", "line", "file"):
-      raise ValueError(f"document is piece, paragraph, chapter, line or file, not {self.document!r}")
-    if self.piece < 1:
-      raise ValueError(f"piece is at least 1 byte, not {self.piece}")
+    if self.document not in ("chunk", "paragraph", "chapter", "line", "file"):
+      raise ValueError(f"document is chunk, paragraph, chapter, line or file, not {self.document!r}")
+    if self.chunk_bytes < 1:
+      raise ValueError(f"chunk_bytes is at least 1 byte, not {self.chunk_bytes}")
 
   @functools.cached_property
   def _index(self) -> "Index":
-    return Index(find(self.files), self._cut, self.part, self.clean, self.scattered)
+    return Index(expand_paths(self.files), self._cut, self.split, self.clean, self.shuffle)
 
   def _cut(self, data: bytes | mmap.mmap) -> np.ndarray:
     """Returns where the documents of a file start."""
@@ -62,13 +62,13 @@ class TextFiles:
       return np.array([0, *(start for start in starts if start)], np.int64)
     if self.document == "line":
       return line_starts(data)
-    ends = (data.find(b"\n", wanted) + 1 for wanted in range(self.piece - 1, len(data), self.piece))
+    ends = (data.find(b"\n", wanted) + 1 for wanted in range(self.chunk_bytes - 1, len(data), self.chunk_bytes))
     return np.unique(np.array([0, *(end for end in ends if 0 < end < len(data))], np.int64))
 
   def __len__(self) -> int:
     return len(self._index)
 
-  def __getitem__(self, index: int) -> str | Bad:
+  def __getitem__(self, index: int) -> str | BadRecord:
     return self._index.document(index)
 
 

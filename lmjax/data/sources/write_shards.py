@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from lmjax.data.sources.base import Bad, Source, refuse_rubbish
+from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction
 from lmjax.data.sources.shards import SIZE, UNFINISHED, VERSION, digest, read_index
 from lmjax.data.tokenizers import base
 from lmjax.data.tokenizers.base import Tokenizer
@@ -76,10 +76,10 @@ class Preparation:
       "shard": self.shard,
     }
 
-  def encode(self, first: int) -> tuple[list[tuple[bytes, bytes]], dict[str, int], list[Bad]]:
+  def encode(self, first: int) -> tuple[list[tuple[bytes, bytes]], dict[str, int], list[BadRecord]]:
     """Returns (hash of the text, record) of each document of the chunk that begins at `first`, counts, bad records."""
     found = [self.source[i] for i in range(first, min(first + self.chunk, len(self.source)))]
-    bad = [f for f in found if isinstance(f, Bad)]
+    bad = [f for f in found if isinstance(f, BadRecord)]
     texts = [f for f in found if isinstance(f, str) and f.strip()]
     kept = [text for text in texts if self.keep(text)] if self.keep else texts
     records = []
@@ -103,11 +103,11 @@ class Preparation:
     folder.mkdir(parents=True, exist_ok=True)
     work = _Work(self, folder)
     firsts = range(work.next, len(self.source), self.chunk)
-    bad: list[Bad] = []
+    bad: list[BadRecord] = []
     try:
       for first, (records, counts, more) in zip(firsts, _in_order(self, firsts, workers), strict=True):
         bad += more
-        refuse_rubbish(work.counts["read"] + counts["read"] - work.resumed, bad)
+        check_skipped_fraction(work.counts["read"] + counts["read"] - work.resumed, bad)
         work.write(records, counts)
         after = min(first + self.chunk, len(self.source))
         if work.written >= self.shard:
@@ -203,7 +203,7 @@ class _Work:
       self.splits[split].append(shard)
     self._open()
 
-  def finish(self, bad: list[Bad]) -> None:
+  def finish(self, bad: list[BadRecord]) -> None:
     """Closes the last shards and writes the index."""
     if not self.counts["documents"]:
       raise UserError(f"prepare: no document is left of the {self.counts['read']} read; nothing is written")

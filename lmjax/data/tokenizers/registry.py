@@ -16,11 +16,11 @@ from lmjax.data.tokenizers import subword
 from lmjax.data.tokenizers.base import Bytes, Characters, Tokenizer
 from lmjax.data.tokenizers.bpe import BPE, from_merges, train_bpe
 from lmjax.utils import renames
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class TokenizerConfig:
   """Which tokenizer a run uses: the one at `path` (a file or folder), or one trained on its training text.
 
   algorithm: `bpe` (byte-level), `wordpiece` (uncased), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size:
@@ -59,7 +59,7 @@ ALGORITHMS = {
 def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
   """Returns a tokenizer learnt from texts; `size` counts the end token, and bytes and characters ignore it."""
   if algorithm not in ALGORITHMS:
-    raise UserError(f"tokenizer: no algorithm {algorithm!r}{nearest(algorithm, ALGORITHMS)}")
+    raise UserError(f"tokenizer: no algorithm {algorithm!r}{did_you_mean(algorithm, ALGORITHMS)}")
   if algorithm == "bpe" and size < 257:
     raise UserError(f"tokenizer: byte-level BPE needs at least 257 ids (256 bytes and an end), not {size}")
   return ALGORITHMS[algorithm](texts, size)

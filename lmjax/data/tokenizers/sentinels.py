@@ -11,8 +11,8 @@ from lmjax.data.tokenizers.base import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(registry.Settings):
-  """A tokenizer as in registry.Settings, with `sentinels` ids behind its own, which stand for what is left out."""
+class SentinelTokenizerConfig(registry.TokenizerConfig):
+  """A TokenizerConfig with `sentinels` more ids after the tokenizer's own, which stand for missing spans."""
 
   sentinels: int = 100
 

@@ -27,7 +27,7 @@ class WordPiece(BPE):
     super().__init__(tokenizer)
     self.padding, self.unknown, self.start, self.end, self.mask = map(tokenizer.token_to_id, self.SPECIAL)
 
-  def piece(self, number: int) -> str:
+  def token(self, number: int) -> str:
     """Returns the piece of an id as the vocabulary writes it; `##` goes on with a word."""
     return self.fast.id_to_token(number)
 

@@ -19,21 +19,21 @@ TEXT_STARTS, TEXT_ENDS, WORD_STARTS, WORD_ENDS, PADDING = range(257, 262)
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings(registry.Settings):
+class WordTokenizerConfig(registry.TokenizerConfig):
   """A tokenizer of the `size` commonest words of the training text, or the one at `path`.
 
-  split: `words` takes punctuation marks for words of their own; `spaces` is for text already cut, whose lines are
+  split_by: `words` takes punctuation marks for words of their own; `spaces` is for text already cut, whose lines are
   sentences: the end of a line is the end token.
   """
 
-  split: str = "words"
+  split_by: str = "words"
 
   def __post_init__(self):
-    if self.split not in PATTERNS:
-      raise ValueError(f"split is one of {', '.join(PATTERNS)}, not {self.split!r}")
+    if self.split_by not in PATTERNS:
+      raise ValueError(f"split_by is one of {', '.join(PATTERNS)}, not {self.split_by!r}")
 
   def make(self, texts: Iterable[str]) -> registry.Tokenizer:
-    return registry.load(self.path) if self.path else train(texts, self.size, self.split)
+    return registry.load(self.path) if self.path else train(texts, self.size, self.split_by)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Words:
   """Words by frequency, behind `<S>` (start), `</S>` (end), `<unk>` (any other word); decoding puts spaces between."""
 
   vocabulary: tuple[str, ...]
-  split: str = "words"
+  split_by: str = "words"
   start: int = 0
   end: int = 1
   unknown: int = 2
@@ -56,7 +56,7 @@ class Words:
 
   def words(self, text: str) -> list[str]:
     """Returns the words of a text, known and unknown."""
-    return re.findall(PATTERNS[self.split], text)
+    return re.findall(PATTERNS[self.split_by], text)
 
   def ids(self, words: Iterable[str]) -> list[int]:
     """Returns the ids of words."""
@@ -83,13 +83,13 @@ class Words:
     return cls(tuple(saved.pop("vocabulary")), **saved)
 
 
-def train(texts: Iterable[str], size: int, split: str = "words") -> Words:
+def train(texts: Iterable[str], size: int, split_by: str = "words") -> Words:
   """Returns the tokenizer of the commonest words of some texts."""
-  counts, cut = collections.Counter(), Words(SPECIAL, split)
+  counts, cut = collections.Counter(), Words(SPECIAL, split_by)
   for text in texts:
     counts.update(cut.words(text))
   known = [word for word, _ in counts.most_common() if word not in (*SPECIAL, "\n")]
-  return Words((*SPECIAL, *known[: size - len(SPECIAL)]), split)
+  return Words((*SPECIAL, *known[: size - len(SPECIAL)]), split_by)
 
 
 def spell(word: str, characters: int = 50) -> np.ndarray:

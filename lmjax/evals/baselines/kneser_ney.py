@@ -45,33 +45,33 @@ def perplexity(train: np.ndarray, test: np.ndarray, order: int, size: int) -> fl
     size: words there are.
   """
   words = np.concatenate([train, test])
-  learnt = np.arange(len(words)) < len(train)
+  in_train = np.arange(len(words)) < len(train)
   real = words >= 0
   # grams[n][t] numbers the n words that end at t; contexts of the next order are those that end before it.
   grams = [np.zeros(len(words), np.int64)]
   for _ in range(order):
     before = np.concatenate([[0], grams[-1][:-1]])
     grams.append(np.unique(before * (size + 1) + words + 1, return_inverse=True)[1])
-  odds = np.full(len(words), 1.0 / size)
+  probs = np.full(len(words), 1.0 / size)
   for n in range(1, order + 1):
     gram, context = grams[n], np.concatenate([[0], grams[n - 1][:-1]])
     if n == 1:
       context = np.zeros_like(gram)
-    seen = learnt & real
+    seen = in_train & real
     if n < order:  # one token for each different word before the n-gram: the first of each longer n-gram
       longer = np.where(seen, grams[n + 1], -1)
       seen = np.zeros(len(words), bool)
       seen[np.unique(longer, return_index=True)[1]] = True
-      seen &= learnt & real
+      seen &= in_train & real
     counts = np.bincount(gram[seen], minlength=gram.max() + 1)
     totals = np.bincount(context[seen], minlength=context.max() + 1)
-    kinds = np.bincount(context[seen][np.unique(gram[seen], return_index=True)[1]], minlength=len(totals))
+    types = np.bincount(context[seen][np.unique(gram[seen], return_index=True)[1]], minlength=len(totals))
     once, twice = (counts == 1).sum(), (counts == 2).sum()
     discount = once / max(once + 2 * twice, 1)
     total = totals[context]
-    known = np.maximum(counts[gram] - discount, 0) + discount * kinds[context] * odds
-    odds = np.where(total > 0, known / np.maximum(total, 1), odds)
-  return math.exp(-np.log(odds[~learnt & real]).mean())
+    known = np.maximum(counts[gram] - discount, 0) + discount * types[context] * probs
+    probs = np.where(total > 0, known / np.maximum(total, 1), probs)
+  return math.exp(-np.log(probs[~in_train & real]).mean())
 
 
 def _lines(source, tokenizer: Tokenizer, order: int) -> np.ndarray:

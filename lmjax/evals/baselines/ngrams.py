@@ -6,7 +6,7 @@ import math
 import numpy as np
 
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Run
@@ -38,15 +38,19 @@ def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
 
   codes, counts = np.unique(train[0] * size + train[1], return_counts=True)
   total = np.bincount(train[0], minlength=size)
-  kinds = np.bincount(codes // size, minlength=size)
+  types = np.bincount(codes // size, minlength=size)
   wanted = test[0] * size + test[1]
   found = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
   seen = np.where(codes[found] == wanted, counts[found], 0)
-  trust = kinds[test[0]]
-  backed = unigram[test[1]]
-  bigram = np.where(total[test[0]] > 0, (seen + trust * backed) / np.maximum(total[test[0]] + trust, 1), backed)
+  num_continuations = types[test[0]]
+  backoff = unigram[test[1]]
+  bigram = np.where(
+    total[test[0]] > 0,
+    (seen + num_continuations * backoff) / np.maximum(total[test[0]] + num_continuations, 1),
+    backoff,
+  )
   return {
-    "unigram_bits_per_byte": float(-np.log(backed).sum() / math.log(2) / text_bytes),
+    "unigram_bits_per_byte": float(-np.log(backoff).sum() / math.log(2) / text_bytes),
     "bigram_bits_per_byte": float(-np.log(bigram).sum() / math.log(2) / text_bytes),
   }
 
@@ -57,7 +61,7 @@ def _pairs(source, tokenizer: Tokenizer) -> tuple[tuple[np.ndarray, np.ndarray],
   documents = Documents(source, tokenizer, None, 1)
   for i in range(len(source)):
     found = documents.read(0, i)
-    if not isinstance(found, Bad):
+    if not isinstance(found, BadRecord):
       ids, size = found
       before.append(ids[:-1])
       after.append(ids[1:])

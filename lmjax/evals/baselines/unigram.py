@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Bad
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Run
 from lmjax.parallel.sharding import Layout
@@ -13,7 +13,7 @@ from lmjax.tasks.base import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Commonest:
+class UnigramBaseline:
   """The unigram baseline of masked LM, on the places that the validation rows hide.
 
     masked_lm = mean over places of -log p(word), p(w) = (c(w) + 1) / (n + V) counted in the training text
@@ -29,13 +29,13 @@ class Commonest:
     documents = data.documents(data.source, tokenizer, None, 1)
     for i in range(len(data.source)):
       found = documents.read(0, i)
-      if not isinstance(found, Bad) and len(found[0]):
+      if not isinstance(found, BadRecord) and len(found[0]):
         counts += np.bincount(np.concatenate(found[0]), minlength=tokenizer.size)
     batches = data.validate(tokenizer, batch, self.steps)
     labels = np.concatenate([b["labels"][b["weights"] > 0] for b in batches])
-    surprise = -np.log(counts / counts.sum())
+    nll = -np.log(counts / counts.sum())
     scores = {
-      "masked_lm": float(surprise[labels].mean()),
+      "masked_lm": float(nll[labels].mean()),
       "masked_accuracy": float((labels == counts.argmax()).mean()),
     }
     return lambda params: scores

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
-from lmjax.layers.backend import materialize, product
+from lmjax.layers.backend import barrier, einsum_f32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -40,7 +40,7 @@ def softmax_attention_forward(q, k, v, bias, allowed, causal):
     reach = True if allowed is None else allowed[:, None]
     reach &= jnp.tril(jnp.ones((length, keys), bool)) if causal else True
     scores = jnp.where(reach, scores, jnp.finfo(jnp.float32).min)
-  weights = materialize(jnp.exp(scores - jnp.max(scores, -1, keepdims=True)))
+  weights = barrier(jnp.exp(scores - jnp.max(scores, -1, keepdims=True)))
   weights = weights.reshape(batch, groups, -1, keys)
   total = jnp.sum(weights, -1, keepdims=True)
   weights = weights.astype(v.dtype)
@@ -51,20 +51,20 @@ def softmax_attention_forward(q, k, v, bias, allowed, causal):
 def softmax_attention_backward(causal, saved, do):
   q, k, v, bias, weights, total, o = saved
   length, groups, dtype = do.shape[1], k.shape[1], v.dtype
-  do = materialize(_heads_first(do, groups) / total)
+  do = barrier(_heads_first(do, groups) / total)
   delta = jnp.sum(do * o, -1, keepdims=True)
   do = do.astype(dtype)
   d_weights = jnp.einsum("bgnk,bgmk->bgnm", do, v, preferred_element_type=jnp.float32)
-  d_scores = materialize(weights * (d_weights - delta))
+  d_scores = barrier(weights * (d_weights - delta))
   d_bias = None
   if bias is not None:
     d_bias = d_scores.reshape(do.shape[0], -1, length, k.shape[2])
     summed = [axis for axis, size in enumerate(bias.shape) if size == 1]
     d_bias = jnp.sum(d_bias, summed, keepdims=True).astype(bias.dtype)
   d_scores = d_scores.astype(dtype)
-  dq = product("bgnm,bgmk->bgnk", d_scores, k) * q.shape[-1] ** -0.5
-  dk = product("bgnm,bgnk->bgmk", d_scores, q)
-  dv = product("bgnm,bgnk->bgmk", weights, do)
+  dq = einsum_f32("bgnm,bgmk->bgnk", d_scores, k) * q.shape[-1] ** -0.5
+  dk = einsum_f32("bgnm,bgnk->bgmk", d_scores, q)
+  dv = einsum_f32("bgnm,bgnk->bgmk", weights, do)
   return _heads_last(dq, length), _heads_last(dk, k.shape[2]), _heads_last(dv, k.shape[2]), d_bias, None
 
 

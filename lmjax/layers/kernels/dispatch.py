@@ -11,7 +11,7 @@ from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.kernels.splash import splash, splash_fits
 
 
-def ready(mask: Mask, length: int, keys: int | None = None) -> Mask:
+def prepare_mask(mask: Mask, length: int, keys: int | None = None) -> Mask:
   """Returns a mask as the platform's kernel reads it: for XLA's, an array made once."""
   keys = length if keys is None else keys
   if splash_fits(length, keys, mask):
@@ -39,7 +39,7 @@ def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mas
   )
 
 
-def probabilities(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
+def attention_weights(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
   """Returns the attention weights [B, H, L, M] in float32, for those who want to look at them."""
   allowed = mask.array(q_BxLxHxK.shape[1], k_BxMxGxK.shape[1])
   _, saved = softmax_attention_forward(q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal)

@@ -15,7 +15,7 @@ LANES = 128
 
 
 def splash_fits(length: int, keys: int, mask: Mask) -> bool:
-  shard = length // (1 if platform() != "tpu" or current_layout() is None else current_layout().parts("length"))
+  shard = length // (1 if platform() != "tpu" or current_layout() is None else current_layout().num_shards("length"))
   plain = mask.allowed_BxLxM is None and mask.bias_BxHxLxM is None
   return platform() == "tpu" and plain and shard % LANES == 0 and keys % LANES == 0
 
@@ -33,7 +33,7 @@ def splash(
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
 
   layout, heads, groups = current_layout(), q_BxLxHxK.shape[2], k_BxMxGxK.shape[2]
-  if layout and layout.spec("heads", shape=(heads,)) != layout.spec("groups", shape=(groups,)):
+  if layout and layout.spec("heads", shape=(heads,)) != layout.spec("kv_heads", shape=(groups,)):
     k_BxMxGxK, v_BxMxGxK = (jnp.repeat(x, heads // groups, axis=2) for x in (k_BxMxGxK, v_BxMxGxK))
   q_BxHxLxK = (q_BxLxHxK * q_BxLxHxK.shape[-1] ** -0.5).swapaxes(1, 2)
   k_BxGxMxK, v_BxGxMxK = k_BxMxGxK.swapaxes(1, 2), v_BxMxGxK.swapaxes(1, 2)
@@ -50,7 +50,7 @@ def splash(
     return local(make(1, 1), q_BxHxLxK, k_BxGxMxK, v_BxGxMxK, segments).swapaxes(1, 2)
   q_spec = layout.spec("batch", "heads", "length", None, shape=q_BxHxLxK.shape)
   k_spec = PartitionSpec(*q_spec[:2], None, None)
-  kernel = make(layout.parts("heads", heads), layout.parts("length", q_BxHxLxK.shape[2]))
+  kernel = make(layout.num_shards("heads", heads), layout.num_shards("length", q_BxHxLxK.shape[2]))
   split = jax.shard_map(
     local,
     mesh=layout.mesh,

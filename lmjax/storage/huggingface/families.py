@@ -7,10 +7,10 @@ from typing import Any
 from lmjax.layers.positions import Rotary
 from lmjax.models import decoder, encoder, encoder_decoder
 from lmjax.storage.huggingface import weights
-from lmjax.storage.huggingface.weights import Line
+from lmjax.storage.huggingface.weights import WeightMap
 from lmjax.utils.errors import UserError
 
-Theirs = dict[str, Any]
+HFConfig = dict[str, Any]
 
 ACTIVATIONS = {
   "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
@@ -30,53 +30,54 @@ CLASSES = (
 class Family:
   """One kind of Hugging Face model.
 
-  stem: what the names of its classes begin with. keys: fields of ours by their names in theirs, both ways. read, write:
-  what else there is to a config, theirs to ours and back. lines: the table of a config's model; heads: of each head it
-  may have; outside: of what belongs to our model and stands beside theirs. prefix: what the model's names begin with,
-  and under which head they begin otherwise. plain: the class without a head. hidden: the activation of the layer that
-  a head of classes may have. reads: the vector that it classifies. ignored: endings of names that say nothing new.
+  hf_prefix: what the names of its classes begin with. config_keys: fields of lmjax by their names in hf, both ways.
+  read, write: what else there is to a config, hf to lmjax and back. lines: the table of a config's model; heads: of
+  each head it may have; extra_weights: of what belongs to our model and stands beside hf. prefix: what the model's
+  names begin with, and under which head they begin otherwise. bare_class: the class without a head. head_activation:
+  the activation of the layer that a head of classes may have. reads: the vector that it classifies. ignore_suffixes:
+  endings of names that say nothing new.
   """
 
   module: type
   config: type
-  stem: str
-  keys: dict[str, str]
-  read: Callable[[Theirs], dict[str, Any]]
-  write: Callable[[Any], Theirs]
-  lines: Callable[[Any], tuple[Line, ...]]
-  heads: Callable[[Any], dict[str, tuple[Line, ...]]]
-  outside: Callable[[Any], tuple[Line, ...]] = lambda config: ()
+  hf_prefix: str
+  config_keys: dict[str, str]
+  read: Callable[[HFConfig], dict[str, Any]]
+  write: Callable[[Any], HFConfig]
+  lines: Callable[[Any], tuple[WeightMap, ...]]
+  heads: Callable[[Any], dict[str, tuple[WeightMap, ...]]]
+  extra_weights: Callable[[Any], tuple[WeightMap, ...]] = lambda config: ()
   prefix: dict[str, str] = dataclasses.field(default_factory=dict)  # by head; "" is any other
-  plain: str = "ForCausalLM"
-  hidden: str = "tanh"
-  reads: str = "last"
-  ignored: tuple[str, ...] = ()
+  bare_class: str = "ForCausalLM"
+  head_activation: str = "tanh"
+  pooling: str = "last"
+  ignore_suffixes: tuple[str, ...] = ()
 
   def architecture(self, heads: Iterable[str]) -> str:
     """Returns the name of their class with these heads."""
-    return self.stem + next((name for head, name in CLASSES if set(head.split()) <= set(heads)), self.plain)
+    return self.hf_prefix + next((name for head, name in CLASSES if set(head.split()) <= set(heads)), self.bare_class)
 
   def prefixed(self, heads: Iterable[str]) -> str:
     """Returns what the names of the model begin with under these heads; nothing, where the class is the model alone."""
-    if not heads and self.plain == "Model":
+    if not heads and self.bare_class == "Model":
       return ""
     return next((self.prefix[head] for head in heads if head in self.prefix), self.prefix.get("", ""))
 
-  def ours(self, theirs: Theirs) -> Any:
-    """Returns our config of theirs.
+  def from_hf(self, hf: HFConfig) -> Any:
+    """Returns our config of hf.
 
     Raises:
       UserError: a value that has no like here.
     """
     try:
-      shape = {ours: theirs[name] for ours, name in self.keys.items()}
-      return self.config(**(shape | self.read(theirs)))
+      shape = {field: hf[name] for field, name in self.config_keys.items()}
+      return self.config(**(shape | self.read(hf)))
     except (KeyError, ValueError, TypeError) as error:
-      raise UserError(f"config.json of a {theirs.get('model_type')}: {error} cannot be read here") from error
+      raise UserError(f"config.json of a {hf.get('model_type')}: {error} cannot be read here") from error
 
-  def theirs(self, config: Any) -> Theirs:
-    """Returns their config of ours."""
-    return {name: getattr(config, ours) for ours, name in self.keys.items()} | self.write(config)
+  def to_hf(self, config: Any) -> HFConfig:
+    """Returns the Hugging Face config of one of ours."""
+    return {name: getattr(config, field) for field, name in self.config_keys.items()} | self.write(config)
 
 
 def _activation(name: str) -> str:
@@ -91,19 +92,19 @@ GPT_KEYS = dict(
 )  # fmt: skip
 
 
-def _read_gpt(c: Theirs) -> dict[str, Any]:
+def _read_gpt(c: HFConfig) -> dict[str, Any]:
   name = c.get("activation_function", c.get("afn", "gelu_new"))
   return dict(
-    groups=c["n_head"], head_size=c["n_embd"] // c["n_head"], mlp=c.get("n_inner") or 4 * c["n_embd"],
+    kv_heads=c["n_head"], head_size=c["n_embd"] // c["n_head"], mlp=c.get("n_inner") or 4 * c["n_embd"],
     activation="gelu_tanh" if name == "gelu" and "afn" in c else _activation(name), post_norm=c["model_type"] != "gpt2",
   )  # fmt: skip
 
 
-def _write_gpt2(c: decoder.Config) -> Theirs:
+def _write_gpt2(c: decoder.Config) -> HFConfig:
   return dict(model_type="gpt2", n_inner=c.mlp, activation_function=BACK[c.activation], tie_word_embeddings=True)
 
 
-def _write_gpt1(c: decoder.Config) -> Theirs:
+def _write_gpt1(c: decoder.Config) -> HFConfig:
   return dict(model_type="openai-gpt", afn="gelu" if c.activation == "gelu_tanh" else c.activation)
 
 
@@ -113,7 +114,7 @@ LLAMA_KEYS = dict(
 )  # fmt: skip
 
 
-def _read_llama(c: Theirs) -> dict[str, Any]:
+def _read_llama(c: HFConfig) -> dict[str, Any]:
   rope = c.get("rope_parameters") or (c.get("rope_scaling") or {}) | {"rope_theta": c.get("rope_theta", 10_000.0)}
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind not in ("default", "linear", "llama3"):
@@ -125,15 +126,15 @@ def _read_llama(c: Theirs) -> dict[str, Any]:
   )  # fmt: skip
   windowed = c["model_type"] == "mistral" or c.get("use_sliding_window")
   return dict(
-    groups=c.get("num_key_value_heads") or c["num_attention_heads"],
+    kv_heads=c.get("num_key_value_heads") or c["num_attention_heads"],
     head_size=c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"],
-    activation=_activation(c["hidden_act"]), gated=True, norm="rms", bias=bool(c.get("attention_bias", False)),
-    qkv_bias=c["model_type"] == "qwen2", tied=bool(c.get("tie_word_embeddings", False)), rotary=rotary,
+    activation=_activation(c["hidden_act"]), gated_mlp=True, norm="rms", bias=bool(c.get("attention_bias", False)),
+    qkv_bias=c["model_type"] == "qwen2", tie_embeddings=bool(c.get("tie_word_embeddings", False)), rotary=rotary,
     window=c.get("sliding_window") if windowed else None,
   )  # fmt: skip
 
 
-def _write_llama(c: decoder.Config) -> Theirs:
+def _write_llama(c: decoder.Config) -> HFConfig:
   kind = "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"
   rope = {"rope_theta": c.rotary.base, "rope_type": "default" if c.rotary.scaling == "none" else c.rotary.scaling}
   if c.rotary.scaling != "none":
@@ -143,22 +144,22 @@ def _write_llama(c: decoder.Config) -> Theirs:
       low_freq_factor=c.rotary.low, high_freq_factor=c.rotary.high, original_max_position_embeddings=c.rotary.original
     )
   return dict(
-    model_type=kind, num_key_value_heads=c.groups, head_dim=c.head_size, hidden_act=BACK[c.activation],
-    tie_word_embeddings=c.tied, rope_parameters=rope, sliding_window=c.window,
+    model_type=kind, num_key_value_heads=c.kv_heads, head_dim=c.head_size, hidden_act=BACK[c.activation],
+    tie_word_embeddings=c.tie_embeddings, rope_parameters=rope, sliding_window=c.window,
   )  # fmt: skip
 
 
-def _untied(c: decoder.Config | encoder_decoder.Config) -> tuple[Line, ...]:
-  return () if c.tied else weights.UNTIED
+def _untied(c: decoder.Config | encoder_decoder.Config) -> tuple[WeightMap, ...]:
+  return () if c.tie_embeddings else weights.UNTIED
 
 
 BERT_KEYS = dict(
   vocabulary="vocab_size", width="hidden_size", depth="num_hidden_layers", heads="num_attention_heads",
-  mlp="intermediate_size", epsilon="layer_norm_eps", types="type_vocab_size",
+  mlp="intermediate_size", epsilon="layer_norm_eps", token_types="type_vocab_size",
 )  # fmt: skip
 
 
-def _read_bert(c: Theirs) -> dict[str, Any]:
+def _read_bert(c: HFConfig) -> dict[str, Any]:
   offset = c.get("pad_token_id", 1) + 1 if c["model_type"] == "roberta" else 0
   return dict(
     length=c["max_position_embeddings"] - offset, offset=offset, activation=_activation(c["hidden_act"]),
@@ -166,116 +167,120 @@ def _read_bert(c: Theirs) -> dict[str, Any]:
   )  # fmt: skip
 
 
-def _write_bert(c: encoder.Config) -> Theirs:
+def _write_bert(c: encoder.Config) -> HFConfig:
   return dict(
     model_type="roberta" if c.offset else "bert", max_position_embeddings=c.length + c.offset,
     hidden_act=BACK[c.activation], pad_token_id=max(c.offset - 1, 0),
   )  # fmt: skip
 
 
-def _bert_heads(c: encoder.Config) -> dict[str, tuple[Line, ...]]:
+def _bert_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
   """A classifier of texts stands on the pooler, one of tokens has the same names."""
   heads = {"masked_lm": weights.BERT_MASKED, "next_sentence": weights.BERT_PAIRS, "span": weights.SPAN}
   labels = ("sequence", "tokens") if c.pooler else ("tokens",)
   return heads | {head: weights.classifier(head, "classifier") for head in labels}
 
 
-def _read_distilbert(c: Theirs) -> dict[str, Any]:
-  return dict(types=0, pooler=False, head_size=c["dim"] // c["n_heads"], activation=_activation(c["activation"]))
+def _read_distilbert(c: HFConfig) -> dict[str, Any]:
+  return dict(token_types=0, pooler=False, head_size=c["dim"] // c["n_heads"], activation=_activation(c["activation"]))
 
 
 T5_KEYS = dict(
   vocabulary="vocab_size", width="d_model", depth="num_layers", heads="num_heads", head_size="d_kv", mlp="d_ff",
-  buckets="relative_attention_num_buckets", furthest="relative_attention_max_distance", epsilon="layer_norm_epsilon",
+  num_buckets="relative_attention_num_buckets", max_distance="relative_attention_max_distance",
+  epsilon="layer_norm_epsilon",
 )  # fmt: skip
 
 
-def _read_t5(c: Theirs) -> dict[str, Any]:
+def _read_t5(c: HFConfig) -> dict[str, Any]:
   gate, _, name = c.get("feed_forward_proj", "relu").rpartition("-")
   if c.get("num_decoder_layers") not in (None, c["num_layers"]):
     raise ValueError("a decoder of another depth than the encoder")
-  tied = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
+  tie = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
   activation = "gelu_tanh" if gate and name == "gelu" else _activation(name)
-  return dict(length=c.get("n_positions", 512), gated=bool(gate), activation=activation, tied=bool(tied))
+  return dict(length=c.get("n_positions", 512), gated_mlp=bool(gate), activation=activation, tie_embeddings=bool(tie))
 
 
-def _write_t5(c: encoder_decoder.Config) -> Theirs:
-  name = {"gelu_tanh": "gelu" if c.gated else "gelu_new"}.get(c.activation, c.activation)
+def _write_t5(c: encoder_decoder.Config) -> HFConfig:
+  name = {"gelu_tanh": "gelu" if c.gated_mlp else "gelu_new"}.get(c.activation, c.activation)
   return dict(
-    model_type="t5", is_encoder_decoder=True, num_decoder_layers=c.depth, tie_word_embeddings=c.tied,
-    scale_decoder_outputs=c.tied, feed_forward_proj=("gated-" if c.gated else "") + name, pad_token_id=0,
+    model_type="t5", is_encoder_decoder=True, num_decoder_layers=c.depth, tie_word_embeddings=c.tie_embeddings,
+    scale_decoder_outputs=c.tie_embeddings, feed_forward_proj=("gated-" if c.gated_mlp else "") + name, pad_token_id=0,
     eos_token_id=1, decoder_start_token_id=0,
   )  # fmt: skip
 
 
-def _decoder_heads(tokens: str) -> Callable[[Any], dict[str, tuple[Line, ...]]]:
+def _decoder_heads(tokens: str) -> Callable[[Any], dict[str, tuple[WeightMap, ...]]]:
   """A text is classified by its last token, without a bias; `tokens` is what the other classifier is called."""
   found = {"tokens": weights.classifier("tokens", tokens), "span": weights.SPAN}
   return lambda c: found | {"sequence": weights.classifier("sequence", "score", bias=False)}
 
 
 _gpt = dict(
-  module=decoder.Decoder, config=decoder.Config, keys=GPT_KEYS, read=_read_gpt, heads=_decoder_heads("classifier"),
-  prefix={"": "transformer."}, plain="LMHeadModel",
+  module=decoder.Decoder, config=decoder.Config, config_keys=GPT_KEYS, read=_read_gpt,
+  heads=_decoder_heads("classifier"),
+  prefix={"": "transformer."}, bare_class="LMHeadModel",
 )  # fmt: skip
 _llama = Family(
-  module=decoder.Decoder, config=decoder.Config, stem="Llama", keys=LLAMA_KEYS, read=_read_llama, write=_write_llama,
+  module=decoder.Decoder, config=decoder.Config, hf_prefix="Llama", config_keys=LLAMA_KEYS, read=_read_llama,
+  write=_write_llama,
   lines=lambda c: (*weights.LLAMA, *(weights.QWEN2_BIASES if c.qkv_bias else ())), heads=_decoder_heads("score"),
-  outside=_untied, prefix={"": "model.", "span": "transformer."}, ignored=("rotary_emb.inv_freq", "lm_head.weight"),
+  extra_weights=_untied, prefix={"": "model.", "span": "transformer."},
+  ignore_suffixes=("rotary_emb.inv_freq", "lm_head.weight"),
 )  # fmt: skip
-_encoder = dict(module=encoder.Encoder, config=encoder.Config, plain="Model")
+_encoder = dict(module=encoder.Encoder, config=encoder.Config, bare_class="Model")
 _bert = Family(
-  **_encoder, stem="Bert", keys=BERT_KEYS, read=_read_bert, write=_write_bert,
+  **_encoder, hf_prefix="Bert", config_keys=BERT_KEYS, read=_read_bert, write=_write_bert,
   lines=lambda c: (*weights.BERT, *weights.TYPES, *(weights.POOLER if c.pooler else ())), heads=_bert_heads,
-  prefix={"": "bert."}, reads="pooled",
-  ignored=("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
+  prefix={"": "bert."}, pooling="pooled",
+  ignore_suffixes=("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
   "openai-gpt": Family(
-    **_gpt, stem="OpenAIGPT", write=_write_gpt1, lines=lambda c: weights.GPT1,
-    ignored=("attn.bias", "attn.masked_bias", "lm_head.weight", "position_ids"),
+    **_gpt, hf_prefix="OpenAIGPT", write=_write_gpt1, lines=lambda c: weights.GPT1,
+    ignore_suffixes=("attn.bias", "attn.masked_bias", "lm_head.weight", "position_ids"),
   ),
   "gpt2": Family(
-    **_gpt, stem="GPT2", write=_write_gpt2, lines=lambda c: weights.GPT2,
-    ignored=("attn.bias", "attn.masked_bias", "lm_head.weight"),
+    **_gpt, hf_prefix="GPT2", write=_write_gpt2, lines=lambda c: weights.GPT2,
+    ignore_suffixes=("attn.bias", "attn.masked_bias", "lm_head.weight"),
   ),
   "llama": _llama,
-  "mistral": dataclasses.replace(_llama, stem="Mistral", prefix={"": "model."}),
-  "qwen2": dataclasses.replace(_llama, stem="Qwen2"),
+  "mistral": dataclasses.replace(_llama, hf_prefix="Mistral", prefix={"": "model."}),
+  "qwen2": dataclasses.replace(_llama, hf_prefix="Qwen2"),
   "bert": _bert,
   "roberta": dataclasses.replace(
-    _bert, stem="Roberta", prefix={"": "roberta."}, reads="first",
+    _bert, hf_prefix="Roberta", prefix={"": "roberta."}, pooling="first",
     heads=lambda c: {
       "masked_lm": weights.ROBERTA_MASKED, "span": weights.SPAN, "tokens": weights.classifier("tokens", "classifier"),
       "sequence": weights.classifier("sequence", "classifier.out_proj", "classifier.dense"),
     },
-    ignored=("position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias"),
+    ignore_suffixes=("position_ids", "lm_head.decoder.weight", "lm_head.decoder.bias"),
   ),
   "distilbert": Family(
-    **_encoder, stem="DistilBert",
-    keys=dict(
+    **_encoder, hf_prefix="DistilBert",
+    config_keys=dict(
       vocabulary="vocab_size", length="max_position_embeddings", width="dim", depth="n_layers", heads="n_heads",
       mlp="hidden_dim",
     ),
     read=_read_distilbert, write=lambda c: dict(model_type="distilbert", activation=BACK[c.activation]),
-    lines=lambda c: weights.DISTILBERT, prefix={"": "distilbert."}, reads="first", hidden="relu",
+    lines=lambda c: weights.DISTILBERT, prefix={"": "distilbert."}, pooling="first", head_activation="relu",
     heads=lambda c: {
       "masked_lm": weights.DISTILBERT_MASKED, "span": weights.SPAN,
       "sequence": weights.classifier("sequence", "classifier", "pre_classifier"),
       "tokens": weights.classifier("tokens", "classifier"),
     },
-    ignored=("vocab_projector.weight", "position_ids"),
+    ignore_suffixes=("vocab_projector.weight", "position_ids"),
   ),
   "t5": Family(
-    module=encoder_decoder.EncoderDecoder, config=encoder_decoder.Config, stem="T5", keys=T5_KEYS, read=_read_t5,
-    write=_write_t5,
-    lines=lambda c: weights.t5(c.gated), outside=_untied, prefix={"sequence": "transformer."},
-    plain="ForConditionalGeneration",
+    module=encoder_decoder.EncoderDecoder, config=encoder_decoder.Config, hf_prefix="T5", config_keys=T5_KEYS,
+    read=_read_t5, write=_write_t5,
+    lines=lambda c: weights.t5(c.gated_mlp), extra_weights=_untied, prefix={"sequence": "transformer."},
+    bare_class="ForConditionalGeneration",
     heads=lambda c: {
       "span": weights.SPAN,
       "sequence": weights.classifier("sequence", "classification_head.out_proj", "classification_head.dense"),
     },
-    ignored=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
+    ignore_suffixes=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"),
   ),
 }  # fmt: skip

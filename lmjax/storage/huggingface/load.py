@@ -17,10 +17,10 @@ from lmjax.layers.einsum import padded
 from lmjax.models import encoder, encoder_decoder
 from lmjax.storage.huggingface.families import FAMILIES, Family
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
-from lmjax.storage.huggingface.weights import Line, arrange
-from lmjax.storage.lazy import Mapped
+from lmjax.storage.huggingface.weights import WeightMap, arrange
+from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
-from lmjax.utils.errors import UserError, nearest
+from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 
 EXTRAS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
@@ -35,7 +35,7 @@ POOLER = "pooler.dense.weight"
 class Loaded:
   """A model from a folder.
 
-  params: {"model": ..., "heads": {...}}, each leaf Mapped: nothing is read before it is wanted.
+  params: {"model": ..., "heads": {...}}, each leaf LazyTensor: nothing is read before it is wanted.
   """
 
   model: nn.Module
@@ -75,10 +75,10 @@ def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
   except (OSError, ValueError, KeyError, TypeError) as error:
     raise UserError(f"{file} is no config of a Hugging Face model: {error}") from error
   if kind not in FAMILIES:
-    raise UserError(f"{file}: the architecture {kind!r} is not known here{nearest(kind, FAMILIES)}")
+    raise UserError(f"{file}: the architecture {kind!r} is not known here{did_you_mean(kind, FAMILIES)}")
   family = FAMILIES[kind]
   defaults = {"bert": {"type_vocab_size": 2}, "roberta": {"type_vocab_size": 1}}.get(kind, {})
-  return settings, family, family.ours(defaults | settings)
+  return settings, family, family.from_hf(defaults | settings)
 
 
 def load(folder: epath.PathLike) -> Loaded:
@@ -96,19 +96,21 @@ def load(folder: epath.PathLike) -> Loaded:
     config = dataclasses.replace(config, pooler=any(name.endswith(POOLER) for name in tensors))
   heads = _heads(family, config, settings, tensors)
   if isinstance(config, encoder_decoder.Config) and set(LABELS) & set(heads):
-    config = dataclasses.replace(config, tied=False)  # its table scores nothing, so vectors are not scaled for it
-  lines, first = family.lines(config), family.lines(config)[0].theirs
+    config = dataclasses.replace(
+      config, tie_embeddings=False
+    )  # its table scores nothing, so vectors are not scaled for it
+  lines, first = family.lines(config), family.lines(config)[0].hf
   prefixes = (family.prefixed(heads), *family.prefix.values(), "")
   prefix = next((p for p in prefixes if p + first in tensors), prefixes[0])
-  beside = [line for line in family.outside(config) if not heads or line.theirs in tensors]
+  beside = [line for line in family.extra_weights(config) if not heads or line.hf in tensors]
   params: dict[str, Any] = {"model": {}, "heads": {}}
-  found = _Found(folder, tensors, letters(config), config.depth)
+  found = _Loader(folder, tensors, axis_sizes(config), config.depth)
   parts = [("model", lines, prefix), ("model", beside, ""), *(("heads", table, "") for table in heads.values())]
   for room, table, before in parts:
     for line in table:
       for path, leaf in found.take(line, before):
         _put(params[room], path, leaf)
-  spare = [name for name in tensors if name not in found.taken and not name.endswith(family.ignored)]
+  spare = [name for name in tensors if name not in found.taken and not name.endswith(family.ignore_suffixes)]
   if spare:
     shown = ", ".join(sorted(spare)[:8]) + (f" and {len(spare) - 8} more" if len(spare) > 8 else "")
     raise UserError(f"{folder}: tensors that nothing here reads: {shown}")
@@ -118,43 +120,43 @@ def load(folder: epath.PathLike) -> Loaded:
   return Loaded(family.module(config), params, tokenizer, settings, family)
 
 
-def letters(config: Any) -> dict[str, int]:
-  """Returns the sizes of the letters of the tables for a config."""
+def axis_sizes(config: Any) -> dict[str, int]:
+  """Returns the sizes of the axis_sizes of the tables for a config."""
   rows = getattr(config, "length", 0) + getattr(config, "offset", 0)
   sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=rows)
-  sizes |= dict(H=config.heads, G=getattr(config, "groups", config.heads), K=config.head_size)
+  sizes |= dict(H=config.heads, G=getattr(config, "kv_heads", config.heads), K=config.head_size)
   if isinstance(config, encoder_decoder.Config):
-    sizes["Q"] = config.buckets
+    sizes["Q"] = config.num_buckets
   if isinstance(config, encoder.Config):
-    sizes["T"] = config.types
+    sizes["T"] = config.token_types
   return sizes
 
 
-def _heads(family: Family, config: Any, settings: dict[str, Any], tensors: Any) -> dict[str, tuple[Line, ...]]:
+def _heads(family: Family, config: Any, settings: dict[str, Any], tensors: Any) -> dict[str, tuple[WeightMap, ...]]:
   """Returns the tables of the heads whose tensors are all there.
 
   Of two that would read the same tensors it is the larger, else the one that the folder says its class has.
   """
-  known = {head: lines for head, lines in family.heads(config).items() if all(li.theirs in tensors for li in lines)}
-  said = next(iter(settings.get("architectures") or ()), "")
+  known = {head: lines for head, lines in family.heads(config).items() if all(li.hf in tensors for li in lines)}
+  architecture = next(iter(settings.get("architectures") or ()), "")
   taken: set[str] = set()
   found = {}
-  for head in sorted(known, key=lambda head: (-len(known[head]), family.architecture([head]) != said)):
-    names = {line.theirs for line in known[head]}
+  for head in sorted(known, key=lambda head: (-len(known[head]), family.architecture([head]) != architecture)):
+    names = {line.hf for line in known[head]}
     if not names & taken:
       found[head] = known[head]
       taken |= names
   return found
 
 
-def paths_of(line: Line) -> list[str]:
+def paths_of(line: WeightMap) -> list[str]:
   """Returns the paths of a line, `{query,key}` written out."""
-  match = re.search(r"\{([^}]*)\}", line.ours)
-  return [line.ours] if not match else [line.ours.replace(match[0], part) for part in match[1].split(",")]
+  match = re.search(r"\{([^}]*)\}", line.lmjax)
+  return [line.lmjax] if not match else [line.lmjax.replace(match[0], part) for part in match[1].split(",")]
 
 
 @dataclasses.dataclass
-class _Found:
+class _Loader:
   """The tensors of a folder as our parameters, and which of them were taken."""
 
   folder: epath.Path
@@ -163,19 +165,19 @@ class _Found:
   depth: int
   taken: set[str] = dataclasses.field(default_factory=set)
 
-  def take(self, line: Line, prefix: str) -> Iterator[tuple[str, Mapped]]:
+  def take(self, line: WeightMap, prefix: str) -> Iterator[tuple[str, LazyTensor]]:
     """Yields the parameters of a line, every one of its tensors looked at."""
-    paths, layers = paths_of(line), self.depth if "{}" in line.theirs else None
+    paths, layers = paths_of(line), self.depth if "{}" in line.hf else None
     for layer in range(layers or 1):
-      self.taken.add(prefix + line.theirs.format(layer))
+      self.taken.add(prefix + line.hf.format(layer))
       self._arranged(line, prefix, layer)
     rows = padded(self.sizes["V"]) if line.layout.startswith("V") else None
     for i, path in enumerate(paths):
       number = i if len(paths) > 1 else None
-      yield path, Mapped(lambda layer, number=number: self._arranged(line, prefix, layer, number), layers, rows)
+      yield path, LazyTensor(lambda layer, number=number: self._arranged(line, prefix, layer, number), layers, rows)
 
-  def _arranged(self, line: Line, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
-    name = prefix + line.theirs.format(layer)
+  def _arranged(self, line: WeightMap, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
+    name = prefix + line.hf.format(layer)
     if name not in self.tensors:
       raise UserError(f"{self.folder}: the tensor {name} is missing")
     sizes = self.sizes
@@ -188,7 +190,7 @@ class _Found:
     return found if number is None else found[number]
 
 
-def _put(tree: dict[str, Any], path: str, leaf: Mapped) -> None:
+def _put(tree: dict[str, Any], path: str, leaf: LazyTensor) -> None:
   *parents, last = path.split("/")
   for parent in parents:
     tree = tree.setdefault(parent, {})
