@@ -101,7 +101,7 @@ def record_case(name: str, output: pathlib.Path, start: pathlib.Path | None, dev
     rng = jax.random.key(1)
 
     def loss(params, batch):
-      terms, _ = run.task.loss(params, state.frozen, state.carry, batch, rng=rng)
+      terms, _ = run.task.loss(params, {}, state.carry, batch, rng=rng)
       counts = run.task.counts(batch)
       return sum(terms[key].total / jnp.maximum(count, 1e-9) for key, count in counts.items())
 

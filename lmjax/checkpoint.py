@@ -1,7 +1,7 @@
 """Checkpoints: the one importer of Orbax.
 
-A checkpoint is a folder `<step>` with `state` (parameters, optimizer, transform, carry, step) and `data_state` (RNG and
-data position). It is written in the background and appears under its name only when it is whole.
+A checkpoint is a folder `<step>` with `state` (parameters, optimizer, transform, carry, step) and `data_state` (random
+key and data position). It is written in the background and gets its name only when it is complete.
 """
 
 import dataclasses
@@ -16,15 +16,18 @@ from orbax.checkpoint import v1 as ocp
 
 from lmjax.parallel import hosts
 from lmjax.state import TrainState
+from lmjax.utils import renames
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-UNKNOWN = 1e30  # the loss of a checkpoint that was not evaluated, as a number JSON can hold
+UNKNOWN = 1e30  # the loss of a checkpoint that was not evaluated, as a number that JSON has
+
+DataState = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-  """When to save and what to keep; a run also saves at its end and when it is told to stop."""
+  """When to save and what to keep; a run also saves at its end and when it is interrupted."""
 
   every: int = 500  # steps; 0 only at the end
   keep: int = 2  # the latest ones
@@ -43,12 +46,12 @@ class Checkpoints:
     self._say = say
     if jax.process_index() == 0:
       self._quarantine()
-    hosts.wait_for_all("checkpoints looked at")
+    hosts.wait_for_all("checkpoints checked")
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(settings.keep)]
     if settings.best:
       keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=settings.best))
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax tells every save, and every error twice, at length
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save, and every error twice
     self._checkpointer = ocp.training.Checkpointer(
       self.folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
@@ -58,7 +61,7 @@ class Checkpoints:
     self._saving: tuple[int, Any] | None = None
 
   def _quarantine(self) -> None:
-    """Moves checkpoints whose metrics cannot be read out of the way: Orbax reads all of them before anything else."""
+    """Moves checkpoints whose metrics cannot be read aside: Orbax reads those of all before anything else."""
     for path in self.folder.iterdir() if self.folder.exists() else []:
       try:
         if path.name.isdigit():
@@ -66,16 +69,16 @@ class Checkpoints:
       except (OSError, ValueError) as error:
         damaged = self.folder.parent / "damaged" / path.name
         damaged.parent.mkdir(exist_ok=True)
-        self._say(f"checkpoint {path} is damaged, moved to {damaged} ({_reason(error)})")
+        self._say(f"checkpoint {path} is corrupt, moved to {damaged} ({_reason(error)})")
         if damaged.exists():
           damaged.rmtree()
         path.rename(damaged)
 
   def steps(self) -> list[int]:
-    """Returns the steps of the whole checkpoints, oldest first."""
+    """Returns the steps of the complete checkpoints, oldest first."""
     return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-  def save(self, step: int, state: TrainState, data_state: dict[str, np.ndarray], loss: float | None) -> None:
+  def save(self, step: int, state: TrainState, data_state: DataState, loss: float | None) -> None:
     """Starts to write a checkpoint and returns as soon as the arrays are copied.
 
     Raises:
@@ -95,7 +98,7 @@ class Checkpoints:
     self._saving = (step, response)
 
   def wait(self) -> None:
-    """Returns when the checkpoint being written is whole; raises UserError if it could not be."""
+    """Returns when the checkpoint being written is complete; raises UserError if it could not be written."""
     if self._saving:
       step, response = self._saving
       self._saving = None
@@ -106,17 +109,17 @@ class Checkpoints:
 
   def _failed(self, step: int, error: Exception) -> UserError:
     good = [s for s in sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if s != step]
-    last = f"the last good one is step {good[-1]}" if good else "there is no earlier one"
+    last = f"the last complete one is step {good[-1]}" if good else "there is no earlier one"
     reason = _reason(error)
     return UserError(
       f"checkpoint: step {step} could not be written to {self.folder}: {reason}; {last}. "
-      "Free some space or choose another --workdir; the same command then goes on from there"
+      "Free some space or choose another --workdir, then rerun the same command to resume"
     )
 
-  def restore(self, state: TrainState, data_state: dict[str, np.ndarray]) -> tuple[TrainState, dict] | None:
-    """Returns the newest whole state, on the shardings of the abstract `state`; None if there is none.
+  def restore(self, state: TrainState, data_state: DataState) -> tuple[TrainState, DataState] | None:
+    """Returns the newest complete state, on the shardings of the abstract `state`; None if there is none.
 
-    A damaged checkpoint is named and skipped.
+    A corrupt checkpoint is named and skipped. Its frozen part is that of `state`.
 
     Raises:
       UserError: there are checkpoints and none can be read.
@@ -125,21 +128,31 @@ class Checkpoints:
     failures = []
     for step in reversed(steps):
       try:
-        found = self._checkpointer.load_checkpointables(step, {"state": state.saved(), "data_state": data_state})
-        if int(found["state"]["step"]) != step:
-          raise ValueError(f"it holds step {int(found['state']['step'])}")
-        return state.replace(**found["state"]), found["data_state"]
-      except Exception as error:  # what a damaged file raises depends on where it is damaged
+        loaded, data = self._load(step, state.saved(), data_state)
+        if int(loaded["step"]) != step:
+          raise ValueError(f"it holds step {int(loaded['step'])}")
+        return state.replace(**loaded), data
+      except Exception as error:  # what a corrupt file raises depends on where it is corrupt
         failures.append(f"step {step}: {_reason(error)}")
-        self._say(f"checkpoint {self.folder / str(step)} is damaged or does not fit, skipped ({_reason(error)})")
+        self._say(f"checkpoint {self.folder / str(step)} is corrupt or does not fit, skipped ({_reason(error)})")
     if steps:
       raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
     if (self.folder.parent / "damaged").exists():
       raise UserError(
-        f"checkpoint: {self.folder} holds no good one, and {self.folder.parent / 'damaged'} holds damaged ones; "
-        "delete that folder to start anew, or choose another --workdir"
+        f"checkpoint: {self.folder} has no complete checkpoint, and {self.folder.parent / 'damaged'} has corrupt ones; "
+        "delete that folder to start from scratch, or choose another --workdir"
       )
     return None
+
+  def _load(self, step: int, wanted: dict[str, Tree], data_state: DataState) -> tuple[dict[str, Tree], DataState]:
+    """Returns the state and the data state of one checkpoint, also of one in the names of format 1."""
+    if not _is_old(self.folder / str(step)):
+      items = self._checkpointer.load_checkpointables(step, {"state": wanted, "data_state": data_state})
+      return items["state"], items["data_state"]
+    old = {key: value for key, value in data_state.items() if key != "collects"}
+    wanted = renames.tree(wanted, renames.old_parameter)
+    items = self._checkpointer.load_checkpointables(step, {"state": wanted, "place": old})
+    return renames.tree(items["state"], renames.parameter), items["place"] | {"collects": np.asarray(step, np.int64)}
 
   def close(self) -> None:
     """Waits for the last write."""
@@ -158,47 +171,53 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   """
   steps = _steps(workdir)
   if not steps:
-    raise UserError(f"checkpoint: {workdir} holds none; train first: lmjax train --config ... --workdir {workdir}")
+    raise UserError(
+      f"checkpoint: no checkpoint found in {workdir}; train first: lmjax train --config ... --workdir {workdir}"
+    )
   if step is not None and step not in steps:
     raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps))}")
   logging.getLogger("absl").setLevel(logging.CRITICAL)
   partial = ocp.options.PyTreeOptions.Loading(partial_load=True)
   for candidate in [step] if step is not None else reversed(steps):
+    old = _is_old(steps[candidate])
+    abstract = renames.tree(wanted, renames.old_parameter) if old else wanted
     try:
       with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial)):
-        return ocp.load_checkpointables(steps[candidate], {"state": wanted})["state"], candidate
-    except Exception as error:  # what a damaged file raises depends on where it is damaged
+        state = ocp.load_checkpointables(steps[candidate], {"state": abstract})["state"]
+      return renames.tree(state, renames.parameter) if old else state, candidate
+    except Exception as error:  # what a corrupt file raises depends on where it is corrupt
       failure = f"checkpoint: {steps[candidate]} cannot be read: {_reason(error)}"
   raise UserError(failure)
 
 
 def metadata(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
-  """Returns what a checkpoint says of its parameters, no value read, and its step: leaves have shape, dtype, sharding.
+  """Returns the metadata of a checkpoint's parameters, no value read, and its step: shapes, dtypes, shardings.
 
   Raises:
     UserError: the folder has no checkpoint, not that one, or it cannot be read.
   """
-  found = _steps(workdir)
-  if not found or (step is not None and step not in found):
-    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, found)) or 'none'}")
-  step = max(found) if step is None else step
+  steps = _steps(workdir)
+  if not steps or (step is not None and step not in steps):
+    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}")
+  step = max(steps) if step is None else step
   try:
-    return ocp.checkpointables_metadata(found[step]).metadata["state"]["params"], step
-  except Exception as error:  # what a damaged file raises depends on where it is damaged
-    raise UserError(f"checkpoint: {found[step]} cannot be read: {_reason(error)}") from error
+    params = ocp.checkpointables_metadata(steps[step]).metadata["state"]["params"]
+    return renames.tree(params, renames.parameter) if _is_old(steps[step]) else params, step
+  except Exception as error:  # what a corrupt file raises depends on where it is corrupt
+    raise UserError(f"checkpoint: {steps[step]} cannot be read: {_reason(error)}") from error
 
 
 def best(workdir: epath.PathLike) -> int:
   """Returns the step of a run folder's checkpoint with the lowest validation loss.
 
   Raises:
-    UserError: none was evaluated.
+    UserError: no checkpoint was evaluated.
   """
   losses = {}
   for file in _folder(workdir).glob("*/metrics/metrics"):
     losses[int(file.parent.parent.name)] = json.loads(file.read_text())["loss"]
   if not losses or min(losses.values()) >= UNKNOWN:
-    raise UserError(f"checkpoint: {workdir} holds none with a validation loss")
+    raise UserError(f"checkpoint: {workdir} has no checkpoint with a validation loss")
   return min(losses, key=losses.get)
 
 
@@ -223,10 +242,23 @@ def _folder(workdir: epath.PathLike) -> epath.Path:
   return (path if "://" in str(path) else epath.Path(path.expanduser().absolute())) / "checkpoints"
 
 
-def data_state(rng: jax.Array, positions: np.ndarray, version: int) -> dict[str, np.ndarray]:
-  """Returns what a checkpoint says of randomness and data: the key, and where the streams of a data version stand."""
-  key = np.asarray(jax.random.key_data(rng))
-  return {"rng": key, "positions": np.asarray(positions, np.int64), "version": np.asarray(version, np.int64)}
+def data_state(rng: jax.Array, positions: np.ndarray, version: int, collects: int = 0) -> DataState:
+  """Returns what a checkpoint keeps besides the state.
+
+  The random key; the positions of the data's streams [streams, integers]; the version of the data; how many batches of
+  data have been taken.
+  """
+  counts = {"version": version, "collects": collects}
+  return {
+    "rng": np.asarray(jax.random.key_data(rng)),
+    "positions": np.asarray(positions, np.int64),
+    **{key: np.asarray(value, np.int64) for key, value in counts.items()},
+  }
+
+
+def _is_old(checkpoint: epath.Path) -> bool:
+  """Returns whether a checkpoint is in the names of format 1."""
+  return (checkpoint / "place").exists()
 
 
 def _reason(error: BaseException) -> str:

@@ -8,6 +8,7 @@ class itself.
 import argparse
 import ast
 import collections.abc
+import copy
 import dataclasses
 import importlib
 import importlib.util
@@ -24,10 +25,25 @@ from ml_collections import ConfigDict
 from lmjax.utils import renames
 from lmjax.utils.errors import UserError, did_you_mean
 
-KEYS = (
-  "seed", "steps", "batch", "mesh", "rules", "data", "model", "task", "optim", "transform", "evals", "checkpoint",
-  "log",
-)  # fmt: skip
+FORMAT = renames.FORMAT
+
+# The sections of a config; those with a default may be left out.
+KEYS: dict[str, Any] = {
+  "seed": 0,
+  "steps": None,
+  "batch": None,
+  "mesh": {},
+  "rules": "ddp",
+  "start": {},
+  "data": None,
+  "model": None,
+  "task": None,
+  "optim": {},
+  "transform": {"kind": "lmjax.compression.base:Identity"},
+  "evals": {},
+  "checkpoint": {},
+  "log": {},
+}
 
 
 def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
@@ -103,30 +119,49 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
     if not hasattr(module, "get_config"):
       raise UserError(f"config: {path} has no function get_config(argument)")
     config = json.loads(ConfigDict(module.get_config(argument)).to_json())
+  config = _complete(config)
   for key, text in (overrides or {}).items():
     override(config, key, text)
-  config = renames.config(config)
+  return upgrade(config, path)
+
+
+def upgrade(config: dict[str, Any], where: str) -> dict[str, Any]:
+  """Returns the plain data of a config in the names of this version, with all sections and without its format number.
+
+  Raises:
+    UserError: a newer format than this version knows, an unknown or a missing section.
+  """
+  version = config.get("format", 1)
+  if not isinstance(version, int) or version > FORMAT:
+    raise UserError(f"{where} has format {version}, this lmjax reads up to {FORMAT}: install a newer lmjax")
+  config = renames.config({key: value for key, value in config.items() if key != "format"})
   for key in config:
     if key not in KEYS:
       raise UserError(f"config.{key}: no such key{did_you_mean(key, KEYS)}")
-  for key in KEYS:
-    if key not in config:
-      raise UserError(f"config.{key} is missing from {path}")
+  config = _complete(config)
+  for key, value in config.items():
+    if value is None:
+      raise UserError(f"config.{key} is missing from {where}")
   return config
+
+
+def _complete(config: dict[str, Any]) -> dict[str, Any]:
+  """Returns a config with the sections that it leaves out, in the usual order."""
+  return {key: config.get(key, copy.deepcopy(default)) for key, default in KEYS.items()} | config
 
 
 def override(config: dict[str, Any], key: str, text: str) -> None:
   """Puts a value, as a command line gives it, in its place in a config's plain data.
 
   Raises:
-    UserError: no such part.
+    UserError: no such section.
   """
   *parents, last = key.split(".")
   if key.split(".")[0] not in KEYS:
     raise UserError(f"config.{key}: no such key{did_you_mean(key.split('.')[0], KEYS)}")
   for i, parent in enumerate(parents):
     if not isinstance(config.get(parent), dict):
-      raise UserError(f"config.{'.'.join(parents[: i + 1])}: no such part{did_you_mean(parent, config)}")
+      raise UserError(f"config.{'.'.join(parents[: i + 1])}: no such section{did_you_mean(parent, config)}")
     config = config[parent]
   try:
     config[last] = ast.literal_eval(text)
@@ -154,31 +189,35 @@ def resolve(name: str, where: str) -> Any:
 
 
 def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: Any) -> Any:
-  """Returns the object a part of a config describes.
+  """Returns the object that a section of a config describes.
 
   Args:
     spec: the keys of the constructor, and `kind`, its dotted name, unless `cls` is given.
-    where: the part's own place, for messages: `optim`, `data.source`.
-    cls: the class, where the place decides it.
-    shared: values that several parts need and the config says once (vocabulary, length, model).
+    where: the name of the section, for messages: `optim`, `data.source`.
+    cls: the class, where the section decides it.
+    shared: values that several sections need (vocabulary, length, model).
 
   Raises:
     UserError: an unknown or missing key, a value of the wrong type, or one the constructor refuses.
   """
   if not isinstance(spec, dict):
-    raise UserError(f"config.{where} is a part with keys of its own, not {spec!r}")
+    raise UserError(f"config.{where} is a section with keys of its own, not {spec!r}")
   spec = dict(spec)
   if "kind" in spec:
     cls = resolve(spec.pop("kind"), f"{where}.kind")
   elif cls is None:
     raise UserError(f"config.{where}.kind is missing: the dotted name of a class, package.module:Name")
-  if isinstance(cls, type) and issubclass(cls, nn.Module):  # a model is a Linen module around its Config
-    return cls(build(spec, where, typing.get_type_hints(cls)["config"], **shared))
   hints = typing.get_type_hints(cls)
-  fields = inspect.signature(cls).parameters  # of a class or of a function that returns an object of one
+  module = isinstance(cls, type) and issubclass(cls, nn.Module)
+  if module and "config" in hints:  # a model is a Linen module around its Config
+    return cls(build(spec, where, hints["config"], **shared))
+  fields = dict(inspect.signature(cls).parameters)  # of a class or of a function that returns an object of one
+  if module:  # a head: Linen's own fields are not set by a config
+    fields.pop("name")
+    shared = shared | {"parent": None}
   for key in spec:
     if key not in fields or key in shared:
-      owner = " (it is said elsewhere, once)" if key in shared else did_you_mean(key, set(fields) - set(shared))
+      owner = " ; another section sets it" if key in shared else did_you_mean(key, set(fields) - set(shared))
       raise UserError(f"config.{where}.{key}: no such key{owner}")
   values = {key: _value(value, hints.get(key, Any), f"{where}.{key}") for key, value in spec.items()}
   values |= {key: value for key, value in shared.items() if key in fields}

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,14 +15,30 @@ from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Evaluator
+from lmjax.layers.leaves import dense_tree
 from lmjax.optim import Optimizer, averaged
 from lmjax.parallel import hosts
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters
-from lmjax.state import TrainState, init_state, named_parameters
-from lmjax.tasks.base import Task
+from lmjax.state import Loaded, TrainState, make_frozen, make_init, named_parameters
+from lmjax.tasks.base import Base
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+  """Saved weights that a run starts from.
+
+  path: a run folder or a Hugging Face folder; empty starts from scratch. step: of a run, None for the latest, 0 for
+  step 0. parts: pattern of the parameters to load. new: pattern of those that may be new; every other parameter
+  must be loaded.
+  """
+
+  path: str = ""
+  step: int | None = None
+  parts: str = ".*"
+  new: str = "heads/.*"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +49,10 @@ class Experiment:
   steps: int
   batch: int  # rows of the global batch
   layout: Layout
+  start: Start
   data: Reader
   tokenizer: Tokenizer
-  task: Task
+  task: Base
   optimizer: Optimizer
   transform: ParamTransform
   evaluators: dict[str, Evaluator]
@@ -44,42 +62,48 @@ class Experiment:
 
   @functools.cached_property
   def named(self) -> Tree:
-    """The abstract parameters with their axis names."""
+    """The abstract parameters of the model and its heads with their axis names."""
     return named_parameters(self.task, self.batch, self.data.length)
 
   @functools.cached_property
   def parameters(self) -> int:
-    """How many there are, vocabulary padding not counted."""
+    """The number of parameters, vocabulary padding not counted."""
     return count_parameters(self.named)
 
-  def state(self, abstract: bool = False) -> TrainState:
-    """Returns a fresh state, or its shapes and shardings."""
+  def init(self) -> tuple[Callable[[Loaded], TrainState], TrainState]:
+    """Returns init(loaded) -> a new state, and the abstract state (see `make_init`)."""
     tx = self.optimizer.build(self.steps)
-    return init_state(
-      self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed, abstract=abstract
-    )
+    return make_init(self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed)
+
+  def state(self, abstract: bool = False) -> TrainState:
+    """Returns a new state from scratch, or its shapes and shardings."""
+    init, shapes = self.init()
+    return shapes if abstract else init({})
+
+  def frozen(self, loaded: Loaded, abstract: TrainState) -> Tree:
+    """Returns what the transform keeps frozen, made again from the weights that the run started from."""
+    make = make_frozen(self.task, self.transform, self.batch, self.data.length, self.seed, abstract)
+    return make(loaded)
+
+  def model_params(self, state: TrainState) -> Tree:
+    """Returns the parameters as the model sees them in training."""
+    return self.transform.forward(state.params, state.transform, state.frozen.transform)
 
   def eval_params(self, state: TrainState) -> Tree:
-    """Returns the parameters the model sees in evaluation: the moving average, where one is kept, transformed."""
+    """Returns the parameters as the model sees them in evaluation: the moving average, where one is kept."""
+    return self.model_params(state.replace(params=averaged(state.opt_state, state.params)))
+
+  def merged(self, state: TrainState) -> Tree:
+    """Returns the parameters of `eval_params` as a plain tree of arrays, what the transform adds merged in."""
     params = averaged(state.opt_state, state.params)
-    return self.transform.forward(params, state.transform, state.frozen)
+    return dense_tree(self.transform.merge(params, state.transform, state.frozen.transform))
 
-  def load(self, workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
-    """Returns the parameters of a run's checkpoint as the model sees them, and the step."""
-    state, step = self._saved(workdir, step)
-    return self.eval_params(state), step
-
-  def merged(self, workdir: epath.PathLike, step: int | None = None) -> Tree:
-    """Returns the parameters of a run's checkpoint as a plain tree for export, what the transform adds merged in."""
-    state, _ = self._saved(workdir, step)
-    return self.transform.merge(averaged(state.opt_state, state.params), state.transform, state.frozen)
-
-  def _saved(self, workdir: epath.PathLike, step: int | None) -> tuple[TrainState, int]:
-    """Returns a state of which only what the model is made of is read, and its step."""
+  def load(self, workdir: epath.PathLike, step: int | None = None) -> tuple[TrainState, int]:
+    """Returns a state of which only what the model's parameters need is read, not its frozen part, and its step."""
     state = self.state(abstract=True)
     names = ("params", "opt_state", "transform") if self.optimizer.ema else ("params", "transform")
-    found, step = checkpoint.load(workdir, {name: getattr(state, name) for name in names}, step)
-    return state.replace(**found), step
+    parts, step = checkpoint.load(workdir, {name: getattr(state, name) for name in names}, step)
+    return state.replace(**parts), step
 
 
 def build(
@@ -113,11 +137,12 @@ def build(
     tokenizer = registry.load(kept)
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
+  start = config.build(settings["start"], "start", Start)
   model = config.build(settings["model"], "model", vocabulary=tokenizer.size, length=data.length)
   task = config.build(settings["task"], "task", model=model, **data.shared())
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
-    raise UserError("config.optim.microbatches: 1 is all there can be where every row goes on in the next batch")
+    raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
   evals = dict(settings["evals"])
   every = evals.pop("every", 0)
   return Experiment(
@@ -125,6 +150,7 @@ def build(
     steps=settings["steps"],
     batch=settings["batch"],
     layout=layout,
+    start=start,
     data=data,
     tokenizer=tokenizer,
     task=task,
@@ -138,25 +164,26 @@ def build(
 
 
 def load_config(workdir: epath.PathLike) -> dict[str, Any]:
-  """Returns the config a run folder keeps.
+  """Returns the config of a run folder, in the names of this version.
 
   Raises:
-    UserError: the folder is no run folder.
+    UserError: the folder is not a run folder, or was written by a newer version.
   """
   file = epath.Path(workdir) / "config.json"
   if not file.exists():
-    raise UserError(f"{workdir} is no run folder: it has no config.json; train first, or name another --workdir")
+    raise UserError(f"{workdir} is not a run folder: it has no config.json; train first, or choose another --workdir")
   try:
-    return json.loads(file.read_text())
+    settings = json.loads(file.read_text())
   except json.JSONDecodeError as error:
     raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
+  return config.upgrade(settings, str(file))
 
 
 def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) -> None:
-  """Writes config and tokenizer into a run folder, or checks them against what it keeps.
+  """Writes config and tokenizer into a run folder, or checks them against those in it.
 
-  The number of steps, and how often things are logged, evaluated and saved, may change when a run goes on; its data may
-  where config.data.version is raised.
+  The number of steps, and how often things are logged, evaluated and saved, may change when a run resumes; its data may
+  where config.data.version is raised; the path it started from may, where it leads to the same weights.
 
   Raises:
     UserError: the folder belongs to another config.
@@ -165,11 +192,13 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
   if (workdir / "config.json").exists():
     before = load_config(workdir)
     free = ["steps", "evals", "checkpoint", "log", "mesh", "rules"]
-    advice = "choose another --workdir, or give the same config to go on"
+    advice = "choose another --workdir, or give the same config to resume"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):
       free.append("data")
     elif before["data"] != settings["data"]:
       advice += f" (with other data: --config.data.version={before['data'].get('version', 0) + 1})"
+    if before["start"].get("path") and settings["start"].get("path"):  # the sources are compared by sources.json
+      before["start"] = before["start"] | {"path": settings["start"]["path"]}
     for key, value in settings.items():
       if key not in free and before.get(key) != value:
         raise UserError(
@@ -179,7 +208,7 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
   if jax.process_index() == 0:
     if not (workdir / "tokenizer").exists():
       tokenizer.save(workdir / "tokenizer")
-    (workdir / "config.json").write_text(json.dumps(settings, indent=2))
+    (workdir / "config.json").write_text(json.dumps({"format": config.FORMAT} | settings, indent=2))
   hosts.wait_for_all("config written")
 
 

@@ -1,6 +1,6 @@
-"""TrainState: everything a step reads and writes, sharded from make_init."""
+"""TrainState: everything a step reads and writes, sharded from its initialisation on."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -10,10 +10,20 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.compression.base import ParamTransform
-from lmjax.parallel.sharding import Layout
-from lmjax.tasks.base import Task
+from lmjax.parallel.sharding import Layout, is_partitioned
+from lmjax.tasks.base import Base, FrozenModel
 from lmjax.utils import pytree
 from lmjax.utils.pytree import Tree
+
+Loaded = Mapping[str, jax.Array]  # parameters by path name, on their shardings, that replace new ones
+
+
+@struct.dataclass
+class Frozen:
+  """What a step reads and no checkpoint holds."""
+
+  transform: Tree  # of the transform: a LoRA base
+  models: dict[str, FrozenModel]  # of the task: teachers, reference models, reward models
 
 
 @struct.dataclass
@@ -25,7 +35,7 @@ class TrainState:
   opt_state: Tree  # the moving average is the last link of the chain, so it is saved and sharded like the rest
   transform: Tree  # masks, ranges
   carry: Tree  # what the task remembers between steps
-  frozen: Tree  # teachers, references, LoRA bases: never in a checkpoint
+  frozen: Frozen
 
   def saved(self) -> dict[str, Any]:
     """Returns what a checkpoint holds."""
@@ -38,43 +48,86 @@ class TrainState:
     }
 
 
-def named_parameters(task: Task, batch: int, length: int) -> Tree:
-  """Returns the abstract parameters with their axis names, nothing computed."""
+def named_parameters(task: Base, batch: int, length: int) -> Tree:
+  """Returns the abstract parameters of the model and its heads with their axis names, nothing computed."""
   spec = task.spec(batch, length)
   return jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), spec)  # the devices may be absent
 
 
 def make_init(
-  task: Task,
+  task: Base,
   tx: optax.GradientTransformation,
   transform: ParamTransform,
   layout: Layout,
   batch: int,
   length: int,
   seed: int,
-) -> tuple[Callable[[], TrainState], TrainState]:
-  """Returns init() -> a new state, each array created with its sharding, and the abstract state."""
+) -> tuple[Callable[[Loaded], TrainState], TrainState]:
+  """Returns init(loaded) -> a new state, compiled, each array created with its sharding, and the abstract state.
+
+  `loaded` parameters take the place of new ones, which are then not computed. The task's frozen models are not in it:
+  see `with_models`.
+  """
   spec = task.spec(batch, length)
 
-  def fresh():
+  def build(loaded: Loaded) -> TrainState:
     rng = jax.random.fold_in(jax.random.key(seed), 1)
     zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in spec.items()}
-    params, transform_state = transform.init(nn.unbox(task.init(rng, zeros)))
+    named = _replace(task.init(rng, zeros), loaded)
+    params, state, frozen = transform.init(named)
     return TrainState(
       step=jnp.zeros((), jnp.int32),
       params=params,
-      opt_state=tx.init(params),
-      transform=transform_state,
+      opt_state=tx.init(nn.unbox(params)),
+      transform=state,
       carry=task.initial_carry(batch),
-      frozen={},
+      frozen=Frozen(frozen, {}),
     )
 
-  shapes = jax.eval_shape(fresh)
-  named = named_parameters(task, batch, length)
-  shardings = pytree.inherit(shapes, nn.unbox(named), layout.shardings(named), layout.sharding())
+  boxed = jax.eval_shape(build, {})
+  shapes = nn.unbox(boxed)
+  shardings = layout.inherited(shapes, named_parameters(task, batch, length), boxed.params)
+  for name in ("params", "transform", "frozen"):  # what a transform names itself is not inherited
+    part = _own_shardings(getattr(boxed, name), getattr(shardings, name), layout)
+    shardings = shardings.replace(**{name: part})
   shardings = shardings.replace(carry=jax.tree.map(lambda s: _by_rows(s.shape, batch, layout), shapes.carry))
   abstract = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
-  return jax.jit(fresh, out_shardings=shardings), abstract
+  return jax.jit(lambda loaded: nn.unbox(build(loaded)), out_shardings=shardings), abstract
+
+
+def make_frozen(
+  task: Base, transform: ParamTransform, batch: int, length: int, seed: int, abstract: TrainState
+) -> Callable[[Loaded], Tree]:
+  """Returns frozen(loaded) -> what the transform keeps frozen, made again when a run resumes or is opened."""
+  spec = task.spec(batch, length)
+
+  def build(loaded: Loaded) -> Tree:
+    rng = jax.random.fold_in(jax.random.key(seed), 1)
+    zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in spec.items()}
+    return nn.unbox(transform.init(_replace(task.init(rng, zeros), loaded))[2])
+
+  return jax.jit(build, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract.frozen.transform))
+
+
+def with_models(state: TrainState, models: dict[str, FrozenModel]) -> TrainState:
+  """Returns a state with the task's frozen models in it."""
+  return state.replace(frozen=state.frozen.replace(models=models))
+
+
+def _replace(named: Tree, loaded: Loaded) -> Tree:
+  """Returns named parameters with the loaded ones in their places."""
+  return pytree.map_named(
+    lambda name, leaf: leaf.replace(value=loaded[name]) if name in loaded else leaf, named, is_leaf=is_partitioned
+  )
+
+
+def _own_shardings(boxed: Tree, inherited: Tree, layout: Layout) -> Tree:
+  """Returns the shardings of a boxed tree by its own names; an array without names keeps the inherited one."""
+
+  def leaf(value, sharding):
+    return layout.sharding(*value.names, shape=value.value.shape) if is_partitioned(value) else sharding
+
+  return jax.tree.map(leaf, boxed, inherited, is_leaf=is_partitioned)
 
 
 def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding.NamedSharding:
@@ -83,6 +136,6 @@ def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding
 
 
 def init_state(*arguments, abstract: bool = False) -> TrainState:
-  """Returns a fresh state (see `make_init`), or its shapes and shardings."""
-  fresh, shapes = make_init(*arguments)
-  return shapes if abstract else fresh()
+  """Returns a new state from scratch (see `make_init`), or its shapes and shardings."""
+  init, shapes = make_init(*arguments)
+  return shapes if abstract else init({})

@@ -7,6 +7,7 @@ The same command on the same folder goes on where it stopped.
 
 import datetime
 import signal
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ import optax
 from etils import epath
 
 from lmjax import experiment as experiments
-from lmjax.checkpoint import Checkpoints, data_state
+from lmjax.checkpoint import Checkpoints, DataState, data_state
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
 from lmjax.experiment import Experiment
@@ -25,19 +26,21 @@ from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
-from lmjax.state import TrainState
-from lmjax.tasks.base import Task
+from lmjax.state import Loaded, TrainState, with_models
+from lmjax.storage import start as starts
+from lmjax.tasks.base import Base, Collected, weighted_sum
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean, add
 
+COLLECT = 0x636F6C  # folded into the key of collecting, which no step uses
 PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again
 
 
-def make_step(task: Task, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1):
+def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1):
   """Returns step(state, batch, rng) -> (state, metrics), the whole of it, to be jitted with its state donated.
 
-  metrics: each loss term and metric of the task as a Mean, their weighted sum `loss`, `gradient_norm`, and `finite`,
-  which says that both are.
+  metrics: each loss term and metric of the task as a Mean, their weighted sum `loss`, `gradient_norm`, whether both are
+  `finite`, and the metrics of the transform.
   """
 
   def step(state: TrainState, batch: Batch, rng: jax.Array) -> tuple[TrainState, dict[str, Any]]:
@@ -45,28 +48,24 @@ def make_step(task: Task, tx: optax.GradientTransformation, transform: ParamTran
     counts = task.counts(batch)
 
     def loss_fn(params, carry, batch, rng):
-      model_params = transform.forward(params, state.transform, state.frozen)
-      terms, carry = task.loss(model_params, state.frozen, carry, batch, rng=rng)
-      return weighted_sum(terms, counts), (terms, carry)
+      model_params = transform.forward(params, state.transform, state.frozen.transform)
+      terms, carry = task.loss(model_params, state.frozen.models, carry, batch, rng=rng)
+      return weighted_sum(task, terms, counts), (terms, carry)
 
     grads, terms, carry = accumulate(loss_fn, microbatches)(state.params, state.carry, batch, rng)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     params, transform_state = transform.update(params, grads, state.transform, state.step)
     norm = optax.tree.norm(grads)
-    loss = weighted_sum(terms, counts)
+    loss = weighted_sum(task, terms, counts)
     metrics = terms | {"loss": Mean(loss, jnp.ones(())), "gradient_norm": norm, "finite": jnp.isfinite(loss + norm)}
+    metrics |= transform.metrics(params, transform_state)
     state = state.replace(
       step=state.step + 1, params=params, opt_state=opt_state, transform=transform_state, carry=carry
     )
     return state, metrics
 
   return step
-
-
-def weighted_sum(terms: dict[str, Mean], counts: dict[str, jax.Array]) -> jax.Array:
-  """Returns the loss: each term's total over its count in the whole global batch; terms without a count are metrics."""
-  return sum(terms[key].total / jnp.maximum(count, 1e-9) for key, count in counts.items())
 
 
 def accumulate(loss_fn, microbatches: int):
@@ -94,6 +93,17 @@ def accumulate(loss_fn, microbatches: int):
   return whole if microbatches == 1 else parts
 
 
+def jit_step(run: Experiment, state: TrainState):
+  """Returns the jitted step of a run, which updates its state in place.
+
+  Args:
+    state: the abstract state with its shardings.
+  """
+  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
+
+
 def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
   """Trains what a config describes into a run folder, and returns the exit code.
 
@@ -119,12 +129,10 @@ def _train(
   profile,
 ) -> int:
   rng = jax.random.key(run.seed)
-  abstract = run.state(abstract=True)
   start = data_state(rng, run.data.start(run.batch), run.data.version)
-  restored = checkpoints.restore(abstract, start)
-  state, saved = restored if restored else (run.state(), start)
+  state, abstract, saved = _restore_or_init(run, workdir, checkpoints, start)
   rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
-  first = int(state.step)
+  first, collects = int(state.step), int(saved["collects"])
   if first >= run.steps:
     console.print(
       f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False
@@ -205,7 +213,7 @@ def _train(
       checkpoints.save(
         at,
         state,
-        data_state(rng, hosts.gather(batches.positions, batches.streams), run.data.version),
+        data_state(rng, hosts.gather(batches.positions, batches.streams), run.data.version, collects),
         latest["validation_loss"],
       )
 
@@ -215,17 +223,18 @@ def _train(
       while True:
         before = at
         with clock("step"):
-          for part in run.task.collect(state, _shard_batch(batch, run), rng):
+          for part, extra in _collect(run, state, _shard_batch(batch, run), rng, collects):
             if profile and at + 1 == profile[0]:
               jax.profiler.start_trace(str(workdir / "profile"))
             state, metrics = step(state, part, rng)
             at += 1
-            pending.append((at, metrics))
+            pending.append((at, metrics | dict(extra)))
             if len(pending) > 1:
               process_metrics()
             if profile and at == profile[1]:
               jax.block_until_ready(state)
               jax.profiler.stop_trace()
+        collects += 1
         done = at >= run.steps
         leaving = done or signals.at(at) is not None
         evaluation, saving = (
@@ -257,17 +266,24 @@ def _train(
     batches.close()
 
 
+def _collect(run: Experiment, state: TrainState, batch: Batch, rng: jax.Array, number: int) -> Iterable[Collected]:
+  """Returns the batches to learn from: the one that came, or what the task makes of it."""
+  if not run.task.collects:
+    return (Collected(batch),)
+  rng = jax.random.fold_in(jax.random.fold_in(rng, COLLECT), number)
+  return run.task.collect(run.model_params(state), state.frozen.models, state.carry, batch, rng)
+
+
 class _Step:
   """The step, compiled once for each length of batch; as it is where jax is to look at every operation."""
 
   def __init__(self, run: Experiment, abstract: TrainState):
-    step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
     self.eager = jax.config.jax_disable_jit or jax.config.jax_debug_nans
-    options = {}
-    if not self.eager:
-      shardings = (jax.tree.map(lambda leaf: leaf.sharding, abstract), None)
-      options = {"donate_argnums": 0, "out_shardings": shardings, "compiler_options": compiler_options()}
-    self._step = jax.jit(step, **options)
+    if self.eager:
+      step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+      self._step = jax.jit(step)
+    else:
+      self._step = jit_step(run, abstract)
     self._compiled: dict[tuple, Any] = {}
 
   def compile(self, state: TrainState, batch: Batch, rng: jax.Array):
@@ -287,9 +303,41 @@ class _Step:
     return step.memory_analysis() if hasattr(step, "memory_analysis") else None
 
 
+def _restore_or_init(
+  run: Experiment, workdir: epath.Path, checkpoints: Checkpoints, data: DataState
+) -> tuple[TrainState, TrainState, DataState]:
+  """Returns the state to train, its abstract form, and the data state.
+
+  The four cases: a run that has checkpoints resumes; else it starts from `config.start`, or from scratch; a folder that
+  fits none of them was refused before.
+  """
+  sources = {name: frozen.path for name, frozen in run.task.frozen().items()}
+  starts.check_or_record_sources(workdir, sources | ({"start": run.start.path} if run.start.path else {}))
+  init, abstract = run.init()
+  models = {name: starts.load_frozen(frozen, run.layout) for name, frozen in run.task.frozen().items()}
+  restored = checkpoints.restore(abstract, data)
+  needed = not restored or jax.tree.leaves(abstract.frozen.transform)
+  loaded: Loaded = {}
+  if run.start.path and needed:
+    loaded, report = starts.load(run.start, run.named, run.layout)
+    if not restored:
+      console.print(report, markup=False)
+  if restored:
+    state, data = restored
+    transform = run.frozen(loaded, abstract) if jax.tree.leaves(abstract.frozen.transform) else {}
+    state = state.replace(frozen=state.frozen.replace(transform=transform))
+  else:
+    state = init(loaded)
+  return with_models(state, models), with_models(abstract, jax.tree.map(_abstract, models)), data
+
+
+def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
 def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns what the task takes, at this batch's length."""
-  return run.task.spec(run.batch, batch["inputs"].shape[1] if "inputs" in batch else run.data.length)
+  return run.task.reads(run.batch, batch["inputs"].shape[1] if "inputs" in batch else run.data.length)
 
 
 def _shard_batch(batch: Batch, run: Experiment) -> Batch:

@@ -3,37 +3,101 @@
 import dataclasses
 from typing import Protocol
 
+import jax
+
 from lmjax.utils.pytree import Tree
 
 
 class ParamTransform(Protocol):
   """A change of the parameter tree, kept out of the models: pruning, LoRA, quantization-aware training, freezing."""
 
-  def init(self, params: Tree) -> tuple[Tree, Tree]:
-    """Returns the trained parameters and the transform's own state: (params, masks), ({a, b}, {})."""
+  def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
+    """Returns (trained, state, frozen) for new parameters.
+
+    Every array of `params` is a LogicallyPartitioned with its axis names. What is returned may be too (see
+    `layers.leaves.partition`); an array without names is sharded like the parameter whose path occurs in its own.
+
+    trained: what the optimizer updates and checkpoints hold; replaces `params`. state: saved too, not trained: masks,
+    ranges. frozen: on the mesh but never saved, made again from `config.start` or the seed: the base of LoRA.
+    """
+    ...
 
   def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
-    """Returns what the model sees; runs inside the loss, may wrap leaves, never materialises them."""
+    """Returns what the model sees of the trained tree; inside the loss: may wrap leaves, never materialises them."""
+    ...
 
-  def update(self, params: Tree, grads: Tree, state: Tree, step) -> tuple[Tree, Tree]:
-    """Returns parameters and state after an optimizer update."""
+  def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
+    """Returns the trained tree and state after an optimizer update."""
+    ...
 
   def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
-    """Returns a plain tree, for export only."""
+    """Returns the model's parameters as a plain tree of arrays, for export only."""
+    ...
+
+  def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
+    """Returns scalars to log: sparsity, ranges."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
   """The model sees what is trained."""
 
-  def init(self, params: Tree) -> tuple[Tree, Tree]:
-    return params, {}
+  def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
+    return params, {}, {}
 
   def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
     return params
 
-  def update(self, params: Tree, grads: Tree, state: Tree, step) -> tuple[Tree, Tree]:
+  def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
     return params, state
 
   def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
     return params
+
+  def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chain:
+  """Several transforms by name, the first nearest to the model: each one's trained tree is the next one's parameters.
+
+  The optimizer updates what the last one trains. `update` passes that tree from the last to the first, so only the last
+  may change the structure of the tree if an earlier one has an `update` of its own.
+  """
+
+  transforms: dict[str, ParamTransform]
+
+  def __post_init__(self):
+    if not self.transforms:
+      raise ValueError("transforms is not empty")
+
+  def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
+    states, frozen = {}, {}
+    for name, transform in self.transforms.items():
+      params, states[name], frozen[name] = transform.init(params)
+    return params, states, frozen
+
+  def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
+    for name, transform in reversed(self.transforms.items()):
+      params = transform.forward(params, state[name], frozen[name])
+    return params
+
+  def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
+    after = dict(state)
+    for name, transform in reversed(self.transforms.items()):
+      params, after[name] = transform.update(params, grads, state[name], step)
+    return params, after
+
+  def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
+    for name, transform in reversed(self.transforms.items()):
+      params = transform.merge(params, state[name], frozen[name])
+    return params
+
+  def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
+    return {
+      f"{name}_{key}": value
+      for name, transform in self.transforms.items()
+      for key, value in transform.metrics(params, state[name]).items()
+    }

@@ -152,10 +152,14 @@ def padded_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray,
   return tokens, valid
 
 
-def prefill(model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int, source):
-  """Returns the vectors [B, L, D] of prompts, and a cache of `max_tokens` that holds them and the source, if any."""
-  if source is None:
-    cache = model.apply({"params": params}, len(tokens_BxL), max_tokens, method="init_cache")
-  else:
-    cache = model.apply({"params": params}, *source, max_tokens, method="read")
-  return model.apply({"params": params}, cache, tokens_BxL, valid_BxL, method="extend")
+def prefill(
+  model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int,
+  source: tuple[jax.Array, jax.Array] | None,
+) -> tuple[jax.Array, Tree]:  # fmt: skip
+  """Returns the final vectors [B, L, D] of prompts and a cache that holds them and the source, if any."""
+  prompt = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
+  if source is not None:
+    tokens_BxM, valid_BxM = source
+    prompt = {f"decoder_{key}": value for key, value in prompt.items()}
+    prompt |= {"inputs": tokens_BxM, "segments": valid_BxM.astype(jnp.int32)}
+  return model.apply({"params": params}, prompt, max_tokens, method="prefill")

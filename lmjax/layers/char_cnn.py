@@ -6,10 +6,29 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.einsum import Einsum, named
+from lmjax.layers import leaves
+from lmjax.layers.einsum import Einsum
 from lmjax.layers.mlp import ACTIVATIONS
 
 CHARACTERS = 261  # 256 bytes, start and end of a text, start and end of a word, padding
+
+
+class Filter(nn.Module):
+  """A convolution over the characters of each word, and the largest activation of each of its `count` features."""
+
+  wide: int
+  count: int
+  activation: str
+
+  @nn.compact
+  def __call__(self, x_TxCxE: jax.Array) -> jax.Array:
+    """Returns features [T, count] of spelled words."""
+    size, dtype = x_TxCxE.shape[-1], x_TxCxE.dtype
+    init, names = nn.initializers.normal((self.wide * size) ** -0.5), (None, None, "mlp")
+    kernel = leaves.dense(leaves.param(self, "kernel", init, names, (self.wide, size, self.count)), dtype)
+    bias = leaves.param(self, "bias", nn.initializers.zeros, ("mlp",), (self.count,)).astype(dtype)
+    y = jax.lax.conv_general_dilated(x_TxCxE, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
+    return ACTIVATIONS[self.activation](jnp.max(y, axis=1) + bias[None])
 
 
 class CharCNN(nn.Module):
@@ -31,19 +50,15 @@ class CharCNN(nn.Module):
     """Returns vectors [B, L, D] of spelt words."""
     batch, length, size = characters_BxLxC.shape
     uniform = nn.initializers.uniform(2.0)
-    init = named(lambda *args: uniform(*args) - 1.0, ("characters", None))
-    table = self.param("table", init, (CHARACTERS, self.embedding), jnp.float32).astype(dtype)
-    x = jnp.take(table, jnp.maximum(characters_BxLxC - 1, 0), axis=0)
+    shape = (CHARACTERS, self.embedding)
+    table = leaves.param(self, "table", lambda *args: uniform(*args) - 1.0, ("characters", None), shape)
+    x = leaves.take(table, jnp.maximum(characters_BxLxC - 1, 0), dtype)
     x = jnp.where((characters_BxLxC > 0)[..., None], x, 0)
     x_TxCxE = x.reshape(batch * length, size, self.embedding)
-    found = []
+    features = []
     for i, (wide, count) in enumerate(self.filters):
-      init = named(nn.initializers.normal((wide * self.embedding) ** -0.5), (None, None, "mlp"))
-      kernel = self.param(f"filter_{i}", init, (wide, self.embedding, count), jnp.float32).astype(dtype)
-      bias = self.param(f"bias_{i}", named(nn.initializers.zeros, ("mlp",)), (count,), jnp.float32).astype(dtype)
-      y = jax.lax.conv_general_dilated(x_TxCxE, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
-      found.append(ACTIVATIONS[self.activation](jnp.max(y, axis=1) + bias))
-    x_BxLxF = jnp.concatenate(found, axis=-1).reshape(batch, length, -1)
+      features.append(Filter(wide, count, self.activation, name=f"filter_{i}")(x_TxCxE))
+    x_BxLxF = jnp.concatenate(features, axis=-1).reshape(batch, length, -1)
     size = x_BxLxF.shape[-1]
     for i in range(self.highways):
       gate, transform = (

@@ -56,7 +56,7 @@ class CrossAttention(nn.Module):
     self.value = Einsum("BMD,DGK->BMGK", sizes, **rest)
     self.out = Einsum("BLHK,HKD->BLD", sizes, **rest)
 
-  def remember(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def project_source(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the keys and values [B, M, H, K] of the other text."""
     return self.key(source_BxMxD), self.value(source_BxMxD)
 
@@ -95,7 +95,7 @@ class CrossBlock(nn.Module):
     tap: bool = False,
   ) -> tuple[jax.Array, CrossCache | None, jax.Array | None]:
     """Returns what Attention returns, one layer on."""
-    keys = self.remember(source.x_BxMxD) if cache is None else cache.layers[layer]
+    keys = self.project_source(source.x_BxMxD) if cache is None else cache.layers[layer]
     own, weights = None if cache is None else cache.own, None
 
     def attend(y):
@@ -108,9 +108,9 @@ class CrossBlock(nn.Module):
     x_BxLxD = self._add(x_BxLxD, self.mlp_norm, self.mlp)
     return x_BxLxD, None if cache is None else cache.replace(own=own), weights
 
-  def remember(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def project_source(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the keys and values of the source in this layer."""
-    return self.cross_attention.remember(source_BxMxD)
+    return self.cross_attention.project_source(source_BxMxD)
 
   def _add(self, x_BxLxD: jax.Array, norm: nn.Module, part: Callable[[jax.Array], jax.Array]) -> jax.Array:
     y = self.drop(part(x_BxLxD if self.post else norm(x_BxLxD)), deterministic=not self.has_rng("dropout"))

@@ -8,7 +8,7 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.layers.backend import einsum_f32
-from lmjax.layers.einsum import Einsum, named
+from lmjax.layers.einsum import Einsum, Kernel
 
 
 @struct.dataclass
@@ -55,10 +55,12 @@ class LSTM(nn.Module):
     batch, length, inputs = x_BxLxD.shape
     sizes = {"D": inputs, "Q": 4, "F": self.cells}
     gates_BxLxQxF = Einsum("BLD,DQF->BLQF", sizes, deviation=inputs**-0.5, name="input")(x_BxLxD)
-    hidden = self._kernel("hidden", ("width", "gates", "mlp"), (self.width, 4, self.cells), x_BxLxD.dtype)
+    shape = (self.width, 4, self.cells)
+    hidden = Kernel(("width", "gates", "mlp"), shape, self.width**-0.5, name="hidden")(x_BxLxD.dtype)
     project = None
     if self.width != self.cells:
-      project = self._kernel("project", ("mlp", "width"), (self.cells, self.width), x_BxLxD.dtype)
+      shape = (self.cells, self.width)
+      project = Kernel(("mlp", "width"), shape, self.cells**-0.5, name="project")(x_BxLxD.dtype)
     if state is None:
       state = self.empty(batch)
     drop = jnp.ones((batch, self.width)) if drop_BxD is None else drop_BxD
@@ -72,10 +74,6 @@ class LSTM(nn.Module):
   def empty(self, batch: int) -> State:
     """Returns the state before the first token of `batch` rows."""
     return State(jnp.zeros((batch, self.width)), jnp.zeros((batch, self.cells)))
-
-  def _kernel(self, name: str, axes: tuple[str, ...], shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
-    init = nn.initializers.normal(shape[0] ** -0.5)
-    return self.param(name, named(init, axes), shape, jnp.float32).astype(dtype)
 
 
 def _cell(a_BxQxF: jax.Array, c_BxF: jax.Array, clip: float) -> tuple[jax.Array, jax.Array]:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.einsum import named
+from lmjax.layers.leaves import param
 
 
 class LayerNorm(nn.Module):
@@ -18,9 +18,9 @@ class LayerNorm(nn.Module):
     y = x.astype(jnp.float32)
     y -= jnp.mean(y, -1, keepdims=True)
     y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
-    y *= self.param("scale", named(nn.initializers.ones, ("width",)), x.shape[-1:], jnp.float32)
+    y *= _by_width(param(self, "scale", nn.initializers.ones, ("width",), x.shape[-1:]), x.ndim)
     if self.bias:
-      y += self.param("bias", named(nn.initializers.zeros, ("width",)), x.shape[-1:], jnp.float32)
+      y += _by_width(param(self, "bias", nn.initializers.zeros, ("width",), x.shape[-1:]), x.ndim)
     return y.astype(x.dtype)
 
 
@@ -33,8 +33,12 @@ class RMSNorm(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     y = x.astype(jnp.float32)
     y *= jax.lax.rsqrt(jnp.mean(y * y, -1, keepdims=True) + self.epsilon)
-    y *= self.param("scale", named(nn.initializers.ones, ("width",)), x.shape[-1:], jnp.float32)
+    y *= _by_width(param(self, "scale", nn.initializers.ones, ("width",), x.shape[-1:]), x.ndim)
     return y.astype(x.dtype)
+
+
+def _by_width(values_D: jax.Array, ndim: int) -> jax.Array:
+  return values_D.reshape((1,) * (ndim - 1) + values_D.shape)
 
 
 NORMS = {"layer": LayerNorm, "rms": RMSNorm}

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.einsum import named
+from lmjax.layers import leaves
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +82,11 @@ class RelativeBias(nn.Module):
   @nn.compact
   def __call__(self, positions_BxL: jax.Array, positions_BxM: jax.Array) -> jax.Array:
     """Returns the bias [B, H, L, M], float32."""
-    init = named(nn.initializers.normal(0.1), (None, "heads"))
-    table = self.param("table", init, (self.num_buckets, self.heads), jnp.float32)
+    init = nn.initializers.normal(0.1)
+    table = leaves.param(self, "table", init, (None, "heads"), (self.num_buckets, self.heads))
     distance_BxLxM = positions_BxM[:, None, :] - positions_BxL[:, :, None]
     numbers = bucket(distance_BxLxM, self.num_buckets, self.max_distance, self.causal)
-    return jnp.take(table.astype(jnp.float32), numbers, axis=0).transpose(0, 3, 1, 2)
+    return leaves.take(table, numbers, jnp.float32).transpose(0, 3, 1, 2)
 
 
 def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lmjax.layers import leaves
 from lmjax.layers.backend import barrier
 from lmjax.layers.cache import Cache
 from lmjax.layers.kernels.mask import Mask
@@ -21,9 +22,14 @@ REMAT = {
 
 def unstack(layers: Tree, depth: int) -> tuple[Tree, ...]:
   """Returns one parameter tree a layer; the gradient of the split is a concatenation, not a sum of padded copies."""
-  leaves, structure = jax.tree.flatten(layers)
-  columns = [[piece[0] for piece in jax.lax.split(leaf, (1,) * depth)] for leaf in leaves]
+  arrays, structure = jax.tree.flatten(layers)
+  columns = [[layer[0] for layer in jax.lax.split(array, (1,) * depth)] for array in arrays]
   return tuple(jax.tree.unflatten(structure, row) for row in zip(*columns, strict=True))
+
+
+def decode_layout(layers: Tree, depth: int) -> tuple[Tree, ...]:
+  """Returns stacked layers as one tree a layer, laid out as decoding reads every weight for every token."""
+  return tuple(map(leaves.decode_layout, unstack(layers, depth)))
 
 
 class Stack(nn.Module):

@@ -5,6 +5,7 @@ arXiv:2302.13971; Llama 3 (2024), arXiv:2407.21783.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -12,16 +13,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.attention import Attention, window_mask
-from lmjax.layers.backend import platform
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
-from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
+from lmjax.layers.einsum import Embed, vocabulary_logits
 from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
-from lmjax.layers.mlp import ACTIVATIONS, Mlp
+from lmjax.layers.mlp import Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.positions import Rotary
-from lmjax.layers.stack import REMAT, Stack, unstack
+from lmjax.layers.stack import Stack, decode_layout
+from lmjax.models.base import Hidden, Table, positions_of
+from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -54,20 +56,11 @@ class Config:
   remat: str = "none"
 
   def __post_init__(self):
-    for name, choices in (("activation", ACTIVATIONS), ("norm", NORMS), ("remat", REMAT)):
-      if getattr(self, name) not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    for name in ("vocabulary", "length", "width", "depth", "heads", "kv_heads", "head_size", "mlp"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
+    check(self, "vocabulary length width depth heads kv_heads head_size mlp")
     if self.heads % self.kv_heads:
       raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
     if self.rotary and self.head_size % 2:
       raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout is at least 0 and below 1, not {self.dropout}")
 
 
 class Decoder(nn.Module):
@@ -77,7 +70,8 @@ class Decoder(nn.Module):
   """
 
   config: Config
-  causal = True  # a token sees those before it
+  kind = "decoder"
+  causal = True
 
   def setup(self):
     c = self.config
@@ -110,25 +104,22 @@ class Decoder(nn.Module):
       self.unembed = Embed(c.vocabulary, c.width)
     self.drop = nn.Dropout(c.dropout)
 
-  def __call__(
-    self,
-    inputs_BxL: jax.Array,
-    positions_BxL: jax.Array | None = None,
-    segments_BxL: jax.Array | None = None,
-    taps: tuple[str, ...] = (),
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
-    if positions_BxL is None:
-      positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
-    mask = prepare_mask(Mask(segments_BxL, causal=True, window=self.config.window), inputs_BxL.shape[1])
-    x_BxLxD = self.embed_tokens(inputs_BxL, positions_BxL)
-    x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
+    ids_BxL, positions_BxL = batch["inputs"], positions_of(batch)
+    mask = prepare_mask(Mask(batch.get("segments"), causal=True, window=self.config.window), ids_BxL.shape[1])
+    x_BxLxD, tapped = self.stack(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
-      self.unembed(inputs_BxL)
-    return self.final_norm(x_BxLxD), tapped
+      self.unembed(ids_BxL)
+    return Hidden(self.final_norm(x_BxLxD), taps=tapped)
+
+  def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Cache]:
+    """Returns the final vectors [B, L, D] of prompts and the cache that holds them; padding has segment 0."""
+    ids_BxL = batch["inputs"]
+    return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, batch["segments"] > 0)
 
   def extend(self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Cache]:
-    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the longer cache."""
+    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the extended cache."""
     cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL)
     if self.config.window:
       mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self.config.window)
@@ -142,22 +133,20 @@ class Decoder(nn.Module):
     return vocabulary_logits(x, table, self.config.vocabulary)
 
   def init_cache(self, batch: int, max_tokens: int) -> Cache:
-    """Returns a cache of `max_tokens` token max_tokens for `batch` rows."""
+    """Returns an empty cache with room for `max_tokens` tokens of each of `batch` rows."""
     c = self.config
     return Cache.empty(c.depth, batch, max_tokens, c.kv_heads, c.head_size, jnp.dtype(c.dtype))
 
-  def unembedding(self, params: Tree) -> jax.Array:
+  def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return params["embed" if self.config.tie_embeddings else "unembed"]["table"]
+    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each layer as a tree of its own, as decoding reads them fastest."""
-    layers = unstack(params["stack"]["layers"], self.config.depth)
-    if platform() == "cpu":
-      layers = tuple(map(transpose_kernels, layers))
-    return params | {"stack": {"layers": layers}}
+    return params | {"stack": {"layers": decode_layout(params["stack"]["layers"], self.config.depth)}}
 
   def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+    """Returns the input [B, L, D] of the first layer."""
     dtype = jnp.dtype(self.config.dtype)
     x_BxLxD = self.embed(tokens_BxL, dtype)
     if self.config.rotary is None:
@@ -166,6 +155,7 @@ class Decoder(nn.Module):
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
   def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
+    """Returns the final vectors of the last layer's output: normalized, unless every layer ends with a norm."""
     return x_BxLxD if self.config.post_norm else self.norm(x_BxLxD)
 
 

@@ -1,6 +1,7 @@
 """ELMo: words from their characters, read forwards and backwards by LSTMs (Peters et al., 2018, arXiv:1802.05365)."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ from flax import linen as nn
 
 from lmjax.layers.char_cnn import CharCNN
 from lmjax.layers.lstm import LSTM, State
-from lmjax.layers.mlp import ACTIVATIONS
+from lmjax.models.base import Hidden
+from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
 
 DIRECTIONS = ("forwards", "backwards")
@@ -34,15 +36,9 @@ class Config:
   dtype: str = "float32"  # of the products; parameters and state are float32
 
   def __post_init__(self):
-    if self.activation not in ACTIVATIONS:
-      raise ValueError(f"activation is one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    for name in ("vocabulary", "length", "width", "cells", "depth", "embedding"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-    if not 0 <= self.dropout < 1 or min(self.clip, self.highways) < 0:
-      raise ValueError("dropout is at least 0 and below 1, clip and highways at least 0")
+    check(self, "vocabulary length width cells depth embedding")
+    if min(self.clip, self.highways) < 0:
+      raise ValueError("clip and highways are at least 0")
     if not self.filters or any(len(pair) != 2 or min(pair) < 1 for pair in self.filters):
       raise ValueError(f"filters are pairs (characters wide, how many), not {self.filters}")
 
@@ -51,7 +47,8 @@ class ELMo(nn.Module):
   """Parameters: `words` (the character CNN), `forwards_0`, `forwards_1`, ..., `backwards_0`, ..."""
 
   config: Config
-  causal = False  # a word's vector knows what stands on both sides
+  kind = "bidirectional_lm"
+  causal = False
 
   def setup(self):
     c = self.config
@@ -60,21 +57,26 @@ class ELMo(nn.Module):
     self.backwards = [LSTM(c.cells, c.width, c.clip) for _ in range(c.depth)]
     self.drop = nn.Dropout(c.dropout)
 
-  def __call__(self, characters_BxLxC: jax.Array, states: States | None = None) -> tuple[jax.Array, States]:
-    """Returns every layer's vectors [1 + N, B, L, 2 D], forward half first, and the states behind the text.
+  def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
+    """Returns the top layer [B, L, 2 D] of `characters`, and as tap `hidden` every layer (see `layers`)."""
+    layers, _ = self.layers(batch["characters"])
+    return Hidden(layers[-1], taps={"hidden": layers} if "hidden" in taps else {})
+
+  def layers(self, characters_BxLxC: jax.Array, states: States | None = None) -> tuple[jax.Array, States]:
+    """Returns every layer's vectors [1 + N, B, L, 2 D], forward half first, and the states after the last words.
 
     The first layer is the word's own vector, twice. Rows end at their last word; the backward half begins there.
     """
     valid_BxL = characters_BxLxC[..., 0] > 0
     size_B = jnp.sum(valid_BxL, axis=1, keepdims=True)
     places_BxL = jnp.arange(characters_BxLxC.shape[1])[None]
-    turned_BxL = jnp.where(places_BxL < size_B, size_B - 1 - places_BxL, places_BxL)  # turns words, not padding
-    turn = lambda x: jnp.take_along_axis(x, turned_BxL[..., None], axis=1)  # noqa: E731
+    reversed_BxL = jnp.where(places_BxL < size_B, size_B - 1 - places_BxL, places_BxL)  # words, not padding
+    reverse = lambda x: jnp.take_along_axis(x, reversed_BxL[..., None], axis=1)  # noqa: E731
     x_BxLxD = self.spell(characters_BxLxC)
     states = self.empty(len(characters_BxLxC)) if states is None else states
-    ahead, first = self.read("forwards", x_BxLxD, states["forwards"], valid_BxL)
-    back, second = self.read("backwards", turn(x_BxLxD), states["backwards"], valid_BxL)
-    layers = [(x_BxLxD, x_BxLxD), *zip(ahead, map(turn, back), strict=True)]
+    forwards, first = self.scan_direction("forwards", x_BxLxD, states["forwards"], valid_BxL)
+    backwards, second = self.scan_direction("backwards", reverse(x_BxLxD), states["backwards"], valid_BxL)
+    layers = [(x_BxLxD, x_BxLxD), *zip(forwards, map(reverse, backwards), strict=True)]
     return jnp.stack([jnp.concatenate(both, axis=-1) for both in layers]), dict(forwards=first, backwards=second)
 
   def spell(self, characters_BxLxC: jax.Array) -> jax.Array:
@@ -82,7 +84,7 @@ class ELMo(nn.Module):
     x_BxLxD = self.words(characters_BxLxC, jnp.dtype(self.config.dtype))
     return self.drop(constrain(x_BxLxD, "batch", None, None), deterministic=not self.has_rng("dropout"))
 
-  def read(
+  def scan_direction(
     self, direction: str, x_BxLxD: jax.Array, states: tuple[State, ...], valid_BxL: jax.Array | None = None
   ) -> tuple[list[jax.Array], tuple[State, ...]]:
     """Returns what each layer of one direction says at each word, in the order given, and the states behind them."""

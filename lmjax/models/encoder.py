@@ -5,6 +5,7 @@ arXiv:1910.01108.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -16,9 +17,11 @@ from lmjax.layers.block import Block
 from lmjax.layers.einsum import Einsum, Embed
 from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
-from lmjax.layers.mlp import ACTIVATIONS, Mlp
+from lmjax.layers.mlp import Mlp
 from lmjax.layers.norms import NORMS
-from lmjax.layers.stack import REMAT, Stack
+from lmjax.layers.stack import Stack
+from lmjax.models.base import Hidden, Table, positions_of
+from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -45,16 +48,9 @@ class Config:
   remat: str = "none"
 
   def __post_init__(self):
-    for name, choices in (("activation", ACTIVATIONS), ("remat", REMAT)):
-      if getattr(self, name) not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, not {getattr(self, name)!r}")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    for name in ("vocabulary", "length", "width", "depth", "heads", "head_size", "mlp"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-    if self.token_types < 0 or not 0 <= self.dropout < 1:
-      raise ValueError("token_types is at least 0, dropout at least 0 and below 1")
+    check(self, "vocabulary length width depth heads head_size mlp")
+    if self.token_types < 0:
+      raise ValueError(f"token_types is at least 0, not {self.token_types}")
 
 
 class Encoder(nn.Module):
@@ -64,7 +60,8 @@ class Encoder(nn.Module):
   """
 
   config: Config
-  causal = False  # every token sees all others
+  kind = "encoder"
+  causal = False
 
   def setup(self):
     c = self.config
@@ -87,34 +84,25 @@ class Encoder(nn.Module):
       self.pooler = Einsum("BD,DE->BE", {"D": c.width, "E": c.width})
     self.drop = nn.Dropout(c.dropout)
 
-  def __call__(
-    self,
-    inputs_BxL: jax.Array,
-    positions_BxL: jax.Array | None = None,
-    segments_BxL: jax.Array | None = None,
-    token_types_BxL: jax.Array | None = None,
-    taps: tuple[str, ...] = (),
-  ) -> tuple[jax.Array, jax.Array | None, dict[str, jax.Array]]:
-    """Returns the final vectors [B, L, D], the pooled first ones [B, D] if there is a pooler, and what was tapped.
+  def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
+    """Returns the final vectors [B, L, D], the pooled first one [B, D] if there is a pooler, and what was tapped.
 
-    Tokens see those of their own segment; padding has segment 0.
+    Tokens attend to those of their own segment; padding has segment 0.
     """
-    dtype = jnp.dtype(self.config.dtype)
-    if positions_BxL is None:
-      positions_BxL = jnp.broadcast_to(jnp.arange(inputs_BxL.shape[1]), inputs_BxL.shape)
-    x_BxLxD = self.embed(inputs_BxL, dtype) + self.positions(positions_BxL + self.config.offset, dtype)
-    if self.config.token_types:
-      x_BxLxD += self.token_types(jnp.zeros_like(inputs_BxL) if token_types_BxL is None else token_types_BxL, dtype)
+    c, ids_BxL, positions_BxL = self.config, batch["inputs"], positions_of(batch)
+    dtype = jnp.dtype(c.dtype)
+    x_BxLxD = self.embed(ids_BxL, dtype) + self.positions(positions_BxL + c.offset, dtype)
+    if c.token_types:
+      x_BxLxD += self.token_types(batch.get("token_types", jnp.zeros_like(ids_BxL)), dtype)
     x_BxLxD = constrain(self.embed_norm(x_BxLxD), "batch", "residual_length", None)
     x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
-    mask = prepare_mask(Mask(segments_BxL), inputs_BxL.shape[1])
+    mask = prepare_mask(Mask(batch.get("segments")), ids_BxL.shape[1])
     x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
-    pooled_BxD = jnp.tanh(self.pooler(x_BxLxD[:, 0])) if self.config.pooler else None
-    return x_BxLxD, pooled_BxD, tapped
+    return Hidden(x_BxLxD, jnp.tanh(self.pooler(x_BxLxD[:, 0])) if c.pooler else None, tapped)
 
-  def unembedding(self, params: Tree) -> jax.Array:
+  def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores vectors, out of this model's parameters: the embedding's."""
-    return params["embed"]["table"]
+    return Table(params["embed"]["table"])
 
 
 def _bert(depth: int, width: int, heads: int, **changes) -> dict:

@@ -5,6 +5,7 @@ Vaswani et al. (2017), arXiv:1706.03762; Raffel et al. (2020), arXiv:1910.10683,
 """
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -12,17 +13,18 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.attention import Attention
-from lmjax.layers.backend import platform
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
 from lmjax.layers.cross_block import CrossAttention, CrossBlock, CrossCache, Source
-from lmjax.layers.einsum import Embed, transpose_kernels, vocabulary_logits
+from lmjax.layers.einsum import Embed, vocabulary_logits
 from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
-from lmjax.layers.mlp import ACTIVATIONS, Mlp
+from lmjax.layers.mlp import Mlp
 from lmjax.layers.norms import NORMS
 from lmjax.layers.positions import RelativeBias, sinusoids
-from lmjax.layers.stack import REMAT, Stack, unstack
+from lmjax.layers.stack import Stack, decode_layout, unstack
+from lmjax.models.base import Hidden, Table, positions_of
+from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -55,17 +57,7 @@ class Config:
   remat: str = "none"
 
   def __post_init__(self):
-    choices = dict(activation=ACTIVATIONS, norm=NORMS, remat=REMAT, positions=("relative", "sinusoidal"))
-    for name, known in choices.items():
-      if getattr(self, name) not in known:
-        raise ValueError(f"{name} is one of {', '.join(known)}, not {getattr(self, name)!r}")
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    for name in ("vocabulary", "length", "width", "depth", "heads", "head_size", "mlp"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-    if not 0 <= self.dropout < 1:
-      raise ValueError(f"dropout is at least 0 and below 1, not {self.dropout}")
+    check(self, "vocabulary length width depth heads head_size mlp", positions=("relative", "sinusoidal"))
 
 
 class EncoderDecoder(nn.Module):
@@ -76,7 +68,8 @@ class EncoderDecoder(nn.Module):
   """
 
   config: Config
-  causal = False  # of the whole; the decoder's own attention is, a small part of the work
+  kind = "encoder_decoder"
+  causal = False  # of the whole; the decoder's self-attention is causal, a small part of the work
 
   def setup(self):
     c = self.config
@@ -106,70 +99,59 @@ class EncoderDecoder(nn.Module):
       self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.drop = nn.Dropout(c.dropout)
 
-  def __call__(
-    self,
-    inputs_BxM: jax.Array,
-    decoder_inputs_BxL: jax.Array,
-    positions_BxM: jax.Array | None = None,
-    segments_BxM: jax.Array | None = None,
-    decoder_positions_BxL: jax.Array | None = None,
-    decoder_segments_BxL: jax.Array | None = None,
-    taps: tuple[str, ...] = (),
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the decoder's final vectors [B, L, D] and what was tapped in it, with `source` [B, M, D].
 
     Segments number the pairs packed in a row, the same in source and target; 0 is padding.
     """
-    source_BxMxD, _ = self.encode(inputs_BxM, positions_BxM, segments_BxM)
-    length, sources = decoder_inputs_BxL.shape[1], inputs_BxM.shape[1]
-    cross = prepare_mask(Mask(decoder_segments_BxL, segments_BxM), length, sources)
-    positions = _positions(decoder_inputs_BxL, decoder_positions_BxL)
-    bias = None
-    if self.config.positions == "relative":  # in a row, the distance of two places is that of the tokens there
-      bias = self.decoder_bias(*[jnp.arange(length)[None]] * 2)
-    own = prepare_mask(Mask(decoder_segments_BxL, bias_BxHxLxM=bias, causal=True), length)
-    x_BxLxD = self.embed_tokens(decoder_inputs_BxL, positions)
-    x_BxLxD, tapped = self.decoder(x_BxLxD, positions, Source(own, cross, source_BxMxD), taps)
+    source_BxMxD, _ = self.encode(batch)
+    ids_BxL, segments_BxL = batch["decoder_inputs"], batch.get("decoder_segments")
+    length, sources = ids_BxL.shape[1], source_BxMxD.shape[1]
+    positions_BxL = positions_of(batch, "decoder_inputs", "decoder_positions")
+    cross = prepare_mask(Mask(segments_BxL, batch.get("segments")), length, sources)
+    mask = Mask(segments_BxL, bias_BxHxLxM=self._bias("decoder_bias", length), causal=True)
+    source = Source(prepare_mask(mask, length), cross, source_BxMxD)
+    x_BxLxD, tapped = self.decoder(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, source, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
-      self.unembed(decoder_inputs_BxL)
-    return self.final_norm(x_BxLxD), tapped | ({"source": source_BxMxD} if taps else {})
+      self.unembed(ids_BxL)
+    return Hidden(self.final_norm(x_BxLxD), taps=tapped | ({"source": source_BxMxD} if taps else {}))
 
   def encode(
-    self,
-    inputs_BxM: jax.Array,
-    positions_BxM: jax.Array | None = None,
-    segments_BxM: jax.Array | None = None,
-    taps: tuple[str, ...] = (),
+    self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the encoder's final vectors [B, M, D] and what was tapped in it."""
-    c, length = self.config, inputs_BxM.shape[1]
-    positions = _positions(inputs_BxM, positions_BxM)
-    bias = self.encoder_bias(*[jnp.arange(length)[None]] * 2) if c.positions == "relative" else None
-    mask = prepare_mask(Mask(segments_BxM, bias_BxHxLxM=bias), length)
-    x_BxMxD, tapped = self.encoder(self.embed_tokens(inputs_BxM, positions), positions, mask, taps)
+    """Returns the encoder's final vectors [B, M, D] of `inputs` and what was tapped in it."""
+    c, ids_BxM, positions_BxM = self.config, batch["inputs"], positions_of(batch)
+    length = ids_BxM.shape[1]
+    mask = prepare_mask(Mask(batch.get("segments"), bias_BxHxLxM=self._bias("encoder_bias", length)), length)
+    x_BxMxD, tapped = self.encoder(self.embed_tokens(ids_BxM, positions_BxM), positions_BxM, mask, taps)
     if not c.post_norm:
       x_BxMxD = self.encoder_norm(x_BxMxD)
     return self.drop(x_BxMxD, deterministic=not self.has_rng("dropout") or c.post_norm), tapped
 
-  def read(self, inputs_BxM: jax.Array, valid_BxM: jax.Array, max_tokens: int) -> CrossCache:
-    """Returns the cache of a decoder that has read these sources, with room for `max_tokens` tokens of its own."""
-    c = self.config
-    positions = jnp.maximum(jnp.cumsum(valid_BxM, axis=1) - 1, 0)  # padding may stand on either side
-    x_BxMxD, _ = self.encode(inputs_BxM, positions, valid_BxM.astype(jnp.int32))
+  def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, CrossCache]:
+    """Returns the final vectors [B, L, D] of the `decoder_inputs` and the cache that holds them and the source.
+
+    Tokens with segment 0 are padding, which may come on either side.
+    """
+    c, valid_BxM, ids_BxL = self.config, batch["segments"] > 0, batch["decoder_inputs"]
+    positions_BxM = jnp.maximum(jnp.cumsum(valid_BxM, axis=1) - 1, 0)
+    x_BxMxD, _ = self.encode(
+      {"inputs": batch["inputs"], "positions": positions_BxM, "segments": valid_BxM.astype(jnp.int32)}
+    )
     layers = tuple(
-      self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="remember")
+      self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="project_source")
       for params in self._decoder_layers()
     )
-    own = Cache.empty(c.depth, len(inputs_BxM), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
-    return CrossCache(own, layers, valid_BxM)
+    own = Cache.empty(c.depth, len(ids_BxL), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
+    return self.extend(CrossCache(own, layers, valid_BxM), ids_BxL, batch["decoder_segments"] > 0)
 
   def extend(self, cache: CrossCache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, CrossCache]:
-    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the longer cache."""
+    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the extended cache."""
     own, positions_BxL, allowed_BxLxM = cache.own.reserve(valid_BxL)
     bias = self.decoder_bias(positions_BxL, own.positions_BxM) if self.config.positions == "relative" else None
     length, sources = tokens_BxL.shape[1], cache.valid_BxM.shape[1]
-    seen = jnp.broadcast_to(cache.valid_BxM[:, None], (len(tokens_BxL), length, sources))
-    source = Source(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=seen))
+    source_mask = jnp.broadcast_to(cache.valid_BxM[:, None], (len(tokens_BxL), length, sources))
+    source = Source(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=source_mask))
     x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)
     x_BxLxD, cache = self.decoder.extend(x_BxLxD, positions_BxL, source, cache.replace(own=own))
     return self.final_norm(x_BxLxD), cache.replace(own=cache.own.advance(length))
@@ -179,22 +161,16 @@ class EncoderDecoder(nn.Module):
     table = self.embed.table if self.config.tie_embeddings else self.unembed.table
     return vocabulary_logits(x, table, self.config.vocabulary)
 
-  def unembedding(self, params: Tree) -> jax.Array:
+  def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return params["embed" if self.config.tie_embeddings else "unembed"]["table"]
+    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each decoder layer as a tree of its own, as decoding reads them fastest."""
-    layers = unstack(params["decoder"]["layers"], self.config.depth)
-    if platform() == "cpu":
-      layers = tuple(map(transpose_kernels, layers))
-    return params | {"decoder": {"layers": layers}}
-
-  def _decoder_layers(self) -> tuple[Tree, ...]:
-    layers = self.get_variable("params", "decoder")["layers"]
-    return layers if isinstance(layers, tuple) else unstack(layers, self.config.depth)
+    return params | {"decoder": {"layers": decode_layout(params["decoder"]["layers"], self.config.depth)}}
 
   def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+    """Returns the input [B, L, D] of the first layer of encoder or decoder."""
     c = self.config
     x_BxLxD = self.embed(tokens_BxL, jnp.dtype(c.dtype))
     if c.positions == "sinusoidal":
@@ -203,15 +179,23 @@ class EncoderDecoder(nn.Module):
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
   def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
+    """Returns the final vectors of the decoder's last output: normalized, and scaled where T5 ties its tables."""
     c = self.config
     if not c.post_norm:
       x_BxLxD = self.decoder_norm(x_BxLxD)
       x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
     return x_BxLxD * c.width**-0.5 if c.tie_embeddings and c.positions == "relative" else x_BxLxD
 
+  def _bias(self, name: str, length: int) -> jax.Array | None:
+    """Returns the relative bias [1, H, L, L]: in a row, the distance of two places is that of their tokens."""
+    if self.config.positions != "relative":
+      return None
+    places = jnp.arange(length)[None]
+    return getattr(self, name)(places, places)
 
-def _positions(tokens_BxL: jax.Array, positions_BxL: jax.Array | None) -> jax.Array:
-  return jnp.broadcast_to(jnp.arange(tokens_BxL.shape[1]), tokens_BxL.shape) if positions_BxL is None else positions_BxL
+  def _decoder_layers(self) -> tuple[Tree, ...]:
+    layers = self.get_variable("params", "decoder")["layers"]
+    return layers if isinstance(layers, tuple) else unstack(layers, self.config.depth)
 
 
 def _transformer(width: int, mlp: int, heads: int) -> dict:

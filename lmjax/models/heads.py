@@ -1,37 +1,34 @@
-"""Heads: what stands on a model's vectors to make a prediction of them."""
+"""Heads: modules on a model's final vectors that make a prediction of them."""
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.einsum import Einsum, Embed, named, padded
+from lmjax.layers.einsum import Einsum, Embed, padded
+from lmjax.layers.leaves import param
 from lmjax.layers.mlp import ACTIVATIONS
 from lmjax.layers.norms import NORMS
+from lmjax.models.base import Table
 
 
 class MaskedLMHead(nn.Module):
-  """norm(activation(dense(x))), to be scored against the embedding table, plus a bias for every word."""
+  """norm(activation(dense(x))), to be scored against the embedding table, plus a bias for every token."""
 
-  width: int
   vocabulary: int
   activation: str = "gelu"
   epsilon: float = 1e-12
 
-  def setup(self):
-    self.dense = Einsum("BLD,DE->BLE", {"D": self.width, "E": self.width})
-    self.norm = NORMS["layer"](epsilon=self.epsilon)
-    shape = (padded(self.vocabulary),)
-    self.bias = self.param("bias", named(nn.initializers.zeros, ("vocabulary",), self.vocabulary), shape, jnp.float32)
-
+  @nn.compact
   def __call__(self, x_BxPxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the vectors to score [B, P, D] and the bias of the words [V padded]."""
-    return self.norm(ACTIVATIONS[self.activation](self.dense(x_BxPxD))), self.bias
+    """Returns the vectors to score [B, P, D] and the bias of the tokens [V padded]."""
+    width = x_BxPxD.shape[-1]
+    x_BxPxD = ACTIVATIONS[self.activation](Einsum("BLD,DE->BLE", {"D": width, "E": width}, name="dense")(x_BxPxD))
+    return NORMS["layer"](epsilon=self.epsilon, name="norm")(x_BxPxD), _vocabulary_bias(self, self.vocabulary)
 
 
 class Classifier(nn.Module):
-  """A linear map from vectors to class scores; with an `activation`, activation(dense(x)) stands before it."""
+  """A linear map from vectors to scores of classes; with an `activation`, of activation(dense(x))."""
 
-  width: int
   classes: int
   activation: str = ""
   bias: bool = True  # of the scores
@@ -39,7 +36,8 @@ class Classifier(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [B, classes] of vectors [B, D], or [B, L, classes] of [B, L, D]."""
-    equation, sizes = "BD,DE->BE" if x.ndim == 2 else "BLD,DE->BLE", {"D": self.width, "E": self.width}
+    width = x.shape[-1]
+    equation, sizes = "BD,DE->BE" if x.ndim == 2 else "BLD,DE->BLE", {"D": width, "E": width}
     if self.activation:
       x = ACTIVATIONS[self.activation](Einsum(equation, sizes, name="dense")(x))
     scores = Einsum(equation, sizes | {"E": self.classes}, self.bias, name="scores")(x)
@@ -47,14 +45,17 @@ class Classifier(nn.Module):
 
 
 class Softmax(nn.Module):
-  """The table and bias that score words, shared by both directions."""
+  """The table and bias that score the words of a bidirectional language model, shared by both directions."""
 
   vocabulary: int
-  width: int
 
   @nn.compact
-  def __call__(self) -> tuple[jax.Array, jax.Array]:
-    """Returns the table [V padded, D] and the bias [V padded]."""
-    table = Embed(self.vocabulary, self.width, deviation=self.width**-0.5, name="words").table
-    shape, init = (padded(self.vocabulary),), named(nn.initializers.zeros, ("vocabulary",), self.vocabulary)
-    return table, self.param("bias", init, shape, jnp.float32)
+  def __call__(self, x: jax.Array) -> Table:
+    """Returns the table [V padded, D] and the bias [V padded] for vectors [..., D]."""
+    width = x.shape[-1]
+    table = Embed(self.vocabulary, width, deviation=width**-0.5, name="words").table
+    return Table(table, _vocabulary_bias(self, self.vocabulary))
+
+
+def _vocabulary_bias(module: nn.Module, vocabulary: int) -> jax.Array:
+  return param(module, "bias", nn.initializers.zeros, ("vocabulary",), (padded(vocabulary),), vocabulary)

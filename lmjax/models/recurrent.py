@@ -5,6 +5,7 @@ Gal and Ghahramani (2016), arXiv:1512.05287.
 """
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,8 @@ from flax import struct
 
 from lmjax.layers.einsum import Embed, vocabulary_logits
 from lmjax.layers.lstm import LSTM, State
+from lmjax.models.base import Hidden, Table
+from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -32,13 +35,9 @@ class Config:
   dtype: str = "float32"  # of the products; parameters and state are float32
 
   def __post_init__(self):
-    if self.dtype not in ("float32", "bfloat16"):
-      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
-    for name in ("vocabulary", "length", "width", "cells", "depth"):
-      if getattr(self, name) < 1:
-        raise ValueError(f"{name} is at least 1, not {getattr(self, name)}")
-    if not 0 <= self.dropout < 1 or self.clip < 0:
-      raise ValueError("dropout is at least 0 and below 1, clip at least 0")
+    check(self, "vocabulary length width cells depth")
+    if self.clip < 0:
+      raise ValueError(f"clip is at least 0, not {self.clip}")
 
 
 @struct.dataclass
@@ -59,7 +58,8 @@ class Recurrent(nn.Module):
   """
 
   config: Config
-  causal = True  # a token knows those before it
+  kind = "decoder"
+  causal = True
 
   def setup(self):
     c = self.config
@@ -69,25 +69,25 @@ class Recurrent(nn.Module):
       self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
     self.drop = nn.Dropout(c.dropout, broadcast_dims=(1,))
 
-  def __call__(
-    self,
-    inputs_BxL: jax.Array,
-    positions_BxL: jax.Array | None = None,
-    segments_BxL: jax.Array | None = None,
-    taps: tuple[str, ...] = (),
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
+  def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] and what was tapped: `hidden` [N, B, L, D].
 
     Every row, and within it every packed document, begins with an empty state.
     """
-    x_BxLxD = constrain(self.embed(inputs_BxL, jnp.dtype(self.config.dtype)), "batch", None, None)
-    states = tuple(layer.empty(len(inputs_BxL)) for layer in self.layers)
-    resets_BxL = None if positions_BxL is None else positions_BxL == 0
-    valid_BxL = None if segments_BxL is None else segments_BxL > 0
+    ids_BxL = batch["inputs"]
+    x_BxLxD = constrain(self.embed(ids_BxL, jnp.dtype(self.config.dtype)), "batch", None, None)
+    states = tuple(layer.empty(len(ids_BxL)) for layer in self.layers)
+    resets_BxL = batch["positions"] == 0 if "positions" in batch else None
+    valid_BxL = batch["segments"] > 0 if "segments" in batch else None
     x_BxLxD, _, outputs = self._run(x_BxLxD, states, valid_BxL, resets_BxL)
     if self.is_initializing() and not self.config.tie_embeddings:
-      self.unembed(inputs_BxL)
-    return x_BxLxD, {"hidden": jnp.stack(outputs)} if "hidden" in taps else {}
+      self.unembed(ids_BxL)
+    return Hidden(x_BxLxD, taps={"hidden": jnp.stack(outputs)} if "hidden" in taps else {})
+
+  def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Memory]:
+    """Returns the final vectors [B, L, D] of prompts and the state after them; padding has segment 0."""
+    ids_BxL = batch["inputs"]
+    return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, batch["segments"] > 0)
 
   def extend(self, cache: Memory, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Memory]:
     """Returns the final vectors [B, L, D] of tokens that follow what the cache knows, and the cache that knows them."""
@@ -104,9 +104,9 @@ class Recurrent(nn.Module):
     """Returns the memory of `batch` rows that have read nothing; it does not grow, whatever the `max_tokens`."""
     return Memory(tuple(layer.empty(batch) for layer in self.layers))
 
-  def unembedding(self, params: Tree) -> jax.Array:
+  def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return params["embed" if self.config.tie_embeddings else "unembed"]["table"]
+    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters as decoding reads them: as they are."""

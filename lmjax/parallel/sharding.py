@@ -26,7 +26,7 @@ Tree = Any
 
 @struct.dataclass
 class LogicallyPartitioned(nn.meta.AxisMetadata):
-  """A parameter with its logical axis names, as it is between make_init and `unbox`.
+  """A parameter with its logical axis names, as a module creates it and before `nn.unbox`.
 
   `rows` is the true size of axis 0 where the array is padded (a vocabulary table), else None.
   """
@@ -53,18 +53,19 @@ class LogicallyPartitioned(nn.meta.AxisMetadata):
     return math.prod(shape if self.rows is None else (self.rows, *shape[1:]))
 
 
-def _is_partitioned(leaf: Any) -> bool:
+def is_partitioned(leaf: Any) -> bool:
+  """Returns whether a leaf is a parameter with its logical axis names."""
   return isinstance(leaf, LogicallyPartitioned)
 
 
 def stack_names(boxed: Tree) -> Tree:
   """Adds the name `layers` in front of every parameter, after a vmapped initialisation."""
-  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=_is_partitioned)
+  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=is_partitioned)
 
 
 def count_parameters(boxed: Tree) -> int:
   """Returns the number of trained values in a named (abstract) tree, vocabulary padding not counted."""
-  return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=_is_partitioned))
+  return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=is_partitioned))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,12 +118,19 @@ class Layout:
 
   def shardings(self, boxed: Tree) -> Tree:
     """Returns a sharding for each parameter of a named abstract tree."""
-    return jax.tree.map(lambda leaf: self.sharding(*leaf.names, shape=leaf.value.shape), boxed, is_leaf=_is_partitioned)
+    return jax.tree.map(lambda leaf: self.sharding(*leaf.names, shape=leaf.value.shape), boxed, is_leaf=is_partitioned)
+
+  def inherited(self, tree: Tree, *boxed: Tree) -> Tree:
+    """Returns a sharding for each array of a tree made from named parameters: optimizer state, masks, factors."""
+    named = [item for part in boxed for item in pytree.named_leaves(part, is_leaf=is_partitioned).items()]
+    parents = {path: (leaf.value.shape, leaf.names) for path, leaf in named if is_partitioned(leaf)}
+    names = pytree.inherit(tree, parents, None)
+    return jax.tree.map(lambda leaf, axes: self.sharding(*axes, shape=leaf.shape), tree, names)
 
   def replicated(self, boxed: Tree) -> list[str]:
     """Returns a line for each parameter that a rule wanted to split and whose size does not divide."""
     found = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=_is_partitioned):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_partitioned):
       if self.spec(*leaf.names) != self.spec(*leaf.names, shape=leaf.value.shape):
         found.append(f"{pytree.name(path)} {leaf.value.shape} is replicated: {leaf.names} does not divide")
     return found

@@ -1,4 +1,4 @@
-"""Reading only: a model's vectors, and the scores of a head of classes where it has one."""
+"""Encoding only: a model's vectors, and the scores of a classification head where it has one."""
 
 import dataclasses
 
@@ -7,59 +7,49 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.data.batch import Batch
-from lmjax.layers.einsum import cast
 from lmjax.models.heads import Classifier
-from lmjax.tasks.base import Outputs
+from lmjax.tasks.base import Base, Outputs, Spec
 from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
-class Encode:
-  """A model of any family as one that reads; there is no loss, so it cannot be trained.
+class Encode(Base):
+  """A model of any family as an encoder; there is no loss, so it cannot be trained.
 
-  head: scores classes, if there is one; its parameters are heads/`labels`. labels: what it scores, the whole
-  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there. reads: the vector that stands for
-  a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its tokens.
+  classifier: scores classes, if there is one; its parameters are heads/`labels`. labels: what it scores, the whole
+  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there. pooling: the vector that stands
+  for a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its tokens.
   """
 
-  model: nn.Module
-  head: Classifier | None = None
+  classifier: Classifier | None = None
   labels: str = "sequence"
-  reads: str = "pooled"
+  pooling: str = "pooled"
 
-  def spec(self, batch: int, length: int) -> dict[str, jax.ShapeDtypeStruct]:
-    keys = ("inputs", "token_types", "positions", "segments")
+  def spec(self, batch: int, length: int) -> Spec:
+    keys = ["inputs", "token_types", "positions", "segments"]
+    if self.model.kind == "encoder_decoder":
+      keys += ["decoder_inputs", "decoder_positions", "decoder_segments"]
     return {key: jax.ShapeDtypeStruct((batch, length), jnp.int32) for key in keys}
 
-  def init(self, rng: jax.Array, batch: Batch) -> Tree:
-    first, second = jax.random.split(rng)
-    shown = [batch["inputs"][:1]] * (2 if hasattr(self.model, "read") else 1)
-    heads = {}
-    if self.head:
-      heads[self.labels] = self.head.init(second, jnp.zeros((1, self.model.config.width)))["params"]
-    return {"model": self.model.init(first, *shown)["params"], "heads": heads}
+  def heads(self) -> dict[str, nn.Module]:
+    return {self.labels: self.classifier} if self.classifier else {}
 
   def forward(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Outputs:
-    """Returns the final vectors, and as scores those of the head, [B, classes] or [B, L, classes].
+    """Returns the final vectors, and as scores those of the classifier, [B, classes] or [B, L, classes].
 
-    Without a head the scores are the pooled vectors [B, D], None where there is no pooler.
+    The decoder of an encoder-decoder reads the source once more, shifted right by one token.
     """
-    hidden, pooled, tapped = self._read(cast(params["model"], jnp.dtype(self.model.config.dtype)), batch, taps)
-    if not self.head:
-      return Outputs(hidden, pooled, tapped)
-    seen = hidden
-    if self.labels == "sequence":
-      last = jnp.maximum(jnp.sum(batch["segments"] > 0, axis=1) - 1, 0)
-      seen = {"pooled": pooled, "first": hidden[:, 0], "last": hidden[jnp.arange(len(last)), last]}[self.reads]
-    return Outputs(hidden, self.head.apply({"params": params["heads"][self.labels]}, seen), tapped)
-
-  def _read(self, params: Tree, batch: Batch, taps: tuple[str, ...]):
-    """Returns final vectors [B, L, D], pooled ones or None, and what was tapped."""
-    ids, positions, segments = batch["inputs"], batch["positions"], batch["segments"]
-    if hasattr(self.model, "read"):  # the decoder is given the source once more, one token late
-      late = jnp.pad(ids, ((0, 0), (1, 0)))[:, :-1]
-      inputs = (ids, late, positions, segments, positions, segments)
-    else:
-      inputs = (ids, positions, segments, *(() if self.model.causal else (batch["token_types"],)))
-    found = self.model.apply({"params": params}, *inputs, taps=taps)
-    return found if len(found) == 3 else (found[0], None, found[1])
+    if self.model.kind == "encoder_decoder":
+      shifted = jnp.pad(batch["inputs"], ((0, 0), (1, 0)))[:, :-1]
+      decoder = {"decoder_inputs": shifted}
+      decoder |= {f"decoder_{key}": batch[key] for key in ("positions", "segments")}
+      batch = dict(batch) | decoder
+    hidden = self.hidden(params, batch, rng=rng, taps=taps)
+    logits = None
+    if self.classifier:
+      x = hidden.tokens
+      if self.labels == "sequence":
+        last = jnp.maximum(jnp.sum(batch["segments"] > 0, axis=1) - 1, 0)
+        x = {"pooled": hidden.pooled, "first": x[:, 0], "last": x[jnp.arange(len(last)), last]}[self.pooling]
+      logits = self.head(self.labels, params, x)
+    return Outputs(hidden.tokens, logits, hidden.taps, hidden.pooled)

@@ -7,17 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.layers.backend import barrier, einsum_f32
+from lmjax.layers.leaves import dense
+from lmjax.models.base import Table
 
 
 def cross_entropy(
   x_BxLxD: jax.Array,
-  table_VxD: jax.Array,
+  table: Table,
   targets_BxL: jax.Array,
   weights_BxL: jax.Array,
   vocabulary: int,
   z_loss: float = 0.0,
   chunk: int = 0,
-  bias_V: jax.Array | None = None,
   smoothing: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
   """Scores vectors against a vocabulary table and sums the weighted negative log-likelihood of the targets.
@@ -31,9 +32,8 @@ def cross_entropy(
 
   Args:
     x_BxLxD: final vectors, in any float type; products accumulate in float32.
-    table_VxD: the table, its padded rows (from `vocabulary` on) left out of Z.
+    table: what scores them; its padded rows (from `vocabulary` on) are left out of Z.
     chunk: positions of the length axis scored at a time, a divisor of L; 0 scores all at once.
-    bias_V: added to the scores, if given.
 
   Returns:
     the loss, and the float32 totals {"nll", "correct"}, which carry no gradient.
@@ -48,18 +48,41 @@ def cross_entropy(
 
   weights = weights_BxL.astype(jnp.float32)
   loss, nll, correct = _xent(
-    split(x_BxLxD), table_VxD, split(targets_BxL), split(weights), bias_V, vocabulary, z_loss, smoothing
+    split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias, vocabulary, z_loss, smoothing
   )
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
+def token_log_probs(x_BxLxD: jax.Array, table: Table, targets_BxL: jax.Array, vocabulary: int) -> jax.Array:
+  """Returns log p(target) = score(target) - log Z of each vector, float32 [B, L].
+
+  Rows are scored one at a time, again in the backward pass, so that no more than one row's scores are in memory.
+  """
+  values = dense(table.values)
+
+  @jax.checkpoint
+  def row(inputs):
+    x_LxD, targets_L = inputs
+    logits_LxV = _logits(x_LxD, values, table.bias, vocabulary)
+    score_L = jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
+    return score_L - jax.nn.logsumexp(logits_LxV, axis=-1)
+
+  return jax.lax.map(row, (x_BxLxD, targets_BxL))
+
+
+def _logits(x_TxD: jax.Array, table_VxD: jax.Array, bias_V: jax.Array | None, vocabulary: int) -> jax.Array:
+  """Returns float32 scores [T, V padded], -inf for padded rows of the table."""
+  logits_TxV = jnp.einsum("td,vd->tv", x_TxD, table_VxD.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
+  if bias_V is not None:
+    logits_TxV += bias_V[None]
+  if table_VxD.shape[0] > vocabulary:
+    logits_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)[None]
+  return logits_TxV
+
+
 def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, smoothing):
   """Returns the three totals of one chunk, and what its gradient needs."""
-  scores_TxV = jnp.einsum("td,vd->tv", x_TxD, table_VxD.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
-  if bias_V is not None:
-    scores_TxV += bias_V
-  if table_VxD.shape[0] > vocabulary:
-    scores_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)
+  scores_TxV = _logits(x_TxD, table_VxD, bias_V, vocabulary)
   top_T = jnp.max(scores_TxV, axis=-1)
   exp_TxV = barrier(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
   total_T = jnp.sum(exp_TxV, axis=-1)
@@ -91,7 +114,7 @@ def _xent_forward(x, table, targets, weights, bias, vocabulary, z_loss, smoothin
     d_scores = shares * ((1 + 2 * z_loss * log_z) / total)[:, None]
     d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, shares.shape[-1], dtype=d_scores.dtype)
     if smoothing:
-      d_scores -= jnp.where(jnp.arange(shares.shape[-1]) < vocabulary, smoothing / vocabulary, 0)
+      d_scores -= jnp.where(jnp.arange(shares.shape[-1]) < vocabulary, smoothing / vocabulary, 0)[None]
     d_scores = barrier((d_scores * weights[:, None]).astype(x.dtype))
     d_x = einsum_f32("tv,vd->td", d_scores, table.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)

@@ -1,7 +1,11 @@
 """What older versions called things: one table for the configs, run folders and checkpoints that they wrote."""
 
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
+
+import jax
+from flax import traverse_util
 
 FORMAT = 2  # of config.json; the first had no number
 
@@ -61,17 +65,22 @@ KEYS: dict[str, dict[str, str]] = {
 VALUES = {("data", "negatives", "this"): "same_document", ("data.source", "document", "piece"): "chunk"}
 AXES = {"groups": "kv_heads", "stream": "residual_length"}
 
-# Parameters: a pattern in the old path, its replacement, and both for the way back.
+# Parameters: (old, new) ends of a path; {n} is a number, {rest} anything.
 PARAMETERS = (
-  (r"\bdecoder/layers/own(?=[/_])", "decoder/layers/self_attention", r"\bdecoder/layers/self_attention(?=[/_])", "own"),
-  (
-    r"\bdecoder/layers/other(?=[/_])",
-    "decoder/layers/cross_attention",
-    r"\bdecoder/layers/cross_attention(?=[/_])",
-    "other",
+  ("decoder/layers/own/{rest}", "decoder/layers/self_attention/{rest}"),
+  ("decoder/layers/own_norm/{rest}", "decoder/layers/self_attention_norm/{rest}"),
+  ("decoder/layers/other/{rest}", "decoder/layers/cross_attention/{rest}"),
+  ("decoder/layers/other_norm/{rest}", "decoder/layers/cross_attention_norm/{rest}"),
+  ("decoder/layers/feed/{rest}", "decoder/layers/mlp/{rest}"),
+  ("decoder/layers/feed_norm/{rest}", "decoder/layers/mlp_norm/{rest}"),
+  ("types/table", "token_types/table"),
+  *(
+    (f"{layer}_{{n}}/{name}", f"{layer}_{{n}}/{name}/kernel")
+    for layer in ("layers", "forwards", "backwards")
+    for name in ("hidden", "project")
   ),
-  (r"\bdecoder/layers/feed(?=[/_])", "decoder/layers/mlp", r"\bdecoder/layers/mlp(?=[/_])", "feed"),
-  (r"\btypes/table$", "token_types/table", r"\btoken_types/table$", "types/table"),
+  ("words/filter_{n}", "words/filter_{n}/kernel"),
+  ("words/bias_{n}", "words/filter_{n}/bias"),
 )
 
 
@@ -82,17 +91,35 @@ def dotted(name: str) -> str:
 
 
 def parameter(name: str) -> str:
-  """Returns what a parameter is called now, by its old path."""
-  for old, new, _, _ in PARAMETERS:
-    name = re.sub(old, new, name)
-  return name
+  """Returns what a parameter is called now, by its path in format 1."""
+  return _rename(name, PARAMETERS)
 
 
 def old_parameter(name: str) -> str:
   """Returns what a parameter was called in format 1, by its path now."""
-  for _, _, new, old in PARAMETERS:
-    name = re.sub(new, f"decoder/layers/{old}" if "decoder" in new else old, name)
+  return _rename(name, ((new, old) for old, new in PARAMETERS))
+
+
+def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
+  for source, target in table:
+    pattern = source.replace("{n}", r"(?P<n>\d+)").replace("{rest}", "(?P<rest>.+)")
+    if match := re.search(rf"(?<![a-z_]){pattern}$", name):
+      return name[: match.start()] + target.format(**match.groupdict())
   return name
+
+
+def tree(state: Any, rename: Callable[[str], str]) -> Any:
+  """Returns a tree in which the parameters of every nested dict are renamed: those of an optimizer's moments too."""
+  if not isinstance(state, dict):
+    return jax.tree.map(lambda node: tree(node, rename) if isinstance(node, dict) else node, state, is_leaf=_is_dict)
+  flat = traverse_util.flatten_dict(state, keep_empty_nodes=True, sep="/")
+  empty = traverse_util.empty_node
+  renamed = {rename(path): value if value is empty else tree(value, rename) for path, value in flat.items()}
+  return traverse_util.unflatten_dict(renamed, sep="/")
+
+
+def _is_dict(node: Any) -> bool:
+  return isinstance(node, dict)
 
 
 def config(settings: dict[str, Any]) -> dict[str, Any]:

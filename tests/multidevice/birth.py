@@ -17,7 +17,7 @@ def main():
   with use_layout(run.layout):
     tx = run.optimizer.build(10)
     fresh, abstract = make_init(run.task, tx, run.transform, run.layout, run.batch, run.data.length, 0)
-    compiled = fresh.lower().compile()
+    compiled = fresh.lower({}).compile()
   state = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(abstract))
   assert 12 * run.parameters / 8 <= state < 1.001 * 12 * run.parameters / 8, "parameters and both moments are split"
   assert compiled.memory_analysis().output_size_in_bytes < 1.001 * state

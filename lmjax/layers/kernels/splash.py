@@ -4,20 +4,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from lmjax.layers.backend import platform
+from lmjax.layers.backend import LANES
 from lmjax.layers.kernels.mask import Mask
 from lmjax.parallel.sharding import current_layout
 
 BLOCK = 512  # tokens of queries, and of keys, that splash attention holds at a time
-
-
-LANES = 128
-
-
-def splash_fits(length: int, keys: int, mask: Mask) -> bool:
-  shard = length // (1 if platform() != "tpu" or current_layout() is None else current_layout().num_shards("length"))
-  plain = mask.allowed_BxLxM is None and mask.bias_BxHxLxM is None
-  return platform() == "tpu" and plain and shard % LANES == 0 and keys % LANES == 0
 
 
 def splash(
