@@ -26,10 +26,9 @@ def get_config(argument: str = "") -> ConfigDict:
   text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files)
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=1_000_000,
       batch=256,
-      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
         kind="lmjax.data.objectives.masked_lm:SentencePairs",
@@ -38,12 +37,10 @@ def get_config(argument: str = "") -> ConfigDict:
         tokenizer=dict(algorithm="wordpiece", path=choice.tokenizer, size=30522 if choice.tokenizer else 8192),
         source=dict(split=":98%", **text),
         validation=dict(split="98%:", **text),
-        workers=0,
       ),
       model=dict(kind="lmjax.models.encoder:Encoder", dtype="bfloat16", dropout=0.1, **config.given(shape)),
       task=dict(kind="lmjax.tasks.masked_lm:MaskedLM"),
-      optim=dict(optimizer="adamw", peak_lr=1e-4, schedule="linear", warmup=10_000, weight_decay=0.01, clip=1.0),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=1e-4, schedule="linear", warmup=10_000, weight_decay=0.01),
       evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=100)),
       checkpoint=dict(every=5000),
       log=dict(every=100),

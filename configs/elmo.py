@@ -25,10 +25,9 @@ def get_config(argument: str = "") -> ConfigDict:
   )
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=1_000_000,
       batch=384,
-      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
         kind="lmjax.data.objectives.bidirectional:BidirectionalText",
@@ -39,8 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(kind="lmjax.models.elmo:ELMo", dtype="bfloat16", **PRESETS[f"elmo-{choice.size}"]),
       task=dict(kind="lmjax.tasks.bidirectional_lm:BidirectionalLM", negatives=8192),
-      optim=dict(optimizer="adamw", peak_lr=1e-3, schedule="inverse_sqrt", warmup=4000, weight_decay=0.0, clip=10.0),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=1e-3, schedule="inverse_sqrt", warmup=4000, weight_decay=0.0, clip=10.0),
       evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=100)),
       checkpoint=dict(every=5000),
       log=dict(every=100),

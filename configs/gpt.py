@@ -18,11 +18,8 @@ def get_config(argument: str = "") -> ConfigDict:
   shape = PRESETS["gpt"]
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=800_000,
       batch=64,
-      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
-      rules="ddp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
         length=shape["length"],
@@ -33,19 +30,9 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="none", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
-      optim=dict(
-        optimizer="adamw",
-        peak_lr=2.5e-4,
-        schedule="cosine",
-        warmup=2000,
-        final_lr_ratio=0.0,
-        b2=0.999,
-        weight_decay=0.01,
-      ),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=2.5e-4, warmup=2000, final_lr_ratio=0.0, b2=0.999, weight_decay=0.01),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),
       checkpoint=dict(every=1000),
-      log=dict(every=10),
     )
   )
   return config.debug(settings) if choice.debug else settings

@@ -21,10 +21,9 @@ def get_config(argument: str = "") -> ConfigDict:
   shape = PRESETS[f"gpt2-{choice.size}"]
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=600_000,
       batch=480,
-      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
@@ -36,20 +35,9 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="none", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
-      optim=dict(
-        optimizer="adamw",
-        peak_lr=6e-4,
-        schedule="cosine",
-        warmup=2000,
-        final_lr_ratio=0.1,
-        b2=0.95,
-        weight_decay=0.1,
-        clip=1.0,
-      ),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=6e-4, warmup=2000, b2=0.95, weight_decay=0.1),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),
       checkpoint=dict(every=1000),
-      log=dict(every=10),
     )
   )
   return config.debug(settings) if choice.debug else settings

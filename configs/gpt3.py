@@ -25,10 +25,9 @@ def get_config(argument: str = "") -> ConfigDict:
   shape = PRESETS[f"gpt3-{choice.size}"]
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=300_000_000_000 // (batch * 2048),
       batch=batch,
-      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
@@ -40,20 +39,9 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(kind="lmjax.models.decoder:Decoder", dtype="bfloat16", remat="full", **config.given(shape)),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", chunk=256),
-      optim=dict(
-        optimizer="adamw",
-        peak_lr=peak_lr,
-        schedule="cosine",
-        warmup=375_000_000 // (batch * 2048),
-        final_lr_ratio=0.1,
-        b2=0.95,
-        weight_decay=0.1,
-        clip=1.0,
-      ),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=peak_lr, warmup=375_000_000 // (batch * 2048), b2=0.95, weight_decay=0.1),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=50)),
       checkpoint=dict(every=1000),
-      log=dict(every=10),
     )
   )
   return config.debug(settings) if choice.debug else settings

@@ -22,11 +22,8 @@ def get_config(argument: str = "") -> ConfigDict:
   text = dict(kind="lmjax.data.sources.text:TextFiles", chunk_bytes=65_536)
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=8700,
       batch=20,
-      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
-      rules="ddp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
         length=32,
@@ -40,14 +37,12 @@ def get_config(argument: str = "") -> ConfigDict:
       optim=dict(
         optimizer="sgd", momentum=0.0, peak_lr=20.0, warmup=200, final_lr_ratio=0.02, weight_decay=0.0, clip=0.25
       ),
-      transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=1450,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity"),
         baseline=dict(kind="lmjax.evals.baselines.kneser_ney:KneserNey"),
       ),
       checkpoint=dict(every=1450),
-      log=dict(every=10),
     )
   )
   return config.debug(settings) if choice.debug else settings

@@ -16,11 +16,8 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, debug=False)
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=250,
       batch=16,
-      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
-      rules="ddp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
         length=256,
@@ -34,14 +31,12 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
       optim=dict(optimizer="muon", peak_lr=1e-2, warmup=20, weight_decay=0.1),
-      transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(
         every=125,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity"),
         baseline=dict(kind="lmjax.evals.baselines.ngrams:Ngrams"),
       ),
       checkpoint=dict(every=125),
-      log=dict(every=10),
     )
   )  # fmt: skip
   return config.debug(settings) if choice.debug else settings

@@ -21,11 +21,8 @@ def get_config(argument: str = "") -> ConfigDict:
   )
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=5000,
       batch=16,
-      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
-      rules="ddp",
       data=dict(
         kind="lmjax.data.objectives.seq2seq:TextToText",
         length=64,
@@ -45,8 +42,7 @@ def get_config(argument: str = "") -> ConfigDict:
         mlp=512,
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
-      optim=dict(optimizer="adamw", peak_lr=2e-3, warmup=200, final_lr_ratio=0.02, weight_decay=0.01),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=2e-3, warmup=200, final_lr_ratio=0.02, weight_decay=0.01),
       evals=dict(
         every=500,
         validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss"),

@@ -17,11 +17,8 @@ def get_config(argument: str = "") -> ConfigDict:
   text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.file, chunk_bytes=1024)
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=2000,
       batch=12,
-      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
-      rules="ddp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
         length=64,
@@ -35,8 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
         width=128, depth=4, heads=4, kv_heads=4, head_size=32, mlp=512, activation="gelu_tanh", bias=False, scan=False,
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM", packed=False),
-      optim=dict(optimizer="adamw", peak_lr=1e-3, warmup=100, final_lr_ratio=0.1, b2=0.99, weight_decay=0.1, clip=1.0),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=1e-3, warmup=100, b2=0.99, weight_decay=0.1),
       evals=dict(every=0, validation=dict(kind="lmjax.evals.perplexity:Perplexity")),
       checkpoint=dict(every=0),
       log=dict(every=50),

@@ -30,10 +30,9 @@ def get_config(argument: str = "") -> ConfigDict:
   objective = "Consecutive" if choice.consecutive else "SpanCorruption"
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=524_288,
       batch=128,
-      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
         kind="lmjax.data.objectives.seq2seq:Denoising",
@@ -53,7 +52,6 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
       optim=dict(optimizer="adafactor", peak_lr=1e-2, schedule="inverse_sqrt", warmup=10_000, weight_decay=0.0),
-      transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=5000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=50)),
       checkpoint=dict(every=5000),
       log=dict(every=100),

@@ -26,11 +26,8 @@ def get_config(argument: str = "") -> ConfigDict:
     )
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=2000,
       batch=16,
-      mesh=dict(data=-1, fsdp=1, sequence=1, model=1),
-      rules="ddp",
       data=dict(
         kind="lmjax.data.objectives.causal:Text",
         length=256,
@@ -43,8 +40,7 @@ def get_config(argument: str = "") -> ConfigDict:
         width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280, dropout=0.1,
       ),
       task=dict(kind="lmjax.tasks.causal_lm:CausalLM"),
-      optim=dict(optimizer="adamw", peak_lr=1e-3, warmup=100, weight_decay=0.1),
-      transform=dict(kind="lmjax.compression.base:Identity"),
+      optim=dict(peak_lr=1e-3, warmup=100, weight_decay=0.1),
       evals=dict(
         every=200,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=40),
@@ -52,7 +48,6 @@ def get_config(argument: str = "") -> ConfigDict:
         **({} if choice.prepared else dict(baseline=dict(kind="lmjax.evals.baselines.ngrams:Ngrams"))),
       ),
       checkpoint=dict(every=200),
-      log=dict(every=10),
     )
   )  # fmt: skip
   return config.debug(settings) if choice.debug else settings

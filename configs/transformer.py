@@ -22,10 +22,9 @@ def get_config(argument: str = "") -> ConfigDict:
   lines = dict(kind="lmjax.data.sources.pairs:ParallelLines", sources=choice.sources, targets=choice.targets)
   settings = ConfigDict(
     dict(
-      seed=0,
       steps=100_000,
       batch=96,
-      mesh=dict(data=1, fsdp=-1, sequence=1, model=1),
+      mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
         kind="lmjax.data.objectives.seq2seq:TextToText",
@@ -42,10 +41,9 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq", smoothing=0.1),
       optim=dict(
-        optimizer="adamw", peak_lr=7e-4 if choice.size == "base" else 5e-4, schedule="inverse_sqrt", warmup=4000,
+        peak_lr=7e-4 if choice.size == "base" else 5e-4, schedule="inverse_sqrt", warmup=4000,
         b2=0.98, epsilon=1e-9, weight_decay=0.0, clip=0.0,
       ),
-      transform=dict(kind="lmjax.compression.base:Identity"),
       evals=dict(every=1000, validation=dict(kind="lmjax.evals.validation_loss:ValidationLoss", steps=20)),
       checkpoint=dict(every=1000),
       log=dict(every=100),

@@ -69,7 +69,9 @@ def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
 def debug(config: ConfigDict) -> ConfigDict:
   """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
   part = "lmjax.data.sources.python_docs:PythonDocs"
-  config.update(steps=20, batch=8, mesh=dict(data=-1, fsdp=1, sequence=1, model=1))
+  config.update(steps=20, batch=8, optim=dict(warmup=2, peak_lr=1e-3), evals=dict(every=10))
+  config.update(checkpoint=dict(every=10), log=dict(every=1))
+  config.mesh = ConfigDict()
   if config.data.kind.endswith(":TextToText"):
     part = "lmjax.data.sources.python_docs:PythonDocPairs"
   config.data.update({"length": 32, "workers": 0} | ({"target_length": 32} if "target_length" in config.data else {}))
@@ -80,10 +82,6 @@ def debug(config: ConfigDict) -> ConfigDict:
   config.data.source = ConfigDict(dict(kind=part, split=":5%"))
   config.data.validation = ConfigDict(dict(kind=part, split="99.5%:"))
   config.model.update({k: v for k, v in (TINY | TINY_RECURRENT).items() if k in config.model})
-  config.optim.update(warmup=2, peak_lr=1e-3)
-  config.evals.update(every=10)
-  config.checkpoint.update(every=10)
-  config.log.update(every=1)
   return config
 
 

@@ -145,7 +145,7 @@ def _section(value: Any, where: str) -> Any:
   for key, item in value.items():
     name = table.get(key, key)
     item = VALUES.get((where, name, item), item) if isinstance(item, str) else item
-    if key == "kind" and isinstance(item, str) and ":" in item:
+    if isinstance(item, str) and re.fullmatch(r"lmjax(\.\w+)+:\w+", item):
       item = dotted(item)
     inner = "data.source" if where == "data" and key == "validation" else f"{where}.{key}"
     if where in ("data.source", "data.objective") and isinstance(item, dict):
