@@ -141,10 +141,13 @@ def _accept_others(port: int, count: int, deadline: float) -> list[int]:
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection = server.accept()[0]
+      except OSError:
+        continue
+      try:
         connection.settimeout(5)
         connections[json.loads(connection.makefile().readline())["process"]] = connection
-      except (OSError, ValueError, KeyError):
-        continue
+      except (OSError, ValueError, KeyError, TypeError):  # not a process of this run
+        connection.close()
     missing = sorted(set(range(1, count)) - set(connections))
     for connection in connections.values():
       connection.sendall((json.dumps(missing) + "\n").encode())

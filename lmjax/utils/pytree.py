@@ -1,4 +1,4 @@
-"""Parameter trees by path name: listing, counting, and first-match patterns."""
+"""Parameter trees by path name."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,12 +10,12 @@ Tree = Any
 
 
 def name(path: tuple) -> str:
-  """Returns `model/layers/mlp/up/kernel` for the path of a leaf as jax.tree_util gives it."""
+  """Returns `model/layers/mlp/up/kernel` for a path of jax.tree_util."""
   return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
 def named_leaves(tree: Tree) -> dict[str, Any]:
-  """Returns {path name: leaf}, in the tree's own order."""
+  """Returns {path name: leaf}, in the order of jax.tree.leaves."""
   return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -25,7 +25,7 @@ def map_named(fn: Callable[[str, Any], Any], tree: Tree) -> Tree:
 
 
 def first_match(patterns: Mapping[str, Any], path_name: str, default: Any) -> Any:
-  """Returns the value of the first regular expression found in the path name, else the default."""
+  """Returns the value of the first regular expression that is found in the path name, otherwise the default."""
   for pattern, value in patterns.items():
     if re.search(pattern, path_name):
       return value
@@ -33,10 +33,10 @@ def first_match(patterns: Mapping[str, Any], path_name: str, default: Any) -> An
 
 
 def inherit(tree: Tree, parents: Tree, values: Tree, default: Any) -> Tree:
-  """Gives every leaf of `tree` the value of the parameter it belongs to.
+  """Returns `tree` with each leaf replaced by the value of its parameter in `parents`.
 
-  A leaf belongs to the parameter whose path ends its own and whose shape it has: Adam's `mu/model/embed/table` inherits
-  from `model/embed/table`. A leaf with no such parameter (a counter, a factored moment) gets the default.
+  The parameter of a leaf is the one whose path is a suffix of the leaf's path and whose shape is the same: Adam's
+  `mu/model/embed/table` inherits from `model/embed/table`. Other leaves (step counts, factored moments) get `default`.
   """
   pairs = zip(named_leaves(parents).items(), jax.tree.leaves(values), strict=True)
   known = {path: (leaf.shape, value) for (path, leaf), value in pairs}
