@@ -12,7 +12,7 @@ import numpy as np
 
 from lmjax.data.objectives.denoising import SpanCorruption
 from lmjax.data.objectives.masked_lm import sentences
-from lmjax.evals.generation import write
+from lmjax.evals.generation import generate
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.loading import load_model
 
@@ -51,7 +51,7 @@ def main() -> None:
       ids = np.asarray(tokenizer.encode(" ".join(fitting[len(fitting) // 2].split())))
       found.append([part.tolist() for part in SpanCorruption()(ids, tokenizer, rng)])
   with use_layout(opened.layout):
-    written = write(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in found], 24)
+    written = generate(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in found], 24)
   for (hidden, truth), guess in zip(found, written, strict=True):
     print(f"| {filled(hidden, truth, tokenizer)} | `{guess}` |")
 

@@ -19,6 +19,7 @@ from lmjax import experiment as experiments
 from lmjax.checkpoint import Checkpoints, DataState, data_state
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
+from lmjax.evals.base import Context
 from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
 from lmjax.logs import Clock, Log, console
@@ -68,6 +69,24 @@ def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTran
   return step
 
 
+def jit_step(run: Experiment, state: TrainState):
+  """Returns the jitted step(state, batch, rng) of a run, which `train` executes and `plan` compiles.
+
+  It donates its state and returns one with the shardings of `state`, which may be abstract. With `jax_disable_jit` or
+  `jax_debug_nans` nothing is donated: jax runs the operations again, one by one.
+  """
+  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+  if _eager():
+    return jax.jit(step)
+  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
+
+
+def _eager() -> bool:
+  """Whether jax runs or checks every operation separately, for debugging."""
+  return jax.config.jax_disable_jit or jax.config.jax_debug_nans
+
+
 def accumulate(loss_fn, microbatches: int):
   """Returns gradients, terms and carry of a batch taken in parts: exact, the denominators being the whole batch's."""
   gradient = jax.grad(loss_fn, has_aux=True)
@@ -91,17 +110,6 @@ def accumulate(loss_fn, microbatches: int):
     return jax.lax.scan(body, (*zeros, carry), (split, jnp.arange(microbatches)))[0]
 
   return whole if microbatches == 1 else parts
-
-
-def jit_step(run: Experiment, state: TrainState):
-  """Returns the jitted step of a run, which updates its state in place.
-
-  Args:
-    state: the abstract state with its shardings.
-  """
-  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
-  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
 
 
 def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
@@ -154,10 +162,8 @@ def _train(
   with clock("compile"):
     step.compile(state, _shard_batch(batch, run), rng)
   with clock("evaluation"):
-    evaluators = {
-      name: evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
-      for name, evaluator in run.evaluators.items()
-    }
+    context = Context(run.task, run.data, run.tokenizer, run.batch, run.layout)
+    evaluators = {name: evaluator.prepare(context) for name, evaluator in run.evaluators.items()}
 
   meter = EnergyMeter(run.layout.mesh.local_devices)
   log = Log(workdir, run.log, first, run.steps, settings)
@@ -278,12 +284,8 @@ class _Step:
   """The step, compiled once for each length of batch; as it is where jax is to look at every operation."""
 
   def __init__(self, run: Experiment, abstract: TrainState):
-    self.eager = jax.config.jax_disable_jit or jax.config.jax_debug_nans
-    if self.eager:
-      step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-      self._step = jax.jit(step)
-    else:
-      self._step = jit_step(run, abstract)
+    self.eager = _eager()
+    self._step = jit_step(run, abstract)
     self._compiled: dict[tuple, Any] = {}
 
   def compile(self, state: TrainState, batch: Batch, rng: jax.Array):

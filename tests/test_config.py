@@ -96,7 +96,7 @@ def test_names_that_do_not_resolve(name, words):
     (["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.rules=fdsp"], "did you mean 'fsdp'"),
     (
       ["plan", "--config", QUICK + ":debug", "--topology", "cpu:2", "--config.mesh.model=2", "--config.mesh.data=1"],
-      "model=2, and no rule gives that axis anything to carry; rule sets that do: tp, fsdp_tp",
+      "model=2, but no sharding rule uses mesh axis 'model'; rule sets that do: tp, fsdp_tp",
     ),
     (["train", "--config", "configs/text.py:files=none/*", "--workdir", "W"], "no file matches 'none/*'"),
     (["train", "--config", QUICK + ":debug", "--workdir", "W", "--profile", "5"], "FIRST:LAST"),

@@ -13,6 +13,7 @@ import jax
 from etils import epath
 
 from lmjax import config as configs
+from lmjax.evals.base import Context
 from lmjax.logs import console
 from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
@@ -52,11 +53,12 @@ def _evaluate(options, overrides: dict[str, str]) -> None:
   unknown = [name for name in options.only or () if name not in evaluators]
   if unknown:
     raise UserError(f"evaluate: there is no evaluation {unknown[0]!r}{did_you_mean(unknown[0], evaluators)}")
+  context = Context(task, data, opened.tokenizer, batch, opened.layout)
   with use_layout(opened.layout):
     found = {"step": opened.step}
     for name, evaluator in evaluators.items():
       if name in (options.only or evaluators):
-        measure = evaluator.prepare(task, data, opened.tokenizer, batch, opened.layout)
+        measure = evaluator.prepare(context)
         found |= {f"{name}_{key}": value for key, value in measure(opened.params).items()}
   if options.output and jax.process_index() == 0:
     epath.Path(options.output).write_text(json.dumps(found, indent=2))

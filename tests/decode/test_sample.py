@@ -67,7 +67,7 @@ def test_an_end_ends_its_row_alone():
 def test_what_does_not_fit_is_refused():
   model, params = made()
   sampler = Sampler(model, 16)
-  with pytest.raises(UserError, match="ask for at most 11"):
+  with pytest.raises(UserError, match="generate at most 11"):
     sample(sampler, params, new=12)
   with pytest.raises(UserError, match="no tokens"):
     sample(sampler, params, [[1], []], seeds=[0, 0])
