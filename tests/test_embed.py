@@ -44,14 +44,14 @@ def test_neither_neighbours_nor_order_nor_padding_matter(family):
   task, tokenizer, params = parts(family)
   for pooling in ("first", "mean", "last"):
     embedder = Embedder(task, tokenizer, LENGTH, pooling, batch=3)
-    together = embedder.sequences(params, [embedder.read(text) for text in TEXTS])
-    alone = [embedder.sequences(params, [embedder.read(text)])[0] for text in TEXTS]
+    together = embedder.sequences(params, [embedder.encode_text(text) for text in TEXTS])
+    alone = [embedder.sequences(params, [embedder.encode_text(text)])[0] for text in TEXTS]
     np.testing.assert_allclose(together, alone, atol=2e-6)
     same = np.allclose(together, together[:1], atol=1e-5)
     assert same == ((family, pooling) == ("decoder", "first"))  # a decoder's first token has seen nothing else
-  tokens = embedder.tokens(params, [embedder.read(TEXTS[0])])[0]
-  text = embedder.read(TEXTS[0])
-  assert len(tokens) == text.inside.stop - text.inside.start
+  tokens = embedder.tokens(params, [embedder.encode_text(TEXTS[0])])[0]
+  text = embedder.encode_text(TEXTS[0])
+  assert len(tokens) == text.content.stop - text.content.start
   scaled = Embedder(task, tokenizer, LENGTH, "mean", normalize=True)
   np.testing.assert_allclose(np.linalg.norm(scaled.sequences(params, [text]), axis=1), 1, atol=1e-6)
 
@@ -61,23 +61,23 @@ def test_words_get_the_means_of_their_pieces(family):
   task, tokenizer, params = parts(family)
   embedder = Embedder(task, tokenizer, LENGTH)
   text = TEXTS[1] + " " + TEXTS[0]
-  read = embedder.read(text, by_word=True)
+  read = embedder.encode_text(text, by_word=True)
   by_word = embedder.tokens(params, [read])[0]
   assert len(by_word) == len(text.split())
   if family != "elmo":
     assert read.words[0].stop - read.words[0].start > 1  # cut in pieces
-    pieces = embedder.tokens(params, [embedder.read(text)])[0]
+    pieces = embedder.tokens(params, [embedder.encode_text(text)])[0]
     np.testing.assert_allclose(by_word[0], pieces[: read.words[0].stop - 1].mean(axis=0), atol=1e-6)
 
 
 def test_pairs_have_kinds_and_long_texts_are_cut():
   task, tokenizer, params = parts("encoder")
   embedder = Embedder(task, tokenizer, LENGTH, "first")
-  pair = embedder.read("the cat", "a dog")
-  assert pair.tokens.count(tokenizer.end) == 2 and sum(pair.types) == len(tokenizer.encode("a dog")) + 1
-  assert not np.allclose(*embedder.sequences(params, [pair, embedder.read("a dog", "the cat")]))
-  assert len(embedder.read("cat " * 500).tokens) == LENGTH
-  assert len(embedder.read("cat " * 500, "dog " * 500).tokens) == LENGTH
+  pair = embedder.encode_text("the cat", "a dog")
+  assert pair.tokens.count(tokenizer.end) == 2 and sum(pair.token_types) == len(tokenizer.encode("a dog")) + 1
+  assert not np.allclose(*embedder.sequences(params, [pair, embedder.encode_text("a dog", "the cat")]))
+  assert len(embedder.encode_text("cat " * 500).tokens) == LENGTH
+  assert len(embedder.encode_text("cat " * 500, "dog " * 500).tokens) == LENGTH
   two = Embedder(task, tokenizer, LENGTH, "first", layer=2)  # the last of two layers: the final vectors
   np.testing.assert_allclose(two.sequences(params, [pair]), embedder.sequences(params, [pair]), atol=1e-6)
 
@@ -119,7 +119,7 @@ def test_commands_write_what_they_say(run, tmp_path, capsys):
     assert found["embeddings"].shape == (2, 64)
   before = (tmp_path / "out.npz").read_bytes()
   assert main([*common, "--input", str(tmp_path / "in.txt"), "--level", "pair"]) == 2
-  assert "in.txt:1: a pair is two texts" in capsys.readouterr().err
+  assert "in.txt:1: a pair is two sequences" in capsys.readouterr().err
   assert (tmp_path / "out.npz").read_bytes() == before and not list(tmp_path.glob("*.part"))
   assert main(["fill", "--workdir", str(run), "The [MASK] of a list."]) == 0
   assert main(["fill", "--workdir", str(run), "no place"]) == 2

@@ -1,4 +1,4 @@
-"""Checkpoints looked into: from metadata alone, values on demand, tables and plots."""
+"""Saved models in a notebook: metadata alone, values on demand, tables and plots."""
 
 import json
 import shutil
@@ -12,7 +12,9 @@ from orbax.checkpoint import v1 as ocp
 from lmjax import notebook
 from lmjax.__main__ import main
 from lmjax.models.decoder import PRESETS, Config, Decoder
-from lmjax.storage.huggingface import families, load, save
+from lmjax.storage.huggingface import families
+from lmjax.storage.huggingface.load import axis_sizes
+from lmjax.storage.huggingface.weights import hf_shape
 from lmjax.utils.errors import UserError
 
 
@@ -37,12 +39,12 @@ def test_tables_show_names_shapes_and_values(folders, capsys):
   assert "<td>model/stack/layers/mlp/up/bias</td>" in table._repr_html_() and "2x128" in str(table)
   assert len(run.table(depth=2).rows) < len(run.table().rows)
   assert {row[0] for row in theirs.table(depth=2).rows} >= {"transformer/h", "transformer/wte"}
-  with pytest.raises(UserError, match="no parameter's name"):
+  with pytest.raises(UserError, match="matches no parameter"):
     run.table(pattern="nothing")
-  assert "opened" not in vars(run)  # not one of these needed the model
+  assert "loaded" not in vars(run)  # not one of these needed the model
   assert main(["show", str(folders[0]), "--depth", "2"]) == 0
   assert "model/stack" in capsys.readouterr().out
-  with pytest.raises(UserError, match="neither a run nor"):
+  with pytest.raises(UserError, match="not a saved model"):
     notebook.load(folders[0].parent)
 
 
@@ -58,7 +60,7 @@ def test_plots_are_figures_with_words_on_their_axes(folders):
     assert isinstance(figure, Figure)
     assert any(axis.get_xlabel() for axis in figure.axes) or figure.get_supxlabel()
   assert len(run.attention("the list").axes) == 4 + 1  # one a head, and the scale
-  with pytest.raises(UserError, match="no run folder"):
+  with pytest.raises(UserError, match="not a run folder"):
     theirs.curve()
 
 
@@ -68,8 +70,8 @@ def test_the_model_speaks(folders):
   np.testing.assert_allclose(run.embed(["a", "the list"]), theirs.embed(["a", "the list"]), atol=1e-5)
   lens = run.logit_lens("the")
   assert [row[0] for row in lens.rows] == ["layer 1", "layer 2"] and len(lens.columns) == 1 + 4  # start and three bytes
-  out = run.opened.task.forward(run.params, run._batch("the")[0])
-  assert lens.rows[-1][-1] == run._piece(int(np.asarray(out.logits)[0, -1].argmax()))
+  out = run.loaded.task.forward(run.params, run._batch("the")[0])
+  assert lens.rows[-1][-1] == run._token(int(np.asarray(out.logits)[0, -1].argmax()))
   assert len(run.neighbors("t", top=3).rows) == 3
   with pytest.raises(UserError, match="masked"):
     run.fill("a [MASK]")
@@ -78,7 +80,7 @@ def test_the_model_speaks(folders):
 def test_a_checkpoint_by_itself_is_looked_into(folders, tmp_path):
   alone, run = notebook.load(folders[0] / "checkpoints" / "1"), notebook.load(folders[0], step=1)
   assert alone.table(values=True).rows == run.table(values=True).rows
-  assert alone.opened.step == 1 and alone.config == run.config
+  assert alone.loaded.step == 1 and alone.config == run.config
   shutil.copytree(folders[0] / "checkpoints" / "2", tmp_path / "copied")
   copied = notebook.load(tmp_path / "copied")
   assert copied.table().title == run.table().title and not any(row[3] for row in copied.table().rows)
@@ -107,14 +109,14 @@ def test_a_table_of_as_many_leaves_as_the_largest_model_has(tmp_path):
 def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   """A sparse file with a true header: nothing of the 700 GB is there, and nothing is read."""
   config = Config(**PRESETS["gpt3-175b"])
-  lines, sizes = families.FAMILIES["gpt2"].lines(config), load.axis_sizes(config)
+  table, sizes = families.FAMILIES["gpt2"].weights(config), axis_sizes(config)
   header, at = {}, 0
-  for line in lines:
-    wanted = save._shape(line, sizes)
-    for layer in range(config.depth) if "{}" in line.theirs else (0,):
+  for weight in table:
+    wanted = hf_shape(weight.layout, sizes)
+    for layer in range(config.depth) if weight.stacked else (0,):
       size = 4 * int(np.prod(wanted, dtype=np.int64))
       entry = {"dtype": "F32", "shape": list(wanted), "data_offsets": [at, at + size]}
-      header["transformer." + line.theirs.format(layer)] = entry
+      header["transformer." + weight.hf.format(layer)] = entry
       at += size
   text = json.dumps(header).encode()
   with open(tmp_path / "model.safetensors", "wb") as file:
@@ -126,5 +128,5 @@ def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   began = time.perf_counter()
   run = notebook.load(tmp_path)
   table = run.table(depth=2)
-  assert "174,604,259,328 values" in table.title and "opened" not in vars(run)
+  assert "174,604,259,328 values" in table.title and "loaded" not in vars(run)
   assert time.perf_counter() - began < 30  # not a speed: reading it would take hours

@@ -77,6 +77,7 @@ class Decoder(nn.Module):
   """
 
   config: Config
+  kind = "decoder"
   causal = True  # a token sees those before it
 
   def setup(self):

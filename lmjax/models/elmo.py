@@ -51,6 +51,7 @@ class ELMo(nn.Module):
   """Parameters: `words` (the character CNN), `forwards_0`, `forwards_1`, ..., `backwards_0`, ..."""
 
   config: Config
+  kind = "bidirectional_lm"
   causal = False  # a word's vector knows what stands on both sides
 
   def setup(self):

@@ -64,6 +64,7 @@ class Encoder(nn.Module):
   """
 
   config: Config
+  kind = "encoder"
   causal = False  # every token sees all others
 
   def setup(self):

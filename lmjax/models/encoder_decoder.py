@@ -76,6 +76,7 @@ class EncoderDecoder(nn.Module):
   """
 
   config: Config
+  kind = "encoder_decoder"
   causal = False  # of the whole; the decoder's own attention is, a small part of the work
 
   def setup(self):

@@ -59,6 +59,7 @@ class Recurrent(nn.Module):
   """
 
   config: Config
+  kind = "decoder"
   causal = True  # a token knows those before it
 
   def setup(self):

@@ -58,23 +58,23 @@ def test_a_tokenizer_of_one_s_own_is_refused(tmp_path):
 
   with pytest.raises(UserError, match="other ids; --without_tokenizer"):
     tokenizer.write(tmp_path, Own(), "")
-  with pytest.raises(UserError, match="like object"):
+  with pytest.raises(UserError, match="object has no transformers"):
     tokenizer.write(tmp_path, object(), "")
   assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("kind,reads", [(kind, "") for kind in KINDS] + [("wordpiece", "pair"), ("t5", "source")])
-def test_transformers_reads_it(kind, reads, tmp_path):
+@pytest.mark.parametrize("kind,template", [(kind, "") for kind in KINDS] + [("wordpiece", "pair"), ("t5", "source")])
+def test_transformers_reads_it(kind, template, tmp_path):
   transformers, ours = pytest.importorskip("transformers"), made(kind)
-  tokenizer.write(tmp_path, ours, reads)
-  model = {"pair": "bert", "source": "t5"}.get(reads, "gpt2")
+  tokenizer.write(tmp_path, ours, template)
+  model = {"pair": "bert", "source": "t5"}.get(template, "gpt2")
   (tmp_path / "config.json").write_text(json.dumps({"model_type": model}))
   theirs = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
   for text in TEXTS[:8]:
     ids = list(map(int, ours.encode(text)))
-    around = {"pair": [ours.start, *ids, ours.end], "source": [*ids, ours.end]}.get(reads, ids)
+    around = {"pair": [ours.start, *ids, ours.end], "source": [*ids, ours.end]}.get(template, ids)
     assert theirs(text)["input_ids"] == around
     assert theirs.decode(ids, skip_special_tokens=True) == ours.decode(ids)
   assert theirs.eos_token_id == ours.end and theirs.bos_token_id == ours.start

@@ -1,0 +1,93 @@
+"""sources.json: the saved models outside of a run folder that the run depends on."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+from etils import epath
+
+from lmjax.storage import base
+from lmjax.storage.start import Frozen, Start
+from lmjax.utils.errors import UserError
+
+NAME = "sources.json"
+BLOCK = 2**22  # bytes read at a time
+
+
+def record_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]) -> None:
+  """Writes path, step, file sizes and SHA-256 of every source into sources.json, on the first host.
+
+  Args:
+    sources: {name: source}, such as {"start": Start(...), "reference": Frozen(...)}.
+
+  Raises:
+    UserError: there is no saved model at the path of a source.
+  """
+  if jax.process_index() != 0:
+    return
+  records: dict[str, dict[str, Any]] = {}
+  for name, source in sources.items():
+    saved = base.open(source.path, source.step)
+    files = saved.files()
+    path = source.path if "://" in source.path else str(epath.Path(source.path).expanduser().absolute())
+    records[name] = {
+      "path": path, "step": saved.step, "files": _sizes(files), "sha256": _hash(files),
+    }  # fmt: skip
+  part = epath.Path(workdir) / (NAME + ".part")
+  part.write_text(json.dumps(records, indent=2) + "\n")
+  part.replace(epath.Path(workdir) / NAME)
+
+
+def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]) -> dict[str, Start | Frozen]:
+  """Returns the sources at the path and step that sources.json records, or at their own path if they have moved there.
+
+  Names and sizes of the files must be those recorded; contents are not hashed again.
+
+  Raises:
+    UserError: a source is missing or has changed, or sources.json does not list it.
+  """
+  file = epath.Path(workdir) / NAME
+  try:
+    records = json.loads(file.read_text()) if file.exists() else {}
+  except ValueError as error:
+    raise UserError(f"{file} is not JSON: {error}") from error
+  return {name: _check(file, name, source, records.get(name)) for name, source in sources.items()}
+
+
+def _check(file: epath.Path, name: str, source: Start | Frozen, record: dict[str, Any] | None) -> Start | Frozen:
+  if record is None:
+    raise UserError(f"{file} does not list the source {name!r}; choose another --workdir")
+  reason = ""
+  for path in dict.fromkeys((record["path"], source.path)):
+    try:
+      sizes = _sizes(base.open(path, record["step"]).files())
+    except UserError as error:
+      reason = reason or f"is missing ({error})"
+      continue
+    if sizes == record["files"]:
+      return dataclasses.replace(source, path=path, step=record["step"])
+    changed = sorted(key for key in {*sizes, *record["files"]} if sizes.get(key) != record["files"].get(key))
+    reason = (
+      f"has changed: {changed[0]} has {sizes.get(changed[0], 0):,} bytes, not {record['files'].get(changed[0], 0):,}"
+    )
+  advice = f"edit `path` of {name!r} in {file}"
+  advice += ", or pass --config.start.path=NEW when training" if isinstance(source, Start) else ""
+  raise UserError(f"the source {name!r} at {record['path']} {reason}; {advice}")
+
+
+def _sizes(files: Mapping[str, epath.Path]) -> dict[str, int]:
+  return {name: file.stat().length for name, file in sorted(files.items())}
+
+
+def _hash(files: Mapping[str, epath.Path]) -> str:
+  """Returns the SHA-256 of the names and contents of files."""
+  sha = hashlib.sha256()
+  for name, file in sorted(files.items()):
+    sha.update(name.encode() + b"\0")
+    with file.open("rb") as opened:
+      while block := opened.read(BLOCK):
+        sha.update(block)
+  return sha.hexdigest()
