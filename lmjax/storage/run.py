@@ -171,4 +171,12 @@ class RunFolder(SavedModel):
   def files(self) -> dict[str, epath.Path]:
     is_checkpoint = self.folder != self.path
     state = (self.path if is_checkpoint else self.path / "checkpoints" / str(self.step)) / "state"
-    return {str(file.relative_to(state.parent)): file for file in sorted(state.rglob("*")) if file.is_file()}
+    return _walk(state, "state")
+
+
+def _walk(folder: epath.Path, name: str) -> dict[str, epath.Path]:
+  """Returns the files below a folder by their path names; epath has no recursive glob."""
+  files: dict[str, epath.Path] = {}
+  for path in folder.iterdir():
+    files |= _walk(path, f"{name}/{path.name}") if path.is_dir() else {f"{name}/{path.name}": path}
+  return files
