@@ -76,7 +76,7 @@ def _prepare_process(command: list[str]) -> None:
 
 def _run(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ("-h", "--help", "help"):
-    print(USAGE.format(commands="\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items())))
+    print(USAGE.format(commands="\n".join(f"  {name:<11}{summary}" for name, summary in COMMANDS.items())))
     return 0
   command, *arguments = arguments
   if command not in COMMANDS:

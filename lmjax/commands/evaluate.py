@@ -29,7 +29,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
   parser.add_argument("--only", action="append", help="the name of an evaluator in config.evals; default all")
-  parser.add_argument("--output", help="a JSON file for the metrics, beside the terminal")
+  parser.add_argument("--output", help="a JSON file to write the metrics to, too")
   options, overrides = configs.parse_overrides(parser, arguments)
   for key in overrides:
     if key.split(".")[0] not in FREE:

@@ -1,4 +1,4 @@
-"""Continues prompts with a loaded model: what the generate command and notebooks share."""
+"""Continues prompts with a loaded model: shared by the generate command and notebooks."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ class Generator:
     return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params) if self.dtype == "bfloat16" else params
 
   def stream(self, rows: list[Row], every: int = 16) -> Iterator[list[str]]:
-    """Yields what each row's sampled continuation grows by, after every `every` tokens."""
+    """Yields the new text of each row's sampled continuation after every `every` tokens."""
     prompts, seeds = [prompt for prompt, _ in rows], [self.seed + sample for _, sample in rows]
     return continue_texts(
       self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every

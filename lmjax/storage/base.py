@@ -1,7 +1,7 @@
 """Saved models: one interface over all formats, and how a path is recognised as one of them.
 
     saved = storage.open("runs/gpt2")     # a run folder, a Hugging Face or bilm-tf folder, or a single checkpoint
-    saved.leaves                          # what is stored: names, shapes and dtypes, from metadata alone
+    saved.leaves                          # names, shapes and dtypes of the stored arrays, from metadata alone
     saved.parameters()                    # lmjax's parameters, each read when it is indexed
     saved.load()                          # task, tokenizer and parameters, ready to use
 

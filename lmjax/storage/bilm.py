@@ -22,7 +22,7 @@ from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-MAX_WORDS = 1024  # of an input here; ELMo itself has no limit
+MAX_WORDS = 1024  # of an input; ELMo itself has no limit
 
 
 class BilmFolder(SavedModel):

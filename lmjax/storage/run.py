@@ -67,7 +67,7 @@ class RunFolder(SavedModel):
 
   @functools.cached_property
   def experiment(self) -> Experiment:
-    """What the config describes, on a mesh of all devices here."""
+    """The parts of the run, on a mesh of all devices of this machine."""
     return experiments.build(self.config | {"mesh": {}}, self.folder)
 
   @property
@@ -84,7 +84,7 @@ class RunFolder(SavedModel):
 
   @functools.cached_property
   def _boxes(self) -> dict[str, LogicallyPartitioned]:
-    """The model's named parameters; empty where the config is missing or cannot be built here."""
+    """The model's named parameters; empty where the config is missing or cannot be built on this machine."""
     boxes: dict[str, LogicallyPartitioned] = {}
     try:
       map_boxes(boxes.__setitem__, self.named)
@@ -116,7 +116,7 @@ class RunFolder(SavedModel):
   @property
   def _is_plain(self) -> bool:
     """Whether the trained parameters are those that the model uses."""
-    if not self._boxes:
+    if not (self.folder / "config.json").exists():
       return True
     return type(self.experiment.transform) is Identity and not self.experiment.optimizer.ema
 
@@ -139,7 +139,7 @@ class RunFolder(SavedModel):
     }
 
   def arrays(self, named: Tree, layout: Layout) -> Tree:
-    """Returns parameters on their shardings; see SavedModel.arrays. An average or a transform is merged there too."""
+    """Returns parameters on their shardings; see SavedModel.arrays. Averages and transforms are merged on the devices."""
     shapes = {name: array.shape for name, array in self.parameters().items()}
     wanted: dict[str, jax.ShapeDtypeStruct] = {}
 

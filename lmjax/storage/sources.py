@@ -42,9 +42,10 @@ def record_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen
 
 
 def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]) -> dict[str, Start | Frozen]:
-  """Returns the sources at the path and step that sources.json records, or at their own path if they have moved there.
+  """Returns the sources with the path and step that sources.json records.
 
-  Names and sizes of the files must be those recorded; contents are not hashed again.
+  If a recorded path does not have the recorded files, the path of the given source is tried. Names and sizes of the
+  files are compared; contents are not hashed again.
 
   Raises:
     UserError: a source is missing or has changed, or sources.json does not list it.

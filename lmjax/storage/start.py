@@ -24,7 +24,7 @@ class Start:
   path: a run folder, a checkpoint, or a Hugging Face or bilm-tf folder; empty to start from scratch.
   step: the checkpoint of a run folder; None is the latest, 0 is step 0.
   parts: parameters to load, by their path names, `model/embed/table`.
-  new: parameters that may be missing there, and are then initialised as in a run from scratch.
+  new: parameters that may be missing in the source; they are then initialised as in a run from scratch.
   """
 
   path: str = ""
@@ -86,7 +86,7 @@ def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array
     excluded = [name for name in missing if name in source]
     reason = f"config.start.parts={start.parts!r} excludes" if excluded else f"{start.path} does not have"
     raise UserError(
-      f"start: {reason} {_join(excluded or missing)}; to initialise what is not loaded, extend the pattern "
+      f"start: {reason} {_join(excluded or missing)}; to initialise such parameters instead, extend "
       f"config.start.new={start.new!r}"
     )
   if not wanted:

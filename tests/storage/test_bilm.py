@@ -20,8 +20,8 @@ def spelt(sentences: list[list[str]]) -> np.ndarray:
   longest = max(map(len, sentences)) + 2
   characters = np.zeros((len(sentences), longest, 50), np.int32)
   for row, sentence in enumerate(sentences):
-    for place, word in enumerate(["<S>", *sentence, "</S>"]):
-      characters[row, place] = spell(word)
+    for column, word in enumerate(["<S>", *sentence, "</S>"]):
+      characters[row, column] = spell(word)
   return characters
 
 
@@ -33,7 +33,7 @@ def test_embeddings_are_those_of_bilm_tf_batch_after_batch(data):
   states, seen = model.empty(3), 0
   with h5py.File(folder / "lm_embeddings_0.hdf5", "r") as expected:
     for i in range(10):
-      batch = [texts[k][i].strip().split() for k in range(3)]  # rows of other lengths beside the one compared
+      batch = [texts[k][i].strip().split() for k in range(3)]  # the other rows have other lengths
       characters = spelt(batch)
       characters = np.pad(characters, ((0, 0), (0, 60 - characters.shape[1]), (0, 0)))  # one shape, and padding
       layers, states = run(jnp.asarray(characters), states)

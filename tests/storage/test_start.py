@@ -1,8 +1,10 @@
-"""Parameters from saved models: what training starts from, frozen models, and sources.json."""
+"""Parameters from saved models: starting points of training, frozen models, and sources.json."""
 
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +75,7 @@ def test_the_step_is_the_one_asked_for(run):
     load(Start(str(run), step=0), named, LAYOUT)
 
 
-def test_the_moving_average_is_what_a_run_starts_from(tmp_path):
+def test_a_run_starts_from_the_moving_average_of_its_source(tmp_path):
   options = [*DEBUG, "--config.steps=2", "--config.optim.ema=0.5", "--config.optim.warmup=0"]
   assert main(["train", *options, "--workdir", str(tmp_path / "run")]) == 0
   saved = storage.open(tmp_path / "run")
@@ -202,3 +204,10 @@ def test_map_boxes_gives_path_names():
   names = []
   map_boxes(lambda name, box: names.append((name, box.names)), named())
   assert ("model/embed/table", ("vocabulary", "width")) in names
+
+
+def test_starting_from_scratch_imports_no_format():
+  code = "import sys, lmjax.storage.start, lmjax.storage.sources; print(*sys.modules)"
+  modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+  assert "lmjax.storage.base" in modules
+  assert not {"lmjax.storage.huggingface", "lmjax.storage.bilm", "lmjax.storage.run", "tokenizers"} & set(modules)

@@ -17,5 +17,5 @@ def download(name: str) -> str:
     raise UserError("convert: hf: needs huggingface_hub: pip install huggingface_hub") from error
   try:
     return snapshot_download(name, allow_patterns=FILES)
-  except Exception as error:  # it raises what its network library raises
+  except Exception as error:  # of many types, from its network library
     raise UserError(f"convert: hf:{name} could not be downloaded: {str(error).splitlines()[0][:200]}") from error

@@ -166,7 +166,7 @@ class _Reader:
       yield path, LazyTensor(lambda layer, number=number: self._arrange(weight, prefix, layer, number), layers, rows)
 
   def _arrange(self, weight: WeightMap, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
-    """Returns a tensor in lmjax's arrangement, or one of the parameters that it holds; a view of the mapped file."""
+    """Returns a tensor in lmjax's arrangement, or one of the parameters in it; a view of the mapped file."""
     name = prefix + weight.hf.format(layer)
     if name not in self.tensors:
       raise UserError(f"{self.folder}: the tensor {name} is missing")

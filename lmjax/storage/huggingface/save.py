@@ -78,7 +78,7 @@ def _write_config(
 ) -> dict[str, Any]:
   """Returns config.json."""
   hf = family.to_hf(config)
-  if set(LABELS) & set(heads):  # a classifier's table scores no vocabulary: keep what `settings` say about tying it
+  if set(LABELS) & set(heads):  # a classifier has no unembedding: keep the keys of `settings`
     hf = {key: value for key, value in hf.items() if key not in TIES}
   hf = settings | hf | {"architectures": [family.architecture(heads)]}
   classes = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS if head in heads), 0)

@@ -104,15 +104,15 @@ def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
   from sentencepiece import sentencepiece_model_pb2  # needs protobuf
 
   proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
-  learnt, text = proto.trainer_spec, proto.normalizer_spec
+  trainer, text = proto.trainer_spec, proto.normalizer_spec
   pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-  if learnt.model_type == UNIGRAM:
-    model = models.Unigram(pieces, learnt.unk_id, learnt.byte_fallback)
-  elif learnt.model_type == BPE_MODEL:
+  if trainer.model_type == UNIGRAM:
+    model = models.Unigram(pieces, trainer.unk_id, trainer.byte_fallback)
+  elif trainer.model_type == BPE_MODEL:
     vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
-    unknown = pieces[learnt.unk_id][0]
+    unknown = pieces[trainer.unk_id][0]
     model = models.BPE(
-      vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=learnt.byte_fallback
+      vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=trainer.byte_fallback
     )
   else:
     raise UserError(f"SentencePiece word and character models have no transformers equivalent; {ADVICE}")
