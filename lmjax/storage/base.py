@@ -160,11 +160,13 @@ def replace_dtype(task: Task, dtype: str) -> Task:
   return dataclasses.replace(task, model=model)
 
 
-def _read_json(file: epath.Path) -> Any:
+def _read_json(file: epath.Path) -> dict[str, Any]:
+  """Returns the object in a file; empty where it cannot be read."""
   try:
-    return json.loads(file.read_text())
+    value = json.loads(file.read_text())
   except (OSError, ValueError):
     return {}
+  return value if isinstance(value, dict) else {}
 
 
 def _is_huggingface(path: epath.Path) -> bool:

@@ -139,7 +139,7 @@ class RunFolder(SavedModel):
     }
 
   def arrays(self, named: Tree, layout: Layout) -> Tree:
-    """Returns parameters on their shardings; see SavedModel.arrays. Averages and transforms are merged on the devices."""
+    """Returns parameters on their shardings; averages and transforms are merged there. See SavedModel.arrays."""
     shapes = {name: array.shape for name, array in self.parameters().items()}
     wanted: dict[str, jax.ShapeDtypeStruct] = {}
 

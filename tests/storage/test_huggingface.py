@@ -1,4 +1,4 @@
-"""Tiny random models of every family: the outputs of transformers in lmjax and back, and the same bytes written again."""
+"""Tiny random models of every family: the outputs are those of transformers, and the files are written back exactly."""
 
 import jax
 import jax.numpy as jnp

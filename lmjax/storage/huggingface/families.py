@@ -77,8 +77,10 @@ class Family:
     try:
       shape = {field: hf[name] for field, name in self.config_keys.items()}
       return self.config(**(shape | self.read(hf)))
-    except (KeyError, ValueError, TypeError) as error:
-      raise UserError(f"config.json of a {hf.get('model_type')}: {error} is missing or not supported") from error
+    except KeyError as error:
+      raise UserError(f"config.json of a {hf.get('model_type')} model has no key {error}") from error
+    except (ValueError, TypeError) as error:
+      raise UserError(f"config.json of a {hf.get('model_type')} model is not supported: {error}") from error
 
   def to_hf(self, config: Any) -> HFConfig:
     """Returns the config.json of an lmjax config."""

@@ -2,7 +2,7 @@
 
 A layout such as `(H K) D -> D H K` gives the axes of the Hugging Face tensor and of the lmjax parameter; parentheses
 merge axes into one. The letters are those of `utils.shapes.LEGEND` and `T` token types, `Q` buckets of relative
-positions, `Y` classes. A table of the vocabulary `V` is padded in lmjax's memory and not in the file.
+positions, `Y` classes; a number is a size. Axes of the vocabulary `V` are padded in memory and not in the file.
 """
 
 import math
