@@ -269,6 +269,13 @@ def _article(hint: type) -> str:
   return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
 
 
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+  """Returns the parser of a command; the description is the docstring of its module."""
+  return argparse.ArgumentParser(
+    prog=f"lmjax {command}", description=description, formatter_class=argparse.RawTextHelpFormatter
+  )
+
+
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
   """Returns a door's own options, and the `--config.key=value` among its arguments as {key: value}.
 

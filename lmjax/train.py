@@ -27,8 +27,9 @@ from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
-from lmjax.state import Loaded, TrainState, with_models
-from lmjax.storage import start as starts
+from lmjax.state import TrainState
+from lmjax.storage.sources import attach_sources
+from lmjax.storage.start import load, with_frozen
 from lmjax.tasks.base import Base, Collected, weighted_sum
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean, add
@@ -125,6 +126,7 @@ def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int,
     experiments.check_or_save_config(settings, run.tokenizer, workdir)
     checkpoints = Checkpoints(workdir, run.checkpoint)
     with use_layout(run.layout):
+      run = attach_sources(run, workdir, new=not checkpoints.steps())
       return _train(run, settings, workdir, checkpoints, clock, profile)
 
 
@@ -138,7 +140,7 @@ def _train(
 ) -> int:
   rng = jax.random.key(run.seed)
   start = data_state(rng, run.data.start(run.batch), run.data.version)
-  state, abstract, saved = _restore_or_init(run, workdir, checkpoints, start)
+  state, abstract, saved = _restore_or_init(run, checkpoints, start)
   rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
   first, collects = int(state.step), int(saved["collects"])
   if first >= run.steps:
@@ -162,7 +164,7 @@ def _train(
   with clock("compile"):
     step.compile(state, _shard_batch(batch, run), rng)
   with clock("evaluation"):
-    context = Context(run.task, run.data, run.tokenizer, run.batch, run.layout)
+    context = Context(run.task, run.data, run.tokenizer, run.batch, run.layout, run.models)
     evaluators = {name: evaluator.prepare(context) for name, evaluator in run.evaluators.items()}
 
   meter = EnergyMeter(run.layout.mesh.local_devices)
@@ -306,35 +308,22 @@ class _Step:
 
 
 def _restore_or_init(
-  run: Experiment, workdir: epath.Path, checkpoints: Checkpoints, data: DataState
+  run: Experiment, checkpoints: Checkpoints, data: DataState
 ) -> tuple[TrainState, TrainState, DataState]:
   """Returns the state to train, its abstract form, and the data state.
 
-  The four cases: a run that has checkpoints resumes; else it starts from `config.start`, or from scratch; a folder that
-  fits none of them was refused before.
+  A run that has checkpoints resumes; else it starts from the weights of `config.start`, or from scratch. A folder that
+  belongs to another run was refused before.
   """
-  sources = {name: frozen.path for name, frozen in run.task.frozen().items()}
-  starts.check_or_record_sources(workdir, sources | ({"start": run.start.path} if run.start.path else {}))
   init, abstract = run.init()
-  models = {name: starts.load_frozen(frozen, run.layout) for name, frozen in run.task.frozen().items()}
   restored = checkpoints.restore(abstract, data)
-  needed = not restored or jax.tree.leaves(abstract.frozen.transform)
-  loaded: Loaded = {}
-  if run.start.path and needed:
-    loaded, report = starts.load(run.start, run.named, run.layout)
-    if not restored:
-      console.print(report, markup=False)
   if restored:
     state, data = restored
-    transform = run.frozen(loaded, abstract) if jax.tree.leaves(abstract.frozen.transform) else {}
-    state = state.replace(frozen=state.frozen.replace(transform=transform))
-  else:
-    state = init(loaded)
-  return with_models(state, models), with_models(abstract, jax.tree.map(_abstract, models)), data
-
-
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    return with_frozen(run, state), abstract, data
+  loaded, report = load(run.start, run.named, run.layout)
+  if run.start.path:
+    console.print(report, markup=False)
+  return init(loaded), abstract, data
 
 
 def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
@@ -371,7 +360,7 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
   speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
   if chip and speed:
-    flops = train_step_flops(run.task, run.batch, run.data.length)
+    flops = train_step_flops(run.task, run.models, run.batch, run.data.length)
     utilisation = flops.executed(run.task.model.causal) / tokens * speed / chip.flops / run.layout.mesh.size
   used = meter.used()
   return {

@@ -100,7 +100,7 @@ def test_names_that_do_not_resolve(name, words):
     ),
     (["train", "--config", "configs/text.py:files=none/*", "--workdir", "W"], "no file matches 'none/*'"),
     (["train", "--config", QUICK + ":debug", "--workdir", "W", "--profile", "5"], "FIRST:LAST"),
-    (["generate", "--workdir", "nowhere", "--prompt", "x"], "no run folder"),
+    (["generate", "--workdir", "nowhere", "--prompt", "x"], "nowhere does not exist"),
     (["generate", "--workdir", "nowhere"], "--prompt"),
     (["tokenizer", "encode", "x"], "--path"),
   ],

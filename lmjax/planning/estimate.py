@@ -27,7 +27,7 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
     capacity: bytes of memory of a device; infinite for a CPU.
   """
   state = run.state(abstract=True)
-  arguments = sum(_stored(leaf) for leaf in jax.tree.leaves(state.saved()))
+  arguments = sum(_stored(leaf) for leaf in jax.tree.leaves((state.saved(), state.frozen)))
   spec = run.task.spec(run.batch, run.data.length)
   shardings = run.layout.batch(spec)
   for key, leaf in spec.items():
@@ -48,14 +48,16 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
 def _gradient(run: Experiment):
   """Returns the gradient function of the loss of one row, and its abstract arguments."""
   task, spec = run.task, run.task.spec(1, run.data.length)
-  params = run.state(abstract=True).params
-  params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
+  state = run.state(abstract=True)
+  parts = (state.params, state.transform, state.frozen)
+  parts = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), parts)
 
-  def loss(params, batch):
-    terms, _ = task.loss(params, {}, task.initial_carry(1), batch)
+  def loss(params, transform, frozen, batch):
+    params = run.transform.forward(params, transform, frozen.transform)
+    terms, _ = task.loss(params, frozen.models, task.initial_carry(1), batch)
     return sum(terms[key].total for key in task.counts(batch))
 
-  return jax.grad(loss), (params, spec)
+  return jax.grad(loss), (*parts, spec)
 
 
 def _stored(leaf: jax.ShapeDtypeStruct) -> int:

@@ -10,7 +10,7 @@ from jax.extend import core
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
 from lmjax.state import named_parameters
-from lmjax.tasks.base import Task
+from lmjax.tasks.base import FrozenModel, Task
 
 FORMULA = "3 x the matrix products of the forward pass, 2 FLOPs per multiply-add, causal attention halved"
 
@@ -40,16 +40,17 @@ class Flops:
     return Flops(self.weights * factor, self.attention * factor)
 
 
-def train_step_flops(task: Task, rows: int, length: int) -> Flops:
+def train_step_flops(task: Task, models: dict[str, FrozenModel], rows: int, length: int) -> Flops:
   """Returns the FLOPs of a training step of [rows, length] tokens, recomputation not counted.
 
   FLOPs = 3 x forward, of which 2 x forward is the backward pass
   """
 
-  def loss(params, batch):
-    return task.loss(params, {}, task.initial_carry(1), batch)[0]
+  def loss(params, frozen, batch):
+    return task.loss(params, frozen, task.initial_carry(1), batch)[0]
 
-  return count(loss, nn.unbox(named_parameters(task, 1, 1)), task.spec(1, length)) * (3 * rows)
+  frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), models)
+  return count(loss, nn.unbox(named_parameters(task, 1, 1)), frozen, task.spec(1, length)) * (3 * rows)
 
 
 def count(function, *arguments) -> Flops:

@@ -14,6 +14,7 @@ from lmjax.planning.aot import Compiled, Topology, compile_step
 from lmjax.planning.estimate import estimate, executed_flops
 from lmjax.planning.flops import FORMULA, Flops, train_step_flops
 from lmjax.state import TrainState
+from lmjax.storage.sources import attach_sources
 
 JitStep = Callable[[Experiment, TrainState], Any]  # `lmjax.train.jit_step`
 
@@ -35,7 +36,7 @@ def make_report(
   run = _build(settings, target, vocabulary)
   capacity = target.chip.memory if target.chip else math.inf
   compiled = _compile(run, target, jit_step, capacity, start) if target.compiles else estimate(run, capacity)
-  useful = train_step_flops(run.task, run.batch, run.data.length)
+  useful = train_step_flops(run.task, run.models, run.batch, run.data.length)
   return {
     "parameters": run.parameters,
     "topology": f"{target.name}:{'x'.join(map(str, target.grid)) or target.count}",
@@ -93,7 +94,7 @@ def find_largest_batch(
 def _build(settings: dict[str, Any], target: Topology, vocabulary: int | None) -> Experiment:
   """Returns the experiment on absent devices; without a compiler for them, copies of one CPU device replace them."""
   devices = target.devices() if target.compiles else [jax.devices("cpu")[0]] * target.count
-  return experiment.build(settings, devices=devices, vocabulary=vocabulary)
+  return attach_sources(experiment.build(settings, devices=devices, vocabulary=vocabulary), abstract=True)
 
 
 def _compile(run: Experiment, target: Topology, jit_step: JitStep, capacity: float, start: float) -> Compiled:

@@ -25,7 +25,7 @@ def sample(sampler, params, prompts=PROMPTS, new=8, seeds=(0, 1, 2), every=3):
 def test_greedy_is_the_best_of_the_full_forward(shape):
   model, params = made(**SHAPES[shape])
   sampler = Sampler(model, 16, Sampling(temperature=0))
-  found = sample(sampler, sampler.prepare(params))
+  tokens = sample(sampler, sampler.prepare(params))
 
   @jax.jit
   def best(ids_1xL):
@@ -34,10 +34,10 @@ def test_greedy_is_the_best_of_the_full_forward(shape):
 
   for row, prompt in enumerate(PROMPTS):
     ids = list(prompt)
-    for _ in range(8):  # what stands behind the last token has no say, so one length serves all
+    for _ in range(8):  # tokens after the last have no effect, so one length is compiled
       padded = jnp.zeros((1, 16), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
       ids.append(int(best(padded)[0, len(ids) - 1]))
-    assert found[row].tolist() == ids[len(prompt) :]
+    assert tokens[row].tolist() == ids[len(prompt) :]
 
 
 def test_a_row_does_not_depend_on_its_neighbours_or_the_pace():
@@ -105,9 +105,9 @@ def test_min_p():
 
 
 def test_temperature_and_repetition_penalty():
-  found = Sampling(temperature=0.5, repetition_penalty=1.5).filter(jnp.asarray(LOGITS), jnp.asarray(SEEN))
+  logits = Sampling(temperature=0.5, repetition_penalty=1.5).filter(jnp.asarray(LOGITS), jnp.asarray(SEEN))
   expected = np.where(SEEN, np.where(LOGITS > 0, LOGITS / 1.5, LOGITS * 1.5), LOGITS) / 0.5
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(logits, expected, rtol=1e-6)
 
 
 def test_draws_follow_the_distribution():
@@ -116,8 +116,8 @@ def test_draws_follow_the_distribution():
   logits = jnp.tile(LOGITS[:1], (4000, 1))
   drawn = Sampling().draw(keys, logits, jnp.zeros(logits.shape, bool))
   expected = 4000 * softmax(LOGITS[0])
-  found = np.bincount(drawn, minlength=20)
-  assert ((found - expected) ** 2 / expected).sum() < 51
+  counts = np.bincount(drawn, minlength=20)
+  assert ((counts - expected) ** 2 / expected).sum() < 51
 
 
 @pytest.mark.parametrize("changes", [dict(temperature=-1.0), dict(top_p=0.0), dict(min_p=2.0), dict(top_k=-1)])
@@ -126,10 +126,10 @@ def test_impossible_settings_are_refused(changes):
     Sampling(**changes)
 
 
-def test_text_waits_for_whole_characters_and_stops():
+def test_text_comes_in_complete_characters_and_ends_at_a_stop():
   tokenizer = Bytes()
   text = StreamedText(tokenizer, [256, *b"say "], ["END"])
-  told = [text.add([byte]) for byte in "é🦙 ENgo END more".encode()]
-  assert "".join(told) + text.finish() == "é🦙 ENgo " and text.stopped
-  assert told[0] == "" and told[1] == "é", "half a character waits"
-  assert "\ufffd" not in "".join(told)
+  parts = [text.add([byte]) for byte in "é🦙 ENgo END more".encode()]
+  assert "".join(parts) + text.finish() == "é🦙 ENgo " and text.stopped
+  assert parts[0] == "" and parts[1] == "é", "an incomplete character is held back"
+  assert "\ufffd" not in "".join(parts)

@@ -10,7 +10,7 @@ from lmjax.__main__ import main
 from lmjax.evals.base import Context, sum_terms
 from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.saved import RunReader
+from lmjax.storage.run import RunFolder
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.continued_lm import ContinuedLM
 from lmjax.testing import fake_batch, init_params
@@ -23,7 +23,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
   for name, stops in (("whole", (4,)), ("parts", (2, 4))):
     for steps in stops:
       assert main(["train", *ELMO, f"--config.steps={steps}", "--workdir", str(tmp_path / name)]) == 0
-  whole, parts = RunReader(tmp_path / "whole"), RunReader(tmp_path / "parts")
+  whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
   assert whole.step == parts.step == 4
   for name in whole.leaves:
     assert np.array_equal(whole.read(name), parts.read(name)), name
