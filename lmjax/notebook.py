@@ -28,7 +28,7 @@ from lmjax.inference.embed import Embedder
 from lmjax.inference.fill_mask import candidates
 from lmjax.inference.generate import Generator
 from lmjax.inference.table import Table
-from lmjax.layers.einsum import vocabulary_logits
+from lmjax.layers.leaves import dense
 from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
@@ -156,14 +156,13 @@ class Run:
     batch, labels = self._batch(text)
     out = self.loaded.task.forward(self.params, batch, taps=("hidden",))
     model, params = self.model, self.params["model"]
-    table, vocabulary = model.unembedding(params), model.config.vocabulary
 
-    def final_norm(module, x):
-      return module.final_norm(x)
+    def predict(module, x):
+      return module.logits(module.final_norm(x))
 
     rows = []
     for number, x in enumerate(out.taps["hidden"]):
-      scores = vocabulary_logits(model.apply({"params": params}, x[0], method=final_norm), table, vocabulary)
+      scores = model.apply({"params": params}, x[0], method=predict)
       best = np.asarray(jax.lax.top_k(scores, top)[1])
       rows.append((f"layer {number + 1}", *[" ".join(map(self._token, ids)) for ids in best]))
     return Table(f"next token by layer: {text}", ("", *labels), tuple(rows))
@@ -173,7 +172,7 @@ class Run:
     ids = self.tokenizer.encode(word)
     if not ids:
       raise UserError(f"{word!r} has no tokens")
-    table = np.asarray(self.params["model"]["embed"]["table"])[: self.model.config.vocabulary]
+    table = np.asarray(dense(self.params["model"]["embed"]["table"]))[: self.model.config.vocabulary]
     unit = table / np.maximum(np.linalg.norm(table, axis=1, keepdims=True), 1e-9)
     cosine = unit @ unit[ids[0]]
     order = np.argsort(-cosine)[: top + 1]
