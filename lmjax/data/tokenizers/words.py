@@ -15,7 +15,7 @@ from lmjax.data.tokenizers import registry
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
 # What a word is spelt with, beside the bytes of its UTF-8; 0 stands where there is no word, so all are one higher.
-TEXT_STARTS, TEXT_ENDS, WORD_STARTS, WORD_ENDS, PADDING = range(257, 262)
+BOS_CHARACTER, EOS_CHARACTER, BOW_CHARACTER, EOW_CHARACTER, PAD_CHARACTER = range(257, 262)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +97,8 @@ def spell(word: str, characters: int = 50) -> np.ndarray:
 
   The start and the end token, `<S>` and `</S>`, are a single character of their own (bilm-tf's).
   """
-  special = {SPECIAL[0]: [TEXT_STARTS], SPECIAL[1]: [TEXT_ENDS], "\n": [TEXT_ENDS]}
+  special = {SPECIAL[0]: [BOS_CHARACTER], SPECIAL[1]: [EOS_CHARACTER], "\n": [EOS_CHARACTER]}
   inside = special.get(word) or [byte + 1 for byte in word.encode("utf-8")[: characters - 2]]
-  spelt = np.full(characters, PADDING, np.int32)
-  spelt[: len(inside) + 2] = [WORD_STARTS, *inside, WORD_ENDS]
+  spelt = np.full(characters, PAD_CHARACTER, np.int32)
+  spelt[: len(inside) + 2] = [BOW_CHARACTER, *inside, EOW_CHARACTER]
   return spelt
