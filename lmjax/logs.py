@@ -64,7 +64,7 @@ class Log:
     self._lines = read_metrics(workdir)
     self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run says its steps once
     self._tensorboard = self._wandb = None
-    self._bad = 0  # skipped records told so far
+    self._skipped = 0  # skipped records written so far
     if not self.speaks:
       return
     self._write(self._lines, "metrics.jsonl")
@@ -103,12 +103,12 @@ class Log:
     if self._wandb:
       self._wandb.log(metrics, step=step)
 
-  def bad_records(self, bad: list[BadRecord]) -> None:
-    """Writes those of all skipped records that are new into debug.log, a line each."""
-    if self.speaks and len(bad) > self._bad:
+  def skipped_records(self, skipped: list[BadRecord]) -> None:
+    """Writes the new ones of all skipped records into debug.log, a line each."""
+    if self.speaks and len(skipped) > self._skipped:
       with (self.workdir / "debug.log").open("a") as file:
-        file.writelines(f"skipped {record.where}: {record.why}\n" for record in bad[self._bad :])
-      self._bad = len(bad)
+        file.writelines(f"skipped {record.where}: {record.why}\n" for record in skipped[self._skipped :])
+      self._skipped = len(skipped)
 
   def say(self, text: str) -> None:
     """Prints a line above the bar."""

@@ -64,4 +64,6 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
     above = {"position": length - 1, "label": vocabulary if axes == "BP" else 2}  # exclusive
     return rng.integers(0, above[content], shape)
 
-  return {key: jnp.asarray(values(LEGEND[key].content, axes[key], leaf.shape), leaf.dtype) for key, leaf in spec.items()}
+  return {
+    key: jnp.asarray(values(LEGEND[key].content, axes[key], leaf.shape), leaf.dtype) for key, leaf in spec.items()
+  }
