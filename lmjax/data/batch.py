@@ -48,9 +48,7 @@ LEGEND = {
   "decoder_inputs": Key("BT", "int32", "token", "ids the decoder reads"),
   "decoder_positions": Key("BT", "int32", "position", "position of each target token in its own target"),
   "decoder_segments": Key("BT", "int32", "segment", "number of the packed pair of a target token, as in `segments`"),
-  "characters": Key(
-    "BLC", "int32", "character", "characters of the words read left to right, 0 where there is no word"
-  ),
+  "characters": Key("BLC", "int32", "character", "characters of the words read left to right, 0 for no word"),
   "reverse_characters": Key("BLC", "int32", "character", "characters of the words that are read right to left"),
   "reverse_targets": Key("BL", "int32", "previous_token", "ids to predict, of the words that are read right to left"),
 }

@@ -1,8 +1,8 @@
 """Packers make rows of a fixed length out of documents of any length.
 
 A packer makes the next row of one stream from a position, a few integers, and returns the position after it; nothing
-else has to be saved to resume. Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted exactly
-once. Each row has a key `bytes`, the UTF-8 bytes of the text that its targets cover.
+else has to be saved to resume. Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted
+exactly once. Each row has a key `bytes`, the UTF-8 bytes of the text that its targets cover.
 """
 
 import math

@@ -19,10 +19,10 @@ BUCKET_SAMPLE = 1000  # documents whose lengths decide how often each bucket occ
 class Text(Reader):
   """Text for causal language models.
 
-  packing: `concatenate` concatenates documents and splits them at the ends of rows; `first_fit` puts each into the first
-  row with space for it; both separate documents by segments. `buckets` puts each into a row of its own, with one of the
-  lengths `buckets`. `windows` cuts windows from all documents concatenated, without boundaries between them; the corpus
-  is tokenized at the start, so it should be small.
+  packing: `concatenate` concatenates documents and splits them at the ends of rows; `first_fit` puts each into the
+  first row with space for it; both separate documents by segments. `buckets` puts each into a row of its own, with one
+  of the lengths `buckets`. `windows` cuts windows from all documents concatenated, without boundaries between them; the
+  corpus is tokenized at the start, so it should be small.
   """
 
   packing: str = "concatenate"

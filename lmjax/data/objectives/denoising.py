@@ -60,7 +60,7 @@ class PrefixLM:
 
 @dataclasses.dataclass(frozen=True)
 class SpanCorruption:
-  """Source with sentinels instead of noise spans; target, each sentinel and its span (Raffel et al., 2020, section 3.1.4).
+  """Source: noise spans replaced by sentinels; target: each sentinel and its span (Raffel et al., 2020, sec. 3.1.4).
 
     source  The <extra_id_0> sat on <extra_id_1> .      target  <extra_id_0> cat <extra_id_1> the mat
 

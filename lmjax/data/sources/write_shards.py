@@ -47,8 +47,10 @@ class Preparation:
   shard: int = 64 * 2**20
 
   def __post_init__(self):
+    if self.shard < 1:
+      raise UserError(f"prepare: the size of a shard must be at least 1 byte, not {self.shard}")
     if not 0 <= self.validation < 1:
-      raise ValueError(f"validation must be at least 0 and below 1, not {self.validation}")
+      raise UserError(f"prepare: validation must be at least 0 and below 1, not {self.validation}")
 
   @property
   def dtype(self) -> str:
@@ -98,6 +100,8 @@ class Preparation:
     Raises:
       UserError: the folder contains other data, too many records are malformed, a worker died, or a write failed.
     """
+    if workers < 0:
+      raise UserError(f"prepare: workers must be at least 0, not {workers}")
     folder = epath.Path(folder).expanduser()
     if (folder / "index.json").exists():
       if read_index(folder)["made"] != self.metadata():

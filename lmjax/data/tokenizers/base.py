@@ -12,7 +12,7 @@ from etils import epath
 
 
 class Tokenizer(Protocol):
-  """Converts text to ids below `size` and back; `start` precedes a document and `end` follows it (often the same id)."""
+  """Text to ids below `size` and back; `start` precedes a document and `end` follows it (often the same id)."""
 
   size: int
   start: int

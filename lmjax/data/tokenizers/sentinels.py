@@ -27,7 +27,7 @@ class SentinelTokenizerConfig(registry.TokenizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Sentinels:
-  """A tokenizer with sentinels: id `size - 1` is `<extra_id_0>`, `size - 2` is `<extra_id_1>`, ...; no text encodes to one."""
+  """A tokenizer with sentinels: id `size - 1` is `<extra_id_0>`, `size - 2` is `<extra_id_1>`, and so on."""
 
   inner: Tokenizer
   sentinels: int = 100

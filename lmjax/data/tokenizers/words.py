@@ -38,7 +38,7 @@ class WordTokenizerConfig(registry.TokenizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """`<S>` (start), `</S>` (end), `<unk>` (any other word), then words by frequency; decoding joins words with spaces."""
+  """`<S>` (start), `</S>` (end), `<unk>` (other words), then words by frequency; decoding joins words with spaces."""
 
   vocabulary: tuple[str, ...]
   split_by: str = "words"
