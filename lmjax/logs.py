@@ -65,7 +65,7 @@ class Log:
     self._lines = read_metrics(workdir)
     self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run repeats the later ones
     self._tensorboard = self._wandb = None
-    self._bad = 0  # skipped records already written
+    self._skipped = 0  # skipped records written so far
     if not self._enabled:
       return
     self._write(self._lines, "metrics.jsonl")
@@ -104,12 +104,12 @@ class Log:
     if self._wandb:
       self._wandb.log(metrics, step=step)
 
-  def bad_records(self, bad: list[BadRecord]) -> None:
-    """Appends a line to debug.log for each skipped record that it does not have yet."""
-    if self._enabled and len(bad) > self._bad:
+  def skipped_records(self, skipped: list[BadRecord]) -> None:
+    """Writes the new ones of all skipped records into debug.log, a line each."""
+    if self._enabled and len(skipped) > self._skipped:
       with (self.workdir / "debug.log").open("a") as file:
-        file.writelines(f"skipped {record.where}: {record.why}\n" for record in bad[self._bad :])
-      self._bad = len(bad)
+        file.writelines(f"skipped {record.where}: {record.why}\n" for record in skipped[self._skipped :])
+      self._skipped = len(skipped)
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""

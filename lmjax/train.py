@@ -202,7 +202,7 @@ def _train(
           "tokens_per_second": speed,
           "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
           "padding": batches.padding,
-          "skipped_records": len(batches.bad),
+          "skipped_records": len(batches.skipped),
         },
       )
 
@@ -260,7 +260,7 @@ def _train(
           break
         with clock("data"):  # after the save, whose position is behind the batch that was learnt from
           batch = next(batches)
-        log.bad_records(batches.bad)
+        log.skipped_records(batches.skipped)
     with clock("saving"):
       checkpoints.close()
     if not done:
@@ -269,7 +269,7 @@ def _train(
     log.summary(_summary(run, latest, clock, first, batches, meter))
     return 0
   finally:
-    log.bad_records(batches.bad)
+    log.skipped_records(batches.skipped)
     log.close()
     batches.close()
 
@@ -378,7 +378,7 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
     "flops_formula": FORMULA,
     "energy_kwh": used.kwh,
     "energy_method": used.method,
-    "skipped_records": len(batches.bad),
+    "skipped_records": len(batches.skipped),
     "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
     "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }
