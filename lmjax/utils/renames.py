@@ -32,6 +32,7 @@ MOVED: dict[str, str] = {
   "lmjax.data.corpus:EmbeddedPairs": "lmjax.data.sources.python_docs:PythonDocPairs",
   "lmjax.data.both_ways:BothWays": "lmjax.data.objectives.bidirectional:BidirectionalText",
   "lmjax.data.denoising:Denoisers": "lmjax.data.objectives.denoising:MixtureOfDenoisers",
+  "lmjax.data.tokenizers:Settings": "lmjax.data.tokenizers.registry:TokenizerConfig",
   "lmjax.data.words:Settings": "lmjax.data.tokenizers.words:WordTokenizerConfig",
   "lmjax.data.sentinels:Settings": "lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig",
   "lmjax.evals.commonest:Commonest": "lmjax.evals.baselines.unigram:UnigramBaseline",
@@ -118,7 +119,7 @@ def _section(value: Any, where: str) -> Any:
   for key, item in value.items():
     name = table.get(key, key)
     item = VALUES.get((where, name, item), item) if isinstance(item, str) else item
-    if key == "kind" and isinstance(item, str) and ":" in item:
+    if isinstance(item, str) and ":" in item:  # a class, or a function such as `clean`
       item = dotted(item)
     inner = "data.source" if where == "data" and key == "validation" else f"{where}.{key}"
     if where in ("data.source", "data.objective") and isinstance(item, dict):
