@@ -36,6 +36,7 @@ MOVED: dict[str, str] = {
   "lmjax.data.corpus:EmbeddedPairs": "lmjax.data.sources.python_docs:PythonDocPairs",
   "lmjax.data.both_ways:BothWays": "lmjax.data.objectives.bidirectional:BidirectionalText",
   "lmjax.data.denoising:Denoisers": "lmjax.data.objectives.denoising:MixtureOfDenoisers",
+  "lmjax.data.tokenizers:Settings": "lmjax.data.tokenizers.registry:TokenizerConfig",
   "lmjax.data.words:Settings": "lmjax.data.tokenizers.words:WordTokenizerConfig",
   "lmjax.data.sentinels:Settings": "lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig",
   "lmjax.evals.commonest:Commonest": "lmjax.evals.baselines.unigram:UnigramBaseline",
