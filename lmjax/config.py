@@ -219,6 +219,40 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: A
     raise UserError(f"config.{where}: {error}") from error
 
 
+def complete(spec: Any, where: str, cls: type | None = None) -> Any:
+  """Returns a section of a config with the defaults of its constructor, so that two configs can be compared.
+
+  Args:
+    cls: the class, where the section decides it; else its `kind` does.
+  """
+  if not isinstance(spec, dict):
+    return spec
+  values: dict[str, Any] = {}
+  if "kind" in spec:
+    cls = resolve(spec["kind"], f"{where}.kind")
+    values["kind"] = renames.dotted(spec["kind"])
+  hints = typing.get_type_hints(cls)
+  if isinstance(cls, type) and issubclass(cls, nn.Module) and "config" in hints:
+    cls, hints = hints["config"], typing.get_type_hints(hints["config"])
+  for key, field in inspect.signature(cls).parameters.items():
+    if key in spec or field.default is not inspect.Parameter.empty:
+      values[key] = _plain(spec.get(key, field.default), hints.get(key), f"{where}.{key}")
+  return values | {key: value for key, value in spec.items() if key not in values}
+
+
+def _plain(value: Any, hint: Any, where: str) -> Any:
+  """Returns a value of a config, or a default of a constructor, as plain data."""
+  if dataclasses.is_dataclass(value):
+    kind = {} if type(value) is hint else {"kind": f"{type(value).__module__}:{type(value).__qualname__}"}
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return complete(kind | fields, where, type(value))
+  if isinstance(value, dict) and ("kind" in value or dataclasses.is_dataclass(hint)):
+    return complete(value, where, hint)
+  if isinstance(value, dict):
+    return {str(key): _plain(item, None, where) for key, item in value.items()}
+  return [_plain(item, None, where) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _value(value: Any, hint: Any, where: str) -> Any:
   """Returns a leaf as its field wants it, or raises UserError."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)

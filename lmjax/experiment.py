@@ -50,6 +50,9 @@ class Start:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not a regular expression: {error}") from error
 
 
+SECTIONS: dict[str, type] = {"optim": Optimizer, "start": Start}  # of a config, whose class is always the same
+
+
 @dataclasses.dataclass(frozen=True)
 class Experiment:
   """The parts of a run."""
@@ -207,15 +210,14 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
     advice = "choose another --workdir, or give the same config to resume"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):
       free.append("data")
-    elif before["data"] != settings["data"]:
+    elif config.complete(before["data"], "data") != config.complete(settings["data"], "data"):
       advice += f" (with other data: --config.data.version={before['data'].get('version', 0) + 1})"
     if before["start"].get("path") and settings["start"].get("path"):  # the sources are compared by sources.json
       before["start"] = before["start"] | {"path": settings["start"]["path"]}
-    for key, value in settings.items():
-      if key not in free and before.get(key) != value:
-        raise UserError(
-          f"{workdir} holds a run of another config: {_difference(key, before.get(key), value)}; {advice}"
-        )
+    for key in (key for key in settings if key not in free):
+      was, now = (config.complete(values[key], key, SECTIONS.get(key)) for values in (before, settings))
+      if was != now:
+        raise UserError(f"{workdir} holds a run of another config: {_difference(key, was, now)}; {advice}")
   hosts.wait_for_all("config read")
   if jax.process_index() == 0:
     if not (workdir / "tokenizer").exists():

@@ -1,4 +1,4 @@
-"""The budgets: files stay short, the path of a training run stays short, imports run one way, the words are the field's."""
+"""The budgets: files stay short, the path of a training run stays short, imports run one way."""
 
 import ast
 import functools

@@ -11,6 +11,7 @@ import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers import registry
+from lmjax.utils import renames
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
@@ -79,7 +80,7 @@ class Words:
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Words":
-    saved = json.loads((folder / "words.json").read_text())
+    saved = renames.section(json.loads((folder / "words.json").read_text()), "data.tokenizer")
     return cls(tuple(saved.pop("vocabulary")), **saved)
 
 
