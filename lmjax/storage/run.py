@@ -133,10 +133,12 @@ class RunFolder(SavedModel):
 
   def parameters(self) -> dict[str, LazyArray]:
     if self._is_plain:
-      known = {name: self._boxes.get(name) for name in self.leaves}
       return {
         name: _Deferred(
-          leaf.shape, np.dtype(leaf.dtype), known[name] and known[name].rows, functools.partial(self.read, name)
+          leaf.shape,
+          np.dtype(leaf.dtype),
+          getattr(self._boxes.get(name), "rows", None),
+          functools.partial(self.read, name),
         )
         for name, leaf in self.leaves.items()
       }
