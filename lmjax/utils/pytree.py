@@ -25,7 +25,7 @@ def map_named(fn: Callable[[str, Any], Any], tree: Tree, is_leaf: Callable[[Any]
 
 
 def first_match(patterns: Mapping[str, Any], path_name: str, default: Any) -> Any:
-  """Returns the value of the first regular expression that is found in the path name, otherwise the default."""
+  """Returns the value of the first regular expression that matches in the path name, otherwise the default."""
   for pattern, value in patterns.items():
     if re.search(pattern, path_name):
       return value

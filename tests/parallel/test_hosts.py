@@ -116,7 +116,7 @@ def test_gather_takes_each_entry_from_its_owner(monkeypatch):
   monkeypatch.setattr(
     hosts.multihost_utils,
     "process_allgather",
-    lambda tree: tuple(np.stack([mine, theirs]) for mine, theirs in zip(tree, (other, ~tree[1]), strict=True)),
+    lambda tree: tuple(np.stack(pair) for pair in zip(tree, (other, ~tree[1]), strict=True)),
   )
   np.testing.assert_array_equal(hosts.gather(values, [0, 2]), [[1, 1], [-2, -2], [3, 3], [-4, -4]])
   assert values[1, 0] == 2, "the argument is unchanged"
