@@ -61,7 +61,9 @@ def test_an_old_config_becomes_the_new_one_and_that_stays_as_it_is():
   assert renames.config(read("new.json")) == read("new.json")
 
 
-@pytest.mark.parametrize("section, old, new", [(s, *keys) for s, table in renames.KEYS.items() for keys in table.items()])
+@pytest.mark.parametrize(
+  "section, old, new", [(s, *keys) for s, table in renames.KEYS.items() for keys in table.items()]
+)
 def test_every_old_key(section, old, new):
   def nested(key):
     *parents, last = section.split(".")

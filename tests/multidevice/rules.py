@@ -29,7 +29,7 @@ from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
 from lmjax.storage import huggingface
 from lmjax.storage.lazy import LazyTensor
-from lmjax.storage.loading import task_of
+from lmjax.storage.loading import shard_params, task_of
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM

@@ -111,7 +111,7 @@ def our_outputs(loaded, case: str) -> dict[str, np.ndarray]:
       hidden, pooled, _ = model.apply({"params": params["model"]}, ids, places, segments, types)
       return {"hidden": hidden, "pooled": pooled}
     task = MaskedLM(model, next_sentence="next_sentence" in params["heads"])
-    out = task.forward(params, dict(inputs=ids, positions=places, segments=segments, types=types))
+    out = task.forward(params, dict(inputs=ids, positions=places, segments=segments, token_types=types))
     return {"logits": out.logits} | {k: v for k, v in out.taps.items() if k == "next_sentence"}
   hidden, _ = model.apply({"params": params["model"]}, ids)
   return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
