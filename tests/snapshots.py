@@ -1,4 +1,4 @@
-"""What every family and objective computes at `:debug`: parameter shapes, and losses of three steps on a fake batch.
+"""Parameter shapes of every family and objective at `:debug`, and the losses of three steps on a fake batch.
 
     python -m tests.snapshots     # writes tests/snapshots.json anew; look at the difference before committing it
 

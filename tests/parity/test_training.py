@@ -61,14 +61,14 @@ def bert_batch(rng):
   targets, following = rng.integers(3, VOCABULARY, (ROWS, MASKED)), rng.integers(0, 2, ROWS)
   labels = np.full((ROWS, LENGTH), -100)
   np.put_along_axis(labels, positions, np.where(weights, targets, -100), axis=1)
-  ours = dict(
+  batch = dict(
     inputs=ids, token_types=token_types, positions=np.tile(np.arange(LENGTH), (ROWS, 1)), segments=valid,
     masked_positions=positions, labels=targets, weights=weights, next_sentence_label=following,
   )  # fmt: skip
   hf = dict(
     input_ids=ids, attention_mask=valid, token_type_ids=token_types, labels=labels, next_sentence_label=following
   )
-  return ours, hf
+  return batch, hf
 
 
 def t5_batch(rng):
@@ -78,11 +78,11 @@ def t5_batch(rng):
   weights = np.arange(LENGTH // 2) < rng.integers(4, LENGTH // 2 + 1, (ROWS, 1))
   targets = np.where(weights, targets, 0)
   decoder_inputs = np.concatenate([np.zeros((ROWS, 1), int), targets[:, :-1]], axis=1)
-  ours = dict(
+  batch = dict(
     inputs=ids, segments=valid, decoder_inputs=decoder_inputs, decoder_segments=np.ones_like(targets), targets=targets,
     weights=weights,
   )  # fmt: skip
-  return ours, dict(input_ids=ids, attention_mask=valid, labels=np.where(weights, targets, -100))
+  return batch, dict(input_ids=ids, attention_mask=valid, labels=np.where(weights, targets, -100))
 
 
 def batches(case: str) -> list[tuple[dict, dict]]:
@@ -91,8 +91,10 @@ def batches(case: str) -> list[tuple[dict, dict]]:
   make = {"bert": bert_batch, "t5": t5_batch}.get(case, causal_batch)
   made = [make(rng) for _ in range(BATCHES)]
   dtypes = {"weights": jnp.float32}
-  ours = [{key: jnp.asarray(value, dtypes.get(key, jnp.int32)) for key, value in batch.items()} for batch, _ in made]
-  return [(ours[i % BATCHES], made[i % BATCHES][1]) for i in range(STEPS)]
+  pairs = [
+    ({key: jnp.asarray(value, dtypes.get(key, jnp.int32)) for key, value in batch.items()}, hf) for batch, hf in made
+  ]
+  return [pairs[i % BATCHES] for i in range(STEPS)]
 
 
 def hf_model(case: str):
@@ -133,7 +135,7 @@ def hf_losses(model, steps) -> list[float]:
   return losses
 
 
-def our_losses(loaded, steps) -> tuple[list[float], dict]:
+def lmjax_losses(loaded, steps) -> tuple[list[float], dict]:
   """Trains a loaded model with lmjax, and returns the losses and the trained parameters."""
   task, tx, transform = task_of(loaded), OPTIMIZER.build(STEPS), Identity()
   if isinstance(task, MaskedLM):
@@ -170,7 +172,7 @@ def test_fifty_steps_have_the_losses_of_transformers(case, tmp_path):
   model.save_pretrained(tmp_path / "start")
   loaded = huggingface.load(tmp_path / "start")
   wanted = hf_losses(model, steps)
-  losses, params = our_losses(loaded, steps)
+  losses, params = lmjax_losses(loaded, steps)
   np.testing.assert_allclose(losses, wanted, rtol=RTOL)
   assert wanted[-1] < wanted[0] - 0.3, "the loss must fall, or equal losses show little"
 
