@@ -28,7 +28,7 @@ def cross_entropy(
 
   Smoothing takes part of the target's weight and spreads it over all words (Szegedy et al., 2016, arXiv:1512.00567).
   The z-loss keeps log Z near 0 (Chowdhery et al., 2022, arXiv:2204.02311, section 5). Under differentiation the
-  gradient of a chunk is made as soon as its scores are there, so they are computed once and dropped.
+  gradient of a chunk is computed together with its scores, which are then dropped.
 
   Args:
     x_BxLxD: final vectors, in any float type; products accumulate in float32.

@@ -82,7 +82,7 @@ def test_loss_and_gradients_are_those_of_the_dense_tree(family, changes):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_leaf_tree_stands_for_the_parameters_it_replaced(family):
+def test_the_leaf_tree_represents_the_parameters_it_replaced(family):
   """Within the 16 bits that two bfloat16 values have."""
   task = tiny_task(family)
   state, named = new_state(task), named_parameters(task, 4, 16)

@@ -83,7 +83,7 @@ def test_the_gradient_is_that_of_the_plain_scan(cells, clip, monkeypatch):
     return jnp.sum(y * wanted) + jnp.sum(after.h_BxD**2) + jnp.sum(jnp.sin(after.c_BxF))
 
   written = jax.grad(value, argnums=(0, 1, 2))(params, x, state)
-  monkeypatch.setattr(lstm, "_read", lambda *arguments: lstm._forward(*arguments)[0])
+  monkeypatch.setattr(lstm, "_scan", lambda *arguments: lstm._forward(*arguments)[0])
   plain = jax.grad(value, argnums=(0, 1, 2))(params, x, state)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), written, plain)
 

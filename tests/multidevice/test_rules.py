@@ -32,7 +32,7 @@ def test_each_device_reads_its_own_part_of_a_folder():
   assert "each device read its own part" in run("folder")
 
 
-def test_leaf_types_are_sharded_as_the_parameters_they_stand_for():
+def test_leaf_types_are_sharded_as_the_parameters_they_represent():
   output = run("toy_leaf")
   assert "leaf types are split as their parameters" in output and output.count("same loss of a leaf type") == 2
 

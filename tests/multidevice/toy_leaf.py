@@ -1,4 +1,4 @@
-"""Run by test_rules.py with eight simulated devices: a leaf type is sharded as the parameter it stands for.
+"""Run by test_rules.py with eight simulated devices: a leaf type is sharded as the parameter it represents.
 
 Under every rule set, for every family, stacked layers included; with axis names of their own, and without.
 """
