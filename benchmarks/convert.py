@@ -41,8 +41,8 @@ class RandomParameter:
 def make(folder: pathlib.Path) -> None:
   """Writes a random GPT-2 1558M in Hugging Face's format."""
   model = Decoder(Config(**PRESETS["gpt2-1558m"]))
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), {"inputs": jax.numpy.zeros((1, 2), int)}))["params"]
-  shapes = nn.unbox(shapes)
+  batch = {"inputs": jax.numpy.zeros((1, 2), int)}
+  shapes = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch))["params"])
   assert pytree.named_leaves(shapes)["embed/table"].shape[0] == padded(50257)
   huggingface.save(
     folder, model, {"model": jax.tree.map(lambda leaf: RandomParameter(leaf.shape), shapes), "heads": {}}
