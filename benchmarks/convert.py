@@ -16,6 +16,7 @@ import time
 
 import jax
 import numpy as np
+from flax import linen as nn
 
 from lmjax.commands.convert import convert
 from lmjax.layers.einsum import padded
@@ -24,8 +25,8 @@ from lmjax.storage import huggingface
 from lmjax.utils import pytree
 
 
-class RichTable:
-  """A parameter whose values are drawn when a layer is asked for."""
+class RandomParameter:
+  """A parameter whose values are drawn when a layer is read."""
 
   def __init__(self, shape: tuple[int, ...]):
     self.shape = shape
@@ -40,10 +41,12 @@ class RichTable:
 def make(folder: pathlib.Path) -> None:
   """Writes a random GPT-2 1558M in Hugging Face's format."""
   model = Decoder(Config(**PRESETS["gpt2-1558m"]))
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), jax.numpy.zeros((1, 2), int)))["params"]
-  shapes = jax.tree.map(lambda box: box.value, shapes, is_leaf=lambda x: hasattr(x, "axes"))
+  batch = {"inputs": jax.numpy.zeros((1, 2), int)}
+  shapes = nn.unbox(jax.eval_shape(lambda: model.init(jax.random.key(0), batch))["params"])
   assert pytree.named_leaves(shapes)["embed/table"].shape[0] == padded(50257)
-  huggingface.save(folder, model, {"model": jax.tree.map(lambda leaf: RichTable(leaf.shape), shapes), "heads": {}})
+  huggingface.save(
+    folder, model, {"model": jax.tree.map(lambda leaf: RandomParameter(leaf.shape), shapes), "heads": {}}
+  )
 
 
 def anonymous() -> float:
@@ -76,8 +79,8 @@ def main() -> None:
   done.set()
   watcher.join()
   same = (work / "in" / "model.safetensors").read_bytes() == (work / "out" / "model.safetensors").read_bytes()
-  found = dict(largest_mb=largest, idle_mb=idle, peak_above_idle_mb=peak[0] - idle, allowed_mb=2 * largest + 500)
-  print(json.dumps({k: round(v, 1) for k, v in found.items()} | {"seconds": round(seconds, 1), "same_bytes": same}))
+  result = dict(largest_mb=largest, idle_mb=idle, peak_above_idle_mb=peak[0] - idle, allowed_mb=2 * largest + 500)
+  print(json.dumps({k: round(v, 1) for k, v in result.items()} | {"seconds": round(seconds, 1), "same_bytes": same}))
 
 
 if __name__ == "__main__":

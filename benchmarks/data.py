@@ -3,7 +3,7 @@
     taskset -c 0 python benchmarks/data.py --books 'lm_gutenberg_books/*.txt.gz' --tokenizer tok_gpt2 --work /tmp/data
     taskset -c 0 python benchmarks/data.py ... --peer          (needs: pip install datasets tokenizers)
 
-The work, on the same JSONL file of pieces of novels (16 kB each), with the same GPT-2 tokenizer:
+The work, on the same JSONL file of parts of novels (16 kB each), with the same GPT-2 tokenizer:
 
 prepare: tokenize the file into a form that is read at random later, on disk.
 read: rows of 1,024 packed tokens, from what was prepared, in shuffled order: 1,000 rows.
@@ -24,7 +24,7 @@ LENGTH, ROWS = 1024, {"read": 1000, "tokenize": 300}
 
 
 def make_file(books: str, file: pathlib.Path) -> None:
-  """Writes the pieces of the books, without Gutenberg's own words, as JSON lines."""
+  """Writes parts of the books, without Gutenberg's own words, as JSON lines."""
   from lmjax.data.sources.text import gutenberg_body
 
   with file.open("w") as out:
@@ -34,7 +34,7 @@ def make_file(books: str, file: pathlib.Path) -> None:
         out.write(json.dumps({"text": text[i : i + 16_384]}) + "\n")
 
 
-def ours(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
+def lmjax_cases(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
   """Yields (case, tokens, seconds) of lmjax."""
   from absl import flags
 
@@ -48,9 +48,9 @@ def ours(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
   tokenizer = registry.load(tokenizer_path)
   source = JsonLines(str(file))
   began = time.perf_counter()
-  *_, (_, counts) = Preparation(source, tokenizer).run(work / "ours")
+  *_, (_, counts) = Preparation(source, tokenizer).run(work / "lmjax")
   yield "prepare", counts["tokens"], time.perf_counter() - began
-  ready = Prepared(str(work / "ours"))
+  ready = Prepared(str(work / "lmjax"))
   for case, origin in (("read", ready), ("tokenize", source)):
     began = time.perf_counter()
     batches = Text(origin, origin, LENGTH).train(tokenizer, 8, 0)
@@ -60,7 +60,7 @@ def ours(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
     yield case, ROWS[case] // 8 * 8 * LENGTH, time.perf_counter() - began
 
 
-def peers(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
+def peer_cases(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
   """Yields (case, tokens, seconds) of datasets + tokenizers."""
   import datasets
   import numpy as np
@@ -71,7 +71,7 @@ def peers(file: pathlib.Path, tokenizer_path: str, work: pathlib.Path):
   tokenizer = tokenizers.ByteLevelBPETokenizer(str(folder / "encoder.json"), str(folder / "vocab.bpe"))
 
   def encode(examples):
-    return {"ids": [found.ids for found in tokenizer.encode_batch(examples["text"], add_special_tokens=False)]}
+    return {"ids": [encoding.ids for encoding in tokenizer.encode_batch(examples["text"], add_special_tokens=False)]}
 
   def rows(dataset, count):
     """Packs shuffled documents into rows, with their segments and positions."""
@@ -116,10 +116,10 @@ def main() -> None:
   file = options.work / "books.jsonl"
   if not file.exists():
     make_file(options.books, file)
-  for name in ("ours", "peer", "cache"):
+  for name in ("lmjax", "peer", "cache"):
     shutil.rmtree(options.work / name, ignore_errors=True)
   megabytes = file.stat().st_size / 1e6
-  for case, tokens, seconds in (peers if options.peer else ours)(file, options.tokenizer, options.work):
+  for case, tokens, seconds in (peer_cases if options.peer else lmjax_cases)(file, options.tokenizer, options.work):
     line = {"case": case, "tokens": tokens, "seconds": round(seconds, 3), "tokens_per_second": round(tokens / seconds)}
     print(json.dumps(line | ({"MB_per_second": round(megabytes / seconds, 2)} if case == "prepare" else {})))
 

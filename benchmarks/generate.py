@@ -43,7 +43,7 @@ def main() -> None:
   options = parser.parse_args()
   keep_memory()  # as `lmjax generate` does on a CPU
   model = Decoder(Config(**PRESETS["gpt2-124m"]))
-  init = jax.jit(lambda rng: nn.unbox(model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"]))
+  init = jax.jit(lambda rng: nn.unbox(model.init(rng, {"inputs": jnp.zeros((1, 8), jnp.int32)})["params"]))
   sampler = Sampler(model, 1024, Sampling(temperature=0.0))
   params = sampler.prepare(init(jax.random.key(0)))
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params) if leaf.shape[0] != 1024)  # positions are only looked up

@@ -1,4 +1,4 @@
-"""What a GPU gives: the same numbers as the CPU, then tokens a second and utilisation of training steps and generation.
+"""A GPU: the same numbers as the CPU, then tokens a second and utilisation of training steps and generation.
 
     bash benchmarks/gpu.sh
 
@@ -28,7 +28,7 @@ from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import chip_of
 from lmjax.state import init_state
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import fake_batch, tiny_decoder
+from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.train import make_step
 
 STEPS = {"gpt2": ("gpt2-124m", 32, 1024), "tiny": (None, 4, 32)}  # preset, rows, length
@@ -43,12 +43,12 @@ def check_correctness(device: jax.Device) -> None:
     return task.loss(params, {}, {}, batch)[0]["loss"].total
 
   with jax.default_matmul_precision("highest"):
-    found = []
+    results = []
     for where in (jax.devices("cpu")[0], device):
       with use_layout(Layout.build(MeshShape().build([where]), "ddp")) as layout:
         state = init_state(task, Optimizer().build(9), Identity(), layout, 4, 16, 0)
-        found.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(state.params)))
-  worst = max(float(np.max(np.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, found), strict=True))
+        results.append(jax.device_get(jax.jit(jax.value_and_grad(loss))(state.params)))
+  worst = max(float(np.max(np.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, results), strict=True))
   rng = np.random.default_rng(0)
   q, k, v = (jnp.asarray(rng.normal(size=(2, 256, 4, 64)), jnp.bfloat16) for _ in range(3))
   mask = Mask(jnp.asarray(np.repeat([[1, 2, 3, 3]] * 2, 64, axis=1)), causal=True)
@@ -98,8 +98,7 @@ def time_generation(case: str, layout: Layout, batch: int) -> dict:
   decoder = model(STEPS[case][0])
   new = 8 if case == "tiny" else 128
   with use_layout(layout):
-    params = jax.jit(decoder.init)(jax.random.key(0), jnp.zeros((1, 8), jnp.int32))["params"]
-    params = jax.tree.map(lambda leaf: leaf.value, params, is_leaf=lambda leaf: hasattr(leaf, "unbox"))
+    params = init_params(decoder, {"inputs": jnp.zeros((1, 8), jnp.int32)})["params"]
     sampler = Sampler(decoder, 16 + new, Sampling(temperature=0.0))
     ready, times = sampler.prepare(params), []
     for _ in range(3):

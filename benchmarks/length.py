@@ -55,14 +55,14 @@ def main() -> None:
   parser.add_argument("--lengths", type=int, nargs="+", default=[32, 64, 128, 256, 512, 1024, 2048])
   parser.add_argument("--repeats", type=int, default=3)
   options = parser.parse_args()
-  found: dict[str, list[float]] = {name: [] for name in MODELS}
+  times: dict[str, list[float]] = {name: [] for name in MODELS}
   for length in options.lengths:
     for name in MODELS:
-      found[name].append(seconds(name, length, options.repeats))
-    print(json.dumps({"length": length} | {name: round(times[-1], 4) for name, times in found.items()}), flush=True)
+      times[name].append(seconds(name, length, options.repeats))
+    print(json.dumps({"length": length} | {name: round(values[-1], 4) for name, values in times.items()}), flush=True)
   figure, axes = plt.subplots(figsize=(6, 4), layout="constrained")
-  for (name, times), color, mark in zip(found.items(), ("#0072B2", "#D55E00"), "os", strict=True):
-    axes.loglog(options.lengths, times, marker=mark, color=color, label=name, base=2)
+  for (name, values), color, mark in zip(times.items(), ("#0072B2", "#D55E00"), "os", strict=True):
+    axes.loglog(options.lengths, values, marker=mark, color=color, label=name, base=2)
   axes.set(xlabel="tokens in a row", ylabel="seconds a step", title=f"A step of {TOKENS:,} tokens")
   axes.legend(frameon=False)
   figure.savefig(options.output, dpi=120)

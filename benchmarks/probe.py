@@ -32,12 +32,12 @@ def read(path: str) -> list[list[tuple[str, str]]]:
 
 def layers(opened, sentences: list[list[tuple[str, str]]]) -> np.ndarray:
   """Returns every layer's vectors of every word [N, T, D]."""
-  found = []
+  vectors = []
   for layer in range(1, 2 + opened.task.model.config.depth):
     embedder = Embedder(opened.task, opened.tokenizer, 130, layer=layer, batch=64)
     texts = [embedder.encode_text(" ".join(word for word, _ in sentence), by_word=True) for sentence in sentences]
-    found.append(np.concatenate(embedder.tokens(opened.params, texts)))
-  return np.stack(found)
+    vectors.append(np.concatenate(embedder.tokens(opened.params, texts)))
+  return np.stack(vectors)
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
-"""What a model trained on span corruption writes for hidden spans of held-out sentences, greedily.
+"""Greedy predictions of a model trained on span corruption, for masked spans of held-out sentences.
 
     python benchmarks/spans.py --workdir runs/t5 --count 10
 
-Sentences of the run's own validation text, of 12 to 24 words, one from each of so many documents. Prints a row of a
-table for each: the sentence with its hidden spans in brackets, and what the model wrote for them.
+Sentences of the run's own validation text, of 12 to 24 words, one from each of so many documents. Prints a table
+row for each: the sentence with its masked spans in brackets, and the model's prediction.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from lmjax.parallel.sharding import use_layout
 
 
 def filled(source: list[int], target: list[int], tokenizer) -> str:
-  """Returns a source with what is behind its sentinels in brackets."""
+  """Returns a source with the spans of its sentinels in brackets."""
   spans, now = {}, []
   for i in target:
     if i >= tokenizer.inner.size:
@@ -44,15 +44,15 @@ def main() -> None:
   options = parser.parse_args()
   opened = storage.open(options.workdir).load()
   tokenizer, source = opened.tokenizer, opened.run.data.validation
-  rng, found = np.random.default_rng(0), []
+  rng, examples = np.random.default_rng(0), []
   for number in rng.permutation(len(source)):
     fitting = [s for s in sentences(source[int(number)]) if 12 <= len(s.split()) <= 24]
-    if fitting and len(found) < options.count:
+    if fitting and len(examples) < options.count:
       ids = np.asarray(tokenizer.encode(" ".join(fitting[len(fitting) // 2].split())))
-      found.append([part.tolist() for part in SpanCorruption()(ids, tokenizer, rng)])
+      examples.append([part.tolist() for part in SpanCorruption()(ids, tokenizer, rng)])
   with use_layout(opened.layout):
-    written = generate(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in found], 24)
-  for (hidden, truth), guess in zip(found, written, strict=True):
+    written = generate(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in examples], 24)
+  for (hidden, truth), guess in zip(examples, written, strict=True):
     print(f"| {filled(hidden, truth, tokenizer)} | `{guess}` |")
 
 

@@ -94,7 +94,7 @@ def main() -> None:
 
     seconds = median_seconds(run, options.repeats)
     parameters = count_parameters(named_parameters(task, batch, length))
-  flops = train_step_flops(task, batch, length).done(task.model.causal) / seconds
+  flops = train_step_flops(task, batch, length).executed(task.model.causal) / seconds
   peak = product_flops()
   result = dict(
     case=options.case,

@@ -20,7 +20,7 @@ from lmjax.utils import renames
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-UNKNOWN = 1e30  # the loss of a checkpoint that was not evaluated, as a number that JSON has
+UNKNOWN = 1e30  # loss of a checkpoint that was not evaluated; JSON has no NaN
 
 DataState = dict[str, np.ndarray]
 
@@ -67,12 +67,12 @@ class Checkpoints:
         if path.name.isdigit():
           json.loads((path / "metrics" / "metrics").read_text())
       except (OSError, ValueError) as error:
-        damaged = self.folder.parent / "damaged" / path.name
-        damaged.parent.mkdir(exist_ok=True)
-        self._say(f"checkpoint {path} is corrupt, moved to {damaged} ({_reason(error)})")
-        if damaged.exists():
-          damaged.rmtree()
-        path.rename(damaged)
+        corrupt = self.folder.parent / "corrupt" / path.name
+        corrupt.parent.mkdir(exist_ok=True)
+        self._say(f"checkpoint {path} is corrupt, moved to {corrupt} ({_reason(error)})")
+        if corrupt.exists():
+          corrupt.rmtree()
+        path.rename(corrupt)
 
   def steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, oldest first."""
@@ -117,7 +117,7 @@ class Checkpoints:
     )
 
   def restore(self, state: TrainState, data_state: DataState) -> tuple[TrainState, DataState] | None:
-    """Returns the newest complete state, on the shardings of the abstract `state`; None if there is none.
+    """Returns the newest complete state, on the shardings of the abstract `state`; None without a checkpoint.
 
     A corrupt checkpoint is named and skipped. Its frozen part is that of `state`.
 
@@ -137,9 +137,9 @@ class Checkpoints:
         self._say(f"checkpoint {self.folder / str(step)} is corrupt or does not fit, skipped ({_reason(error)})")
     if steps:
       raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
-    if (self.folder.parent / "damaged").exists():
+    if (self.folder.parent / "corrupt").exists():
       raise UserError(
-        f"checkpoint: {self.folder} has no complete checkpoint, and {self.folder.parent / 'damaged'} has corrupt ones; "
+        f"checkpoint: {self.folder} has no complete checkpoint, and {self.folder.parent / 'corrupt'} has corrupt ones; "
         "delete that folder to start from scratch, or choose another --workdir"
       )
     return None

@@ -1,8 +1,8 @@
 """Configs: functions that return plain nested data, each leaf of which is consumed by exactly one strict constructor.
 
 A config file has `get_config(argument)`; `configs/gpt2.py:size=124m,debug` calls it with `size=124m,debug`. A part
-that names a class, `kind = "lmjax.tasks.causal_lm:CausalLM"`, is built by `build`, which knows every key from the
-class itself.
+that names a class, `kind = "lmjax.tasks.causal_lm:CausalLM"`, is built by `build`, which takes the valid keys from
+the class itself.
 """
 
 import argparse
@@ -77,7 +77,7 @@ def debug(config: ConfigDict) -> ConfigDict:
 
 
 def given(preset: dict[str, Any]) -> dict[str, Any]:
-  """Returns a model preset without what other parts of a config say: the vocabulary and the length."""
+  """Returns a model preset without the fields that other sections of a config set: vocabulary and length."""
   return {key: value for key, value in preset.items() if key not in ("vocabulary", "length")}
 
 
@@ -86,7 +86,7 @@ TINY_RECURRENT = dict(cells=64, filters=((1, 8), (2, 16)))
 
 
 def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, Any]:
-  """Returns the plain data of `PATH[:argument]`, with overrides such as {"optim.peak_lr": "3e-4"} put in.
+  """Returns the plain data of `PATH[:argument]`, with overrides such as {"optim.peak_lr": "3e-4"} applied.
 
   Raises:
     UserError: no such file, no get_config in it, a wrong argument, an unknown top-level key.
@@ -140,7 +140,7 @@ def _complete(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def override(config: dict[str, Any], key: str, text: str) -> None:
-  """Puts a value, as a command line gives it, in its place in a config's plain data.
+  """Sets a key of a config's plain data to a value as written on a command line.
 
   Raises:
     UserError: no such section.
@@ -206,7 +206,7 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: A
     shared = shared | {"parent": None}
   for key in spec:
     if key not in fields or key in shared:
-      owner = " ; another section sets it" if key in shared else did_you_mean(key, set(fields) - set(shared))
+      owner = "; another section sets it" if key in shared else did_you_mean(key, set(fields) - set(shared))
       raise UserError(f"config.{where}.{key}: no such key{owner}")
   values = {key: _value(value, hints.get(key, Any), f"{where}.{key}") for key, value in spec.items()}
   values |= {key: value for key, value in shared.items() if key in fields}
@@ -279,7 +279,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     return {str(k): _value(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
   if dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False):
     return build(value, where, hint if dataclasses.is_dataclass(hint) else None)
-  if hint is str and value is None:  # `--config.model.remat=none` is read before it is known to be a text
+  if hint is str and value is None:  # `--config.model.remat=none` is parsed before its type is known
     return "none"
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
@@ -291,7 +291,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
 
 
 def _article(hint: type) -> str:
-  return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
+  return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
 
 
 def parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -302,10 +302,10 @@ def parser(command: str, description: str) -> argparse.ArgumentParser:
 
 
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-  """Returns a door's own options, and the `--config.key=value` among its arguments as {key: value}.
+  """Returns a command's own options, and the `--config.key=value` among its arguments as {key: value}.
 
   Raises:
-    UserError: an option the door does not have.
+    UserError: an option that the command does not have.
   """
   overrides, others, waiting = {}, [], list(arguments)
   while waiting:
@@ -321,7 +321,7 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
 
 
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-  """Returns a door's options; what argparse would print in many lines is a UserError."""
+  """Returns a command's options; what argparse would print in many lines is a UserError."""
 
   def fail(message: str):
     raise UserError(f"{parser.prog}: {message}; see {parser.prog} --help")

@@ -109,12 +109,12 @@ class Experiment:
     return self.model_params(state.replace(params=averaged(state.opt_state, state.params)))
 
   def merged(self, state: TrainState) -> Tree:
-    """Returns the parameters of `eval_params` as a plain tree of arrays, what the transform adds merged in."""
+    """Returns the parameters of `eval_params` as a plain tree of arrays, the transform merged in."""
     params = averaged(state.opt_state, state.params)
     return dense_tree(self.transform.merge(params, state.transform, state.frozen.transform))
 
   def load(self, workdir: epath.PathLike, step: int | None = None) -> tuple[TrainState, int]:
-    """Returns a state of which only what the model's parameters need is read, not its frozen part, and its step."""
+    """Returns a state with only what the model's parameters depend on loaded, and its step; the frozen part is not."""
     state = self.state(abstract=True)
     names = ("params", "opt_state", "transform") if self.optimizer.ema else ("params", "transform")
     parts, step = checkpoint.load(workdir, {name: getattr(state, name) for name in names}, step)
@@ -130,11 +130,11 @@ def build(
   """Returns the experiment of a config's plain data; the tokenizer comes from the run folder where it has one.
 
   Args:
-    devices: those of the mesh, by default all; with absent ones, to plan for, no data or tokenizer need be there.
-    vocabulary: ids of a tokenizer that is not there.
+    devices: of the mesh, by default all; where they are given, to plan for, data and tokenizer need not exist.
+    vocabulary: size of a tokenizer that does not exist yet.
 
   Raises:
-    UserError: the first thing in the config that cannot be.
+    UserError: the first invalid value in the config.
   """
   for key in ("seed", "steps", "batch"):
     value = settings[key]
@@ -198,7 +198,7 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
   """Writes config and tokenizer into a run folder, or checks them against those in it.
 
   The number of steps, and how often things are logged, evaluated and saved, may change when a run resumes; its data may
-  where config.data.version is raised; the path it started from may, where it leads to the same weights.
+  if config.data.version is raised; the path of `start` may if its weights are the same.
 
   Raises:
     UserError: the folder belongs to another config.

@@ -2,7 +2,7 @@
 
     lmjax train --config configs/gpt2.py:size=124m --workdir runs/gpt2 --config.optim.peak_lr=3e-4
 
-The same command on the same folder goes on where it stopped.
+Rerun the same command on the same folder to resume.
 """
 
 import datetime
@@ -34,12 +34,12 @@ from lmjax.tasks.base import Base, Collected, weighted_sum
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean, add
 
-COLLECT = 0x636F6C  # folded into the key of collecting, which no step uses
-PREEMPTED = 75  # exit code after SIGTERM: saved, start the same command again
+COLLECT = 0x636F6C  # folded into the run's key for `collect`: no step folds it in
+PREEMPTED = 75  # exit code after SIGTERM: the state is saved, rerun the same command to resume
 
 
 def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1):
-  """Returns step(state, batch, rng) -> (state, metrics), the whole of it, to be jitted with its state donated.
+  """Returns step(state, batch, rng) -> (state, metrics), to be jitted with its state donated.
 
   metrics: each loss term and metric of the task as a Mean, their weighted sum `loss`, `gradient_norm`, whether both are
   `finite`, and the metrics of the transform.
@@ -89,7 +89,10 @@ def _eager() -> bool:
 
 
 def accumulate(loss_fn, microbatches: int):
-  """Returns gradients, terms and carry of a batch taken in parts: exact, the denominators being the whole batch's."""
+  """Returns fn(params, carry, batch, rng) -> (gradients, terms, carry), computed in microbatches.
+
+  Exact, since the denominators in `loss_fn` are those of the whole batch.
+  """
   gradient = jax.grad(loss_fn, has_aux=True)
 
   def whole(params, carry, batch, rng):
@@ -114,10 +117,10 @@ def accumulate(loss_fn, microbatches: int):
 
 
 def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
-  """Trains what a config describes into a run folder, and returns the exit code.
+  """Trains the model of a config into a run folder, and returns the exit code.
 
   Raises:
-    UserError: whatever a person can mend; the last good checkpoint stays.
+    UserError: a problem that the user can fix; the last complete checkpoint is kept.
   """
   with hosts.joined():
     workdir = epath.Path(workdir)
@@ -145,13 +148,13 @@ def _train(
   first, collects = int(state.step), int(saved["collects"])
   if first >= run.steps:
     console.print(
-      f"{workdir} is finished: it holds step {first} of {run.steps}; --config.steps=N goes on", markup=False
+      f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.steps to train further", markup=False
     )
     return 0
   if int(saved["version"]) != run.data.version:
     console.print(
-      f"data version {run.data.version} begins at step {first}: its order starts anew "
-      f"(version {int(saved['version'])} was read up to there)",
+      f"data version {run.data.version} starts at step {first}, from its beginning "
+      f"(version {int(saved['version'])} was used before)",
       markup=False,
     )
     saved = start
@@ -176,7 +179,7 @@ def _train(
   pending: list[tuple[int, dict]] = []
 
   def process_metrics() -> None:
-    """Reads the oldest metrics that are not read yet; they lag a step, so that the device never waits for us."""
+    """Logs the oldest pending metrics, one step late, so that the device never waits for the host."""
     at, metrics = pending.pop(0)
     metrics = jax.device_get(metrics)
     values = {k: v.value() if isinstance(v, Mean) else float(v) for k, v in metrics.items()}
@@ -185,7 +188,7 @@ def _train(
       good = checkpoints.steps()
       raise UserError(
         f"step {at}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; stopped. "
-        f"{f'The last good checkpoint is step {good[-1]}' if good else 'There is no checkpoint yet'} in {workdir}. "
+        f"{f'The last complete checkpoint is step {good[-1]}' if good else 'There is no checkpoint yet'} in {workdir}. "
         "Try a lower --config.optim.peak_lr or a longer warmup; --debug_nans names the operation"
       )
     latest["train_loss"] = values["loss"]
@@ -209,12 +212,12 @@ def _train(
   def evaluate(at: int) -> None:
     with clock("evaluation"):
       params = run.eval_params(state)
-      found = {f"{n}_{k}": v for n, evaluator in evaluators.items() for k, v in evaluator(params).items()}
-    if found:
-      latest["evaluations"] = found
-      latest["validation_loss"] = found.get("validation_loss")
-      log.write(at, found)
-      log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in found.items()))
+      scores = {f"{n}_{k}": v for n, evaluator in evaluators.items() for k, v in evaluator(params).items()}
+    if scores:
+      latest["evaluations"] = scores
+      latest["validation_loss"] = scores.get("validation_loss")
+      log.write(at, scores)
+      log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
 
   def save(at: int) -> None:
     with clock("saving"):
@@ -258,13 +261,13 @@ def _train(
           save(at)
         if leaving:
           break
-        with clock("data"):  # after the save, whose position is behind the batch that was learnt from
+        with clock("data"):  # after the save, whose data position follows the batch just trained on
           batch = next(batches)
         log.skipped_records(batches.skipped)
     with clock("saving"):
       checkpoints.close()
     if not done:
-      log.say(f"{signals.received.name}: saved step {at} in {workdir}; the same command goes on from there")
+      log.say(f"{signals.received.name}: saved step {at} in {workdir}; rerun the same command to resume")
       return PREEMPTED if signals.received == signal.SIGTERM else 130
     log.summary(_summary(run, latest, clock, first, batches, meter))
     return 0
@@ -275,7 +278,7 @@ def _train(
 
 
 def _collect(run: Experiment, state: TrainState, batch: Batch, rng: jax.Array, number: int) -> Iterable[Collected]:
-  """Returns the batches to learn from: the one that came, or what the task makes of it."""
+  """Returns the batches to train on: the given one, or those that the task collects from it."""
   if not run.task.collects:
     return (Collected(batch),)
   rng = jax.random.fold_in(jax.random.fold_in(rng, COLLECT), number)
@@ -283,7 +286,7 @@ def _collect(run: Experiment, state: TrainState, batch: Batch, rng: jax.Array, n
 
 
 class _Step:
-  """The step, compiled once for each length of batch; as it is where jax is to look at every operation."""
+  """The step, compiled once for each batch shape; not ahead of time where jax checks every operation."""
 
   def __init__(self, run: Experiment, abstract: TrainState):
     self.eager = _eager()
@@ -302,7 +305,7 @@ class _Step:
     return self.compile(state, batch, rng)(state, batch, rng)
 
   def memory(self):
-    """Returns XLA's account of the first compiled step, or None."""
+    """Returns XLA's memory analysis of the first compiled step, or None."""
     step = next(iter(self._compiled.values()))
     return step.memory_analysis() if hasattr(step, "memory_analysis") else None
 
@@ -327,17 +330,17 @@ def _restore_or_init(
 
 
 def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns what the task takes, at this batch's length."""
+  """Returns the spec of the batches that the task reads, at this batch's length."""
   return run.task.reads(run.batch, batch["inputs"].shape[1] if "inputs" in batch else run.data.length)
 
 
 def _shard_batch(batch: Batch, run: Experiment) -> Batch:
-  """Returns the batch on the devices, each host giving the rows it has made."""
+  """Returns the batch on the devices, of which each host contributes its own rows."""
   return run.layout.shard_batch(_spec(run, batch), batch, run.layout.rows(run.batch))
 
 
 def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
-  """Says what is about to be trained."""
+  """Logs the size of the run: parameters, tokens and memory."""
   tokens, devices = run.batch * run.data.length, run.layout.mesh.size
   log.say(
     f"{run.parameters:,} parameters; {tokens:,} tokens a step, {tokens // devices:,} on each of {devices} device(s)"
@@ -350,11 +353,11 @@ def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Pat
     kept, passing = memory.argument_size_in_bytes / 1e6, memory.temp_size_in_bytes / 1e6
     total = kept + passing + (memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e6
     log.say(f"memory a device: {total:,.0f} MB, {kept:,.0f} of it state and batch, {passing:,.0f} temporaries")
-  log.say(f"{'goes on from step ' + str(first) if first else 'starts'} in {workdir}")
+  log.say(f"{'resumes from step ' + str(first) if first else 'starts'} in {workdir}")
 
 
 def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, meter: EnergyMeter) -> dict[str, Any]:
-  """Returns what summary.json says."""
+  """Returns the contents of summary.json."""
   tokens = run.batch * run.data.length
   busy = clock.seconds["step"] + clock.seconds["data"]
   speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None

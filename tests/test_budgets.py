@@ -154,3 +154,84 @@ def test_the_platform_is_tested_in_one_module():
   for folder in ("models", "tasks", "decode", "evals"):
     for path in (PACKAGE / folder).rglob("*.py"):
       assert not re.search(r"\bplatform\b|default_backend", path.read_text()), path
+
+
+ARRAY_ATTRIBUTES = {"astype", "T", "at", "dtype", "reshape", "shape", "swapaxes", "transpose", "sum", "ndim"}
+
+
+def trees(*folders):
+  """Yields (path, syntax tree) of every file in folders of the package."""
+  for folder in folders:
+    for path in sorted((PACKAGE / folder).rglob("*.py")):
+      yield path.relative_to(ROOT), ast.parse(path.read_text())
+
+
+def test_models_and_tasks_do_not_depend_on_the_platform():
+  """They do not ask for the platform, of which layers/backend.py alone knows, nor whether a model has a method."""
+  for path, tree in trees("models", "tasks"):
+    for node in ast.walk(tree):
+      if not isinstance(node, ast.Call):
+        continue
+      name, where = ast.unparse(node.func).split(".")[-1], f"{path}:{node.lineno}"
+      assert name not in ("platform", "default_backend"), f"{where} asks for the platform"
+      if name == "hasattr":
+        assert ast.unparse(node.args[0]) == "config", f"{where}: use `kind`, not hasattr"
+
+
+def raw_reads(tree: ast.AST):
+  """Yields (node, why) wherever a kernel or a table is read as an array, which fails for a Leaf.
+
+  Such a parameter is what is subscripted by "kernel", or called `kernel`, `table`, `.table` or `.values`; an array has
+  a name with its shape (`table_VxD`) or comes from `leaves.dense`.
+  """
+  made_dense = {
+    target.id
+    for node in ast.walk(tree)
+    if isinstance(node, ast.Assign) and isinstance(node.value, ast.Call)
+    for target in node.targets
+    if isinstance(target, ast.Name) and ast.unparse(node.value.func) in ("leaves.dense", "dense")
+  }
+
+  def parameter(node):
+    if isinstance(node, ast.Name):
+      return node.id in ("kernel", "table") and node.id not in made_dense
+    return isinstance(node, ast.Attribute) and node.attr in ("table", "values")
+
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Subscript):
+      if isinstance(node.slice, ast.Constant) and node.slice.value == "kernel":
+        yield node, "takes a kernel out of a tree"
+      if parameter(node.value):
+        yield node, "indexes a parameter: use leaves.take or leaves.dense"
+    if isinstance(node, ast.Attribute) and node.attr in ARRAY_ATTRIBUTES and parameter(node.value):
+      yield node, "reads a parameter as an array: use leaves.dense"
+    if isinstance(node, ast.BinOp) and (parameter(node.left) or parameter(node.right)):
+      yield node, "computes with a parameter: use leaves.einsum"
+    if isinstance(node, ast.Call):
+      function = ast.unparse(node.func)
+      if function.startswith(("jnp.", "jax.lax.", "jax.nn.")) and any(map(parameter, node.args)):
+        yield node, "computes with a parameter: use leaves.einsum, take or scores"
+      if function.endswith(".get") and node.args and ast.unparse(node.args[0]) == "'kernel'":
+        yield node, "takes a kernel out of a tree"
+      if function == "self.param" and ast.unparse(node.args[0]) != "'layers'":
+        yield node, "creates a parameter: use leaves.param"
+
+
+def test_kernels_and_tables_are_read_by_leaves_alone():
+  """As far as syntax says it; backend.py's products get arrays, which leaves.py gives them."""
+  for path, tree in trees("layers", "models", "tasks"):
+    if path.name in ("leaves.py", "backend.py"):
+      continue
+    for node, why in raw_reads(tree):
+      raise AssertionError(f"{path}:{node.lineno}: {ast.unparse(node)!r} {why}")
+
+
+def test_raw_reads_are_seen():
+  for code in (
+    'params["mlp"]["kernel"]', "kernel.astype(x.dtype)", "x @ kernel", "jnp.einsum('bd,dk->bk', x, kernel)",
+    "self.embed.table.T", "table.values[ids]", "jnp.take(table, ids)", 'params.get("kernel")',
+    'self.param("kernel", init, shape)',
+  ):  # fmt: skip
+    assert list(raw_reads(ast.parse(code))), code
+  for code in ("kernel = leaves.dense(p, dtype)\nkernel.T", "leaves.einsum(equation, x, kernel)", "table_VxD.T"):
+    assert not list(raw_reads(ast.parse(code))), code

@@ -23,27 +23,27 @@ def state(abstract=False):
 
 def test_the_latest_and_the_best_are_kept_and_come_back_whole(tmp_path):
   saved = state()
-  place = checkpoint.data_state(jax.random.key(5), np.arange(6).reshape(3, 2), 0)
+  wanted = checkpoint.data_state(jax.random.key(5), np.arange(6).reshape(3, 2), 0)
   checkpoints = checkpoint.Checkpoints(tmp_path, checkpoint.CheckpointConfig(keep=2, best=1))
   for step, loss in ((1, 3.0), (2, 1.0), (3, None), (4, 2.0), (5, 2.5)):
     saved = saved.replace(step=jax.numpy.int32(step))
-    checkpoints.save(step, saved, place, loss)
+    checkpoints.save(step, saved, wanted, loss)
   checkpoints.close()
 
   again = checkpoint.Checkpoints(tmp_path)
   assert again.steps() == [2, 4, 5]
-  found, where = again.restore(state(abstract=True), checkpoint.data_state(jax.random.key(0), np.zeros((3, 2)), 0))
+  restored, data = again.restore(state(abstract=True), checkpoint.data_state(jax.random.key(0), np.zeros((3, 2)), 0))
   again.close()
-  jax.tree.map(np.testing.assert_array_equal, found, saved)
-  jax.tree.map(np.testing.assert_array_equal, where, place)
+  jax.tree.map(np.testing.assert_array_equal, restored, saved)
+  jax.tree.map(np.testing.assert_array_equal, data, wanted)
   params, step = checkpoint.load(tmp_path, {"params": state(abstract=True).params}, 2)
   assert step == 2
   jax.tree.map(np.testing.assert_array_equal, params["params"], saved.params)
 
 
-def test_what_cannot_be_loaded_is_said(tmp_path):
+def test_missing_checkpoints_are_refused(tmp_path):
   wanted = {"params": state(abstract=True).params}
-  with pytest.raises(UserError, match="holds none"):
+  with pytest.raises(UserError, match="no checkpoint found in"):
     checkpoint.load(tmp_path, wanted)
   checkpoints = checkpoint.Checkpoints(tmp_path)
   checkpoints.save(1, state(), checkpoint.data_state(jax.random.key(5), np.zeros((3, 2)), 0), None)

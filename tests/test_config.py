@@ -32,7 +32,7 @@ def test_overrides():
     ("configs/quikstart.py", {}, "did you mean 'configs/quickstart.py'"),
     (QUICK + ":debgu", {}, "did you mean 'debug'"),
     (QUICK, {"optm.peak_lr": "1"}, "did you mean 'optim'"),
-    (QUICK, {"optim.peak_lr.x": "1"}, "optim.peak_lr: no such part"),
+    (QUICK, {"optim.peak_lr.x": "1"}, "optim.peak_lr: no such section"),
   ],
 )
 def test_what_does_not_load(reference, overrides, words):
@@ -50,7 +50,7 @@ def test_what_does_not_load(reference, overrides, words):
     (dict(optimizer="adam"), "config.optim: optimizer must be one of"),
     (dict(lr_multipliers=3), "maps names to values"),
     (dict(frozen="x"), "is a list"),
-    ("x", "is a part with keys"),
+    ("x", "is a section with keys"),
   ],
 )
 def test_what_does_not_build(spec, words):
@@ -118,5 +118,5 @@ def test_traceback_shows_where(capsys):
   from lmjax.__main__ import main
 
   assert main(["train", "--config", "configs/none.py", "--workdir", "w", "--traceback"]) == 2
-  told = capsys.readouterr().err
-  assert "Traceback" in told and "config.py" in told and told.strip().splitlines()[-1].startswith("lmjax: ")
+  errors = capsys.readouterr().err
+  assert "Traceback" in errors and "config.py" in errors and errors.strip().splitlines()[-1].startswith("lmjax: ")

@@ -1,4 +1,4 @@
-"""Kill it, feed it rubbish, fill the disk: a clear message, and nothing lost."""
+"""Killed processes, corrupt files, malformed data, a full disk: a clear message, and no progress lost."""
 
 import json
 import os
@@ -45,7 +45,8 @@ def wait_for_step(run, step, process):
 
 def parameters(run):
   built = experiment.build(experiment.load_config(run), run)
-  return built.load(run)
+  state, step = built.load(run)
+  return state.params, step
 
 
 def assert_same(first, second):
@@ -56,7 +57,7 @@ def assert_same(first, second):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-  """A run that nothing disturbed."""
+  """A run without interruption."""
   run = tmp_path_factory.mktemp("whole") / "run"
   finish(start(run))
   return run
@@ -73,12 +74,12 @@ def test_killed_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path):
   process.send_signal(signal.SIGKILL)
   process.communicate()
   out, _ = finish(start(run))
-  assert "goes on from step" in out
+  assert "resumes from step" in out
   assert_same(run, whole)
   steps = [
     json.loads(line)["step"] for line in (run / "metrics.jsonl").read_text().splitlines() if "train_loss" in line
   ]
-  assert steps == list(range(1, 121)), "each step is told once"
+  assert steps == list(range(1, 121)), "each step is logged once"
 
 
 def test_sigterm_saves_and_leaves_with_its_own_code(whole, tmp_path):
@@ -92,11 +93,11 @@ def test_sigterm_saves_and_leaves_with_its_own_code(whole, tmp_path):
   assert "SIGTERM: saved step" in out
   saved = int(out.split("saved step ")[1].split()[0])
   assert checkpoints(run)[-1] == saved
-  assert f"goes on from step {saved}" in finish(start(run))[0]
+  assert f"resumes from step {saved}" in finish(start(run))[0]
   assert_same(run, whole)
 
 
-def test_a_damaged_checkpoint_is_named_and_skipped(whole, tmp_path):
+def test_a_corrupt_checkpoint_is_named_and_skipped(whole, tmp_path):
   run = tmp_path / "run"
   finish(start(run, "--config.steps=45"))
   assert checkpoints(run) == [30, 45]
@@ -105,16 +106,16 @@ def test_a_damaged_checkpoint_is_named_and_skipped(whole, tmp_path):
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
   (run / "checkpoints" / "60.orbax-checkpoint-tmp").mkdir()  # as a kill while writing leaves it
   out, _ = finish(start(run))
-  assert "45 is damaged" in out and "goes on from step 30" in out
+  assert "45 is corrupt" in out and "resumes from step 30" in out
   assert_same(run, whole)
   for path in (run / "checkpoints").rglob("*"):
     if path.is_file():
       path.write_bytes(b"")
   _, err = finish(start(run, "--config.steps=130"), 2)
-  assert "holds no good one" in err and err.count("\n") == 1
+  assert "has no complete checkpoint" in err and err.count("\n") == 1
 
 
-def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_stays(tmp_path):
+def test_a_full_disk_ends_in_a_message_and_keeps_the_last_checkpoint(tmp_path):
   run = tmp_path / "run"
   finish(start(run, "--config.steps=15"))
 
@@ -127,9 +128,9 @@ def test_a_full_disk_ends_in_a_message_and_the_last_good_checkpoint_stays(tmp_pa
   assert process.returncode == 2, process.stderr[-2000:]
   assert "Traceback" not in process.stderr
   last = process.stderr.strip().splitlines()[-1]
-  assert "could not be written" in last and "the last good one is step 15" in last and "File too large" in last
+  assert "could not be written" in last and "the last complete one is step 15" in last and "File too large" in last
   assert parameters(run)[1] == 15
-  assert "goes on from step 15" in finish(start(run, "--config.steps=20"))[0]
+  assert "resumes from step 15" in finish(start(run, "--config.steps=20"))[0]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
@@ -138,9 +139,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
   assert "the loss is" in err and "peak_lr" in err and err.count("\n") == 1
 
 
-def test_too_many_bad_records_stop_the_run(tmp_path):
-  good, bad = json.dumps({"text": "some words here"}), "{broken"
-  (tmp_path / "a.jsonl").write_text("\n".join([good] * 95 + [bad] * 5) * 3)
+def test_too_many_malformed_records_stop_the_run(tmp_path):
+  good, malformed = json.dumps({"text": "some words here"}), "{broken"
+  (tmp_path / "a.jsonl").write_text("\n".join([good] * 95 + [malformed] * 5) * 3)
   source = "lmjax.data.sources.records:JsonLines"
   _, err = finish(
     start(
@@ -151,6 +152,6 @@ def test_too_many_bad_records_stop_the_run(tmp_path):
     ),  # fmt: skip
     2,
   )
-  assert "records are bad, more than 1 %" in err and "a.jsonl:" in err
+  assert "more than 1 %" in err and "a.jsonl:" in err
   skipped = (tmp_path / "run" / "debug.log").read_text().splitlines()
   assert len(skipped) > 1 and all("a.jsonl:" in line and "is not JSON" in line for line in skipped)

@@ -66,8 +66,8 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
   losses = {line["step"]: line["train_loss"] for line in lines if "train_loss" in line}
   assert sorted(losses) == list(range(1, 21)) and losses[20] < losses[1]
 
-  told = lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", run).stdout
-  assert "is finished" in told and json.loads((run / "summary.json").read_text()) == summary
+  output = lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", run).stdout
+  assert "is finished" in output and json.loads((run / "summary.json").read_text()) == summary
   wrong = lmjax(
     "train", "--config", "configs/quickstart.py:debug", "--workdir", run, "--config.model.mlp=8", check=False
   )
@@ -115,27 +115,27 @@ def test_debugging_options(lmjax, tmp_path):
   assert process.returncode == 2 and "invalid value (nan)" in process.stderr and process.stderr.count("\n") == 1
 
 
-def test_wandb_is_told_what_metrics_jsonl_is(tmp_path, monkeypatch, capsys):
-  """Against a stand-in: the real one wants an account."""
-  told = []
+def test_wandb_gets_the_lines_of_metrics_jsonl(tmp_path, monkeypatch, capsys):
+  """Against a fake: the real one needs an account."""
+  calls = []
 
   class Run:
-    log = staticmethod(lambda metrics, step: told.append((step, metrics)))
-    finish = staticmethod(lambda: told.append("finished"))
+    log = staticmethod(lambda metrics, step: calls.append((step, metrics)))
+    finish = staticmethod(lambda: calls.append("finished"))
 
-  wandb = types.SimpleNamespace(init=lambda **options: told.append(options) or Run)
+  wandb = types.SimpleNamespace(init=lambda **options: calls.append(options) or Run)
   monkeypatch.setitem(sys.modules, "wandb", wandb)
   arguments = ["train", "--config", "configs/quickstart.py:debug", "--config.steps=3", "--config.log.wandb=project"]
   assert main([*arguments, "--workdir", str(tmp_path / "run")]) == 0
-  assert told[0]["project"] == "project" and told[0]["config"]["steps"] == 3 and told[-1] == "finished"
+  assert calls[0]["project"] == "project" and calls[0]["config"]["steps"] == 3 and calls[-1] == "finished"
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  assert [(line.pop("step"), line) for line in lines] == told[1:-1]
+  assert [(line.pop("step"), line) for line in lines] == calls[1:-1]
   monkeypatch.setitem(sys.modules, "wandb", None)
   assert main([*arguments, "--workdir", str(tmp_path / "other")]) == 2
   assert "pip install 'lmjax[wandb]'" in capsys.readouterr().err
 
 
-def test_an_encoder_trains_and_says_that_it_continues_no_texts(tmp_path, capsys):
+def test_an_encoder_trains_and_does_not_generate(tmp_path, capsys):
   run = str(tmp_path / "run")
   assert main(["train", "--config", "configs/bert.py:debug", "--config.steps=4", "--workdir", run]) == 0
   lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]

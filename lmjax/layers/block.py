@@ -14,7 +14,7 @@ from lmjax.parallel.sharding import constrain
 class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)); with `post`, norm(x + attention(x)) as in 2017 and GPT-1.
 
-  The three constructors are given by the model: a block only knows how its parts stand to each other.
+  The model passes the three constructors; a block only arranges them.
   """
 
   norm: Callable[..., nn.Module]
@@ -33,7 +33,7 @@ class Block(nn.Module):
     layer: int = 0,
     tap: bool = False,
   ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
-    """Returns what Attention returns, one layer on."""
+    """Returns the output [B, L, D], the extended cache, and the attention weights if tapped."""
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
     attention, attention_norm = self.attention(name="attention"), self.norm(name="attention_norm")
     mlp, mlp_norm = self.mlp(name="mlp"), self.norm(name="mlp_norm")

@@ -7,9 +7,9 @@ from flax import struct
 
 @struct.dataclass
 class Cache:
-  """What a decoder remembers of `M` token max_tokens.
+  """The keys and values of up to `M` tokens.
 
-  Tokens fill max_tokens in the order they come; `valid` says which of them count. Rows of different prompt lengths are
+  Tokens fill the slots in order; `valid` marks those that count. Rows of different prompt lengths are
   padded on the left, or anywhere: positions count valid tokens only, so padding changes no output.
   """
 
@@ -18,11 +18,11 @@ class Cache:
   layers: tuple[tuple[jax.Array, jax.Array], ...]
   valid_BxM: jax.Array
   positions_BxM: jax.Array
-  index: jax.Array  # max_tokens filled so far
+  index: jax.Array  # slots filled so far
 
   @classmethod
   def empty(cls, depth: int, batch: int, max_tokens: int, kv_heads: int, head_size: int, dtype=jnp.float32) -> "Cache":
-    """Returns a cache of `max_tokens` free max_tokens for `batch` rows."""
+    """Returns an empty cache of `max_tokens` slots for `batch` rows."""
 
     def buffer(*shape):
       return jnp.zeros((batch, kv_heads, *shape), dtype)
@@ -35,11 +35,11 @@ class Cache:
     )
 
   def reserve(self, valid_BxL: jax.Array) -> tuple["Cache", jax.Array, jax.Array]:
-    """Takes the next L max_tokens for tokens of which some are valid.
+    """Takes the next L slots for tokens of which some are valid.
 
     Returns:
-      the cache, its index still before the new max_tokens; the tokens' positions_BxL; the mask_BxLxM of the max_tokens
-      each token may attend to: the valid ones up to its own.
+      the cache, its index still before the new slots; the tokens' positions_BxL; the mask_BxLxM of the slots that each
+      token may attend to: the valid ones up to its own.
     """
     length, max_tokens = valid_BxL.shape[1], self.valid_BxM.shape[1]
     before = jnp.sum(self.valid_BxM, axis=1, keepdims=True, dtype=jnp.int32)
@@ -52,7 +52,7 @@ class Cache:
     return cache, positions_BxL, cache.valid_BxM[:, None, :] & reach_LxM[None]
 
   def write(self, layer: int, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array) -> "Cache":
-    """Puts the keys and values of one layer into the reserved max_tokens."""
+    """Puts the keys and values of one layer into the reserved slots."""
     keys, values = self.layers[layer]
     k_BxGxKxL = k_BxLxGxK.transpose(0, 2, 3, 1).astype(keys.dtype)
     v_BxGxLxK = v_BxLxGxK.transpose(0, 2, 1, 3).astype(values.dtype)
@@ -66,7 +66,7 @@ class Cache:
     return keys.transpose(0, 3, 1, 2), values.transpose(0, 2, 1, 3)
 
   def advance(self, length: int) -> "Cache":
-    """Closes the reserved max_tokens."""
+    """Moves the index behind the reserved slots."""
     return self.replace(index=self.index + length)
 
   def reorder(self, rows_B: jax.Array) -> "Cache":

@@ -10,13 +10,13 @@ from lmjax.layers import leaves
 from lmjax.layers.einsum import Einsum
 from lmjax.layers.mlp import ACTIVATIONS
 
-CHARACTERS = 261  # 256 bytes, start and end of a text, start and end of a word, padding
+CHARACTERS = 261  # 256 bytes, start and end of a sentence, start and end of a word, padding
 
 
 class Filter(nn.Module):
   """A convolution over the characters of each word, and the largest activation of each of its `count` features."""
 
-  wide: int
+  width: int  # in characters
   count: int
   activation: str
 
@@ -24,8 +24,8 @@ class Filter(nn.Module):
   def __call__(self, x_TxCxE: jax.Array) -> jax.Array:
     """Returns features [T, count] of spelled words."""
     size, dtype = x_TxCxE.shape[-1], x_TxCxE.dtype
-    init, names = nn.initializers.normal((self.wide * size) ** -0.5), (None, None, "mlp")
-    kernel = leaves.dense(leaves.param(self, "kernel", init, names, (self.wide, size, self.count)), dtype)
+    init, names = nn.initializers.normal((self.width * size) ** -0.5), (None, None, "mlp")
+    kernel = leaves.dense(leaves.param(self, "kernel", init, names, (self.width, size, self.count)), dtype)
     bias = leaves.param(self, "bias", nn.initializers.zeros, ("mlp",), (self.count,)).astype(dtype)
     y = jax.lax.conv_general_dilated(x_TxCxE, kernel, (1,), "VALID", dimension_numbers=("NWC", "WIO", "NWC"))
     return ACTIVATIONS[self.activation](jnp.max(y, axis=1) + bias[None])
@@ -36,7 +36,7 @@ class CharCNN(nn.Module):
 
     highway: g relu(x T) + (1 - g) x,  g = sigmoid(x C)     (Srivastava et al., 2015, arXiv:1505.00387)
 
-  filters: (characters wide, how many). Characters are numbered from 1; 0 stands where there is no word.
+  filters: (width in characters, number of features). Characters are numbered from 1; 0 is padding.
   """
 
   width: int
@@ -47,7 +47,7 @@ class CharCNN(nn.Module):
 
   @nn.compact
   def __call__(self, characters_BxLxC: jax.Array, dtype: jnp.dtype = jnp.float32) -> jax.Array:
-    """Returns vectors [B, L, D] of spelt words."""
+    """Returns vectors [B, L, D] of spelled words."""
     batch, length, size = characters_BxLxC.shape
     uniform = nn.initializers.uniform(2.0)
     shape = (CHARACTERS, self.embedding)
@@ -56,8 +56,8 @@ class CharCNN(nn.Module):
     x = jnp.where((characters_BxLxC > 0)[..., None], x, 0)
     x_TxCxE = x.reshape(batch * length, size, self.embedding)
     features = []
-    for i, (wide, count) in enumerate(self.filters):
-      features.append(Filter(wide, count, self.activation, name=f"filter_{i}")(x_TxCxE))
+    for i, (width, count) in enumerate(self.filters):
+      features.append(Filter(width, count, self.activation, name=f"filter_{i}")(x_TxCxE))
     x_BxLxF = jnp.concatenate(features, axis=-1).reshape(batch, length, -1)
     size = x_BxLxF.shape[-1]
     for i in range(self.highways):

@@ -1,4 +1,4 @@
-"""Attention to another text, and the decoder layer that stands between an encoder and the words to come."""
+"""Cross-attention, and the decoder layer of an encoder-decoder."""
 
 from collections.abc import Callable
 
@@ -16,29 +16,29 @@ from lmjax.parallel.sharding import constrain
 
 @struct.dataclass
 class Source:
-  """What a decoder reads beside its own text: its own mask, and the encoder's vectors with who may look at them."""
+  """What a decoder layer reads besides its input: both masks, and the encoder's vectors."""
 
-  own: Mask
-  cross: Mask
+  self_mask: Mask
+  cross_mask: Mask
   x_BxMxD: jax.Array | None = None  # None where the cache holds its keys and values
 
 
 @struct.dataclass
 class CrossCache:
-  """A decoder's own cache, and the keys and values [B, M, H, K] that each layer makes of the source, once."""
+  """The cache of self-attention, and each layer's keys and values [B, M, H, K] of the source, computed once."""
 
-  own: Cache
+  self_cache: Cache
   layers: tuple[tuple[jax.Array, jax.Array], ...]
-  valid_BxM: jax.Array  # which tokens of the source are no padding
+  valid_BxM: jax.Array  # which tokens of the source are not padding
 
   def reorder(self, rows_B: jax.Array) -> "CrossCache":
     """Returns the cache with row i taken from row rows_B[i]."""
     pick = lambda tree: jax.tree.map(lambda x: x[rows_B], tree)  # noqa: E731
-    return CrossCache(self.own.reorder(rows_B), pick(self.layers), self.valid_BxM[rows_B])
+    return CrossCache(self.self_cache.reorder(rows_B), pick(self.layers), self.valid_BxM[rows_B])
 
 
 class CrossAttention(nn.Module):
-  """Softmax attention of one text to another (Vaswani et al., 2017)."""
+  """Softmax attention from one sequence to another (Vaswani et al., 2017)."""
 
   heads: int
   head_size: int
@@ -57,7 +57,7 @@ class CrossAttention(nn.Module):
     self.out = Einsum("BLHK,HKD->BLD", sizes, **rest)
 
   def project_source(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns the keys and values [B, M, H, K] of the other text."""
+    """Returns the keys and values [B, M, H, K] of the source."""
     return self.key(source_BxMxD), self.value(source_BxMxD)
 
   def __call__(self, x_BxLxD: jax.Array, k_BxMxHxK: jax.Array, v_BxMxHxK: jax.Array, mask: Mask) -> jax.Array:
@@ -70,7 +70,7 @@ class CrossAttention(nn.Module):
 
 
 class CrossBlock(nn.Module):
-  """Attention to one's own text, attention to the source, MLP: each a residual around a norm, before it or behind."""
+  """Self-attention, cross-attention, MLP: each a residual branch with a norm before it, or after it if `post`."""
 
   norm: Callable[..., nn.Module]
   attention: Callable[..., nn.Module]
@@ -94,19 +94,19 @@ class CrossBlock(nn.Module):
     layer: int = 0,
     tap: bool = False,
   ) -> tuple[jax.Array, CrossCache | None, jax.Array | None]:
-    """Returns what Attention returns, one layer on."""
+    """Returns the output [B, L, D], the extended cache, and the weights of self-attention if tapped."""
     keys = self.project_source(source.x_BxMxD) if cache is None else cache.layers[layer]
-    own, weights = None if cache is None else cache.own, None
+    self_cache, weights = None if cache is None else cache.self_cache, None
 
     def attend(y):
-      nonlocal own, weights
-      y, own, weights = self.self_attention(y, positions_BxL, source.own, own, layer, tap)
+      nonlocal self_cache, weights
+      y, self_cache, weights = self.self_attention(y, positions_BxL, source.self_mask, self_cache, layer, tap)
       return y
 
     x_BxLxD = self._add(x_BxLxD, self.self_attention_norm, attend)
-    x_BxLxD = self._add(x_BxLxD, self.cross_attention_norm, lambda y: self.cross_attention(y, *keys, source.cross))
+    x_BxLxD = self._add(x_BxLxD, self.cross_attention_norm, lambda y: self.cross_attention(y, *keys, source.cross_mask))
     x_BxLxD = self._add(x_BxLxD, self.mlp_norm, self.mlp)
-    return x_BxLxD, None if cache is None else cache.replace(own=own), weights
+    return x_BxLxD, None if cache is None else cache.replace(self_cache=self_cache), weights
 
   def project_source(self, source_BxMxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the keys and values of the source in this layer."""

@@ -49,7 +49,7 @@ class Einsum(nn.Module):
 
 
 class Kernel(nn.Module):
-  """A kernel by itself, for layers that compute their product in a way of their own."""
+  """A kernel alone, for layers that compute their own product."""
 
   names: tuple[str | None, ...]
   shape: tuple[int, ...]

@@ -1,7 +1,7 @@
 """Parameters: how they are created with logical axis names, and the only code that reads a kernel or a table.
 
-A leaf of the parameter tree is an array, or a `Leaf`: a type made of several arrays that stands for one, such as a
-quantized kernel or a kernel plus low-rank factors. Layers read both through `einsum`, `take`, `scores` and `dense`.
+A leaf of the parameter tree is an array, or a `Leaf`: a type of several arrays that represents one, such as a quantized
+kernel or a kernel plus low-rank factors. Layers read both through `einsum`, `take`, `scores` and `dense`.
 """
 
 import math
@@ -26,11 +26,11 @@ class Leaf:
   """
 
   def dense(self, dtype: jnp.dtype) -> jax.Array:
-    """Returns the array that this leaf stands for."""
+    """Returns the array that this leaf represents."""
     raise NotImplementedError
 
   def cast(self, dtype: jnp.dtype) -> "Leaf":
-    """Returns the leaf as the compute dtype wants it; scales stay float32."""
+    """Returns the leaf in the compute dtype; scales stay float32."""
     raise NotImplementedError
 
   def einsum(self, equation: str, x: jax.Array) -> jax.Array:
@@ -55,7 +55,7 @@ Parameter = jax.Array | Leaf
 
 
 def is_leaf(value: Any) -> bool:
-  """Returns whether a value is a leaf type made of several arrays."""
+  """Returns whether a value is a `Leaf`, not an array."""
   return isinstance(value, Leaf)
 
 

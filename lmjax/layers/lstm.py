@@ -1,4 +1,4 @@
-"""Long short-term memory, with the projection and the clipping that ELMo has, and a gradient made for long texts."""
+"""Long short-term memory, with ELMo's projection and clipping, and a gradient written out for long sequences."""
 
 from functools import partial
 
@@ -13,7 +13,7 @@ from lmjax.layers.einsum import Einsum, Kernel
 
 @struct.dataclass
 class State:
-  """What a layer remembers of a text: its last output and its cells."""
+  """The state of a layer: its last output and its cells."""
 
   h_BxD: jax.Array
   c_BxF: jax.Array
@@ -43,12 +43,12 @@ class LSTM(nn.Module):
     resets_BxL: jax.Array | None = None,
     drop_BxD: jax.Array | None = None,
   ) -> tuple[jax.Array, State]:
-    """Returns the outputs [B, L, D] and the state behind the last token.
+    """Returns the outputs [B, L, D] and the state after the last token.
 
     Args:
-      state: from which to go on; None is all zeros.
-      valid_BxL: False where a token is padding and the state stays as it is.
-      resets_BxL: True where a text begins, which knows nothing of what stands before it.
+      state: the initial state; None is all zeros.
+      valid_BxL: False where a token is padding, which leaves the state as it is.
+      resets_BxL: True at the first token of a document: the state before it is zero.
       drop_BxD: multiplies the last output wherever it is read, the same at every step (Gal and Ghahramani, 2016,
         arXiv:1512.05287).
     """
@@ -66,7 +66,7 @@ class LSTM(nn.Module):
     drop = jnp.ones((batch, self.width)) if drop_BxD is None else drop_BxD
     valid = jnp.ones((batch, length), bool) if valid_BxL is None else valid_BxL
     resets = jnp.zeros((batch, length), bool) if resets_BxL is None else resets_BxL
-    y_LxBxD, h, c = _read(
+    y_LxBxD, h, c = _scan(
       gates_BxLxQxF.swapaxes(0, 1), hidden, project, state.h_BxD, state.c_BxF, valid.T, resets.T, drop, self.clip
     )
     return y_LxBxD.swapaxes(0, 1).astype(x_BxLxD.dtype), State(h, c)
@@ -77,7 +77,7 @@ class LSTM(nn.Module):
 
 
 def _cell(a_BxQxF: jax.Array, c_BxF: jax.Array, clip: float) -> tuple[jax.Array, jax.Array]:
-  """Returns the new cells and what they let out."""
+  """Returns the new cells and the gated outputs, both [B, F]."""
   i, g, f, o = (a_BxQxF[:, gate] for gate in range(4))
   c_BxF = jax.nn.sigmoid(f + 1) * c_BxF + jax.nn.sigmoid(i) * jnp.tanh(g)
   c_BxF = jnp.clip(c_BxF, -clip, clip) if clip else c_BxF
@@ -88,7 +88,7 @@ float32_product = partial(jnp.einsum, preferred_element_type=jnp.float32)  # of 
 
 
 def _forward(gates, hidden, project, h, c, valid, resets, drop, clip):
-  """Reads a text [L, B, ...]; returns outputs and last state, and of every step what the gradient needs."""
+  """Scans a sequence [L, B, ...]; returns outputs and last state, and the residuals of every step for the gradient."""
 
   def step(state, inputs):
     h, c = state
@@ -110,7 +110,7 @@ def _forward(gates, hidden, project, h, c, valid, resets, drop, clip):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(8,))
-def _read(gates, hidden, project, h, c, valid, resets, drop, clip):
+def _scan(gates, hidden, project, h, c, valid, resets, drop, clip):
   return _forward(gates, hidden, project, h, c, valid, resets, drop, clip)[0]
 
 
@@ -118,7 +118,7 @@ def _backward(clip, saved, cotangents):
   """Gradients of the products' outputs step by step, of the kernels all at once.
 
   A scan would add to each kernel's gradient at every step, and read and write all of it; one product over the whole
-  text needs neither.
+  sequence needs neither.
   """
   hidden, project, valid, resets, drop, y, (a, before, h_dropped, out) = saved
 
@@ -134,8 +134,8 @@ def _backward(clip, saved, cotangents):
       d_out = float32_product("bd,fd->bf", d_new.astype(project.dtype), project)
     _, pull = jax.vjp(partial(_cell, clip=clip), a, before)
     d_a, d_before = pull((jnp.where(valid, d_c, 0), d_out))
-    d_seen = float32_product("bqf,dqf->bd", d_a.astype(hidden.dtype), hidden)
-    d_h = jnp.where(resets, 0, d_seen * drop + jnp.where(valid, 0, d_h))
+    d_dropped = float32_product("bqf,dqf->bd", d_a.astype(hidden.dtype), hidden)
+    d_h = jnp.where(resets, 0, d_dropped * drop + jnp.where(valid, 0, d_h))
     d_c = jnp.where(resets, 0, d_before + jnp.where(valid, 0, d_c))
     return (d_h, d_c), (d_a, d_new)
 
@@ -148,4 +148,4 @@ def _backward(clip, saved, cotangents):
   return d_a.astype(dtype), d_hidden, d_project, d_h, d_c, None, None, jnp.zeros_like(drop)
 
 
-_read.defvjp(_forward, _backward)
+_scan.defvjp(_forward, _backward)

@@ -1,4 +1,4 @@
-"""Rotary position embedding with the two ways of stretching it that published models use."""
+"""Positions: rotary embedding and the two ways to extend it, relative bias, sinusoids."""
 
 import dataclasses
 import math
@@ -54,7 +54,7 @@ class Rotary:
 def bucket(distance: jax.Array, num_buckets: int, max_distance: int, causal: bool) -> jax.Array:
   """Returns the bucket of (position of the key - position of the query), from 0.
 
-  Half of the num_buckets are for single distances, the others widen logarithmically up to `max_distance`, and the last
+  Half of the buckets are for single distances, the others widen logarithmically up to `max_distance`, and the last
   holds everything beyond; if not `causal`, one half of all is for what comes later (Raffel et al., 2020,
   arXiv:1910.10683).
   """
@@ -72,7 +72,7 @@ def bucket(distance: jax.Array, num_buckets: int, max_distance: int, causal: boo
 
 
 class RelativeBias(nn.Module):
-  """A learned number for every head and bucket of distance, added to the scores of all layers."""
+  """A learned bias for every head and bucket of distance, added to the scores of all layers."""
 
   heads: int
   num_buckets: int = 32

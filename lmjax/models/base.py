@@ -15,7 +15,7 @@ GENERATES = ("decoder", "encoder_decoder")  # kinds with `prefill` and `extend`
 
 @struct.dataclass
 class Hidden:
-  """What a forward pass computes: final vectors, a pooled vector where the model has one, and what was tapped."""
+  """What a forward pass computes: final vectors, a pooled vector where the model has one, and the taps."""
 
   tokens: jax.Array  # [B, L, D], of the decoder where there is one
   pooled: jax.Array | None = None  # [B, D]
@@ -53,14 +53,14 @@ class Model(Protocol):
     ...
 
   def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Any]:
-    """Returns the final vectors [B, L, D] of prompts and a cache with room for `max_tokens` tokens that holds them.
+    """Returns the final vectors [B, L, D] of prompts and their cache, with space for `max_tokens` tokens.
 
-    Tokens with segment 0 are padding. An encoder-decoder reads `inputs`, its prompts are the `decoder_inputs`.
+    Tokens with segment 0 are padding. An encoder-decoder encodes `inputs`; its prompts are the `decoder_inputs`.
     """
     ...
 
   def extend(self, cache: Any, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Any]:
-    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the extended cache."""
+    """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
     ...
 
   def decode_layout(self, params: Tree) -> Tree:

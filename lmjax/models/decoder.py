@@ -119,7 +119,7 @@ class Decoder(nn.Module):
     return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, batch["segments"] > 0)
 
   def extend(self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Cache]:
-    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the extended cache."""
+    """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
     cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL)
     if self.config.window:
       mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self.config.window)
@@ -133,7 +133,7 @@ class Decoder(nn.Module):
     return vocabulary_logits(x, table, self.config.vocabulary)
 
   def init_cache(self, batch: int, max_tokens: int) -> Cache:
-    """Returns an empty cache with room for `max_tokens` tokens of each of `batch` rows."""
+    """Returns an empty cache for `max_tokens` tokens of each of `batch` rows."""
     c = self.config
     return Cache.empty(c.depth, batch, max_tokens, c.kv_heads, c.head_size, jnp.dtype(c.dtype))
 

@@ -40,7 +40,7 @@ class Config:
     if min(self.clip, self.highways) < 0:
       raise ValueError("clip and highways are at least 0")
     if not self.filters or any(len(pair) != 2 or min(pair) < 1 for pair in self.filters):
-      raise ValueError(f"filters are pairs (characters wide, how many), not {self.filters}")
+      raise ValueError(f"filters are pairs (width in characters, number of features), not {self.filters}")
 
 
 class ELMo(nn.Module):
@@ -80,14 +80,14 @@ class ELMo(nn.Module):
     return jnp.stack([jnp.concatenate(both, axis=-1) for both in layers]), dict(forwards=first, backwards=second)
 
   def spell(self, characters_BxLxC: jax.Array) -> jax.Array:
-    """Returns vectors [B, L, D] of spelt words, each by itself."""
+    """Returns vectors [B, L, D] of spelled words, each independent of the others."""
     x_BxLxD = self.words(characters_BxLxC, jnp.dtype(self.config.dtype))
     return self.drop(constrain(x_BxLxD, "batch", None, None), deterministic=not self.has_rng("dropout"))
 
   def scan_direction(
     self, direction: str, x_BxLxD: jax.Array, states: tuple[State, ...], valid_BxL: jax.Array | None = None
   ) -> tuple[list[jax.Array], tuple[State, ...]]:
-    """Returns what each layer of one direction says at each word, in the order given, and the states behind them."""
+    """Returns each layer's outputs [B, L, D] in one direction, words as ordered, and the states after the last."""
     outputs, after = [], []
     for i, (layer, state) in enumerate(zip(getattr(self, direction), states, strict=True)):
       y_BxLxD, state = layer(x_BxLxD, state, valid_BxL)

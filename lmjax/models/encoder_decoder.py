@@ -42,7 +42,7 @@ class Config:
   mlp: int = 2048
   positions: str = "relative"  # or sinusoidal
   num_buckets: int = 32  # of relative distances
-  max_distance: int = 128  # distance that has a bucket of its own kind
+  max_distance: int = 128  # all distances from here on share a bucket
   activation: str = "relu"
   gated_mlp: bool = False
   norm: str = "rms"
@@ -61,7 +61,7 @@ class Config:
 
 
 class EncoderDecoder(nn.Module):
-  """An encoder that reads a source and a decoder that writes a target.
+  """An encoder of sources and a decoder of targets.
 
   Parameters: `embed`, `encoder`, `decoder` (stacks), and where the config wants them `encoder_bias`, `decoder_bias`
   (relative positions), `encoder_norm`, `decoder_norm` (pre-norm), `unembed`.
@@ -86,11 +86,11 @@ class EncoderDecoder(nn.Module):
     cross = partial(
       CrossAttention, heads=c.heads, head_size=c.head_size, width=c.width, scale_scores=c.scale_scores, **start
     )  # fmt: skip
-    waves = c.positions == "sinusoidal"
-    self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5 if waves else 1.0)
+    sinusoidal = c.positions == "sinusoidal"
+    self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5 if sinusoidal else 1.0)
     self.encoder = Stack(partial(Block, mlp=mlp, **parts), c.depth, c.scan, c.remat)
     self.decoder = Stack(partial(CrossBlock, cross=cross, feed_forward=mlp, **parts), c.depth, c.scan, c.remat)
-    if not waves:
+    if not sinusoidal:
       self.encoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance)
       self.decoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance, causal=True)
     if not c.post_norm:
@@ -142,19 +142,19 @@ class EncoderDecoder(nn.Module):
       self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="project_source")
       for params in self._decoder_layers()
     )
-    own = Cache.empty(c.depth, len(ids_BxL), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
-    return self.extend(CrossCache(own, layers, valid_BxM), ids_BxL, batch["decoder_segments"] > 0)
+    self_cache = Cache.empty(c.depth, len(ids_BxL), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
+    return self.extend(CrossCache(self_cache, layers, valid_BxM), ids_BxL, batch["decoder_segments"] > 0)
 
   def extend(self, cache: CrossCache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, CrossCache]:
-    """Returns the final vectors [B, L, D] of tokens that follow what the cache holds, and the extended cache."""
-    own, positions_BxL, allowed_BxLxM = cache.own.reserve(valid_BxL)
-    bias = self.decoder_bias(positions_BxL, own.positions_BxM) if self.config.positions == "relative" else None
+    """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
+    self_cache, positions_BxL, allowed_BxLxM = cache.self_cache.reserve(valid_BxL)
+    bias = self.decoder_bias(positions_BxL, self_cache.positions_BxM) if self.config.positions == "relative" else None
     length, sources = tokens_BxL.shape[1], cache.valid_BxM.shape[1]
     source_mask = jnp.broadcast_to(cache.valid_BxM[:, None], (len(tokens_BxL), length, sources))
     source = Source(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=source_mask))
     x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)
-    x_BxLxD, cache = self.decoder.extend(x_BxLxD, positions_BxL, source, cache.replace(own=own))
-    return self.final_norm(x_BxLxD), cache.replace(own=cache.own.advance(length))
+    x_BxLxD, cache = self.decoder.extend(x_BxLxD, positions_BxL, source, cache.replace(self_cache=self_cache))
+    return self.final_norm(x_BxLxD), cache.replace(self_cache=cache.self_cache.advance(length))
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""
@@ -187,7 +187,7 @@ class EncoderDecoder(nn.Module):
     return x_BxLxD * c.width**-0.5 if c.tie_embeddings and c.positions == "relative" else x_BxLxD
 
   def _bias(self, name: str, length: int) -> jax.Array | None:
-    """Returns the relative bias [1, H, L, L]: in a row, the distance of two places is that of their tokens."""
+    """Returns the relative bias [1, H, L, L]; within a packed document, columns differ as positions do."""
     if self.config.positions != "relative":
       return None
     places = jnp.arange(length)[None]

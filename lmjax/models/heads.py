@@ -1,4 +1,4 @@
-"""Heads: modules on a model's final vectors that make a prediction of them."""
+"""Heads: modules that predict from a model's final vectors."""
 
 import jax
 import jax.numpy as jnp

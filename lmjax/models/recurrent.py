@@ -42,7 +42,7 @@ class Config:
 
 @struct.dataclass
 class Memory:
-  """The cache of decoding: the state of each layer, which moves only where tokens are valid."""
+  """The cache of decoding: the state of each layer, which changes at valid tokens only."""
 
   states: tuple[State, ...]
 
@@ -90,7 +90,7 @@ class Recurrent(nn.Module):
     return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, batch["segments"] > 0)
 
   def extend(self, cache: Memory, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Memory]:
-    """Returns the final vectors [B, L, D] of tokens that follow what the cache knows, and the cache that knows them."""
+    """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
     x_BxLxD = self.embed(tokens_BxL, jnp.dtype(self.config.dtype))
     x_BxLxD, states, _ = self._run(x_BxLxD, cache.states, valid_BxL, None)
     return x_BxLxD, Memory(states)
@@ -101,7 +101,7 @@ class Recurrent(nn.Module):
     return vocabulary_logits(x, table, self.config.vocabulary)
 
   def init_cache(self, batch: int, max_tokens: int) -> Memory:
-    """Returns the memory of `batch` rows that have read nothing; it does not grow, whatever the `max_tokens`."""
+    """Returns the initial state of `batch` rows; its size does not depend on `max_tokens`."""
     return Memory(tuple(layer.empty(batch) for layer in self.layers))
 
   def unembedding(self, params: Tree) -> Table:
@@ -109,7 +109,7 @@ class Recurrent(nn.Module):
     return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
 
   def decode_layout(self, params: Tree) -> Tree:
-    """Returns the parameters as decoding reads them: as they are."""
+    """Returns the parameters unchanged."""
     return params
 
   def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Task: what a run learns. There is one training loop; what differs between runs is an object of this shape."""
+"""Task: what a run learns. There is one training loop; what differs between runs is a task."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping
@@ -52,14 +52,14 @@ class Frozen:
 
 @struct.dataclass
 class FrozenModel:
-  """A loaded `Frozen`: its task, which knows the model, and its parameters."""
+  """A loaded `Frozen`: its task, which has the model, and its parameters."""
 
   task: "Base" = struct.field(pytree_node=False)
   params: Tree
 
 
 class Collected(NamedTuple):
-  """A batch to learn from, and metrics of how it was collected."""
+  """A batch to train on, and metrics of how it was collected."""
 
   batch: Batch
   metrics: Mapping[str, float] = {}
@@ -98,7 +98,7 @@ class Base:
     raise NotImplementedError(f"{type(self).__name__} does not predict tokens")
 
   def reads(self, batch: int, length: int) -> Spec:
-    """Returns the batch that the data gives; it differs from `spec` where `collect` makes the other of it."""
+    """Returns the shapes and types of the data's batches; not those of `spec` where `collect` makes its own."""
     return self.spec(batch, length)
 
   def heads(self) -> dict[str, nn.Module]:
@@ -155,7 +155,7 @@ class Base:
   def collect(
     self, params: Tree, frozen: Mapping[str, FrozenModel], carry: Tree, batch: Batch, rng: jax.Array
   ) -> Iterable[Collected]:
-    """Yields the batches to learn from, one update each, and metrics to log; by default the batch that came.
+    """Yields the batches to train on, one update each, and metrics to log; by default the given batch.
 
     Called between updates, outside the compiled step, where `collects` is true. params are those the model sees, as
     they were before the first yield. batch is on the mesh and so must be what is yielded; it has the keys of `reads`,

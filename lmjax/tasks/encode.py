@@ -17,8 +17,8 @@ class Encode(Base):
   """A model of any family as an encoder; there is no loss, so it cannot be trained.
 
   classifier: scores classes, if there is one; its parameters are heads/`labels`. labels: what it scores, the whole
-  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there. pooling: the vector that stands
-  for a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its tokens.
+  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there. pooling: the vector that
+  represents a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its tokens.
   """
 
   classifier: Classifier | None = None

@@ -28,7 +28,7 @@ def cross_entropy(
 
   Smoothing takes part of the target's weight and spreads it over all words (Szegedy et al., 2016, arXiv:1512.00567).
   The z-loss keeps log Z near 0 (Chowdhery et al., 2022, arXiv:2204.02311, section 5). Under differentiation the
-  gradient of a chunk is made as soon as its scores are there, so they are computed once and dropped.
+  gradient of a chunk is computed together with its scores, which are then dropped.
 
   Args:
     x_BxLxD: final vectors, in any float type; products accumulate in float32.
@@ -98,37 +98,37 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _xent(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
+def _xent(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing):
   def body(totals, inputs):
     x, targets, weights = inputs
-    return totals + _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)[0], None
+    return totals + _chunk(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing)[0], None
 
   return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
 
 
-def _xent_forward(x, table, targets, weights, bias, vocabulary, z_loss, smoothing):
+def _xent_forward(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing):
   def body(carry, inputs):
     totals, d_table, d_bias = carry
     x, targets, weights = inputs
-    more, (shares, total, log_z) = _chunk(x, table, targets, weights, bias, vocabulary, z_loss, smoothing)
-    d_scores = shares * ((1 + 2 * z_loss * log_z) / total)[:, None]
-    d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, shares.shape[-1], dtype=d_scores.dtype)
+    more, (exp_TxV, total, log_z) = _chunk(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing)
+    d_scores = exp_TxV * ((1 + 2 * z_loss * log_z) / total)[:, None]
+    d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, exp_TxV.shape[-1], dtype=d_scores.dtype)
     if smoothing:
-      d_scores -= jnp.where(jnp.arange(shares.shape[-1]) < vocabulary, smoothing / vocabulary, 0)[None]
+      d_scores -= jnp.where(jnp.arange(exp_TxV.shape[-1]) < vocabulary, smoothing / vocabulary, 0)[None]
     d_scores = barrier((d_scores * weights[:, None]).astype(x.dtype))
-    d_x = einsum_f32("tv,vd->td", d_scores, table.astype(x.dtype))
+    d_x = einsum_f32("tv,vd->td", d_scores, table_VxD.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
     if d_bias is not None:
       d_bias += jnp.sum(d_scores, axis=0, dtype=jnp.float32)
     return (totals + more, d_table, d_bias), d_x
 
-  start = (jnp.zeros(3), jnp.zeros(table.shape, jnp.float32), None if bias is None else jnp.zeros(bias.shape))
+  start = (jnp.zeros(3), jnp.zeros(table_VxD.shape, jnp.float32), None if bias is None else jnp.zeros(bias.shape))
   if x.shape[0] == 1:  # no loop, no accumulation
     (totals, d_table, d_bias), d_x = body(start, (x[0], targets[0], weights[0]))
     d_x = d_x[None]
   else:
     (totals, d_table, d_bias), d_x = jax.lax.scan(body, start, (x, targets, weights))
-  return tuple(totals), (d_x, d_table.astype(table.dtype), d_bias, targets.shape)
+  return tuple(totals), (d_x, d_table.astype(table_VxD.dtype), d_bias, targets.shape)
 
 
 def _xent_backward(vocabulary, z_loss, smoothing, saved, cotangents):

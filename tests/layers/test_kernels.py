@@ -10,7 +10,6 @@ from jax import export
 
 from lmjax.layers import backend
 from lmjax.layers.backend import einsum_f32
-from lmjax.layers.kernels import dispatch
 from lmjax.layers.kernels.dispatch import attend, attention_weights
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.kernels.splash import splash
@@ -46,10 +45,10 @@ def test_splash_is_attention(name, kv_heads):
     return jax.value_and_grad(lambda *qkv: jnp.sum(weights * kernel(*qkv)), argnums=(0, 1, 2))
 
   wanted, d_wanted = loss(lambda *qkv: attend(*qkv, MASKS[name]))(q, k, v)
-  found, d_found = loss(lambda *qkv: splash(*qkv, MASKS[name], interpret=True))(q, k, v)
-  np.testing.assert_allclose(found, wanted, rtol=1e-4)
-  for ours, theirs in zip(d_found, d_wanted, strict=True):
-    np.testing.assert_allclose(ours, theirs, atol=2e-4)
+  value, gradients = loss(lambda *qkv: splash(*qkv, MASKS[name], interpret=True))(q, k, v)
+  np.testing.assert_allclose(value, wanted, rtol=1e-4)
+  for a, b in zip(gradients, d_wanted, strict=True):
+    np.testing.assert_allclose(a, b, atol=2e-4)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
@@ -62,25 +61,26 @@ def test_attention_on_a_cpu_is_jax_s(name, kv_heads):
   for rows in (1, 2):
     bias = jnp.asarray(RNG.normal(size=(rows, 4, 96, 96)), jnp.float32)
 
-    def jax_s(q, k, v, bias):
+    def reference(q, k, v, bias):
       options = dict(bias=bias, mask=None if allowed is None else allowed[:, None], is_causal=mask.causal)
       return jnp.sum(weights * jax.nn.dot_product_attention(q, k, v, **options))
 
-    def ours(q, k, v, bias):
+    def tested(q, k, v, bias):
       return jnp.sum(weights * attend(q, k, v, mask.replace(bias_BxHxLxM=bias)))
 
     with jax.default_matmul_precision("float32"):
-      wanted, d_wanted = jax.value_and_grad(jax_s, argnums=(0, 1, 2, 3))(q, k, v, bias)
-      found, d_found = jax.value_and_grad(ours, argnums=(0, 1, 2, 3))(q, k, v, bias)
-    np.testing.assert_allclose(found, wanted, rtol=1e-4)
-    for a, b in zip(d_found, d_wanted, strict=True):
+      wanted, d_wanted = jax.value_and_grad(reference, argnums=(0, 1, 2, 3))(q, k, v, bias)
+      value, gradients = jax.value_and_grad(tested, argnums=(0, 1, 2, 3))(q, k, v, bias)
+    np.testing.assert_allclose(value, wanted, rtol=1e-4)
+    for a, b in zip(gradients, d_wanted, strict=True):
       np.testing.assert_allclose(a, b, atol=2e-5)
 
 
 def test_attention_in_half_precision_keeps_its_type():
   q, k, v = (x.astype(jnp.bfloat16) for x in inputs(96))
-  found, d_found = jax.value_and_grad(lambda *qkv: jnp.sum(attend(*qkv, Mask(causal=True))), argnums=(0, 1, 2))(q, k, v)
-  assert found.dtype == jnp.bfloat16 and {x.dtype for x in d_found} == {jnp.dtype("bfloat16")}
+  total = lambda *qkv: jnp.sum(attend(*qkv, Mask(causal=True)))  # noqa: E731
+  value, gradients = jax.value_and_grad(total, argnums=(0, 1, 2))(q, k, v)
+  assert value.dtype == jnp.bfloat16 and {x.dtype for x in gradients} == {jnp.dtype("bfloat16")}
   exact = attend(*(x.astype(jnp.float32) for x in (q, k, v)), Mask(causal=True))
   half = attend(q, k, v, Mask(causal=True))
   assert half.dtype == jnp.bfloat16
@@ -94,10 +94,10 @@ def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monk
   lowered = jax.jit(lambda x, y: einsum_f32("bd,df->bf", x, y)).lower(x, y)
   assert re.search(r"dot_general.*-> tensor<64x64x(\w+)>", lowered.as_text()).group(1) == made
   exact = np.asarray(x, np.float64) @ np.asarray(y, np.float64)
-  found = lowered.compile()(x, y)
-  assert found.dtype == jnp.bfloat16
+  product = lowered.compile()(x, y)
+  assert product.dtype == jnp.bfloat16
   np.testing.assert_allclose(
-    np.asarray(found, np.float64), exact, rtol=2**-8, atol=2**-16
+    np.asarray(product, np.float64), exact, rtol=2**-8, atol=2**-16
   )  # one rounding, and sums of 64
 
 
@@ -105,7 +105,7 @@ def test_a_bfloat16_product_is_made_as_the_platform_is_fast(platform, made, monk
 def test_masks_are_exact(name):
   """Each pair of tokens by the rule, one at a time."""
   mask, (q, k, _) = MASKS[name], inputs()
-  seen = np.asarray(attention_weights(q, k, mask)) > 0
+  attended = np.asarray(attention_weights(q, k, mask)) > 0
   segments = np.ones((2, 256), int) if mask.segments_BxL is None else np.asarray(mask.segments_BxL)
   i, j = np.arange(256)[:, None], np.arange(256)[None, :]
   allowed = segments[:, :, None] == segments[:, None, :]
@@ -113,7 +113,26 @@ def test_masks_are_exact(name):
     allowed = allowed & (j <= i)
   if mask.window:
     allowed = allowed & (i - j < mask.window)
-  assert (seen == np.broadcast_to(allowed[:, None], seen.shape)).all()
+  assert (attended == np.broadcast_to(allowed[:, None], attended.shape)).all()
+
+
+@pytest.mark.parametrize("absent", [None, "allowed", "segments", "window"])
+def test_a_mask_keeps_every_part(absent):
+  """All three parts at once, and any two of them: a pair of tokens must be allowed by each."""
+  length, keys = 12, 10
+  segments = jnp.asarray([[1] * 6 + [2] * 6]), jnp.asarray([[1] * 4 + [2] * 6])
+  allowed = jnp.asarray(RNG.random((1, length, keys)) < 0.8)
+  parts = {
+    "allowed": (dict(allowed_BxLxM=allowed), np.asarray(allowed)),
+    "segments": (
+      dict(segments_BxL=segments[0], segments_BxM=segments[1]),
+      np.asarray(segments[0])[:, :, None] == np.asarray(segments[1])[:, None, :],
+    ),
+    "window": (dict(window=3), (np.arange(length)[:, None] - np.arange(keys) < 3)[None]),
+  }
+  parts.pop(absent, None)
+  mask = Mask(**{key: value for fields, _ in parts.values() for key, value in fields.items()})
+  assert (np.asarray(mask.array(length, keys)) == np.logical_and.reduce([part for _, part in parts.values()])).all()
 
 
 def test_another_row_of_keys_has_segments_of_its_own():
@@ -130,7 +149,7 @@ def test_a_gpu_is_asked_for_cudnn(name, monkeypatch):
 
   monkeypatch.setattr(cudnn, "check_cudnn_version", lambda *_: 91000)
   monkeypatch.setattr(cudnn, "check_compute_capability", lambda *_: True)
-  monkeypatch.setattr(dispatch, "platform", lambda: "gpu")
+  monkeypatch.setattr(backend, "platform", lambda: "gpu")
   gradient = jax.jit(jax.grad(lambda *qkv: jnp.sum(attend(*qkv, MASKS[name])), argnums=(0, 1, 2)))
   for dtype, calls in ((jnp.bfloat16, 2), (jnp.float32, 0)):
     given = [x.astype(dtype) for x in inputs()]

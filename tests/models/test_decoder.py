@@ -44,13 +44,18 @@ SHAPES = {
 def made(**changes):
   """Returns a tiny model and parameters that are not at their special initial values."""
   model = tiny_decoder(**changes)
-  params = init_params(model, jnp.zeros((1, 8), jnp.int32))["params"]
+  params = init_params(model, {"inputs": jnp.zeros((1, 8), jnp.int32)})["params"]
   rng = np.random.default_rng(0)
   return model, jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), params)
 
 
 def with_config(model, **changes):
   return Decoder(dataclasses.replace(model.config, **changes))
+
+
+def vectors(model, params, ids, rngs=None, **batch):
+  """Returns the final vectors [B, L, D] of ids, with further keys of their batch."""
+  return model.apply({"params": params}, {"inputs": ids} | batch, rngs=rngs).tokens
 
 
 def tokens(batch=2, length=12, seed=1):
@@ -63,7 +68,9 @@ def test_parameter_counts(name):
   if preset.get("rotary"):
     preset["rotary"] = Rotary(**preset["rotary"])
   model = Decoder(Config(**preset))
-  shapes = jax.eval_shape(lambda rng: model.init(rng, jnp.zeros((1, 8), jnp.int32))["params"], jax.random.key(0))
+  shapes = jax.eval_shape(
+    lambda rng: model.init(rng, {"inputs": jnp.zeros((1, 8), jnp.int32)})["params"], jax.random.key(0)
+  )
   assert count_parameters(shapes) == COUNTS[name]
   table = shapes["embed"]["table"].value
   assert table.shape[0] % 128 == 0
@@ -77,8 +84,7 @@ def test_a_token_depends_on_no_later_one(shape):
   params = params | {"embed": {"table": table}}
 
   def output(table, at):
-    hidden, _ = model.apply({"params": params | {"embed": {"table": table}}}, jnp.arange(10)[None])
-    return hidden[0, at].sum()
+    return vectors(model, params | {"embed": {"table": table}}, jnp.arange(10)[None])[0, at].sum()
 
   for at in (0, 4, 9):
     gradient = jnp.abs(jax.grad(output)(table, at)[:10]).sum(-1)
@@ -90,8 +96,7 @@ def test_a_token_depends_on_no_later_one(shape):
 def test_a_window_reaches_as_far_as_layers_let_it():
   model, params = made(**LLAMA, window=3, depth=1)
   ids = tokens(1)
-  hidden, _ = model.apply({"params": params}, ids)
-  other, _ = model.apply({"params": params}, ids.at[0, 4].add(1))
+  hidden, other = vectors(model, params, ids), vectors(model, params, ids.at[0, 4].add(1))
   changed = jnp.abs(hidden - other).max(-1)[0] > 0
   assert changed.tolist() == [i in (4, 5, 6) for i in range(12)]
 
@@ -103,9 +108,9 @@ def test_packed_documents_never_meet(shape):
   packed = jnp.concatenate([first, second], 1)
   positions = jnp.concatenate([jnp.arange(7), jnp.arange(5)])[None]
   segments = jnp.array([[1] * 7 + [2] * 5])
-  together, _ = model.apply({"params": params}, packed, positions, segments)
+  together = vectors(model, params, packed, positions=positions, segments=segments)
   for alone, part in ((first, together[:, :7]), (second, together[:, 7:])):
-    np.testing.assert_allclose(model.apply({"params": params}, alone)[0], part, atol=1e-5)
+    np.testing.assert_allclose(vectors(model, params, alone), part, atol=1e-5)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -114,7 +119,7 @@ def test_scan_is_loop_is_remat(shape):
   ids = tokens()
 
   def loss(model, params):
-    return (model.apply({"params": params}, ids, rngs={})[0] ** 2).mean()
+    return (vectors(model, params, ids) ** 2).mean()
 
   value, grads = jax.value_and_grad(loss, argnums=1)(model, params)
   for changes in (dict(scan=False), dict(remat="full"), dict(remat="dots"), dict(scan=False, remat="full")):
@@ -128,10 +133,10 @@ def test_dropout_is_the_same_under_scan_loop_and_remat():
   ids = tokens()
 
   def run(model):
-    return model.apply({"params": params}, ids, rngs={"dropout": jax.random.key(7)})[0]
+    return vectors(model, params, ids, rngs={"dropout": jax.random.key(7)})
 
   value = run(model)
-  assert jnp.abs(value - model.apply({"params": params}, ids)[0]).max() > 0.1
+  assert jnp.abs(value - vectors(model, params, ids)).max() > 0.1
   for changes in (dict(scan=False), dict(remat="full")):
     np.testing.assert_allclose(value, run(with_config(model, **changes)), atol=1e-5)
 
@@ -140,11 +145,12 @@ def test_dropout_is_the_same_under_scan_loop_and_remat():
 def test_cached_decoding_is_the_full_forward(shape):
   model, params = made(**SHAPES[shape])
   ids = tokens(3, 12)
-  hidden, _ = model.apply({"params": params}, ids)
-  cache = model.init_cache(3, 16)
+  hidden = vectors(model, params, ids)
   for tree in (params, model.decode_layout(params)):
-    cache, parts = model.init_cache(3, 16), []
-    for start, end in ((0, 5), (5, 6), (6, 9), (9, 12)):
+    prompt = {"inputs": ids[:, :5], "segments": jnp.ones((3, 5), jnp.int32)}
+    part, cache = model.apply({"params": tree}, prompt, 16, method="prefill")
+    parts = [part]
+    for start, end in ((5, 6), (6, 9), (9, 12)):
       valid = jnp.ones((3, end - start), bool)
       part, cache = model.apply({"params": tree}, cache, ids[:, start:end], valid, method="extend")
       parts.append(part)
@@ -155,31 +161,35 @@ def test_cached_decoding_is_the_full_forward(shape):
 def test_padding_anywhere_changes_nothing(shape):
   model, params = made(**SHAPES[shape])
   ids = tokens(1, 6)
-  hidden, _ = model.apply({"params": params}, ids)
-  valid = jnp.array([[0, 0, 1, 1, 0, 1, 1, 1, 0, 1]], bool)
+  hidden = vectors(model, params, ids)
+  segments = jnp.array([[0, 0, 1, 1, 0, 1, 1, 1, 0, 1]])
+  valid = segments > 0
   padded = jnp.zeros((1, 10), jnp.int32).at[0, jnp.flatnonzero(valid[0])].set(ids[0])
-  found, _ = model.apply({"params": params}, model.init_cache(1, 12), padded, valid, method="extend")
-  np.testing.assert_allclose(found[:, valid[0]], hidden, atol=1e-5)
+  extended, _ = model.apply({"params": params}, model.init_cache(1, 12), padded, valid, method="extend")
+  prefilled, _ = model.apply({"params": params}, {"inputs": padded, "segments": segments}, 12, method="prefill")
+  for x_BxLxD in (extended, prefilled):
+    np.testing.assert_allclose(x_BxLxD[:, valid[0]], hidden, atol=1e-5)
 
 
 def test_bfloat16_computes_in_half_and_scores_in_float32():
   model, params = made(dtype="bfloat16")
-  hidden, _ = model.apply({"params": params}, tokens())
+  hidden = vectors(model, params, tokens())
   assert hidden.dtype == jnp.bfloat16
   logits = model.apply({"params": params}, hidden, method="logits")
   assert logits.dtype == jnp.float32 and logits.shape[-1] == 50
-  exact, _ = with_config(model, dtype="float32").apply({"params": params}, tokens())
+  exact = vectors(with_config(model, dtype="float32"), params, tokens())
   assert jnp.abs(hidden - exact).max() < 0.15  # 3 layers of 2^-8 relative error on values of size 3
 
 
 def test_taps():
   model, params = made()
   ids = tokens()
-  hidden, taps = model.apply({"params": params}, ids, taps=("hidden", "attention"))
+  hidden = model.apply({"params": params}, {"inputs": ids}, taps=("hidden", "attention"))
+  taps = hidden.taps
   assert taps["hidden"].shape == (3, 2, 12, 32) and taps["attention"].shape == (3, 2, 4, 12, 12)
   np.testing.assert_allclose(taps["attention"].sum(-1), 1, atol=1e-5)
   assert (jnp.triu(taps["attention"], 1) == 0).all()
-  np.testing.assert_allclose(hidden, model.apply({"params": params}, ids)[0], atol=1e-5)
+  np.testing.assert_allclose(hidden.tokens, vectors(model, params, ids), atol=1e-5)
 
 
 @pytest.mark.parametrize(

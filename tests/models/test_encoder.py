@@ -45,7 +45,6 @@ def test_parameter_counts(name):
 
 
 def initialised(task):
-
   params = init_params(task, batch())
   # Away from zero biases and unit scales, so that each of them shows.
   noise = iter(jax.random.split(jax.random.key(1), 1000))
@@ -56,22 +55,21 @@ def test_every_token_sees_every_other_of_its_segment_and_no_padding():
   model = tiny()
   b = batch(rows=2)
   params = initialised(MaskedLM(model))["model"]
-
-  base = model.apply({"params": params}, b["inputs"], b["positions"], b["segments"], b["token_types"])[0]
+  base = model.apply({"params": params}, b).tokens
   for place in (0, 5, 14):
     changed = dict(b, inputs=b["inputs"].copy())
     changed["inputs"][:, place] = (changed["inputs"][:, place] + 1) % 50
-    after = model.apply({"params": params}, changed["inputs"], b["positions"], b["segments"], b["token_types"])[0]
+    after = model.apply({"params": params}, changed).tokens
     assert (np.abs(after - base).max(-1)[0, :15] > 0).all()
   changed = dict(b, inputs=b["inputs"].copy())
   changed["inputs"][1, 15] = (changed["inputs"][1, 15] + 1) % 50  # padding of the second row
-  after = model.apply({"params": params}, changed["inputs"], b["positions"], b["segments"], b["token_types"])[0]
+  after = model.apply({"params": params}, changed).tokens
   assert (after[1, :15] == base[1, :15]).all()
 
 
 @pytest.mark.parametrize("changes", [dict(scan=False), dict(remat="full"), dict(remat="dots")])
 def test_scan_and_remat_change_nothing(changes):
-  found = []
+  results = []
   for task in (MaskedLM(tiny()), MaskedLM(tiny(**changes))):
     params = initialised(task)
 
@@ -79,9 +77,9 @@ def test_scan_and_remat_change_nothing(changes):
       terms, _ = task.loss(params, {}, {}, batch())
       return sum(terms[key].total for key in task.counts(batch()))
 
-    found.append(jax.value_and_grad(loss)(params))
-  np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found[0][1], found[1][1])
+    results.append(jax.value_and_grad(loss)(params))
+  np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0][1], results[1][1])
 
 
 def test_the_loss_by_hand():
@@ -111,10 +109,10 @@ def test_the_gradient_of_the_bias_by_differences():
     return task.loss(params | {"heads": heads}, {}, {}, b)[0]["masked_lm"].total
 
   bias = params["heads"]["masked_lm"]["bias"]
-  found, word = jax.grad(loss)(bias), int(b["labels"][0, 0])
+  gradient, word = jax.grad(loss)(bias), int(b["labels"][0, 0])
   step = jnp.zeros_like(bias).at[word].set(0.05)
-  np.testing.assert_allclose(found[word], (loss(bias + step) - loss(bias - step)) / 0.1, rtol=2e-2)
-  assert (found[50:] == 0).all(), "padded words have no gradient"
+  np.testing.assert_allclose(gradient[word], (loss(bias + step) - loss(bias - step)) / 0.1, rtol=2e-2)
+  assert (gradient[50:] == 0).all(), "padded words have no gradient"
 
 
 def heads_of(w):
@@ -128,8 +126,8 @@ def heads_of(w):
 
 def layers_of(w, names, depth=3):
   def stacked(name, transpose=True):
-    found = np.stack([w[name.format(i)] for i in range(depth)])
-    return found.swapaxes(1, 2) if transpose and found.ndim == 3 else found
+    weights = np.stack([w[name.format(i)] for i in range(depth)])
+    return weights.swapaxes(1, 2) if transpose and weights.ndim == 3 else weights
 
   def linear(name, kernel, bias):
     return {
@@ -161,8 +159,8 @@ def test_bert_is_transformers_bert():
     vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64,
     max_position_embeddings=16, initializer_range=0.2,
   )  # fmt: skip
-  theirs = transformers.BertForPreTraining(config).eval()
-  w = {name: value.numpy() for name, value in theirs.state_dict().items()}
+  bert = transformers.BertForPreTraining(config).eval()
+  w = {name: value.numpy() for name, value in bert.state_dict().items()}
   task, b = MaskedLM(tiny()), batch()
   layer = "bert.encoder.layer.{}."
   names = ("attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
@@ -176,16 +174,16 @@ def test_bert_is_transformers_bert():
     "stack": {"layers": layers_of(w, [layer + name for name in names])},
     "pooler": {"kernel": w["bert.pooler.dense.weight"].T, "bias": w["bert.pooler.dense.bias"]},
   }
-  ours = task.forward({"model": model, "heads": heads_of(w)}, b)
+  outputs = task.forward({"model": model, "heads": heads_of(w)}, b)
   with torch.no_grad():
-    found = theirs(
+    expected = bert(
       torch.tensor(b["inputs"]).long(), torch.tensor(b["segments"]).long(), torch.tensor(b["token_types"]).long(),
       output_hidden_states=True,
     )  # fmt: skip
   real = b["segments"] > 0
-  np.testing.assert_allclose(np.asarray(ours.hidden)[real], found.hidden_states[-1].numpy()[real], atol=1e-5)
-  np.testing.assert_allclose(np.asarray(ours.logits)[real], found.prediction_logits.numpy()[real], atol=1e-5)
-  np.testing.assert_allclose(ours.taps["next_sentence"], found.seq_relationship_logits.numpy(), atol=1e-5)
+  np.testing.assert_allclose(np.asarray(outputs.hidden)[real], expected.hidden_states[-1].numpy()[real], atol=1e-5)
+  np.testing.assert_allclose(np.asarray(outputs.logits)[real], expected.prediction_logits.numpy()[real], atol=1e-5)
+  np.testing.assert_allclose(outputs.taps["next_sentence"], expected.seq_relationship_logits.numpy(), atol=1e-5)
 
 
 @pytest.mark.torch
@@ -198,8 +196,8 @@ def test_distilbert_is_transformers_distilbert():
   config = transformers.DistilBertConfig(
     vocab_size=50, dim=32, n_layers=3, n_heads=4, hidden_dim=64, max_position_embeddings=16, initializer_range=0.2
   )
-  theirs = transformers.DistilBertModel(config).eval()
-  w = {name: value.numpy() for name, value in theirs.state_dict().items()}
+  bert = transformers.DistilBertModel(config).eval()
+  w = {name: value.numpy() for name, value in bert.state_dict().items()}
   layer = "transformer.layer.{}."
   names = ("attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", "ffn.lin1", "ffn.lin2",
            "sa_layer_norm", "output_layer_norm")  # fmt: skip
@@ -210,11 +208,9 @@ def test_distilbert_is_transformers_distilbert():
     "stack": {"layers": layers_of(w, [layer + name for name in names])},
   }
   b = batch()
-  hidden, pooled, _ = tiny(token_types=0, pooler=False).apply(
-    {"params": params}, b["inputs"], b["positions"], b["segments"]
-  )
+  hidden = tiny(token_types=0, pooler=False).apply({"params": params}, b)
   with torch.no_grad():
-    found = theirs(torch.tensor(b["inputs"]).long(), torch.tensor(b["segments"]).long()).last_hidden_state.numpy()
+    expected = bert(torch.tensor(b["inputs"]).long(), torch.tensor(b["segments"]).long()).last_hidden_state.numpy()
   real = b["segments"] > 0
-  assert pooled is None
-  np.testing.assert_allclose(np.asarray(hidden)[real], found[real], atol=1e-5)
+  assert hidden.pooled is None
+  np.testing.assert_allclose(np.asarray(hidden.tokens)[real], expected[real], atol=1e-5)

@@ -5,38 +5,23 @@ the one that splits most.
 """
 
 import sys
-import tempfile
-import unittest.mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lmjax import storage
 from lmjax.compression.base import Identity
 from lmjax.layers.kernels.dispatch import attend
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.kernels.splash import splash
-from lmjax.layers.positions import Rotary
-from lmjax.models import elmo, encoder_decoder, recurrent
-from lmjax.models.elmo import ELMo
-from lmjax.models.encoder import Config as EncoderConfig
-from lmjax.models.encoder import Encoder
-from lmjax.models.encoder_decoder import EncoderDecoder
-from lmjax.models.recurrent import Recurrent
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
-from lmjax.storage import huggingface
-from lmjax.storage.lazy import LazyTensor
-from lmjax.tasks.bidirectional_lm import BidirectionalLM
-from lmjax.tasks.causal_lm import CausalLM
-from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import fake_batch, init_params, tiny_decoder
+from lmjax.testing import fake_batch
 from lmjax.train import make_step
 from lmjax.utils import pytree
+from tests.families import tiny_task
 
 MESHES = {
   "ddp": MeshShape(data=8),
@@ -45,39 +30,23 @@ MESHES = {
   "fsdp_tp": MeshShape(data=2, fsdp=2, model=2),
   "sequence": MeshShape(data=2, sequence=4),
 }
-BERT = dict(vocabulary=50, length=16, width=32, depth=3, heads=4, head_size=8, mlp=64, dropout=0.1)
-LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated_mlp=True, bias=False, tie_embeddings=False)
-
-
-LSTM = dict(vocabulary=50, length=16, width=32, cells=64, dropout=0.1)
-ELMO = dict(vocabulary=50, length=16, width=32, cells=64, embedding=8, filters=((1, 16), (2, 16)), highways=1)
-T5 = dict(vocabulary=50, length=16, width=32, depth=2, heads=4, head_size=8, mlp=64, dropout=0.1)
-WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True)
 EVERY = sys.argv[1:]
-OTHERS = {
-  "BERT": MaskedLM(Encoder(EncoderConfig(**BERT)), max_predictions=4),
-  "LSTM": CausalLM(Recurrent(recurrent.Config(**LSTM))),
-  "ELMo": BidirectionalLM(ELMo(elmo.Config(**ELMO)), characters=8),
-  "T5": Seq2Seq(EncoderDecoder(encoder_decoder.Config(**T5)), target_length=8),
-  "Llama": CausalLM(tiny_decoder(dropout=0.1, **LLAMA)),
-  "Transformer": Seq2Seq(EncoderDecoder(encoder_decoder.Config(**(T5 | WAVES))), smoothing=0.1),
-}
 
 
-def losses(layout, changes, microbatches=1):
+def losses(layout, family, microbatches=1):
   """Returns the losses of three steps and the final state."""
-  task = CausalLM(tiny_decoder(dropout=0.1, **changes)) if isinstance(changes, dict) else changes
+  task = tiny_task(family, dropout=0.1)
   optimizer = Optimizer(peak_lr=1e-2, microbatches=microbatches)
   with use_layout(layout):
     state = init_state(task, optimizer.build(10), Identity(), layout, 16, 16, 0)
     step = jax.jit(make_step(task, optimizer.build(10), Identity(), microbatches), donate_argnums=0)
     batch = fake_batch(task, 16, 16)
     batch = jax.device_put(batch, layout.batch(batch))
-    found = []
+    values = []
     for _ in range(3):
       state, metrics = step(state, batch, jax.random.key(1))
-      found.append(metrics["loss"].value())
-  return found, state
+      values.append(metrics["loss"].value())
+  return values, state
 
 
 def split(state, wanted):
@@ -98,50 +67,23 @@ def check_splash():
     mesh = MeshShape(data=2, sequence=2, model=2) if len(rules) > 2 else MeshShape(data=4, sequence=2)
     layout = Layout.build(mesh.build(), rules)
     with use_layout(layout):
-      found = jax.jit(lambda q, k, v: splash(q, k, v, mask, interpret=True))(q, k, v)
-    np.testing.assert_allclose(found, wanted, atol=2e-5)
+      o = jax.jit(lambda q, k, v: splash(q, k, v, mask, interpret=True))(q, k, v)
+    np.testing.assert_allclose(o, wanted, atol=2e-5)
   print("splash under a mesh", flush=True)
-
-
-def check_a_folder():
-  """A Hugging Face folder is loaded onto a mesh, where each device reads its own slice of the files."""
-  with tempfile.TemporaryDirectory() as folder:
-    model, ids = tiny_decoder(**LLAMA), jnp.arange(16)[None]
-    params = init_params(model, ids)["params"]
-    huggingface.save(f"{folder}/llama", model, {"model": params, "heads": {}})
-    saved, layout = storage.open(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
-    read, honest = [], LazyTensor.__getitem__
-
-    def watched(mapped, index):
-      found = honest(mapped, index)
-      read.append((mapped, found.shape))
-      return found
-
-    with unittest.mock.patch.object(LazyTensor, "__getitem__", watched):
-      placed = saved.arrays(saved.named, layout)
-    for name, leaf in pytree.named_leaves(placed).items():
-      mapped = saved.parameters()[name]
-      shapes = {shape for other, shape in read if other is mapped}
-      assert shapes == {leaf.sharding.shard_shape(leaf.shape)}, name
-    assert not placed["model"]["stack"]["layers"]["mlp"]["up"]["kernel"].is_fully_replicated
-    with use_layout(layout):
-      found = jax.jit(lambda params: model.apply({"params": params}, ids)[0])(placed["model"])
-    np.testing.assert_allclose(found, model.apply({"params": params}, ids)[0], atol=2e-5)
-  print("each device read its own part", flush=True)
 
 
 def check_families(names):
   for name in names:
-    wanted, _ = losses(alone(), OTHERS[name])
+    wanted, _ = losses(alone(), name)
     for rules in MESHES:
-      found, _ = losses(Layout.build(MESHES[rules].build(), rules), OTHERS[name])
-      np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=f"{name}, {rules}")
+      values, _ = losses(Layout.build(MESHES[rules].build(), rules), name)
+      np.testing.assert_allclose(values, wanted, rtol=2e-5, err_msg=f"{name}, {rules}")
       print("same loss of", name, "under", rules, flush=True)
-  wanted, _ = losses(alone(), LLAMA)
+  wanted, _ = losses(alone(), "Llama")
   for rules, axis, count in (("ddp", "data", 2), ("fsdp", "fsdp", 4), ("tp", "model", 2), ("sequence", "sequence", 4)):
     mesh = MeshShape(**({"data": 1} | {axis: count})).build(jax.devices()[:count])
-    found, _ = losses(Layout.build(mesh, rules), LLAMA)
-    np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=f"{rules} on {count}")
+    values, _ = losses(Layout.build(mesh, rules), "Llama")
+    np.testing.assert_allclose(values, wanted, rtol=2e-5, err_msg=f"{rules} on {count}")
     print("same loss under", rules, "on", count, "devices", flush=True)
 
 
@@ -156,21 +98,19 @@ def main():
     check_families(EVERY)
   else:
     check_decoders()
-    check_a_folder()
 
 
 def check_decoders():
-  for changes in ({}, LLAMA):
-    wanted, _ = losses(alone(), changes)
-    for rules in MESHES if not changes else ("fsdp_tp",):
-      mesh = MESHES[rules]
-      found, state = losses(Layout.build(mesh.build(), rules), changes)
-      np.testing.assert_allclose(found, wanted, rtol=2e-5, err_msg=rules)
+  for family, rule_sets in (("GPT", MESHES), ("Llama", ("fsdp_tp",))):
+    wanted, _ = losses(alone(), family)
+    for rules in rule_sets:
+      values, state = losses(Layout.build(MESHES[rules].build(), rules), family)
+      np.testing.assert_allclose(values, wanted, rtol=2e-5, err_msg=rules)
       assert split(state, "mlp/up/kernel") == [rules != "ddp"] * 3, rules
       assert split(state, "model/embed/table") == [rules != "ddp"] * 3, rules
-      print("same loss under", rules, found, flush=True)
+      print("same loss under", rules, values, flush=True)
   check_splash()
-  accumulated, _ = losses(Layout.build(MESHES["fsdp"].build(), "fsdp"), LLAMA, microbatches=2)
+  accumulated, _ = losses(Layout.build(MESHES["fsdp"].build(), "fsdp"), "Llama", microbatches=2)
   assert abs(accumulated[0] - wanted[0]) < 0.2, "other dropout, the same loss but for it"
 
   layout = Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")

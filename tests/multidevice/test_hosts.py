@@ -1,4 +1,4 @@
-"""Several hosts, as local processes that talk by gloo: the same run, and no run that hangs."""
+"""Several hosts, as local processes that communicate by gloo: the same run, and no run that hangs."""
 
 import json
 import os
@@ -50,13 +50,13 @@ def start(run, count, devices, *more, numbers=None, limit=100, command=("train",
 
 
 def finish(processes, timeout=200):
-  """Returns (exit code, what it said) of each."""
+  """Returns (exit code, output) of each."""
   try:
-    told = [process.communicate(timeout=timeout)[0] for process in processes]
+    outputs = [process.communicate(timeout=timeout)[0] for process in processes]
   finally:
     for process in processes:
       process.kill()
-  return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+  return [(process.returncode, text) for process, text in zip(processes, outputs, strict=True)]
 
 
 def losses(run):
@@ -79,14 +79,14 @@ def same_parameters(run, meshes):
 import jax, numpy as np
 from lmjax import experiment
 from lmjax.parallel.sharding import use_layout
-settings, found = experiment.load_config({str(run)!r}), []
+settings, results = experiment.load_config({str(run)!r}), []
 for count in {meshes}:
   built = experiment.build(settings, {str(run)!r}, devices=jax.devices()[:count])
   with use_layout(built.layout):
-    params, _ = built.load({str(run)!r})
-  found.append([np.asarray(leaf) for leaf in jax.tree.leaves(params)])
-for other in found[1:]:
-  for a, b in zip(found[0], other, strict=True):
+    state, _ = built.load({str(run)!r})
+  results.append([np.asarray(leaf) for leaf in jax.tree.leaves(state.params)])
+for other in results[1:]:
+  for a, b in zip(results[0], other, strict=True):
     assert (a == b).all()
 print("the same")
 """
@@ -96,17 +96,17 @@ print("the same")
 
 
 @pytest.mark.hosts
-def test_two_hosts_are_one_and_a_run_goes_on_with_other_numbers(lmjax, tmp_path):
+def test_two_hosts_are_one_and_a_run_resumes_on_another_number(lmjax, tmp_path):
   """Uninterrupted on one device; 8 devices on two hosts, then 1, then 8 again: the same losses."""
   alone, moved = tmp_path / "alone", tmp_path / "moved"
   lmjax("train", *CONFIG, "--config.steps=12", "--workdir", alone)
-  for code, told in finish(start(moved, 2, 4, "--config.steps=4")):
-    assert code == 0, told[-2000:]
+  for code, output in finish(start(moved, 2, 4, "--config.steps=4")):
+    assert code == 0, output[-2000:]
   same_parameters(moved, [8, 4, 1])
   lmjax("train", *CONFIG, "--config.steps=8", "--workdir", moved)
   same_parameters(moved, [1, 8])
-  for code, told in finish(start(moved, 2, 4, "--config.steps=12")):
-    assert code == 0, told[-2000:]
+  for code, output in finish(start(moved, 2, 4, "--config.steps=12")):
+    assert code == 0, output[-2000:]
   assert len(losses(moved)) == 12
   np.testing.assert_allclose(losses(moved), losses(alone), rtol=2e-4)
   np.testing.assert_allclose(losses(moved)[:4], losses(alone)[:4], rtol=2e-5)
@@ -115,13 +115,13 @@ def test_two_hosts_are_one_and_a_run_goes_on_with_other_numbers(lmjax, tmp_path)
 
 
 @pytest.mark.parametrize("rules, axis", [("tp", "model"), pytest.param("sequence", "sequence", marks=pytest.mark.slow)])
-def test_hosts_share_a_model_or_a_text(lmjax, tmp_path, rules, axis):
+def test_hosts_share_a_model_or_a_sequence(lmjax, tmp_path, rules, axis):
   """An axis that spans both hosts: they read the same rows, and the losses are those of one device."""
   alone, both = tmp_path / "alone", tmp_path / "both"
   more = ("--config.steps=3", f"--config.rules={rules}", "--config.mesh.fsdp=1", "--config.evals.every=0")
   lmjax("train", *CONFIG, *more, "--workdir", alone)
-  for code, told in finish(start(both, 2, 2, *more, f"--config.mesh.{axis}=4")):
-    assert code == 0, told[-2000:]
+  for code, output in finish(start(both, 2, 2, *more, f"--config.mesh.{axis}=4")):
+    assert code == 0, output[-2000:]
   np.testing.assert_allclose(losses(both), losses(alone), rtol=2e-5)
 
 
@@ -132,24 +132,24 @@ def test_hosts_evaluate_and_generate_what_one_would(lmjax, tmp_path):
   prompts.write_text("Return\nThe class of\nA\n")
   more = ("--prompts_file", prompts, "--batch", "2", "--max_new_tokens", "6", "--output")
   lmjax("generate", "--workdir", run, *more, tmp_path / "alone.jsonl")
-  told = finish(start(run, 2, 2, *map(str, more), str(tmp_path / "both.jsonl"), command=("generate",)))
-  assert [code for code, _ in told] == [0, 0], told
+  output = finish(start(run, 2, 2, *map(str, more), str(tmp_path / "both.jsonl"), command=("generate",)))
+  assert [code for code, _ in output] == [0, 0], output
   assert (tmp_path / "both.jsonl").read_text() == (tmp_path / "alone.jsonl").read_text()
   only = ("--only", "validation", "--config.batch=6", "--output")
   lmjax("evaluate", "--workdir", run, *only, tmp_path / "alone.json")
-  told = finish(start(run, 2, 2, *only, str(tmp_path / "both.json"), command=("evaluate",)))
-  assert [code for code, _ in told] == [0, 0], told
-  assert [("validation_loss" in text) for _, text in told] == [True, False], "one of them speaks"
+  output = finish(start(run, 2, 2, *only, str(tmp_path / "both.json"), command=("evaluate",)))
+  assert [code for code, _ in output] == [0, 0], output
+  assert [("validation_loss" in text) for _, text in output] == [True, False], "one of them prints"
   alone, both = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("alone", "both"))
   assert both == pytest.approx(alone, rel=2e-5)
 
 
 @pytest.mark.slow
-def test_hosts_write_texts_while_they_train(lmjax, tmp_path):
+def test_hosts_generate_while_they_train(lmjax, tmp_path):
   more = ("--config", "configs/scan.py:debug", "--config.steps=4")
   lmjax("train", *more, "--workdir", tmp_path / "alone")
-  told = finish(start(tmp_path / "both", 2, 2, command=("train", *more)))
-  assert [code for code, _ in told] == [0, 0], told
+  output = finish(start(tmp_path / "both", 2, 2, command=("train", *more)))
+  assert [code for code, _ in output] == [0, 0], output
   alone, both = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("alone", "both"))
   assert "generation_exact" in alone and both["generation_exact"] == alone["generation_exact"]
   assert both["validation_loss"] == pytest.approx(alone["validation_loss"], rel=1e-4)
@@ -169,7 +169,7 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step_and_leave(tmp_path)
 
 @pytest.mark.hosts
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_killed_host_stops_the_other_and_the_next_start_goes_on(tmp_path, victim):
+def test_a_killed_host_stops_the_other_and_the_next_start_resumes(tmp_path, victim):
   more = ("--config.steps=5000", "--config.checkpoint.every=20", "--config.evals.every=0")
   processes = start(tmp_path, 2, 1, *more)
   wait_for(tmp_path, 20, processes)
@@ -177,20 +177,20 @@ def test_a_killed_host_stops_the_other_and_the_next_start_goes_on(tmp_path, vict
   began = time.time()
   done = finish(processes, 60)
   assert time.time() - began < 60
-  code, told = done[1 - victim]
-  assert code == 69 and "hosts: lost " in told and "rerun the same command to resume" in told, told[-2000:]
+  code, output = done[1 - victim]
+  assert code == 69 and "hosts: lost " in output and "rerun the same command to resume" in output, output[-2000:]
   if victim:
     last = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
     done = finish(start(tmp_path, 2, 1, f"--config.steps={last + 5}", *more[1:]))
-    assert [code for code, _ in done] == [0, 0] and f"goes on from step {last}" in done[0][1]
+    assert [code for code, _ in done] == [0, 0] and f"resumes from step {last}" in done[0][1]
 
 
 def test_a_missing_host_is_named(tmp_path):
   done = finish(start(tmp_path, 3, 1, numbers=(0, 1), limit=4), 60)
-  for code, told in done:
-    assert code == 2 and "2 of 3 processes started within 4 s; missing: process 2" in told, told
-  ((code, told),) = finish(start(tmp_path, 2, 1, numbers=(1,), limit=4), 60)
-  assert code == 2 and "missing: process 0" in told
+  for code, output in done:
+    assert code == 2 and "2 of 3 processes started within 4 s; missing: process 2" in output, output
+  ((code, output),) = finish(start(tmp_path, 2, 1, numbers=(1,), limit=4), 60)
+  assert code == 2 and "missing: process 0" in output
 
 
 def test_half_a_description_is_refused(lmjax, tmp_path):

@@ -15,47 +15,46 @@ def eight():
   return os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "NPROC": "32"}
 
 
-def test_every_rule_set_gives_the_loss_of_one_device():
-  process = subprocess.run(
-    [sys.executable, "-W", "error", "-m", "tests.multidevice.rules"],
-    cwd=ROOT,
-    env=eight(),
-    capture_output=True,
-    text=True,
-    timeout=400,
-  )
+def run(module, *arguments, timeout=400):
+  """Runs a module of this folder on eight simulated devices, warnings being errors, and returns what it prints."""
+  command = [sys.executable, "-W", "error", "-m", f"tests.multidevice.{module}", *arguments]
+  process = subprocess.run(command, cwd=ROOT, env=eight(), capture_output=True, text=True, timeout=timeout)
   assert process.returncode == 0, process.stderr[-3000:]
-  told = process.stdout
-  assert told.count("same loss under") == 6 and "splash under a mesh" in told
-  assert "each device read its own part" in told
+  return process.stdout
+
+
+def test_every_rule_set_gives_the_loss_of_one_device():
+  output = run("rules")
+  assert output.count("same loss under") == 6 and "splash under a mesh" in output
+
+
+def test_each_device_reads_its_own_part_of_a_folder():
+  assert "each device read its own part" in run("folder")
+
+
+def test_leaf_types_are_sharded_as_the_parameters_they_represent():
+  output = run("toy_leaf")
+  assert "leaf types are split as their parameters" in output and output.count("same loss of a leaf type") == 2
 
 
 @pytest.mark.slow
 def test_every_family_has_the_same_loss_under_every_rule_set():
   families = ("BERT", "LSTM", "ELMo", "T5", "Transformer", "Llama")
-  process = subprocess.run(
-    [sys.executable, "-m", "tests.multidevice.rules", *families],
-    cwd=ROOT, env=eight(), capture_output=True, text=True, timeout=600,
-  )  # fmt: skip
-  assert process.returncode == 0, process.stderr[-3000:]
-  assert process.stdout.count("same loss of") == 5 * len(families) and process.stdout.count("devices") == 4
+  output = run("rules", *families, timeout=600)
+  assert output.count("same loss of") == 5 * len(families) and output.count("devices") == 4
 
 
-def test_a_7b_state_is_born_in_parts():
-  process = subprocess.run(
-    [sys.executable, "-W", "error", "-m", "tests.multidevice.make_init"],
-    cwd=ROOT, env=eight(), capture_output=True, text=True, timeout=200,
-  )  # fmt: skip
-  assert process.returncode == 0 and "init_params in parts" in process.stdout, process.stderr[-3000:]
+def test_a_7b_state_is_initialised_in_parts():
+  assert "initialised in parts" in run("sharded_init", timeout=200)
 
 
 @pytest.mark.hosts
 def test_the_command_line_simulates_devices(lmjax, tmp_path):
   """A checkpoint written on eight devices opens on one."""
-  run = tmp_path / "run"
-  told = lmjax(
-    "train", "--config", "configs/quickstart.py:debug", "--workdir", run, "--devices", 8, "--config.rules=fsdp_tp",
+  workdir = tmp_path / "run"
+  output = lmjax(
+    "train", "--config", "configs/quickstart.py:debug", "--workdir", workdir, "--devices", 8, "--config.rules=fsdp_tp",
     "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.model=2",
   ).stdout  # fmt: skip
-  assert "on each of 8 device(s)" in told
-  assert len(lmjax("generate", "--workdir", run, "--prompt", "The", "--max_new_tokens", 4).stdout) > 3
+  assert "on each of 8 device(s)" in output
+  assert len(lmjax("generate", "--workdir", workdir, "--prompt", "The", "--max_new_tokens", 4).stdout) > 3

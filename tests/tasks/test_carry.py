@@ -1,4 +1,4 @@
-"""What a task carries from batch to batch is saved, resumed, placed with its rows, and never split."""
+"""What a task carries from batch to batch is saved, resumed, sharded with its rows, and never split."""
 
 import jax
 import jax.numpy as jnp
@@ -29,13 +29,13 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
     assert np.array_equal(whole.read(name), parts.read(name)), name
 
 
-def test_rows_that_go_on_are_not_split_into_parts():
+def test_tasks_with_a_carry_refuse_microbatches():
   settings = config.load("configs/elmo.py:debug", {"optim.microbatches": "2"})
-  with pytest.raises(UserError, match="every row goes on"):
+  with pytest.raises(UserError, match="microbatches must be 1"):
     experiment.build(settings)
 
 
-def test_evaluation_goes_on_where_a_row_ended():
+def test_evaluation_continues_each_row():
   run = experiment.build(config.load("configs/elmo.py:debug"))
   batches = run.data.validate(run.tokenizer, 2)
   with use_layout(run.layout):
@@ -54,18 +54,18 @@ def test_evaluation_goes_on_where_a_row_ended():
   assert float(terms["forwards"].count) == count
 
 
-def test_text_that_goes_on_is_one_long_row():
-  """Two batches with what was remembered between them give the loss of one; padding moves nothing."""
+def test_text_in_two_batches_is_one_long_row():
+  """Two batches with the carry between them give the loss of one; padding does not change the carry."""
   model = Recurrent(Config(vocabulary=50, length=16, width=16, cells=16))
   task, whole = ContinuedLM(model), CausalLM(model, packed=False)
   batch = fake_batch(whole, 4, 16) | {"weights": jnp.ones((4, 16))}
   params = init_params(whole, batch)
   wanted, _ = whole.loss(params, {}, {}, batch)
-  found, carry = 0.0, task.initial_carry(4)
+  total, carry = 0.0, task.initial_carry(4)
   for part in (slice(0, 10), slice(10, 16)):
     terms, carry = task.loss(params, {}, carry, {key: a[:, part] for key, a in batch.items()})
-    found += terms["nll"].total
-  np.testing.assert_allclose(found, wanted["nll"].total, rtol=1e-5)
+    total += terms["nll"].total
+  np.testing.assert_allclose(total, wanted["nll"].total, rtol=1e-5)
   _, after = task.loss(params, {}, carry, batch | {"weights": jnp.zeros((4, 16))})
   jax.tree.map(np.testing.assert_array_equal, after, carry)
 
@@ -81,5 +81,5 @@ def test_gradients_end_where_a_batch_does():
     return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(carry))
 
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(jax.grad(later)(params)))
-  with pytest.raises(ValueError, match="packed is false"):
+  with pytest.raises(ValueError, match="packed must be false"):
     ContinuedLM(model, packed=True)

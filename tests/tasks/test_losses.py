@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.models.base import Table
 from lmjax.tasks.losses import cross_entropy
 
 rng = np.random.default_rng(0)
@@ -26,7 +27,7 @@ def plain(x, table):
 
 @pytest.mark.parametrize("chunk", [0, 2, 4, 8])
 def test_values(chunk):
-  loss, totals = jax.jit(lambda x, t: cross_entropy(x, t, TARGETS, WEIGHTS, VOCABULARY, Z, chunk))(X, TABLE)
+  loss, totals = jax.jit(lambda x, t: cross_entropy(x, Table(t), TARGETS, WEIGHTS, VOCABULARY, Z, chunk))(X, TABLE)
   expected = plain(X, TABLE)
   np.testing.assert_allclose([loss, totals["nll"], totals["correct"]], expected, rtol=1e-5)
 
@@ -39,10 +40,10 @@ def test_gradients_are_those_of_the_plain_loss(chunk):
     nll = log_z - jnp.take_along_axis(scores, TARGETS[..., None], -1)[..., 0]
     return 3.0 * (WEIGHTS * (nll + Z * log_z**2)).sum()
 
-  def ours(x, table):
-    return 3.0 * cross_entropy(x, table, TARGETS, jnp.asarray(WEIGHTS), VOCABULARY, Z, chunk)[0]
+  def chunked(x, table):
+    return 3.0 * cross_entropy(x, Table(table), TARGETS, jnp.asarray(WEIGHTS), VOCABULARY, Z, chunk)[0]
 
-  for a, b in zip(jax.grad(direct, (0, 1))(X, TABLE), jax.grad(ours, (0, 1))(X, TABLE), strict=True):
+  for a, b in zip(jax.grad(direct, (0, 1))(X, TABLE), jax.grad(chunked, (0, 1))(X, TABLE), strict=True):
     np.testing.assert_allclose(a, b, atol=1e-4)
 
 
@@ -52,7 +53,7 @@ def test_full_scores_are_never_held():
   targets, weights = jnp.zeros((1, 1024), jnp.int32), jnp.ones((1, 1024))
 
   def loss(x, table):
-    return cross_entropy(x, table, targets, weights, 65536, 0.0, 64)[0]
+    return cross_entropy(x, Table(table), targets, weights, 65536, 0.0, 64)[0]
 
   compiled = jax.jit(jax.grad(loss, (0, 1))).lower(x, table).compile()
   assert compiled.memory_analysis().temp_size_in_bytes < 1024 * 65536 * 4 / 4

@@ -1,4 +1,4 @@
-"""The step: exact accumulation, metrics, and the options that hang on it."""
+"""The training step: exact accumulation, metrics, and the optimizer options."""
 
 import re
 
@@ -42,7 +42,7 @@ def test_accumulation_is_the_large_batch():
   assert np.mean(np.abs(flat[0] - flat[1]) > 1e-5) < 1e-3
 
 
-def test_loss_falls_and_padding_has_no_say():
+def test_loss_falls_and_padding_is_ignored():
   state, step, batch = setup()
   changed = batch | {"targets": jnp.where(batch["weights"] > 0, batch["targets"], 7)}
   first = None
@@ -62,7 +62,7 @@ def test_a_step_in_bfloat16_makes_every_product_in_float32_on_a_cpu():
   assert len(made) > 20 and set(made) == {"f32"}
 
 
-def test_a_non_finite_loss_is_told():
+def test_a_loss_that_is_not_finite_is_marked():
   state, step, batch = setup()
   state = state.replace(params=jax.tree.map(lambda p: p * jnp.inf, state.params))
   assert not bool(step(state, batch, RNG)[1]["finite"])
@@ -75,10 +75,10 @@ def test_dropout_depends_on_the_step():
   assert first["loss"].value() == step(state, batch, RNG)[1]["loss"].value()
 
 
-@pytest.mark.parametrize("rule", ["adamw", "adafactor", "lion", "muon", "sgd"])
-def test_every_rule_learns(rule):
-  rate = {"adafactor": 0.1, "lion": 1e-3, "sgd": 0.5}.get(rule, 1e-2)  # adafactor: of a parameter's size
-  state, step, batch = setup(optimizer=Optimizer(optimizer=rule, peak_lr=rate))
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "lion", "muon", "sgd"])
+def test_every_optimizer_learns(name):
+  rate = {"adafactor": 0.1, "lion": 1e-3, "sgd": 0.5}.get(name, 1e-2)  # adafactor: of a parameter's size
+  state, step, batch = setup(optimizer=Optimizer(optimizer=name, peak_lr=rate))
   losses = []
   for _ in range(8):
     state, metrics = step(state, batch, RNG)
@@ -86,7 +86,7 @@ def test_every_rule_learns(rule):
   assert losses[-1] < losses[0] - 0.1, losses
 
 
-def test_z_loss_is_added_and_the_likelihood_told_beside_it():
+def test_z_loss_is_added_and_nll_is_logged_without_it():
   model = tiny_decoder()
   state, step, batch = setup(CausalLM(model, z_loss=0.1))
   metrics = step(state, batch, RNG)[1]

@@ -1,4 +1,4 @@
-"""Run by test_rules.py with eight simulated devices: a 7B state is init_params in parts, no whole array anywhere."""
+"""Run by test_rules.py with eight simulated devices: a 7B state is initialised in parts, no whole array anywhere."""
 
 import math
 import re
@@ -16,8 +16,8 @@ def main():
   run = experiment.build(config.load("configs/llama.py:size=7b"), devices=jax.devices(), vocabulary=32_000)
   with use_layout(run.layout):
     tx = run.optimizer.build(10)
-    fresh, abstract = make_init(run.task, tx, run.transform, run.layout, run.batch, run.data.length, 0)
-    compiled = fresh.lower({}).compile()
+    init, abstract = make_init(run.task, tx, run.transform, run.layout, run.batch, run.data.length, 0)
+    compiled = init.lower({}).compile()
   state = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(abstract))
   assert 12 * run.parameters / 8 <= state < 1.001 * 12 * run.parameters / 8, "parameters and both moments are split"
   assert compiled.memory_analysis().output_size_in_bytes < 1.001 * state
@@ -25,7 +25,7 @@ def main():
   largest = max(math.prod(map(int, size.split(","))) * WIDTHS[kind] for kind, size in shapes)
   parts = max(math.prod(leaf.sharding.shard_shape(leaf.shape)) * 4 for leaf in jax.tree.leaves(abstract.params))
   assert largest == parts, (largest, parts)
-  print("init_params in parts")
+  print("initialised in parts")
 
 
 if __name__ == "__main__":

@@ -46,14 +46,23 @@ def tiny(family: str = "t5", **changes) -> EncoderDecoder:
 def made(model: EncoderDecoder, batch: int = 2, source: int = 12, target: int = 9):
   """Returns parameters, and inputs of both sides."""
   ids = jnp.asarray(RNG.integers(1, 50, (batch, source))), jnp.asarray(RNG.integers(1, 50, (batch, target)))
-  params = init_params(model, *ids)["params"]
-  return params, *ids
+  return init_params(model, pair(*ids))["params"], *ids
+
+
+def pair(source, target):
+  """Returns a batch of sources and decoder inputs."""
+  return {"inputs": source, "decoder_inputs": target}
+
+
+def vectors(model, params, source, target, **batch):
+  """Returns the decoder's final vectors [B, L, D], with further keys of the batch."""
+  return model.apply({"params": params}, pair(source, target) | batch).tokens
 
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_as_many_as_published(name):
   model, ids = EncoderDecoder(Config(**PRESETS[name])), jnp.zeros((1, 4), jnp.int32)
-  assert count_parameters(jax.eval_shape(lambda: model.init(jax.random.key(0), ids, ids))) == COUNTS[name]
+  assert count_parameters(jax.eval_shape(lambda: model.init(jax.random.key(0), pair(ids, ids)))) == COUNTS[name]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -67,11 +76,11 @@ def test_a_target_sees_its_past_and_the_whole_source(family):
     embed = iter(pushes)
 
     def intercept(next_fun, args, kwargs, context):
-      found = next_fun(*args, **kwargs)
-      return found + next(embed) if context.module.name == "embed" and context.method_name == "__call__" else found
+      y = next_fun(*args, **kwargs)
+      return y + next(embed) if context.module.name == "embed" and context.method_name == "__call__" else y
 
     with nn.intercept_methods(intercept):
-      return jnp.sum(model.apply({"params": params}, source, target)[0][0, 3])
+      return jnp.sum(vectors(model, params, source, target)[0, 3])
 
   by_source, by_target = jax.grad(third)(pushes)
   assert (jnp.abs(by_source[0]).sum(-1) > 0).all()
@@ -84,9 +93,10 @@ def test_packed_pairs_never_see_each_other_and_padding_is_nothing(family):
   params, source, target = made(model, batch=1)
   segments = jnp.array([[1] * 5 + [2] * 6 + [0]]), jnp.array([[1] * 4 + [2] * 3 + [0] * 2])
   places = jnp.array([[*range(5), *range(6), 0]]), jnp.array([[*range(4), *range(3), 0, 0]])
-  packed, _ = model.apply({"params": params}, source, target, places[0], segments[0], places[1], segments[1])
-  first, _ = model.apply({"params": params}, source[:, :5], target[:, :4])
-  second, _ = model.apply({"params": params}, source[:, 5:11], target[:, 4:7])
+  keys = dict(positions=places[0], segments=segments[0], decoder_positions=places[1], decoder_segments=segments[1])
+  packed = vectors(model, params, source, target, **keys)
+  first = vectors(model, params, source[:, :5], target[:, :4])
+  second = vectors(model, params, source[:, 5:11], target[:, 4:7])
   np.testing.assert_allclose(packed[:, :4], first, atol=1e-5)
   np.testing.assert_allclose(packed[:, 4:7], second, atol=1e-5)
 
@@ -96,14 +106,13 @@ def test_packed_pairs_never_see_each_other_and_padding_is_nothing(family):
 def test_cached_decoding_is_the_full_pass_with_padding_on_either_side(family, side):
   model = tiny(family)
   params, source, target = made(model)
-  whole, _ = model.apply({"params": params}, source, target)
+  whole = vectors(model, params, source, target)
   pad = ((0, 0), (4, 0) if side == "left" else (0, 4))
-  valid = jnp.pad(jnp.ones(source.shape, bool), pad)
   given = model.decode_layout(params) if side == "left" else params
-  cache = model.apply({"params": given}, jnp.pad(source, pad), valid, 12, method="read")
-  prompt, keep = target[:, :4], jnp.array([[False, True, True, True], [True] * 4])
-  shifted = prompt.at[0].set(jnp.array([7, *target[0, :3]]))  # the first row begins a token later
-  first, cache = model.apply({"params": given}, cache, shifted, keep, method="extend")
+  shifted = target[:, :4].at[0].set(jnp.array([7, *target[0, :3]]))  # the first row begins a token later
+  prompts = pair(jnp.pad(source, pad), shifted)
+  prompts |= {"segments": jnp.pad(jnp.ones_like(source), pad), "decoder_segments": jnp.array([[0, 1, 1, 1], [1] * 4])}
+  first, cache = model.apply({"params": given}, prompts, 12, method="prefill")
   np.testing.assert_allclose(first[0, 1:], whole[0, :3], atol=1e-5)
   np.testing.assert_allclose(first[1], whole[1, :4], atol=1e-5)
   following = jnp.stack([target[0, 3:7], target[1, 4:8]])
@@ -118,7 +127,7 @@ def test_cached_decoding_is_the_full_pass_with_padding_on_either_side(family, si
 
 def test_scanned_unrolled_and_rematerialized_are_the_same():
   batch = None
-  found = []
+  results = []
   for changes in (dict(), dict(scan=False), dict(remat="full"), dict(remat="dots", scan=False)):
     task = Seq2Seq(tiny("t5-v1_1", dropout=0.1, **changes), target_length=9)
     params, source, target = made(task.model)
@@ -130,9 +139,9 @@ def test_scanned_unrolled_and_rematerialized_are_the_same():
     def loss(params, task=task, batch=batch):
       return task.loss(params, {}, {}, batch, rng=jax.random.key(1))[0]["loss"].total
 
-    found.append(jax.jit(jax.value_and_grad(loss))({"model": params, "heads": {}}))
-  for other in found[1:]:
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), found[0], other)
+    results.append(jax.jit(jax.value_and_grad(loss))({"model": params, "heads": {}}))
+  for other in results[1:]:
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-5), results[0], other)
 
 
 def test_buckets_are_the_paper_s():
@@ -145,10 +154,10 @@ def test_buckets_are_the_paper_s():
 
 
 def test_waves_are_the_formula():
-  found = sinusoids(jnp.array([[0, 5]]), 8)
+  waves = sinusoids(jnp.array([[0, 5]]), 8)
   angles = 5 * 10_000.0 ** (-np.arange(0, 8, 2) / 8)
-  np.testing.assert_allclose(found[0, 1], [*np.sin(angles), *np.cos(angles)], atol=1e-6)
-  assert found[0, 0].tolist() == [0] * 4 + [1] * 4
+  np.testing.assert_allclose(waves[0, 1], [*np.sin(angles), *np.cos(angles)], atol=1e-6)
+  assert waves[0, 0].tolist() == [0] * 4 + [1] * 4
 
 
 def test_labels_are_smoothed_in_training_only_and_as_the_formula_says():
@@ -161,8 +170,8 @@ def test_labels_are_smoothed_in_training_only_and_as_the_formula_says():
   logs = scores - np.log(np.exp(scores).sum(-1, keepdims=True))
   hit = np.take_along_axis(logs, np.asarray(target)[..., None], -1)[..., 0]
   smooth = -np.sum(np.asarray(weights) * (0.9 * hit + 0.1 * logs.mean(-1)))
-  found = task.loss(params, {}, {}, batch, rng=jax.random.key(0))[0]
-  np.testing.assert_allclose(found["loss"].total, smooth, rtol=1e-5)
+  terms = task.loss(params, {}, {}, batch, rng=jax.random.key(0))[0]
+  np.testing.assert_allclose(terms["loss"].total, smooth, rtol=1e-5)
   np.testing.assert_allclose(task.loss(params, {}, {}, batch)[0]["loss"].total, -np.sum(weights * hit), rtol=1e-5)
   plain = dataclasses.replace(task, smoothing=0.0)
 
@@ -171,5 +180,5 @@ def test_labels_are_smoothed_in_training_only_and_as_the_formula_says():
     hit = jnp.take_along_axis(logs, target[..., None], -1)[..., 0]
     return -jnp.sum(weights * (0.9 * hit + 0.1 * logs.mean(-1)))
 
-  ours = jax.grad(lambda p: task.loss(p, {}, {}, batch, rng=jax.random.key(0))[0]["loss"].total)(params)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), ours, jax.grad(slow)(params))
+  grads = jax.grad(lambda p: task.loss(p, {}, {}, batch, rng=jax.random.key(0))[0]["loss"].total)(params)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5), grads, jax.grad(slow)(params))

@@ -1,0 +1,39 @@
+"""A tiny task of every model family, for tests that hold for all of them."""
+
+from lmjax.layers.positions import Rotary
+from lmjax.models import elmo, encoder, encoder_decoder, recurrent
+from lmjax.tasks.base import Task
+from lmjax.tasks.bidirectional_lm import BidirectionalLM
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.testing import tiny_decoder
+
+SHAPE = dict(vocabulary=50, length=16, width=32)
+LAYERS = dict(heads=4, head_size=8, mlp=64)
+LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated_mlp=True, bias=False, tie_embeddings=False)
+ELMO = dict(cells=64, embedding=8, filters=((1, 16), (2, 16)), highways=1, dropout=0.0)
+WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True)
+
+
+def _encoder_decoder(**changes) -> encoder_decoder.EncoderDecoder:
+  return encoder_decoder.EncoderDecoder(encoder_decoder.Config(**(SHAPE | LAYERS | dict(depth=2) | changes)))
+
+
+FAMILIES = {
+  "GPT": lambda **changes: CausalLM(tiny_decoder(**changes)),
+  "Llama": lambda **changes: CausalLM(tiny_decoder(**(LLAMA | changes))),
+  "LSTM": lambda **changes: CausalLM(recurrent.Recurrent(recurrent.Config(**(SHAPE | dict(cells=64) | changes)))),
+  "BERT": lambda **changes: MaskedLM(
+    encoder.Encoder(encoder.Config(**(SHAPE | LAYERS | dict(depth=3) | changes))), max_predictions=4
+  ),
+  "ELMo": lambda **changes: BidirectionalLM(elmo.ELMo(elmo.Config(**(SHAPE | ELMO | changes))), characters=8),
+  "T5": lambda **changes: Seq2Seq(_encoder_decoder(**changes), target_length=8),
+  "Transformer": lambda **changes: Seq2Seq(_encoder_decoder(**(WAVES | changes)), smoothing=0.1),
+}
+RECURRENT = ("LSTM", "ELMo")  # their layers are not stacked
+
+
+def tiny_task(family: str, **changes) -> Task:
+  """Returns a task of width 32 and 50 words, without dropout; `changes` are of the model's config."""
+  return FAMILIES[family](**changes)
