@@ -37,6 +37,10 @@ class TrainState:
   carry: Tree  # what the task remembers between steps
   frozen: FrozenState
 
+  def split(self) -> tuple["TrainState", FrozenState]:
+    """Returns the state without its frozen part, and that part."""
+    return self.replace(frozen=FrozenState({}, {})), self.frozen
+
   def saved(self) -> dict[str, Any]:
     """Returns what a checkpoint holds."""
     return {

@@ -27,7 +27,7 @@ from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
-from lmjax.state import TrainState
+from lmjax.state import FrozenState, TrainState
 from lmjax.storage.sources import attach_sources
 from lmjax.storage.start import load, with_frozen
 from lmjax.tasks.base import Base, Collected, weighted_sum
@@ -71,16 +71,25 @@ def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTran
 
 
 def jit_step(run: Experiment, state: TrainState):
-  """Returns the jitted step(state, batch, rng) of a run, which `train` executes and `plan` compiles.
+  """Returns the jitted step(state, frozen, batch, rng) of a run, which `train` executes and `plan` compiles.
 
-  It donates its state and returns one with the shardings of `state`, which may be abstract. With `jax_disable_jit` or
-  `jax_debug_nans` nothing is donated: jax runs the operations again, one by one.
+  Its state has no frozen part (see `TrainState.split`), which is an argument of its own: the state is donated, and what
+  is frozen is read again by the next step and by evaluators. With `jax_disable_jit` or `jax_debug_nans` nothing is
+  donated: jax runs the operations again, one by one.
+
+  Args:
+    state: the state, or an abstract one, whose shardings the next state gets.
   """
   step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+
+  def split_step(state: TrainState, frozen: FrozenState, batch: Batch, rng: jax.Array):
+    state, metrics = step(state.replace(frozen=frozen), batch, rng)
+    return state.split()[0], metrics
+
   if _eager():
-    return jax.jit(step)
-  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
-  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
+    return jax.jit(split_step)
+  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state.split()[0]), None)
+  return jax.jit(split_step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
 
 
 def _eager() -> bool:
@@ -297,12 +306,14 @@ class _Step:
     """Returns the step for these arguments."""
     shapes = tuple(value.shape for value in batch.values())
     if shapes not in self._compiled:
-      arguments = (state, batch, rng)
+      arguments = (*state.split(), batch, rng)
       self._compiled[shapes] = self._step if self.eager else self._step.lower(*arguments).compile()
     return self._compiled[shapes]
 
   def __call__(self, state: TrainState, batch: Batch, rng: jax.Array):
-    return self.compile(state, batch, rng)(state, batch, rng)
+    trained, frozen = state.split()
+    trained, metrics = self.compile(state, batch, rng)(trained, frozen, batch, rng)
+    return trained.replace(frozen=frozen), metrics
 
   def memory(self):
     """Returns XLA's memory analysis of the first compiled step, or None."""

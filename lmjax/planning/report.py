@@ -105,7 +105,7 @@ def _compile(run: Experiment, target: Topology, jit_step: JitStep, capacity: flo
     batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=shardings[k]) for k, v in spec.items()}
     key = jax.eval_shape(lambda: jax.random.key(0))
     rng = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=run.layout.sharding())
-    return compile_step(jit_step(run, state).lower(state, batch, rng), capacity, target.slices, start)
+    return compile_step(jit_step(run, state).lower(*state.split(), batch, rng), capacity, target.slices, start)
 
 
 def _least_time(run: Experiment, target: Topology, compiled: Compiled, useful: Flops) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import unittest.mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from lmjax.storage.loading import shard_params, task_of
 
+from lmjax import storage
 from lmjax.parallel.sharding import Layout, use_layout
 from lmjax.storage import huggingface
 from lmjax.storage.lazy import LazyTensor
@@ -23,7 +23,7 @@ def main():
     model, batch = tiny_task("Llama").model, {"inputs": jnp.arange(16)[None]}
     params = init_params(model, batch)["params"]
     huggingface.save(f"{folder}/llama", model, {"model": params, "heads": {}})
-    loaded, layout = huggingface.load(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
+    saved, layout = storage.open(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
     read, getitem = [], LazyTensor.__getitem__
 
     def watched(mapped, index):
@@ -32,9 +32,9 @@ def main():
       return part
 
     with unittest.mock.patch.object(LazyTensor, "__getitem__", watched):
-      sharded = shard_params(loaded, task_of(loaded), layout)
+      sharded = saved.arrays(saved.named, layout)
     for name, leaf in pytree.named_leaves(sharded).items():
-      mapped = pytree.named_leaves(loaded.params)[name]
+      mapped = saved.parameters()[name]
       shapes = {shape for other, shape in read if other is mapped}
       assert shapes == {leaf.sharding.shard_shape(leaf.shape)}, name
     assert not sharded["model"]["stack"]["layers"]["mlp"]["up"]["kernel"].is_fully_replicated
