@@ -1,4 +1,4 @@
-"""Sentence pairs: what was hidden can be put back, the shares are the paper's, and runs resume."""
+"""Sentence pairs: masked tokens can be restored, the fractions are the paper's, and runs resume."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.utils.errors import UserError
 
-flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
+flags.FLAGS.mark_as_parsed()  # as `python -m lmjax` does, for worker processes
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +36,13 @@ def pairs(source, **changes):
 
 def take(data, tokenizer, count, positions=None, batch=8):
   batches = data.train(tokenizer, batch, 0, positions)
-  found = [next(batches) for _ in range(count)]
+  taken = [next(batches) for _ in range(count)]
   batches.close()
-  return found, batches.positions
+  return taken, batches.positions
 
 
 def restored(b, row):
-  """The row as it was before words were hidden, cut into A and B."""
+  """Returns A and B of a row before masking, [CLS] and [SEP] included."""
   ids = b["inputs"][row].copy()
   real = b["weights"][row] > 0
   ids[b["masked_positions"][row][real]] = b["labels"][row][real]
@@ -51,7 +51,7 @@ def restored(b, row):
   return ids[:size][types == 0], ids[:size][types == 1]
 
 
-def test_rows_are_pairs_of_what_they_say(source, tokenizer):
+def test_rows_are_consecutive_or_random_pairs(source, tokenizer):
   start, end, random = tokenizer.start, tokenizer.end, []
   openers = {tokenizer.encode(f"w{d}")[0]: d for d in range(20)}
   dot = tokenizer.encode(".")[0]
@@ -70,24 +70,24 @@ def test_rows_are_pairs_of_what_they_say(source, tokenizer):
   assert 0.42 < np.mean(random) < 0.62
 
 
-def test_the_shares_of_hiding(source, tokenizer):
-  counts, fates, lengths = [], [], []
+def test_the_fractions_of_masked_tokens(source, tokenizer):
+  counts, replacements, lengths = [], [], []
   for b in take(pairs(source), tokenizer, 80)[0]:
     for row in range(8):
       size = int((b["segments"][row] > 0).sum())
       real = b["weights"][row] > 0
-      places, words = b["masked_positions"][row][real], b["labels"][row][real]
-      assert len(set(places)) == len(places) and (np.diff(places) > 0).all()
-      assert not set(words) & {tokenizer.start, tokenizer.end, tokenizer.padding}
-      assert len(places) == min(12, max(1, round(0.15 * size)))
-      seen = b["inputs"][row][places]
-      fates += np.where(seen == tokenizer.mask, 0, np.where(seen == words, 2, 1)).tolist()
-      counts.append(len(places) / size)
+      positions, labels = b["masked_positions"][row][real], b["labels"][row][real]
+      assert len(set(positions)) == len(positions) and (np.diff(positions) > 0).all()
+      assert not set(labels) & {tokenizer.start, tokenizer.end, tokenizer.padding}
+      assert len(positions) == min(12, max(1, round(0.15 * size)))
+      inputs = b["inputs"][row][positions]
+      replacements += np.where(inputs == tokenizer.mask, 0, np.where(inputs == labels, 2, 1)).tolist()
+      counts.append(len(positions) / size)
       lengths.append(size)
-  share = np.bincount(fates, minlength=3) / len(fates)
-  np.testing.assert_allclose(share, [0.8, 0.1, 0.1], atol=0.03)
+  fractions = np.bincount(replacements, minlength=3) / len(replacements)
+  np.testing.assert_allclose(fractions, [0.8, 0.1, 0.1], atol=0.03)
   assert 0.13 < np.mean(counts) < 0.17
-  assert 0.03 < np.mean(np.array(lengths) < 40) < 0.2, "a tenth is shorter"
+  assert 0.03 < np.mean(np.array(lengths) < 40) < 0.2, "short_seq_prob is 0.1"
 
 
 def test_whole_words(source, tokenizer):
@@ -95,27 +95,27 @@ def test_whole_words(source, tokenizer):
   split = 0
   for b in take(pairs(source, whole_words=True), tokenizer, 30)[0]:
     for row in range(8):
-      places = set(b["masked_positions"][row][b["weights"][row] > 0].tolist())
+      positions = set(b["masked_positions"][row][b["weights"][row] > 0].tolist())
       a, other = restored(b, row)
       ids = np.concatenate([a, other])
       for i in range(1, len(ids)):
         if ids[i] in joined:
-          assert (i in places) == (i - 1 in places)
-          split += i in places
+          assert (i in positions) == (i - 1 in positions)
+          split += i in positions
   assert split > 50
 
 
-def test_a_draw_an_epoch_or_one_for_all(source, tokenizer):
+def test_masking_is_dynamic_or_the_same_in_every_epoch(source, tokenizer):
   for dynamic in (True, False):
-    found = {}
+    masked = {}
     same = []
     for b in take(pairs(source, dynamic=dynamic, next_sentence=False, short_seq_prob=0.0), tokenizer, 200, batch=4)[0]:
       for row in range(4):
         a, _ = restored(b, row)
         key = tuple(a.tolist())
-        if key in found:
-          same.append(found[key] == b["inputs"][row].tolist())
-        found[key] = b["inputs"][row].tolist()
+        if key in masked:
+          same.append(masked[key] == b["inputs"][row].tolist())
+        masked[key] = b["inputs"][row].tolist()
     assert len(same) > 100 and np.mean(same) == pytest.approx(0.0 if dynamic else 1.0, abs=0.02)
 
 
@@ -133,23 +133,23 @@ def test_resuming_workers_and_a_single_pass(source, tokenizer):
   split, _ = take(pairs(source, workers=2), tokenizer, 9)
   for a, b in [*zip(whole[4:], rest, strict=True), *zip(whole, split, strict=True)]:
     assert all(np.array_equal(a[key], b[key]) for key in a)
-  found = pairs(source).validate(tokenizer, 8)
-  starts = sum((b["segments"][:, 0] > 0).sum() for b in found)
-  assert starts >= 20 * 30 / 16 and all(b["inputs"].shape == (8, 64) for b in found)
+  batches = pairs(source).validate(tokenizer, 8)
+  rows = sum((b["segments"][:, 0] > 0).sum() for b in batches)
+  assert rows >= 20 * 30 / 16 and all(b["inputs"].shape == (8, 64) for b in batches)
 
 
 def test_sentences_of_real_text(data):
   path = data / "lm_gutenberg_books"
   source = TextFiles(str(path / "Pride-and-Prejudice*"), document="file", clean=gutenberg_body)
-  found = sentences(source[0])
-  lengths = np.array([len(s.split()) for s in found])
-  assert 4000 < len(found) < 9000 and 12 < lengths.mean() < 30
-  assert "".join("".join(found).split()).startswith("".join(source[0].split())[:200])
+  text_sentences = sentences(source[0])
+  lengths = np.array([len(s.split()) for s in text_sentences])
+  assert 4000 < len(text_sentences) < 9000 and 12 < lengths.mean() < 30
+  assert "".join("".join(text_sentences).split()).startswith("".join(source[0].split())[:200])
 
 
-def test_what_cannot_be(source, tokenizer):
+def test_invalid_settings_are_refused(source, tokenizer):
   with pytest.raises(UserError, match="wordpiece"):
     pairs(source).train(Bytes(), 2, 0)
-  for changes in (dict(split_by="words"), dict(masked=1.0), dict(negatives="none"), dict(length=4)):
+  for changes in (dict(split_by="words"), dict(mask_rate=1.0), dict(negatives="none"), dict(length=4)):
     with pytest.raises(ValueError):
       pairs(source, **changes)

@@ -1,4 +1,4 @@
-"""Streams: every token once, the same order whatever reads it, and bad records counted."""
+"""Streams: every token once, the same order for any number of workers, and malformed records counted."""
 
 import gzip
 import json
@@ -19,7 +19,7 @@ from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 
-flags.FLAGS.mark_as_parsed()  # as the front door does, for worker processes
+flags.FLAGS.mark_as_parsed()  # as `python -m lmjax` does, for worker processes
 BYTES = registry.Bytes()
 
 
@@ -39,9 +39,9 @@ def text(files, length=32, **changes):
 
 
 def take(batches, count):
-  found = [next(batches) for _ in range(count)]
+  taken = [next(batches) for _ in range(count)]
   batches.close()
-  return found, batches.positions
+  return taken, batches.positions
 
 
 def same(first, second):
@@ -50,11 +50,11 @@ def same(first, second):
 
 def test_no_token_is_lost_or_doubled(files):
   source = TextFiles(files, document="file")
-  found = text(files).validate(BYTES, 4)
-  kept = np.concatenate([b["targets"][b["weights"] > 0] for b in found])
+  batches = text(files).validate(BYTES, 4)
+  kept = np.concatenate([b["targets"][b["weights"] > 0] for b in batches])
   whole = np.concatenate([[*BYTES.encode(source[i]), BYTES.end] for i in range(len(source))])
   np.testing.assert_array_equal(kept, whole)
-  assert sum(b["bytes"].sum() for b in found) == pytest.approx(len(whole) - len(source))
+  assert sum(b["bytes"].sum() for b in batches) == pytest.approx(len(whole) - len(source))
 
 
 def test_rows_are_what_they_say(files):
@@ -67,7 +67,7 @@ def test_rows_are_what_they_say(files):
 
 @pytest.mark.parametrize("mode", ["concatenate", "windows"])
 @pytest.mark.parametrize("streams", [0, 2])
-def test_resuming_goes_on_exactly(files, mode, streams):
+def test_resuming_is_exact(files, mode, streams):
   data = text(files, packing=mode, streams=streams)
   whole, _ = take(data.train(BYTES, 4, 7), 12)
   _, positions = take(data.train(BYTES, 4, 7), 5)
@@ -124,31 +124,31 @@ def test_sources(tmp_path):
     "four",
     "five",
   ]
-  pieces = TextFiles(str(tmp_path / "a.txt"), chunk_bytes=8)
-  assert "".join(pieces[i] for i in range(len(pieces))) == body and len(pieces) > 1
+  chunks = TextFiles(str(tmp_path / "a.txt"), chunk_bytes=8)
+  assert "".join(chunks[i] for i in range(len(chunks))) == body and len(chunks) > 1
   (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"t{i}"}) + "\n" for i in range(10)))
   lines = JsonLines(str(tmp_path / "c.jsonl"))
   assert [lines[i] for i in range(10)] == [f"t{i}" for i in range(10)]
   assert len(JsonLines(str(tmp_path / "c.jsonl"), split="90%:")) == 1
 
 
-def test_bad_records_are_named(tmp_path):
-  (tmp_path / "bad.jsonl").write_bytes(b'{"text": "ok"}\n[1]\n{"body": "x"}\n{"text": \n{"text": "\xff"}\n')
-  source = JsonLines(str(tmp_path / "bad.jsonl"))
-  found = [source[i] for i in range(5)]
-  assert found[0] == "ok"
-  assert [f.where.rsplit(":", 1)[1] for f in found[1:]] == ["2", "3", "4", "5"]
+def test_malformed_records_are_named(tmp_path):
+  (tmp_path / "malformed.jsonl").write_bytes(b'{"text": "ok"}\n[1]\n{"body": "x"}\n{"text": \n{"text": "\xff"}\n')
+  source = JsonLines(str(tmp_path / "malformed.jsonl"))
+  records = [source[i] for i in range(5)]
+  assert records[0] == "ok"
+  assert [record.where.rsplit(":", 1)[1] for record in records[1:]] == ["2", "3", "4", "5"]
   assert [
-    "list" in found[1].why,
-    "body" in found[2].why,
-    "JSON" in found[3].why,
-    "UTF-8" in found[4].why,
+    "list" in records[1].why,
+    "body" in records[2].why,
+    "JSON" in records[3].why,
+    "UTF-8" in records[4].why,
   ] == [True] * 4
-  assert all(isinstance(f, BadRecord) for f in found[1:])
+  assert all(isinstance(record, BadRecord) for record in records[1:])
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
+def test_malformed_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
   lines = [json.dumps({"text": "word " * 10})] * 300
   lines[17] = "no json"
   (tmp_path / "a.jsonl").write_text("\n".join(lines))
@@ -157,34 +157,34 @@ def test_bad_records_are_counted_and_too_many_stop_the_run(tmp_path, workers):
   for _ in range(130):
     next(batches)
   batches.close()
-  assert [b.where.rsplit(":", 1)[1] for b in batches.bad] == ["18"] and batches.read >= 300
+  assert [record.where.rsplit(":", 1)[1] for record in batches.skipped] == ["18"] and batches.read >= 300
   lines[::20] = ["no json"] * 15
   (tmp_path / "b.jsonl").write_text("\n".join(lines))
   source = JsonLines(str(tmp_path / "b.jsonl"))
   batches = Text(source, source, 64, TokenizerConfig("bytes")).train(BYTES, 2, 0)
-  with pytest.raises(UserError, match=r"records are bad, more than 1 %.*b.jsonl:\d+ is not JSON"):
+  with pytest.raises(UserError, match=r"records are malformed, more than 1 %.*b.jsonl:\d+ is not JSON"):
     for _ in range(300):
       next(batches)
   batches.close()
 
 
 @pytest.mark.parametrize("packing", ["concatenate", "first_fit"])
-def test_data_that_is_bad_throughout_does_not_hang(tmp_path, packing):
+def test_data_without_any_valid_record_does_not_hang(tmp_path, packing):
   (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 500)
   source = JsonLines(str(tmp_path / "a.jsonl"))
   batches = Text(source, source, 64, TokenizerConfig("bytes"), packing=packing).train(BYTES, 2, 0)
-  with pytest.raises(UserError, match="no text in 500 records.*has no text under 'text'"):
+  with pytest.raises(UserError, match="no text in 500 consecutive records.*has no text under 'text'"):
     next(batches)
   batches.close()
 
 
-def test_parts():
+def test_splits():
   assert (
     split_range(10, ":90%") == range(9) and split_range(10, "90%:") == range(9, 10) and split_range(10, "") == range(10)
   )
-  for part in ("half", "90", "10%:5%", "50%:55%"):
-    with pytest.raises(UserError, match="part"):
-      split_range(10, part)
+  for split in ("half", "90", "10%:5%", "50%:55%"):
+    with pytest.raises(UserError, match="split"):
+      split_range(10, split)
 
 
 def test_errors_for_files(tmp_path):
@@ -195,7 +195,7 @@ def test_errors_for_files(tmp_path):
     len(TextFiles(str(tmp_path / "x.gz")))
 
 
-def test_the_embedded_corpus():
+def test_splits_of_the_python_documentation_are_disjoint():
   everything, train, held_out = PythonDocs(), PythonDocs(":95%"), PythonDocs("95%:")
   assert len(train) + len(held_out) == len(everything)
   assert sum(map(len, map(everything.__getitem__, range(len(everything))))) > 1_000_000
@@ -205,20 +205,20 @@ def test_the_embedded_corpus():
 def test_streams_must_fit(files):
   with pytest.raises(UserError, match="3 streams must divide"):
     text(files, streams=3).train(BYTES, 4, 0)
-  with pytest.raises(UserError, match="holds 2 streams"):
+  with pytest.raises(UserError, match="has 2 streams"):
     text(files).train(BYTES, 4, 0, np.zeros((2, 2), np.int64))
 
 
 def test_a_row_of_padding_when_there_is_no_more():
   documents = [(np.arange(5), 12), (np.zeros(0, np.int32), 0)]
-  for packer in (packing.Concatenate(8), packing.FirstFit(8)):
+  for packer in (packing.Concatenate(8), packing.FirstFitText(8)):
     row, position = packer.row(documents.__getitem__, (0, 0))
     assert row["weights"].tolist() == [1] * 4 + [0] * 4 and row["bytes"] == 12
     row, _ = packer.row(documents.__getitem__, position)
     assert row["weights"].sum() == 0 and row["bytes"] == 0
 
 
-def test_a_python_without_documentation_is_said(monkeypatch, tmp_path):
+def test_a_python_without_documentation_is_reported(monkeypatch, tmp_path):
   monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
   monkeypatch.setattr(python_docs.sysconfig, "get_paths", lambda: {"stdlib": str(tmp_path)})
   python_docs.python_documentation.cache_clear()

@@ -1,4 +1,4 @@
-"""Prepared data: the same for any number of workers, whole or refused, and read back to the id."""
+"""Prepared data: the same for any number of workers, complete or refused, and read back exactly."""
 
 import json
 import os
@@ -56,10 +56,10 @@ def test_what_is_read_back_is_what_was_kept(source, tmp_path):
   work = Preparation(source, BYTES, validation=0.2, deduplicate=True, keep=no_q, shard=2000)
   run(work, tmp_path / "data")
   train, held_out = Prepared(str(tmp_path / "data")), Prepared(str(tmp_path / "data"), "validation")
-  found = [[BYTES.decode(part[i].ids) for i in range(len(part))] for part in (train, held_out)]
+  texts = [[BYTES.decode(part[i].ids) for i in range(len(part))] for part in (train, held_out)]
   kept = dict.fromkeys(text for text in (source[i] for i in range(300)) if no_q(text))
-  assert sorted(found[0] + found[1]) == sorted(kept) and not set(found[0]) & set(found[1])
-  assert found[0] == [text for text in kept if text in set(found[0])], "the order is the source's"
+  assert sorted(texts[0] + texts[1]) == sorted(kept) and not set(texts[0]) & set(texts[1])
+  assert texts[0] == [text for text in kept if text in set(texts[0])], "the order is the source's"
   assert 0.1 < len(held_out) / len(kept) < 0.3
   counts = read_index(tmp_path / "data")["counts"]
   assert counts["read"] == 300 and counts["documents"] == len(kept)
@@ -98,14 +98,14 @@ def test_a_kill_loses_nothing(source, tmp_path, monkeypatch):
   for chunks, _ in enumerate(work.run(tmp_path / "cut"), 1):
     if chunks == 40:
       break  # as a kill would: nothing is closed
-  with pytest.raises(UserError, match="prepared in part only"):
+  with pytest.raises(UserError, match="not completely prepared"):
     len(Prepared(str(tmp_path / "cut")))
   began = []
   encode = Preparation.encode
   monkeypatch.setattr(Preparation, "encode", lambda self, first: (began.append(first), encode(self, first))[1])
   assert run(work, tmp_path / "cut") == whole
-  assert 0 < began[0] <= 160, "it goes on from the last whole shard"
-  with pytest.raises(UserError, match="part of another preparation"):
+  assert 0 < began[0] <= 160, "it resumes after the last complete shard"
+  with pytest.raises(UserError, match="part of other data"):
     list(work.run(tmp_path / "other"))
     (tmp_path / "other" / "index.json").rename(tmp_path / "away")
     (tmp_path / "other" / "unfinished.jsonl").write_text("{}\n")
@@ -136,7 +136,7 @@ def test_sigkill_and_the_same_command(tmp_path):
   assert "prepared already" in subprocess.run([*command, str(tmp_path / "killed")], **options).stdout
 
 
-def damaged(folder, kind):
+def corrupt(folder, kind):
   shard = sorted(folder.glob("train*.array_record"))[0]
   if kind == "missing":
     shard.unlink()
@@ -155,32 +155,32 @@ def damaged(folder, kind):
   [
     ("missing", "shard .*train-00000.* is missing"),
     ("truncated", "shard .*train-00000.* truncated"),
-    ("index", "index.json is damaged"),
+    ("index", "index.json is corrupt"),
     ("version", "version 99"),
     ("nothing", "is not prepared data"),
   ],
 )
-def test_damage_is_named(source, tmp_path, kind, words):
+def test_corruption_is_named(source, tmp_path, kind, words):
   run(Preparation(source, BYTES), tmp_path / "data")
-  damaged(tmp_path / "data", kind)
+  corrupt(tmp_path / "data", kind)
   with pytest.raises(UserError, match=words):
     len(Prepared(str(tmp_path / "data")))
 
 
-def test_a_wrong_byte_is_a_bad_record_and_fails_the_checksum(source, tmp_path):
+def test_a_wrong_byte_is_a_skipped_record_and_fails_the_checksum(source, tmp_path):
   run(Preparation(source, BYTES), tmp_path / "data")
   shard = next((tmp_path / "data").glob("train*"))
   content = bytearray(shard.read_bytes())
   content[content.index(np.array(BYTES.encode(source[152]), "<u2").tobytes()) + 2] ^= 255
   shard.write_bytes(content)
   ready = Prepared(str(tmp_path / "data"))
-  bad = [found for found in (ready[i] for i in range(len(ready))) if isinstance(found, BadRecord)]
-  assert [b.where.rpartition("/")[2] for b in bad] == ["train-00000.array_record: record 152"]
+  skipped = [record for record in map(ready.__getitem__, range(len(ready))) if isinstance(record, BadRecord)]
+  assert [record.where.rpartition("/")[2] for record in skipped] == ["train-00000.array_record: record 152"]
   with pytest.raises(UserError, match="train-00000.*SHA-256"):
     check_sums(tmp_path / "data")
 
 
-def test_bad_input_is_counted_or_refused(tmp_path, capsys):
+def test_malformed_input_is_counted_or_refused(tmp_path, capsys):
   lines = [json.dumps({"text": f"good {i}"}) for i in range(400)]
   lines[7], lines[200] = "[1, 2]", '{"body": 1}'
   (tmp_path / "few.jsonl").write_text("\n".join(lines))
@@ -190,21 +190,21 @@ def test_bad_input_is_counted_or_refused(tmp_path, capsys):
   (tmp_path / "large.txt").write_text("x" * 50_000_000)
   common = ["--algorithm", "bytes", "--workers", "0", "--output"]
   assert main(["prepare", "--files", str(tmp_path / "few.jsonl"), *common, str(tmp_path / "few")]) == 0
-  told = read_index(tmp_path / "few")
-  assert told["counts"]["bad"] == 2 and "few.jsonl:8: is a JSON list" in told["bad"][0]
+  index = read_index(tmp_path / "few")
+  assert index["counts"]["skipped"] == 2 and "few.jsonl:8: is a JSON list" in index["skipped"][0]
   for name, words in (
     ("many", "more than 1 %"),
     ("empty", "is empty"),
-    ("large", "no document is left"),
+    ("large", "none of the 1 records read"),
     ("absent", "no file matches"),
   ):
     assert main(["prepare", "--files", f"{tmp_path / name}.*", *common, str(tmp_path / f"{name}_out")]) == 2
-    told = capsys.readouterr().err
-    assert words in told and told.count("\n") == 1, told
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1, message
     assert not (tmp_path / f"{name}_out" / "index.json").exists()
 
 
-def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path):
+def test_a_full_disk_is_reported_and_the_same_command_resumes(tmp_path):
   (tmp_path / "a.txt").write_text("".join(f"{i} " + "abc " * 100 + "\n" for i in range(6000)))
   command = (
     f"{sys.executable} -m lmjax prepare --files {tmp_path}/a.txt --document line --algorithm bytes --workers 0 "
@@ -220,14 +220,14 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(tmp_path):
 def test_inspecting(source, tmp_path, capsys):
   run(Preparation(source, BYTES), tmp_path / "data")
   assert main(["prepare", "--inspect", str(tmp_path / "data"), "--rows", "1"]) == 0
-  told = capsys.readouterr().out
-  assert "checksums are right" in told and "segments" in told and "<end>" in told and "300 documents" in told
+  output = capsys.readouterr().out
+  assert all(words in output for words in ("checksums match", "segments", "<end>", "300 documents"))
   assert (tmp_path / "data" / "lengths.png").stat().st_size > 1000
   for config in (f"configs/text.py:files={source.files},debug", "configs/bert.py:debug"):
     assert main(["prepare", "--inspect", config, "--rows", "1"]) == 0
 
 
-def test_chunks_share_out_few_large_documents():
+def test_chunks_of_a_small_corpus_are_small():
   class Few:
     def __len__(self):
       return 20

@@ -1,4 +1,4 @@
-"""Sources and targets: spans as T5 draws them and back again, pairs packed and cut, rows that know their place."""
+"""Sources and targets: span corruption is T5's and invertible, pairs are packed and truncated, rows resume."""
 
 import gzip
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.data.objectives.denoising import Consecutive, MixtureOfDenoisers, PrefixLM, SpanCorruption, restore
+from lmjax.data.objectives.denoising import Consecutive, MixtureOfDenoisers, PrefixLM, SpanCorruption
 from lmjax.data.objectives.seq2seq import Denoising, TextToText
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.pairs import JsonPairs, Pair, ParallelLines, PatternLines
@@ -18,7 +18,19 @@ from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import load
 from lmjax.utils.errors import UserError
 
-MARKED = sentinels.Sentinels(Bytes(), 100)
+SENTINELS = sentinels.Sentinels(Bytes(), 100)
+
+
+def restore(source, target):
+  """Returns the text of a source and a target of span corruption."""
+  is_sentinel = lambda token: token >= SENTINELS.inner.size  # noqa: E731
+  spans = {}
+  for token in target.tolist():
+    if is_sentinel(token):
+      spans[token] = span = []
+    else:
+      span.append(token)
+  return [t for token in source.tolist() for t in (spans.get(token, []) if is_sentinel(token) else [token])]
 
 
 def test_512_tokens_come_with_114():
@@ -31,10 +43,12 @@ def test_sentinels_are_numbered_downwards(tmp_path):
     size, start, end = 32_000, 0, 1
 
   assert sentinels.Sentinels(Pieces(), 100).sentinel(0) == 32_099
-  assert MARKED.decode([*b"ab", MARKED.sentinel(0), *b"c", MARKED.sentinel(1)]) == "ab <extra_id_0> c <extra_id_1>"
-  assert MARKED.encode("<extra_id_0>") == list(b"<extra_id_0>")  # text never turns into control ids
-  MARKED.save(tmp_path)
-  assert load(tmp_path) == MARKED
+  assert (
+    SENTINELS.decode([*b"ab", SENTINELS.sentinel(0), *b"c", SENTINELS.sentinel(1)]) == "ab <extra_id_0> c <extra_id_1>"
+  )
+  assert SENTINELS.encode("<extra_id_0>") == list(b"<extra_id_0>")  # text never becomes special tokens
+  SENTINELS.save(tmp_path)
+  assert load(tmp_path) == SENTINELS
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -43,52 +57,52 @@ def test_source_and_target_together_are_the_text(seed, shape):
   rng = np.random.default_rng(seed)
   for size in (2, 3, 7, 50, int(rng.integers(60, 180))):
     ids = rng.integers(0, 256, size).astype(np.int32)
-    source, target = SpanCorruption(*shape)(ids, MARKED, rng)
-    assert restore(source, target, MARKED).tolist() == ids.tolist()
-    assert source[0] < 256 and source[-1] >= 257  # text comes first, a span last
+    source, target = SpanCorruption(*shape)(ids, SENTINELS, rng)
+    assert restore(source, target) == ids.tolist()
+    assert source[0] < 256 and source[-1] >= 257  # noise comes last, and not first
 
 
 def test_spans_are_as_many_and_as_long_as_they_should(data):
   text = (data / "tok_sentencepiece" / "botchan.txt").read_bytes()
   ids, rng = np.frombuffer(text, np.uint8).astype(np.int32), np.random.default_rng(0)
-  hidden, lengths = np.zeros(568), []
+  noise, lengths = np.zeros(568), []
   for i in range(400):
-    piece = ids[i * 568 : (i + 1) * 568]
-    source, target = SpanCorruption()(piece, MARKED, rng)
-    assert restore(source, target, MARKED).tolist() == piece.tolist()
+    window = ids[i * 568 : (i + 1) * 568]
+    source, target = SpanCorruption()(window, SENTINELS, rng)
+    assert restore(source, target) == window.tolist()
     assert len(source) + 1 == 512 and len(target) + 1 == 114
     cuts = np.flatnonzero(target >= 257)
     lengths += np.diff([*cuts, len(target)]).tolist()
-    gone, place = [], 0
+    corrupted, position = [], 0
     for token in source:
       if token >= 257:
-        size = lengths[len(lengths) - len(cuts) + (MARKED.size - 1 - token)] - 1
-        gone += range(place, place + size)
-        place += size
+        size = lengths[len(lengths) - len(cuts) + (SENTINELS.size - 1 - token)] - 1
+        corrupted += range(position, position + size)
+        position += size
       else:
-        place += 1
-    hidden[gone] += 1
+        position += 1
+    noise[corrupted] += 1
   lengths = np.array(lengths) - 1
   assert lengths.min() == 1 and lengths.mean() == pytest.approx(85 / 28)
   # Of all divisions of 85 into 28 parts, C(83, 26) / C(84, 27) = 27 / 84 of the parts are 1 long.
   assert (lengths == 1).mean() == pytest.approx(27 / 84, abs=4 * (0.22 / len(lengths)) ** 0.5)
-  assert hidden[100:450].mean() / 400 == pytest.approx(85 / 568, abs=0.02)
+  assert noise[100:450].mean() / 400 == pytest.approx(85 / 568, abs=0.02)
 
 
 def test_the_other_objectives_cut_in_two():
   ids, rng = np.arange(9), np.random.default_rng(0)
-  assert [part.tolist() for part in Consecutive()(ids, MARKED, rng)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
-  cuts = {len(PrefixLM()(ids, MARKED, rng)[0]) for _ in range(200)}
+  assert [part.tolist() for part in Consecutive()(ids, SENTINELS, rng)] == [[0, 1, 2, 3, 4], [5, 6, 7, 8]]
+  cuts = {len(PrefixLM()(ids, SENTINELS, rng)[0]) for _ in range(200)}
   assert cuts == set(range(1, 9))
   mixed = MixtureOfDenoisers(weights={"X": 0.0, "X2": 0.0})
-  spans = [bool((mixed(ids, MARKED, rng)[0] >= 257).any()) for _ in range(400)]
+  spans = [bool((mixed(ids, SENTINELS, rng)[0] >= 257).any()) for _ in range(400)]
   assert 0.4 < np.mean(spans) < 0.6  # R or S, equally often
-  with pytest.raises(ValueError, match="weights name parts"):
+  with pytest.raises(ValueError, match="each must name a part"):
     MixtureOfDenoisers(weights={"Y": 1.0})
 
 
 @pytest.mark.parametrize("objective", [SpanCorruption(), Consecutive(), PrefixLM(), MixtureOfDenoisers()])
-def test_rows_hold_a_stretch_and_its_end_and_go_on_from_a_position(objective):
+def test_rows_are_one_example_with_its_end_and_resume_from_a_position(objective):
   source = PythonDocs(":2%")
   settings = sentinels.SentinelTokenizerConfig(algorithm="bytes")
   data = Denoising(source, source, length=64, tokenizer=settings, objective=objective)
@@ -97,12 +111,12 @@ def test_rows_hold_a_stretch_and_its_end_and_go_on_from_a_position(objective):
   batches = data.train(tokenizer, 4, seed=1)
   for _ in range(3):
     batch = next(batches)
-  place, wanted = batches.positions, next(batches)
+  positions, wanted = batches.positions, next(batches)
   batches.close()
-  again = data.train(tokenizer, 4, seed=1, positions=place)
-  found = next(again)
+  again = data.train(tokenizer, 4, seed=1, positions=positions)
+  resumed = next(again)
   again.close()
-  assert all(np.array_equal(wanted[key], found[key]) for key in wanted)
+  assert all(np.array_equal(wanted[key], resumed[key]) for key in wanted)
   assert batch["inputs"].shape == (4, 64) and batch["targets"].shape == (4, target_length)
   for row in range(4):
     inside = batch["weights"][row] > 0
@@ -134,7 +148,7 @@ def test_pairs_come_from_lines_patterns_and_json(files):
   records = JsonPairs(str(files / "p.jsonl"), "q", "a")
   assert records[0] == Pair("x", "y") and isinstance(records[1], BadRecord)
   (files / "short.de").write_text("eins\n")
-  with pytest.raises(UserError, match="no pairs"):
+  with pytest.raises(UserError, match="4 lines and .* has 1; parallel files need the same number"):
     len(ParallelLines(str(files / "a.en.gz"), str(files / "short.de")))
 
 
@@ -168,16 +182,16 @@ def test_tasks_are_mixed_with_their_prefixes(files):
 
 
 @pytest.mark.parametrize(
-  ("config", "told"),
+  ("config", "words"),
   [("t5.py:size=mini,debug", "<extra_id_0>"), ("scan.py:debug", "-> "), ("elmo.py:debug", "reverse_targets")],
 )
-def test_rows_are_shown_to_people(config, told, capsys):
+def test_rows_are_printed_by_inspect(config, words, capsys):
   assert main(["prepare", "--inspect", f"configs/{config}", "--rows", "1", "--tokens", "3"]) == 0
   shown = capsys.readouterr().out
-  assert told in shown and "documents" in shown
+  assert words in shown and "documents" in shown
 
 
-def test_a_text_is_no_pair(tmp_path):
+def test_text_without_pairs_is_refused(tmp_path):
   (tmp_path / "t.txt").write_text("text\n")
   source = TextFiles(str(tmp_path / "t.txt"))
   with pytest.raises(UserError, match="needs pairs"):

@@ -40,9 +40,9 @@ def mixture():
 
 def documents(batches, count):
   """Returns the documents of each row; a row is exactly one document of 6 characters."""
-  found = [next(batches) for _ in range(count)]
+  taken = [next(batches) for _ in range(count)]
   batches.close()
-  return [[BYTES.decode(row) for row in b["inputs"]] for b in found]
+  return [[BYTES.decode(row) for row in b["inputs"]] for b in taken]
 
 
 def test_proportions_and_schedule():
@@ -56,7 +56,7 @@ def test_proportions_and_schedule():
     assert np.bincount(window).tolist() == [5, 3, 2]
 
 
-def test_a_mixture_holds_its_proportions_in_every_stream_and_visits_all():
+def test_every_stream_of_a_mixture_keeps_the_proportions_and_reads_all_documents():
   text = Text(mixture(), mixture(), 7, TokenizerConfig("bytes"))
   rows = documents(text.train(BYTES, 4, 0), 400)
   for stream in range(4):
@@ -94,14 +94,14 @@ def test_mixtures_that_cannot_be():
 
 
 def as_hosts(count, text, steps, positions=None):
-  """Returns the batches of several hosts put together, and where they all stand."""
-  found, stand = [], text.start(8)
+  """Returns the concatenated batches of several hosts, and the positions of all streams."""
+  by_host, after = [], text.start(8)
   for host in range(count):
     batches = text.train(BYTES, 8, 3, positions, range(8 // count * host, 8 // count * (host + 1)))
-    found.append([next(batches) for _ in range(steps)])
-    stand[batches.streams] = batches.positions[batches.streams]
+    by_host.append([next(batches) for _ in range(steps)])
+    after[batches.streams] = batches.positions[batches.streams]
     batches.close()
-  return [{k: np.concatenate([f[i][k] for f in found]) for k in found[0][0]} for i in range(steps)], stand
+  return [{k: np.concatenate([b[i][k] for b in by_host]) for k in by_host[0][0]} for i in range(steps)], after
 
 
 @pytest.mark.parametrize("mode", ["concatenate", "first_fit"])
@@ -128,7 +128,7 @@ def test_a_host_makes_whole_streams(lines):
   batches = text.train(BYTES, 8, 0, rows=range(4, 8))
   assert batches.streams == [1] and len(next(batches)["inputs"]) == 4
   batches.close()
-  with pytest.raises(UserError, match="each give its rows to one host"):
+  with pytest.raises(UserError, match="all rows of a stream must be on one host"):
     text.train(BYTES, 8, 0, rows=range(2, 6))
 
 
@@ -142,26 +142,26 @@ def lines(tmp_path):
 
 def test_first_fit_loses_no_token_splits_none_that_fits_and_packs_tighter_than_one_a_row(lines):
   text = Text(lines, lines, 64, TokenizerConfig("bytes"), packing="first_fit")
-  found = text.validate(BYTES, 8)
-  pieces = []
-  for b in found:
+  batches = text.validate(BYTES, 8)
+  documents = []
+  for b in batches:
     for row in range(8):
       segments = b["segments"][row]
       for segment in range(1, segments.max() + 1):
         here = segments == segment
         assert np.array_equal(b["positions"][row][here], np.arange(here.sum()))
         assert b["inputs"][row][here][0] == BYTES.start and b["targets"][row][here][-1] == BYTES.end
-        pieces.append(BYTES.decode(b["targets"][row][here]))
-  assert sorted(pieces) == sorted(lines[i] for i in range(200))
-  assert sum(b["bytes"].sum() for b in found) == sum(len(lines[i]) for i in range(200))
-  rows = sum(len(b["inputs"]) for b in found)
+        documents.append(BYTES.decode(b["targets"][row][here]))
+  assert sorted(documents) == sorted(lines[i] for i in range(200))
+  assert sum(b["bytes"].sum() for b in batches) == sum(len(lines[i]) for i in range(200))
+  rows = sum(len(b["inputs"]) for b in batches)
   assert rows < 0.65 * 200
 
 
 def test_first_fit_splits_what_is_longer_than_a_row():
   ids = np.arange(100)
   read = [(ids, 99)].__getitem__
-  packer, position, targets, text_bytes = packing.FirstFit(16), (0, 0), [], 0
+  packer, position, targets, text_bytes = packing.FirstFitText(16), (0, 0), [], 0
   for _ in range(7):
     row, position = packer.row(read, position)
     targets += row["targets"][row["weights"] > 0].tolist()
@@ -196,8 +196,7 @@ def test_buckets_hold_one_document_a_row_and_pad_little(lines):
     assert (used <= lengths[-1]).all() and (lengths[-1] == 8 or (used > lengths[-1] // 2).all())
   batches.close()
   assert len(set(lengths)) == 4 and np.mean(padding) < 0.3
-  found = text.validate(BYTES, 4)
-  assert sum((b["segments"].max(1) > 0).sum() for b in found) == 200
+  assert sum((b["segments"].max(1) > 0).sum() for b in text.validate(BYTES, 4)) == 200
 
 
 def test_buckets_resume(lines):
@@ -235,12 +234,12 @@ def test_tfds(data, tmp_path):
   assert all(isinstance(source[i], str) and len(source[i]) > 50 for i in range(20))
   for broken, words in (
     (TFDS("c4/en", "test", folder=str(folder)), "no split 'test'"),
-    (TFDS("c4_wrs/en", folder=str(folder)), "no data set 'c4_wrs/en'; did you mean 'c4"),
+    (TFDS("c4_wrs/en", folder=str(folder)), "no dataset 'c4_wrs/en'; did you mean 'c4"),
     (TFDS("lm1b", folder=str(tmp_path)), "lmjax prepare tfds lm1b --folder"),
   ):
     with pytest.raises(UserError, match=words):
       len(broken)
-  with pytest.raises(UserError, match="no 'body'; known: .*text"):
+  with pytest.raises(UserError, match="no key 'body'; known: .*text"):
     TFDS("c4/en", key="body", folder=str(folder))[0]
 
 
@@ -279,8 +278,8 @@ def test_a_truncated_shard_of_tfds_is_named(data, tmp_path):
   shard = next(tmp_path.glob("c4-train*"))
   shard.write_bytes(shard.read_bytes()[:1000])
   source = TFDS(folder=str(tmp_path))
-  bad = [found for found in (source[i] for i in range(len(source))) if isinstance(found, BadRecord)]
-  assert bad and "train:" in bad[0].where
+  skipped = [record for record in map(source.__getitem__, range(len(source))) if isinstance(record, BadRecord)]
+  assert skipped and "train:" in skipped[0].where
 
 
 def test_memory_of_an_index_is_small_whatever_the_file(tmp_path):

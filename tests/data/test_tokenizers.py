@@ -1,4 +1,4 @@
-"""Tokenizers: published vectors, round trips, and damaged files."""
+"""Tokenizers: published vectors, round trips, and corrupt files."""
 
 import json
 
@@ -103,27 +103,27 @@ def test_unknown_characters():
 @pytest.mark.parametrize(
   "name, text, words",
   [
-    ("tokenizer.json", '{"model": ', "damaged"),
-    ("tokenizer.json", "{}", "damaged"),
-    ("tokenizer.model", "not a model", "damaged"),
-    ("characters.json", "[]", "damaged"),
-    ("notes.txt", "hello", "holds no tokenizer"),
+    ("tokenizer.json", '{"model": ', "corrupt"),
+    ("tokenizer.json", "{}", "corrupt"),
+    ("tokenizer.model", "not a model", "corrupt"),
+    ("characters.json", "[]", "corrupt"),
+    ("notes.txt", "hello", "contains no tokenizer"),
   ],
 )
-def test_damaged_files_are_named(name, text, words, tmp_path):
+def test_corrupt_files_are_named(name, text, words, tmp_path):
   (tmp_path / name).write_text(text)
   with pytest.raises(UserError, match=words) as error:
     registry.load(tmp_path)
   assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
-def test_damaged_merges(tmp_path):
+def test_corrupt_merges(tmp_path):
   (tmp_path / "encoder.json").write_text(json.dumps({"a": 0, "b": 1, "ab": 2}))
   (tmp_path / "vocab.bpe").write_text("#version: 0.2\na b c\n")
   with pytest.raises(UserError, match="a b c"):
     registry.load(tmp_path)
   (tmp_path / "vocab.bpe").write_text("#version: 0.2\na x\n")
-  with pytest.raises(UserError, match="damaged"):
+  with pytest.raises(UserError, match="corrupt"):
     registry.load(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Words, their spelling, and rows that read both ways."""
+"""Words, their characters, and bidirectional rows."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from lmjax.data.tokenizers import base, registry, words
 from lmjax.utils.errors import UserError
 
 
-def test_words_are_the_commonest_and_come_back(tmp_path):
+def test_words_are_the_most_frequent_and_can_be_reloaded(tmp_path):
   made = words.train(["the cat saw the dog. The dog's", "the cat"], size=6)
   assert made.vocabulary[:5] == ("<S>", "</S>", "<unk>", "the", "cat")
   assert made.encode("the cat, the") == [3, 4, 2, 3]
@@ -21,7 +21,7 @@ def test_words_are_the_commonest_and_come_back(tmp_path):
   assert made.decode([0, 3, 4, 1]) == "the cat"
 
 
-def test_text_cut_by_spaces_ends_its_lines():
+def test_the_end_of_a_line_is_an_end_token_if_words_are_split_by_spaces():
   made = words.train(["a <unk> n't \n a b \n"], size=100, split_by="spaces")
   assert made.encode(" a <unk> \n b x \n") == [3, 2, 1, made.vocabulary.index("b"), 2, 1]
 
@@ -32,7 +32,7 @@ def test_a_folder_of_an_unknown_kind_is_named(tmp_path):
     registry.load(tmp_path)
 
 
-def test_spelling_is_bilm_tf_s():
+def test_characters_are_those_of_bilm_tf():
   assert words.spell("né", 8).tolist() == [259, 111, 196, 170, 260, 261, 261, 261]
   assert words.spell("</S>", 5).tolist() == [259, 258, 260, 261, 261]
   assert words.spell("abcdefgh", 5).tolist() == [259, 98, 99, 100, 260]
@@ -48,7 +48,7 @@ def reader(tmp_path, **changes) -> tuple[BidirectionalText, registry.Tokenizer]:
   return data, data.make_tokenizer()
 
 
-def test_rows_go_on_where_the_last_one_ended_in_both_directions(tmp_path):
+def test_rows_continue_where_the_last_one_ended_in_both_directions(tmp_path):
   data, tokenizer = reader(tmp_path)
   rows = data.validate(tokenizer, 1)
   weights = np.concatenate([row["weights"][0] for row in rows]).astype(bool)
@@ -62,19 +62,19 @@ def test_rows_go_on_where_the_last_one_ended_in_both_directions(tmp_path):
   assert sum(row["bytes"][0] for row in rows) == pytest.approx(len((tmp_path / "text.txt").read_bytes()))
 
 
-def test_training_goes_on_from_a_saved_position():
+def test_training_resumes_from_a_saved_position():
   source = PythonDocs(":1%")
   data = BidirectionalText(source, source, length=8, characters=12, tokenizer=words.WordTokenizerConfig(size=200))
   tokenizer = data.make_tokenizer()
   batches = data.train(tokenizer, 4, seed=1)
   seen = [next(batches) for _ in range(5)]
-  place = batches.positions
+  positions = batches.positions
   wanted = next(batches)
   batches.close()
-  again = data.train(tokenizer, 4, seed=1, positions=place)
-  found = next(again)
+  again = data.train(tokenizer, 4, seed=1, positions=positions)
+  resumed = next(again)
   again.close()
-  assert all(np.array_equal(wanted[key], found[key]) for key in wanted)
+  assert all(np.array_equal(wanted[key], resumed[key]) for key in wanted)
   assert not np.array_equal(seen[0]["targets"], wanted["targets"])
 
 
