@@ -72,7 +72,7 @@ def test_numbers_may_be_written_either_way():
     (
       "lmjax.data.sources.text:Sentences",
       "known: TextFiles, gutenberg_body$",
-    ),  # and not what the module itself imports
+    ),  # not what it imports
   ],
 )
 def test_names_that_do_not_resolve(name, words):
