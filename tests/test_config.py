@@ -69,7 +69,10 @@ def test_numbers_may_be_written_either_way():
     ("lmjax.tasks.causal_lm", "not of the form"),
     ("lmjax.tasks.nothing:CausalLM", "cannot import"),
     ("lmjax.tasks.causal_lm:CausalML", "did you mean 'CausalLM'"),
-    ("lmjax.data.sources.text:Sentences", "known: TextFiles$"),  # and not what the module itself imports
+    (
+      "lmjax.data.sources.text:Sentences",
+      "known: TextFiles, gutenberg_body$",
+    ),  # not what it imports
   ],
 )
 def test_names_that_do_not_resolve(name, words):

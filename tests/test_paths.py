@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from etils.epath import backend
 
-from lmjax import experiment, logs
+from lmjax import config, experiment, logs
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.records import JsonLines, Parquet
@@ -32,7 +32,7 @@ def bucket(monkeypatch):
 
 def test_a_run_folder_elsewhere(bucket):
   tokenizer = registry.train("bpe", ["some text to learn from"] * 9, 300)
-  settings = {"seed": 0, "model": {"width": 8}}
+  settings = config.load("configs/quickstart.py:debug")
   experiment.check_or_save_config(settings, tokenizer, bucket / "run")
   assert experiment.load_config(str(bucket / "run")) == settings
   again = registry.load(str(bucket / "run"))
@@ -41,7 +41,7 @@ def test_a_run_folder_elsewhere(bucket):
   log = logs.Log(bucket / "run", logs.LogConfig(), 0, 3, settings)
   for step in (1, 2, 3):
     log.write(step, {"train_loss": 1.0 / step})
-  log.skipped_records([BadRecord("x:3", "is bad")])
+  log.skipped_records([BadRecord("x:3", "is not JSON")])
   log.summary({"steps": 3})
   log.close()
   assert [line["step"] for line in logs.read_metrics(bucket / "run")] == [1, 2, 3]
