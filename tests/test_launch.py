@@ -1,4 +1,4 @@
-"""Launchers: clean shell, exact commands in a dry run, a plan first, manifests that Kubernetes takes."""
+"""Launchers: shellcheck, exact commands in a dry run, a plan before a launch, valid Kubernetes manifests."""
 
 import importlib.util
 import os
@@ -41,38 +41,38 @@ def test_launchers_are_short():
 
 
 def test_local():
-  told = launch("local.sh", "--processes", 2, "--devices", 2, "--dry-run", "--", "--config", DEBUG, "--workdir", "w")
-  assert told.count("lmjax train --config configs/quickstart.py:debug --workdir w") == 2
-  assert "lmjax plan --topology cpu:4 --num_slices 1 --config configs/quickstart.py:debug" in told
-  assert "LMJAX_PROCESS=0" in told and "LMJAX_PROCESS=1" in told
-  assert "no option --proceses" in launch("local.sh", "--proceses", 2, code=2)
+  output = launch("local.sh", "--processes", 2, "--devices", 2, "--dry-run", "--", "--config", DEBUG, "--workdir", "w")
+  assert output.count("lmjax train --config configs/quickstart.py:debug --workdir w") == 2
+  assert "lmjax plan --topology cpu:4 --num_slices 1 --config configs/quickstart.py:debug" in output
+  assert "LMJAX_PROCESS=0" in output and "LMJAX_PROCESS=1" in output
+  assert "unknown option --proceses" in launch("local.sh", "--proceses", 2, code=2)
 
 
 @pytest.mark.slow
 def test_local_processes_run(tmp_path):
-  told = launch(
+  output = launch(
     "local.sh", "--processes", 2, "--devices", 1, "--port", 5601, "--", "--config", DEBUG, "--workdir", tmp_path / "run"
   )
-  assert "step 20" in told and (tmp_path / "run" / "summary.json").exists()
+  assert "step 20" in output and (tmp_path / "run" / "summary.json").exists()
 
 
 def test_tpu_pod():
   common = ("--name", "n", "--zone", "z", "--type", "v5litepod-16", "--dry-run")
   run = ("--", "--config", DEBUG, "--workdir", "gs://b/run")
-  told = launch("tpu_pod.sh", *common, "--spot", *run)
-  assert "plan --topology v5e-16" in told
-  assert "queued-resources create n --zone z --accelerator-type v5litepod-16" in told and "--spot" in told
-  assert "lmjax\\ train\\ --config" in told and "gs://b/run" in told and "queued-resources delete n" in told
+  output = launch("tpu_pod.sh", *common, "--spot", *run)
+  assert "plan --topology v5e-16" in output
+  assert "queued-resources create n --zone z --accelerator-type v5litepod-16" in output and "--spot" in output
+  assert "lmjax\\ train\\ --config" in output and "gs://b/run" in output and "queued-resources delete n" in output
   assert "--node-count 2 --node-prefix n" in launch("tpu_pod.sh", *common, "--slices", 2, *run)
   assert "no shared disk" in launch("tpu_pod.sh", *common, "--", "--config", DEBUG, "--workdir", "w", code=2)
-  assert "give --name, --zone and --type" in launch("tpu_pod.sh", "--dry-run", "--", code=2)
+  assert "--name, --zone and --type are required" in launch("tpu_pod.sh", "--dry-run", "--", code=2)
 
 
 def test_slurm():
-  told = launch(
+  output = launch(
     "slurm.sbatch", "--dry-run", "--config", DEBUG, "--workdir", "w", SLURM_NNODES="4", SLURM_GPUS_ON_NODE="8"
   )
-  assert "plan --topology h100:32" in told and "srun --kill-on-bad-exit=1" in told
+  assert "plan --topology h100:32" in output and "srun --kill-on-bad-exit=1" in output
   text = (ROOT / "launch" / "slurm.sbatch").read_text()
   assert "--signal=TERM@120" in text and "--requeue" in text
 
@@ -80,12 +80,12 @@ def test_slurm():
 def test_gke():
   yaml = pytest.importorskip("yaml", reason="needs pyyaml, the [test] extra")
   validate = pytest.importorskip("kubernetes_validate", reason="needs kubernetes-validate, the [test] extra")
-  told = launch(
+  output = launch(
     "gke.sh", "--name", "llama", "--image", "pkg.dev/p/lmjax", "--accelerator", "tpu-v5-lite-podslice", "--grid", "4x4",
     "--slices", 2, "--dry-run", "--", "--config", DEBUG, "--config.seed=1&2", "--workdir", "gs://b/run",
   )  # fmt: skip
-  assert "plan --topology v5e:4x4 --num_slices 2" in told
-  manifest = yaml.safe_load(told[told.index("# One job") :])
+  assert "plan --topology v5e:4x4 --num_slices 2" in output
+  manifest = yaml.safe_load(output[output.index("# One job") :])
   assert manifest["apiVersion"] == "jobset.x-k8s.io/v1alpha2" and manifest["kind"] == "JobSet"
   assert manifest["metadata"]["name"] == "llama" and manifest["spec"]["failurePolicy"]["maxRestarts"] == 100
   (job,) = manifest["spec"]["replicatedJobs"]
@@ -99,20 +99,20 @@ def test_gke():
   assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
   kind = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **pod}
   validate.validate(kind, "1.33", strict=True)
-  assert "known: tpu-v4-podslice" in launch(
+  assert "choose one of tpu-v4-podslice" in launch(
     "gke.sh", "--name", "n", "--image", "i", "--accelerator", "gpu", "--grid", "2x2", "--", "--workdir gs://b", code=2
   )
 
 
 def test_a_launch_that_does_not_fit_is_refused():
-  told = launch("slurm.sbatch", "--config", "configs/gpt3.py:size=175b", "--workdir", "w", code=2)
-  assert "DOES NOT FIT" in told and "nothing was launched" in told
+  output = launch("slurm.sbatch", "--config", "configs/gpt3.py:size=175b", "--workdir", "w", code=2)
+  assert "DOES NOT FIT" in output and "nothing was launched" in output
 
 
 def test_a_sweep_runs_once(tmp_path):
   common = ("--workdir", tmp_path, "--grid", "optim.peak_lr=1e-3,3e-3", "--", "--config", DEBUG, "--config.steps=4")
-  told = launch("sweep.py", "--dry-run", *common)
-  assert told.count("lmjax train") == 2 and "--config.optim.peak_lr=1e-3" in told and not list(tmp_path.iterdir())
-  told = launch("sweep.py", *common)
-  assert told.count("lmjax train") == 2 and sum("peak_lr-" in line for line in told.splitlines()[-2:]) == 2
+  output = launch("sweep.py", "--dry-run", *common)
+  assert output.count("lmjax train") == 2 and "--config.optim.peak_lr=1e-3" in output and not list(tmp_path.iterdir())
+  output = launch("sweep.py", *common)
+  assert output.count("lmjax train") == 2 and sum("peak_lr-" in line for line in output.splitlines()[-2:]) == 2
   assert "lmjax train" not in launch("sweep.py", *common)
