@@ -4,8 +4,8 @@
       --config configs/quickstart.py
     python launch/sweep.py ... --dry-run
 
-Every run has its own folder, named by its values. A folder with summary.json is finished; an interrupted run is resumed.
-At the end, the runs are listed by validation loss.
+Every run has its own folder, named by its values. A folder with summary.json is finished; an interrupted run is
+resumed. At the end, the runs are listed by validation loss.
 """
 
 import argparse
@@ -22,7 +22,9 @@ def main() -> int:
   cut = arguments.index("--") if "--" in arguments else len(arguments)
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument("--workdir", required=True, type=pathlib.Path)
-  parser.add_argument("--grid", action="append", required=True, metavar="KEY=VALUE,VALUE", help="a config key and its values")
+  parser.add_argument(
+    "--grid", action="append", required=True, metavar="KEY=VALUE,VALUE", help="a config key and its values"
+  )
   parser.add_argument("--topology", help="plan every run for these devices first, and skip those that do not fit")
   parser.add_argument("--dry-run", action="store_true")
   options = parser.parse_args(arguments[:cut])
