@@ -66,7 +66,6 @@ NAMES = {
 ALLOWED = {
   ("lmjax/utils/renames.py", "*"): "lists the old names",
   ("docs/upgrading.md", "*"): "lists the old names",
-  ("docs/concepts.md", "peak_rate"): "an example of an unknown key",
   ("launch/slurm.sbatch", "bad"): "an option of srun",
   ("lmjax/checkpoint.py", "damaged"): "the folder in a run folder to which corrupt checkpoints are moved",
 }
