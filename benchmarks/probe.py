@@ -12,9 +12,9 @@ import pathlib
 import jax
 import numpy as np
 
+from lmjax import storage
 from lmjax.inference.embed import Embedder
 from lmjax.inference.probe import Probe, scores, token_f1
-from lmjax.storage.loading import load_model
 
 
 def read(path: str) -> list[list[tuple[str, str]]]:
@@ -35,7 +35,7 @@ def layers(opened, sentences: list[list[tuple[str, str]]]) -> np.ndarray:
   found = []
   for layer in range(1, 2 + opened.task.model.config.depth):
     embedder = Embedder(opened.task, opened.tokenizer, 130, layer=layer, batch=64)
-    texts = [embedder.read(" ".join(word for word, _ in sentence), by_word=True) for sentence in sentences]
+    texts = [embedder.encode_text(" ".join(word for word, _ in sentence), by_word=True) for sentence in sentences]
     found.append(np.concatenate(embedder.tokens(opened.params, texts)))
   return np.stack(found)
 
@@ -46,7 +46,7 @@ def main() -> None:
   parser.add_argument("--train", required=True)
   parser.add_argument("--test", required=True)
   options = parser.parse_args()
-  opened = load_model(options.workdir)
+  opened = storage.open(options.workdir).load()
   train, test = read(options.train), read(options.test)
   tags = ["O", *sorted({tag for sentence in train for _, tag in sentence} - {"O"})]
   number = {tag: i for i, tag in enumerate(tags)}

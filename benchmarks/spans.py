@@ -10,11 +10,11 @@ import argparse
 
 import numpy as np
 
+from lmjax import storage
 from lmjax.data.objectives.denoising import SpanCorruption
 from lmjax.data.objectives.masked_lm import sentences
-from lmjax.evals.generation import write
+from lmjax.evals.generation import generate
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.loading import load_model
 
 
 def filled(source: list[int], target: list[int], tokenizer) -> str:
@@ -42,7 +42,7 @@ def main() -> None:
   parser.add_argument("--workdir", required=True)
   parser.add_argument("--count", type=int, default=10)
   options = parser.parse_args()
-  opened = load_model(options.workdir)
+  opened = storage.open(options.workdir).load()
   tokenizer, source = opened.tokenizer, opened.run.data.validation
   rng, found = np.random.default_rng(0), []
   for number in rng.permutation(len(source)):
@@ -51,7 +51,7 @@ def main() -> None:
       ids = np.asarray(tokenizer.encode(" ".join(fitting[len(fitting) // 2].split())))
       found.append([part.tolist() for part in SpanCorruption()(ids, tokenizer, rng)])
   with use_layout(opened.layout):
-    written = write(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in found], 24)
+    written = generate(opened.task, tokenizer, opened.params, [[*s, tokenizer.end] for s, _ in found], 24)
   for (hidden, truth), guess in zip(found, written, strict=True):
     print(f"| {filled(hidden, truth, tokenizer)} | `{guess}` |")
 

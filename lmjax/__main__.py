@@ -1,4 +1,4 @@
-"""The front door: `lmjax <command>` and `python -m lmjax <command>` are the same thing."""
+"""The command line: `lmjax <command>` and `python -m lmjax <command>` are the same."""
 
 import glob
 import importlib
@@ -12,32 +12,32 @@ from lmjax.utils.memory import keep_memory
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")  # TPUs, NVIDIA, AMD, WSL
 
 COMMANDS = {
-  "train": "train a model, or go on training it",
+  "train": "train a model, or resume a run",
   "generate": "continue prompts with a trained model",
-  "evaluate": "measure a trained model",
-  "embed": "vectors of tokens, texts and pairs of texts",
-  "fill": "the words behind [MASK]",
-  "convert": "models in and out of Hugging Face's format",
-  "show": "the parameters of a checkpoint, as a table",
-  "plan": "what a run will take, before it is launched",
-  "prepare": "tokenize a corpus once; look at data as a model sees it",
+  "evaluate": "evaluate a trained model",
+  "embed": "embeddings of tokens, sequences and pairs",
+  "fill": "predict masked tokens",
+  "convert": "convert models to and from Hugging Face's format",
+  "show": "show the parameters of a saved model",
+  "plan": "memory, hours and cost of a run before its launch",
+  "prepare": "tokenize a corpus once; preview batches",
   "tokenizer": "train a tokenizer; encode and decode text",
 }
 
-USAGE = """lmjax <command> [options]      lmjax <command> --help for its own
+USAGE = """lmjax <command> [options]      lmjax <command> --help for the options of a command
 
 {commands}
 
 Options of every command:
   --devices N      simulate N devices on the CPU
-  --debug_nans     stop at the operation that makes the first NaN
-  --traceback      show where an error was raised
+  --debug_nans     stop at the operation that produces the first NaN
+  --traceback      print the traceback of an error
 
-JAX_DISABLE_JIT=1 runs every operation by itself, for a debugger."""
+JAX_DISABLE_JIT=1 runs operations one by one, for a debugger."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-  """Runs one command and returns its exit code: 2 for what a person can mend, told in one line."""
+  """Runs one command and returns its exit code: 2 for a UserError, which is reported in one line."""
   if arguments is None:
     arguments = sys.argv[1:]
     _prepare_process(arguments[:1])
@@ -64,9 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _prepare_process(command: list[str]) -> None:
-  """Sets what only a process of our own may: a Linux machine without accelerators computes on its CPU.
+  """Configures a process that runs a command only: on Linux without accelerators, JAX uses the CPU.
 
-  Told so, jax does not load an installed TPU library, with which its profiler cannot start.
+  With JAX_PLATFORMS=cpu, JAX does not load an installed TPU library, with which its profiler cannot start.
   """
   if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -76,7 +76,7 @@ def _prepare_process(command: list[str]) -> None:
 
 def _run(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ("-h", "--help", "help"):
-    print(USAGE.format(commands="\n".join(f"  {name:<11}{what}" for name, what in COMMANDS.items())))
+    print(USAGE.format(commands="\n".join(f"  {name:<11}{summary}" for name, summary in COMMANDS.items())))
     return 0
   command, *arguments = arguments
   if command not in COMMANDS:
@@ -84,14 +84,14 @@ def _run(arguments: list[str]) -> int:
   devices, arguments = _take(arguments, "--devices")
   if devices is not None:
     if not devices.isdigit() or int(devices) < 1:
-      raise UserError(f"--devices {devices}: give a whole number of at least 1")
+      raise UserError(f"--devices {devices}: must be an integer of at least 1")
     flag = f"--xla_force_host_platform_device_count={devices}"
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
     os.environ["JAX_PLATFORMS"] = "cpu"
-    # Simulated devices share a pool of NPROC threads, and a collective holds one until its partners come: with a thread
-    # a core, two devices on two cores came to wait for each other for ever.
+    # Simulated devices share a pool of NPROC threads, and a collective blocks one until its peers arrive: with one
+    # thread per core, two devices on two cores deadlocked.
     os.environ.setdefault("NPROC", str(4 * int(devices)))
-  if os.getcwd() not in sys.path:  # a config may name a function of one's own; `python -m` looks here by itself
+  if os.getcwd() not in sys.path:  # a config may name a class of the user; `python -m` adds it by itself
     sys.path.insert(0, os.getcwd())
   _prepare_jax("--debug_nans" in arguments)
   module = importlib.import_module(f"lmjax.commands.{command}")
@@ -99,7 +99,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
-  """Takes `name VALUE` or `name=VALUE` out of the arguments."""
+  """Removes `name VALUE` or `name=VALUE` from the arguments; returns the value and the others."""
   for i, argument in enumerate(arguments):
     if argument == name:
       if i + 1 == len(arguments):
@@ -111,7 +111,7 @@ def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:
 
 
 def _prepare_jax(debug_nans: bool) -> None:
-  """Sets what every command wants of jax, before anything asks for a device."""
+  """Configures JAX for every command, before a device is used."""
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
   from absl import flags
 

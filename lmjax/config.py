@@ -67,20 +67,11 @@ def variant(argument: str, **defaults: Any) -> types.SimpleNamespace:
 
 
 def debug(config: ConfigDict) -> ConfigDict:
-  """Returns the config shrunk to 20 steps of a toy on the embedded text: the same code, under a minute on a laptop."""
-  part = "lmjax.data.sources.python_docs:PythonDocs"
+  """Returns the config shrunk to 20 steps of a tiny model on Python's documentation: under a minute on a laptop."""
   config.update(steps=20, batch=8, optim=dict(warmup=2, peak_lr=1e-3), evals=dict(every=10))
   config.update(checkpoint=dict(every=10), log=dict(every=1))
   config.mesh = ConfigDict()
-  if config.data.kind.endswith(":TextToText"):
-    part = "lmjax.data.sources.python_docs:PythonDocPairs"
-  config.data.update({"length": 32, "workers": 0} | ({"target_length": 32} if "target_length" in config.data else {}))
-  small = dict(algorithm="bytes")
-  if "kind" in config.data.tokenizer or config.data.tokenizer.get("algorithm") == "wordpiece":
-    small = config.data.tokenizer.to_dict() | dict(path="", size=512)
-  config.data.tokenizer = ConfigDict(small)
-  config.data.source = ConfigDict(dict(kind=part, split=":5%"))
-  config.data.validation = ConfigDict(dict(kind=part, split="99.5%:"))
+  config.data = ConfigDict(resolve(config.data.kind, "data.kind").debug(config.data.to_dict()))
   config.model.update({k: v for k, v in (TINY | TINY_RECURRENT).items() if k in config.model})
   return config
 
@@ -228,6 +219,40 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: A
     raise UserError(f"config.{where}: {error}") from error
 
 
+def complete(spec: Any, where: str, cls: type | None = None) -> Any:
+  """Returns a section of a config with the defaults of its constructor, so that two configs can be compared.
+
+  Args:
+    cls: the class, where the section decides it; else its `kind` does.
+  """
+  if not isinstance(spec, dict):
+    return spec
+  values: dict[str, Any] = {}
+  if "kind" in spec:
+    cls = resolve(spec["kind"], f"{where}.kind")
+    values["kind"] = renames.dotted(spec["kind"])
+  hints = typing.get_type_hints(cls)
+  if isinstance(cls, type) and issubclass(cls, nn.Module) and "config" in hints:
+    cls, hints = hints["config"], typing.get_type_hints(hints["config"])
+  for key, field in inspect.signature(cls).parameters.items():
+    if key in spec or field.default is not inspect.Parameter.empty:
+      values[key] = _plain(spec.get(key, field.default), hints.get(key), f"{where}.{key}")
+  return values | {key: value for key, value in spec.items() if key not in values}
+
+
+def _plain(value: Any, hint: Any, where: str) -> Any:
+  """Returns a value of a config, or a default of a constructor, as plain data."""
+  if dataclasses.is_dataclass(value):
+    kind = {} if type(value) is hint else {"kind": f"{type(value).__module__}:{type(value).__qualname__}"}
+    fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    return complete(kind | fields, where, type(value))
+  if isinstance(value, dict) and ("kind" in value or dataclasses.is_dataclass(hint)):
+    return complete(value, where, hint)
+  if isinstance(value, dict):
+    return {str(key): _plain(item, None, where) for key, item in value.items()}
+  return [_plain(item, None, where) for item in value] if isinstance(value, list | tuple) else value
+
+
 def _value(value: Any, hint: Any, where: str) -> Any:
   """Returns a leaf as its field wants it, or raises UserError."""
   origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -267,6 +292,13 @@ def _value(value: Any, hint: Any, where: str) -> Any:
 
 def _article(hint: type) -> str:
   return {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}[hint]
+
+
+def parser(command: str, description: str) -> argparse.ArgumentParser:
+  """Returns the parser of a command; the description is the docstring of its module."""
+  return argparse.ArgumentParser(
+    prog=f"lmjax {command}", description=description, formatter_class=argparse.RawTextHelpFormatter
+  )
 
 
 def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:

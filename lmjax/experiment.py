@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -20,25 +21,36 @@ from lmjax.optim import Optimizer, averaged
 from lmjax.parallel import hosts
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters
-from lmjax.state import Loaded, TrainState, make_frozen, make_init, named_parameters
-from lmjax.tasks.base import Base
+from lmjax.state import Loaded, TrainState, make_frozen, make_init, named_parameters, with_models
+from lmjax.tasks.base import Base, FrozenModel
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """Saved weights that a run starts from.
+  """Where the parameters of a new run come from: the config section `start`. Patterns are regular expressions.
 
-  path: a run folder or a Hugging Face folder; empty starts from scratch. step: of a run, None for the latest, 0 for
-  step 0. parts: pattern of the parameters to load. new: pattern of those that may be new; every other parameter
-  must be loaded.
+  path: a run folder, a checkpoint, or a Hugging Face or bilm-tf folder; empty to start from scratch.
+  step: the checkpoint of a run folder; None is the latest, 0 is step 0.
+  parts: parameters to load, by their path names, `model/embed/table`.
+  new: parameters that may be missing in the source; they are then initialised as in a run from scratch.
   """
 
   path: str = ""
   step: int | None = None
   parts: str = ".*"
   new: str = "heads/.*"
+
+  def __post_init__(self):
+    for name in ("parts", "new"):
+      try:
+        re.compile(getattr(self, name))
+      except re.error as error:
+        raise ValueError(f"{name}: {getattr(self, name)!r} is not a regular expression: {error}") from error
+
+
+SECTIONS: dict[str, type] = {"optim": Optimizer, "start": Start}  # of a config, whose class is always the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +71,7 @@ class Experiment:
   evaluate_every: int  # steps; 0 only at the end
   checkpoint: checkpoint.CheckpointConfig
   log: logs.LogConfig
+  models: dict[str, FrozenModel] = dataclasses.field(default_factory=dict)  # that the task only reads, once loaded
 
   @functools.cached_property
   def named(self) -> Tree:
@@ -71,9 +84,11 @@ class Experiment:
     return count_parameters(self.named)
 
   def init(self) -> tuple[Callable[[Loaded], TrainState], TrainState]:
-    """Returns init(loaded) -> a new state, and the abstract state (see `make_init`)."""
+    """Returns init(loaded) -> a new state, and the abstract state (see `make_init`), both with the frozen models."""
     tx = self.optimizer.build(self.steps)
-    return make_init(self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed)
+    init, abstract = make_init(self.task, tx, self.transform, self.layout, self.batch, self.data.length, self.seed)
+    models = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.models)
+    return lambda loaded: with_models(init(loaded), self.models), with_models(abstract, models)
 
   def state(self, abstract: bool = False) -> TrainState:
     """Returns a new state from scratch, or its shapes and shardings."""
@@ -195,15 +210,14 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
     advice = "choose another --workdir, or give the same config to resume"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):
       free.append("data")
-    elif before["data"] != settings["data"]:
+    elif config.complete(before["data"], "data") != config.complete(settings["data"], "data"):
       advice += f" (with other data: --config.data.version={before['data'].get('version', 0) + 1})"
     if before["start"].get("path") and settings["start"].get("path"):  # the sources are compared by sources.json
       before["start"] = before["start"] | {"path": settings["start"]["path"]}
-    for key, value in settings.items():
-      if key not in free and before.get(key) != value:
-        raise UserError(
-          f"{workdir} holds a run of another config: {_difference(key, before.get(key), value)}; {advice}"
-        )
+    for key in (key for key in settings if key not in free):
+      was, now = (config.complete(values[key], key, SECTIONS.get(key)) for values in (before, settings))
+      if was != now:
+        raise UserError(f"{workdir} holds a run of another config: {_difference(key, was, now)}; {advice}")
   hosts.wait_for_all("config read")
   if jax.process_index() == 0:
     if not (workdir / "tokenizer").exists():

@@ -1,4 +1,4 @@
-"""What a run tells: progress bar, metrics.jsonl, TensorBoard, wandb, loss.png, summary.json; process 0 only."""
+"""Logging of a run: progress bar, metrics.jsonl, TensorBoard, wandb, loss.png, summary.json; process 0 only."""
 
 import contextlib
 import dataclasses
@@ -19,13 +19,13 @@ console = Console(highlight=False, soft_wrap=True)
 
 
 def show(table) -> None:
-  """Prints a table whole: as wide as the terminal, or wide enough where there is none."""
+  """Prints a table as wide as the terminal; 160 columns where the output is not a terminal."""
   Console(highlight=False, width=None if console.is_terminal else 160).print(table)
 
 
 @dataclasses.dataclass(frozen=True)
 class LogConfig:
-  """How often and where to tell."""
+  """How often and where to log."""
 
   every: int = 10  # steps between lines of metrics.jsonl
   tensorboard: bool = True
@@ -33,11 +33,11 @@ class LogConfig:
 
   def __post_init__(self):
     if self.every < 1:
-      raise ValueError(f"every is at least 1 step, not {self.every}")
+      raise ValueError(f"every must be at least 1 step, not {self.every}")
 
 
 class Clock:
-  """Where the time of a run goes, by name, in seconds."""
+  """Seconds of a run by the name of the activity."""
 
   def __init__(self):
     self.start = time.perf_counter()
@@ -45,13 +45,14 @@ class Clock:
 
   @contextlib.contextmanager
   def __call__(self, name: str):
-    began = time.perf_counter()
+    start = time.perf_counter()
     try:
       yield
     finally:
-      self.seconds[name] += time.perf_counter() - began
+      self.seconds[name] += time.perf_counter() - start
 
   def total(self) -> float:
+    """Returns the seconds since the start of the run."""
     return time.perf_counter() - self.start
 
 
@@ -60,12 +61,12 @@ class Log:
 
   def __init__(self, workdir: epath.Path, settings: LogConfig, first: int, steps: int, config: dict[str, Any]):
     self.workdir, self.settings = workdir, settings
-    self.speaks = jax.process_index() == 0
+    self._enabled = jax.process_index() == 0
     self._lines = read_metrics(workdir)
-    self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run says its steps once
+    self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run repeats the later ones
     self._tensorboard = self._wandb = None
-    self._bad = 0  # skipped records told so far
-    if not self.speaks:
+    self._skipped = 0  # skipped records written so far
+    if not self._enabled:
       return
     self._write(self._lines, "metrics.jsonl")
     if settings.tensorboard and "://" not in str(workdir):
@@ -86,13 +87,13 @@ class Log:
     self._progress.start()
 
   def advance(self, step: int, loss: float, tokens_per_second: float) -> None:
-    """Moves the bar."""
-    if self.speaks:
+    """Updates the progress bar."""
+    if self._enabled:
       self._progress.update(self._bar, completed=step, loss=f"{loss:.4f}", speed=f"{tokens_per_second:,.0f}")
 
   def write(self, step: int, metrics: dict[str, float]) -> None:
-    """Adds a line to metrics.jsonl and its values to TensorBoard and wandb."""
-    if not self.speaks:
+    """Appends the metrics of a step to metrics.jsonl, TensorBoard and wandb."""
+    if not self._enabled:
       return
     line = {"step": step, **metrics}
     self._lines.append(line)
@@ -103,27 +104,27 @@ class Log:
     if self._wandb:
       self._wandb.log(metrics, step=step)
 
-  def bad_records(self, bad: list[BadRecord]) -> None:
-    """Writes those of all skipped records that are new into debug.log, a line each."""
-    if self.speaks and len(bad) > self._bad:
+  def skipped_records(self, skipped: list[BadRecord]) -> None:
+    """Writes the new ones of all skipped records into debug.log, a line each."""
+    if self._enabled and len(skipped) > self._skipped:
       with (self.workdir / "debug.log").open("a") as file:
-        file.writelines(f"skipped {record.where}: {record.why}\n" for record in bad[self._bad :])
-      self._bad = len(bad)
+        file.writelines(f"skipped {record.where}: {record.why}\n" for record in skipped[self._skipped :])
+      self._skipped = len(skipped)
 
   def say(self, text: str) -> None:
-    """Prints a line above the bar."""
-    if self.speaks:
+    """Prints a line above the progress bar."""
+    if self._enabled:
       console.print(text, markup=False)
 
   def summary(self, values: dict[str, Any]) -> None:
     """Writes summary.json and loss.png."""
-    if self.speaks:
+    if self._enabled:
       (self.workdir / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
       plot(self._lines, self.workdir)
 
   def close(self) -> None:
-    """Stops the bar and closes the files."""
-    if self.speaks:
+    """Stops the progress bar and closes the files."""
+    if self._enabled:
       self._progress.stop()
     if self._tensorboard:
       self._tensorboard.close()
@@ -137,7 +138,7 @@ class Log:
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
-  """Returns the lines of a run's metrics.jsonl; one cut off by a kill is left out."""
+  """Returns the lines of a run's metrics.jsonl, without an incomplete last one."""
   file = workdir / "metrics.jsonl"
   lines = []
   for text in file.read_text().splitlines() if file.exists() else []:
@@ -147,7 +148,7 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
 
 
 def plot(lines: list[dict[str, float]], workdir: epath.Path) -> None:
-  """Draws loss.png: training and validation loss over steps."""
+  """Writes loss.png: training and validation loss over steps."""
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(7, 4), layout="constrained")

@@ -19,7 +19,7 @@ Loaded = Mapping[str, jax.Array]  # parameters by path name, on their shardings,
 
 
 @struct.dataclass
-class Frozen:
+class FrozenState:
   """What a step reads and no checkpoint holds."""
 
   transform: Tree  # of the transform: a LoRA base
@@ -35,7 +35,7 @@ class TrainState:
   opt_state: Tree  # the moving average is the last link of the chain, so it is saved and sharded like the rest
   transform: Tree  # masks, ranges
   carry: Tree  # what the task remembers between steps
-  frozen: Frozen
+  frozen: FrozenState
 
   def saved(self) -> dict[str, Any]:
     """Returns what a checkpoint holds."""
@@ -81,7 +81,7 @@ def make_init(
       opt_state=tx.init(nn.unbox(params)),
       transform=state,
       carry=task.initial_carry(batch),
-      frozen=Frozen(frozen, {}),
+      frozen=FrozenState(frozen, {}),
     )
 
   boxed = jax.eval_shape(build, {})

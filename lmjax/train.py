@@ -19,6 +19,7 @@ from lmjax import experiment as experiments
 from lmjax.checkpoint import Checkpoints, DataState, data_state
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
+from lmjax.evals.base import Context
 from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
 from lmjax.logs import Clock, Log, console
@@ -26,8 +27,9 @@ from lmjax.parallel import hosts
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
-from lmjax.state import Loaded, TrainState, with_models
-from lmjax.storage import start as starts
+from lmjax.state import TrainState
+from lmjax.storage.sources import attach_sources
+from lmjax.storage.start import load, with_frozen
 from lmjax.tasks.base import Base, Collected, weighted_sum
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean, add
@@ -68,6 +70,24 @@ def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTran
   return step
 
 
+def jit_step(run: Experiment, state: TrainState):
+  """Returns the jitted step(state, batch, rng) of a run, which `train` executes and `plan` compiles.
+
+  It donates its state and returns one with the shardings of `state`, which may be abstract. With `jax_disable_jit` or
+  `jax_debug_nans` nothing is donated: jax runs the operations again, one by one.
+  """
+  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
+  if _eager():
+    return jax.jit(step)
+  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
+  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
+
+
+def _eager() -> bool:
+  """Whether jax runs or checks every operation separately, for debugging."""
+  return jax.config.jax_disable_jit or jax.config.jax_debug_nans
+
+
 def accumulate(loss_fn, microbatches: int):
   """Returns gradients, terms and carry of a batch taken in parts: exact, the denominators being the whole batch's."""
   gradient = jax.grad(loss_fn, has_aux=True)
@@ -93,17 +113,6 @@ def accumulate(loss_fn, microbatches: int):
   return whole if microbatches == 1 else parts
 
 
-def jit_step(run: Experiment, state: TrainState):
-  """Returns the jitted step of a run, which updates its state in place.
-
-  Args:
-    state: the abstract state with its shardings.
-  """
-  step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-  shardings = (jax.tree.map(lambda leaf: leaf.sharding, state), None)
-  return jax.jit(step, donate_argnums=0, out_shardings=shardings, compiler_options=compiler_options())
-
-
 def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
   """Trains what a config describes into a run folder, and returns the exit code.
 
@@ -117,6 +126,7 @@ def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int,
     experiments.check_or_save_config(settings, run.tokenizer, workdir)
     checkpoints = Checkpoints(workdir, run.checkpoint)
     with use_layout(run.layout):
+      run = attach_sources(run, workdir, new=not checkpoints.steps())
       return _train(run, settings, workdir, checkpoints, clock, profile)
 
 
@@ -130,7 +140,7 @@ def _train(
 ) -> int:
   rng = jax.random.key(run.seed)
   start = data_state(rng, run.data.start(run.batch), run.data.version)
-  state, abstract, saved = _restore_or_init(run, workdir, checkpoints, start)
+  state, abstract, saved = _restore_or_init(run, checkpoints, start)
   rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
   first, collects = int(state.step), int(saved["collects"])
   if first >= run.steps:
@@ -154,10 +164,8 @@ def _train(
   with clock("compile"):
     step.compile(state, _shard_batch(batch, run), rng)
   with clock("evaluation"):
-    evaluators = {
-      name: evaluator.prepare(run.task, run.data, run.tokenizer, run.batch, run.layout)
-      for name, evaluator in run.evaluators.items()
-    }
+    context = Context(run.task, run.data, run.tokenizer, run.batch, run.layout, run.models)
+    evaluators = {name: evaluator.prepare(context) for name, evaluator in run.evaluators.items()}
 
   meter = EnergyMeter(run.layout.mesh.local_devices)
   log = Log(workdir, run.log, first, run.steps, settings)
@@ -194,7 +202,7 @@ def _train(
           "tokens_per_second": speed,
           "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
           "padding": batches.padding,
-          "skipped_records": len(batches.bad),
+          "skipped_records": len(batches.skipped),
         },
       )
 
@@ -252,7 +260,7 @@ def _train(
           break
         with clock("data"):  # after the save, whose position is behind the batch that was learnt from
           batch = next(batches)
-        log.bad_records(batches.bad)
+        log.skipped_records(batches.skipped)
     with clock("saving"):
       checkpoints.close()
     if not done:
@@ -261,7 +269,7 @@ def _train(
     log.summary(_summary(run, latest, clock, first, batches, meter))
     return 0
   finally:
-    log.bad_records(batches.bad)
+    log.skipped_records(batches.skipped)
     log.close()
     batches.close()
 
@@ -278,12 +286,8 @@ class _Step:
   """The step, compiled once for each length of batch; as it is where jax is to look at every operation."""
 
   def __init__(self, run: Experiment, abstract: TrainState):
-    self.eager = jax.config.jax_disable_jit or jax.config.jax_debug_nans
-    if self.eager:
-      step = make_step(run.task, run.optimizer.build(run.steps), run.transform, run.optimizer.microbatches)
-      self._step = jax.jit(step)
-    else:
-      self._step = jit_step(run, abstract)
+    self.eager = _eager()
+    self._step = jit_step(run, abstract)
     self._compiled: dict[tuple, Any] = {}
 
   def compile(self, state: TrainState, batch: Batch, rng: jax.Array):
@@ -304,35 +308,22 @@ class _Step:
 
 
 def _restore_or_init(
-  run: Experiment, workdir: epath.Path, checkpoints: Checkpoints, data: DataState
+  run: Experiment, checkpoints: Checkpoints, data: DataState
 ) -> tuple[TrainState, TrainState, DataState]:
   """Returns the state to train, its abstract form, and the data state.
 
-  The four cases: a run that has checkpoints resumes; else it starts from `config.start`, or from scratch; a folder that
-  fits none of them was refused before.
+  A run that has checkpoints resumes; else it starts from the weights of `config.start`, or from scratch. A folder that
+  belongs to another run was refused before.
   """
-  sources = {name: frozen.path for name, frozen in run.task.frozen().items()}
-  starts.check_or_record_sources(workdir, sources | ({"start": run.start.path} if run.start.path else {}))
   init, abstract = run.init()
-  models = {name: starts.load_frozen(frozen, run.layout) for name, frozen in run.task.frozen().items()}
   restored = checkpoints.restore(abstract, data)
-  needed = not restored or jax.tree.leaves(abstract.frozen.transform)
-  loaded: Loaded = {}
-  if run.start.path and needed:
-    loaded, report = starts.load(run.start, run.named, run.layout)
-    if not restored:
-      console.print(report, markup=False)
   if restored:
     state, data = restored
-    transform = run.frozen(loaded, abstract) if jax.tree.leaves(abstract.frozen.transform) else {}
-    state = state.replace(frozen=state.frozen.replace(transform=transform))
-  else:
-    state = init(loaded)
-  return with_models(state, models), with_models(abstract, jax.tree.map(_abstract, models)), data
-
-
-def _abstract(x: jax.Array) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+    return with_frozen(run, state), abstract, data
+  loaded, report = load(run.start, run.named, run.layout)
+  if run.start.path:
+    console.print(report, markup=False)
+  return init(loaded), abstract, data
 
 
 def _spec(run: Experiment, batch: Batch) -> dict[str, jax.ShapeDtypeStruct]:
@@ -369,7 +360,7 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
   speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
   if chip and speed:
-    flops = train_step_flops(run.task, run.batch, run.data.length)
+    flops = train_step_flops(run.task, run.models, run.batch, run.data.length)
     utilisation = flops.executed(run.task.model.causal) / tokens * speed / chip.flops / run.layout.mesh.size
   used = meter.used()
   return {
@@ -387,7 +378,7 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
     "flops_formula": FORMULA,
     "energy_kwh": used.kwh,
     "energy_method": used.method,
-    "skipped_records": len(batches.bad),
+    "skipped_records": len(batches.skipped),
     "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
     "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
   }

@@ -1,4 +1,4 @@
-"""Embeddings and fill-in: padding, batches and order change nothing; words get the means of their pieces."""
+"""Embeddings and masked tokens: padding, batches and order change nothing; words are means over their tokens."""
 
 import jax
 import jax.numpy as jnp
@@ -40,59 +40,59 @@ def parts(family: str):
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "elmo"])
-def test_neither_neighbours_nor_order_nor_padding_matter(family):
+def test_other_rows_order_and_padding_change_nothing(family):
   task, tokenizer, params = parts(family)
   for pooling in ("first", "mean", "last"):
     embedder = Embedder(task, tokenizer, LENGTH, pooling, batch=3)
-    together = embedder.sequences(params, [embedder.read(text) for text in TEXTS])
-    alone = [embedder.sequences(params, [embedder.read(text)])[0] for text in TEXTS]
+    together = embedder.sequences(params, [embedder.encode_text(text) for text in TEXTS])
+    alone = [embedder.sequences(params, [embedder.encode_text(text)])[0] for text in TEXTS]
     np.testing.assert_allclose(together, alone, atol=2e-6)
     same = np.allclose(together, together[:1], atol=1e-5)
-    assert same == ((family, pooling) == ("decoder", "first"))  # a decoder's first token has seen nothing else
-  tokens = embedder.tokens(params, [embedder.read(TEXTS[0])])[0]
-  text = embedder.read(TEXTS[0])
-  assert len(tokens) == text.inside.stop - text.inside.start
+    assert same == ((family, pooling) == ("decoder", "first"))  # a decoder's first token attends to itself alone
+  tokens = embedder.tokens(params, [embedder.encode_text(TEXTS[0])])[0]
+  text = embedder.encode_text(TEXTS[0])
+  assert len(tokens) == text.content.stop - text.content.start
   scaled = Embedder(task, tokenizer, LENGTH, "mean", normalize=True)
   np.testing.assert_allclose(np.linalg.norm(scaled.sequences(params, [text]), axis=1), 1, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", ["decoder", "encoder", "elmo"])
-def test_words_get_the_means_of_their_pieces(family):
+def test_words_are_means_over_their_tokens(family):
   task, tokenizer, params = parts(family)
   embedder = Embedder(task, tokenizer, LENGTH)
   text = TEXTS[1] + " " + TEXTS[0]
-  read = embedder.read(text, by_word=True)
+  read = embedder.encode_text(text, by_word=True)
   by_word = embedder.tokens(params, [read])[0]
   assert len(by_word) == len(text.split())
   if family != "elmo":
-    assert read.words[0].stop - read.words[0].start > 1  # cut in pieces
-    pieces = embedder.tokens(params, [embedder.read(text)])[0]
-    np.testing.assert_allclose(by_word[0], pieces[: read.words[0].stop - 1].mean(axis=0), atol=1e-6)
+    assert read.words[0].stop - read.words[0].start > 1  # split into tokens
+    tokens = embedder.tokens(params, [embedder.encode_text(text)])[0]
+    np.testing.assert_allclose(by_word[0], tokens[: read.words[0].stop - 1].mean(axis=0), atol=1e-6)
 
 
-def test_pairs_have_kinds_and_long_texts_are_cut():
+def test_pairs_have_token_types_and_long_sequences_are_truncated():
   task, tokenizer, params = parts("encoder")
   embedder = Embedder(task, tokenizer, LENGTH, "first")
-  pair = embedder.read("the cat", "a dog")
-  assert pair.tokens.count(tokenizer.end) == 2 and sum(pair.types) == len(tokenizer.encode("a dog")) + 1
-  assert not np.allclose(*embedder.sequences(params, [pair, embedder.read("a dog", "the cat")]))
-  assert len(embedder.read("cat " * 500).tokens) == LENGTH
-  assert len(embedder.read("cat " * 500, "dog " * 500).tokens) == LENGTH
+  pair = embedder.encode_text("the cat", "a dog")
+  assert pair.tokens.count(tokenizer.end) == 2 and sum(pair.token_types) == len(tokenizer.encode("a dog")) + 1
+  assert not np.allclose(*embedder.sequences(params, [pair, embedder.encode_text("a dog", "the cat")]))
+  assert len(embedder.encode_text("cat " * 500).tokens) == LENGTH
+  assert len(embedder.encode_text("cat " * 500, "dog " * 500).tokens) == LENGTH
   two = Embedder(task, tokenizer, LENGTH, "first", layer=2)  # the last of two layers: the final vectors
   np.testing.assert_allclose(two.sequences(params, [pair]), embedder.sequences(params, [pair]), atol=1e-6)
 
 
-def test_candidates_are_the_scores_of_their_places():
+def test_candidates_are_the_probabilities_of_masked_positions():
   task, tokenizer, params = parts("encoder")
-  found, filled = candidates(task, tokenizer, params, "the [MASK] sat on [MASK].", LENGTH, 3)
-  assert len(found) == 2 and all(len(place) == 3 for place in found)
-  assert found[0][0][1] >= found[0][1][1] > 0 and "[MASK]" not in filled
+  predictions, filled = candidates(task, tokenizer, params, "the [MASK] sat on [MASK].", LENGTH, 3)
+  assert len(predictions) == 2 and all(len(row) == 3 for row in predictions)
+  assert predictions[0][0][1] >= predictions[0][1][1] > 0 and "[MASK]" not in filled
   the, sat, dot = map(tokenizer.encode, ("the", "sat on", "."))
   inputs = jnp.asarray([[tokenizer.start, *the, tokenizer.mask, *sat, tokenizer.mask, *dot, tokenizer.end]])
   ones = jnp.ones_like(inputs)
   batch = dict(inputs=inputs, token_types=0 * ones, segments=ones, positions=jnp.arange(inputs.shape[1])[None])
-  odds = jax.nn.softmax(task.forward(params, batch).logits[0, 2])
-  assert found[0][0] == (tokenizer.token(int(odds.argmax())), pytest.approx(float(odds.max()), rel=1e-5))
+  probs = jax.nn.softmax(task.forward(params, batch).logits[0, 2])
+  assert predictions[0][0] == (tokenizer.token(int(probs.argmax())), pytest.approx(float(probs.max()), rel=1e-5))
 
 
 @pytest.fixture(scope="module")
@@ -103,26 +103,26 @@ def run(tmp_path_factory):
   return folder
 
 
-def test_commands_write_what_they_say(run, tmp_path, capsys):
+def test_the_commands_write_their_outputs(run, tmp_path, capsys):
   (tmp_path / "in.txt").write_text("\n".join(TEXTS) + "\n")
   (tmp_path / "pairs.txt").write_text("a\tb\nc d\te\n")
   out = str(tmp_path / "out.npz")
   common = ["embed", "--workdir", str(run), "--output", out]
   assert main([*common, "--input", str(tmp_path / "in.txt")]) == 0
-  with np.load(out) as found:
-    assert found["embeddings"].shape == (4, 64) and np.isfinite(found["embeddings"]).all()
+  with np.load(out) as arrays:
+    assert arrays["embeddings"].shape == (4, 64) and np.isfinite(arrays["embeddings"]).all()
   assert main([*common, "--input", str(tmp_path / "in.txt"), "--level", "token", "--words"]) == 0
-  with np.load(out) as found:
-    assert [found[str(i)].shape for i in range(4)] == [(len(text.split()), 64) for text in TEXTS]
+  with np.load(out) as arrays:
+    assert [arrays[str(i)].shape for i in range(4)] == [(len(text.split()), 64) for text in TEXTS]
   assert main([*common, "--input", str(tmp_path / "pairs.txt"), "--level", "pair"]) == 0
-  with np.load(out) as found:
-    assert found["embeddings"].shape == (2, 64)
+  with np.load(out) as arrays:
+    assert arrays["embeddings"].shape == (2, 64)
   before = (tmp_path / "out.npz").read_bytes()
   assert main([*common, "--input", str(tmp_path / "in.txt"), "--level", "pair"]) == 2
-  assert "in.txt:1: a pair is two texts" in capsys.readouterr().err
+  assert "in.txt:1: a pair is two sequences" in capsys.readouterr().err
   assert (tmp_path / "out.npz").read_bytes() == before and not list(tmp_path.glob("*.part"))
   assert main(["fill", "--workdir", str(run), "The [MASK] of a list."]) == 0
-  assert main(["fill", "--workdir", str(run), "no place"]) == 2
+  assert main(["fill", "--workdir", str(run), "no mask"]) == 2
   assert "has no [MASK]" in capsys.readouterr().err
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints looked into: from metadata alone, values on demand, tables and plots."""
+"""Saved models in a notebook: metadata alone, values on demand, tables and plots."""
 
 import json
 import shutil
@@ -12,23 +12,25 @@ from orbax.checkpoint import v1 as ocp
 from lmjax import notebook
 from lmjax.__main__ import main
 from lmjax.models.decoder import PRESETS, Config, Decoder
-from lmjax.storage.huggingface import families, load, save
+from lmjax.storage.huggingface import families
+from lmjax.storage.huggingface.load import axis_sizes
+from lmjax.storage.huggingface.weights import hf_shape
 from lmjax.utils.errors import UserError
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-  """A run of two checkpoints, and the same as a folder in Hugging Face's format."""
+  """A run of two checkpoints, and the same as a Hugging Face folder."""
   folder = tmp_path_factory.mktemp("notebook")
   config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=2", "--config.checkpoint.every=1"]
   config += ["--config.model.kv_heads=4"]
   assert main(["train", *config, "--workdir", str(folder / "run")]) == 0
-  assert main(["convert", "--input", str(folder / "run"), "--output", str(folder / "theirs")]) == 0
-  return folder / "run", folder / "theirs"
+  assert main(["convert", "--input", str(folder / "run"), "--output", str(folder / "hf")]) == 0
+  return folder / "run", folder / "hf"
 
 
 def test_tables_show_names_shapes_and_values(folders, capsys):
-  run, theirs = map(notebook.load, folders)
+  run, hf = map(notebook.load, folders)
   table = run.table(pattern="mlp/up", values=True)
   assert [row[1] for row in table.rows] == ["2x128", "2x64x128"] and table.rows[0][5] == "256"
   kernel = run.weights("mlp/up/kernel")["model/stack/layers/mlp/up/kernel"]
@@ -36,13 +38,13 @@ def test_tables_show_names_shapes_and_values(folders, capsys):
   assert table.rows[1][3] == "layers, width, mlp"
   assert "<td>model/stack/layers/mlp/up/bias</td>" in table._repr_html_() and "2x128" in str(table)
   assert len(run.table(depth=2).rows) < len(run.table().rows)
-  assert {row[0] for row in theirs.table(depth=2).rows} >= {"transformer/h", "transformer/wte"}
-  with pytest.raises(UserError, match="no parameter's name"):
+  assert {row[0] for row in hf.table(depth=2).rows} >= {"transformer/h", "transformer/wte"}
+  with pytest.raises(UserError, match="matches no parameter"):
     run.table(pattern="nothing")
-  assert "opened" not in vars(run)  # not one of these needed the model
+  assert "loaded" not in vars(run)  # none of these needed the model
   assert main(["show", str(folders[0]), "--depth", "2"]) == 0
   assert "model/stack" in capsys.readouterr().out
-  with pytest.raises(UserError, match="neither a run nor"):
+  with pytest.raises(UserError, match="not a saved model"):
     notebook.load(folders[0].parent)
 
 
@@ -52,33 +54,33 @@ def test_checkpoints_differ_where_they_differ(folders):
   assert any(float(row[1]) > 0 for row in first.diff(second).rows)
 
 
-def test_plots_are_figures_with_words_on_their_axes(folders):
-  run, theirs = map(notebook.load, folders)
-  for figure in (run.histograms("mlp"), run.curve(), run.attention("the list", layer=1), theirs.attention("a", head=0)):
+def test_plots_are_figures_with_labelled_axes(folders):
+  run, hf = map(notebook.load, folders)
+  for figure in (run.histograms("mlp"), run.curve(), run.attention("the list", layer=1), hf.attention("a", head=0)):
     assert isinstance(figure, Figure)
     assert any(axis.get_xlabel() for axis in figure.axes) or figure.get_supxlabel()
   assert len(run.attention("the list").axes) == 4 + 1  # one a head, and the scale
-  with pytest.raises(UserError, match="no run folder"):
-    theirs.curve()
+  with pytest.raises(UserError, match="not a run folder"):
+    hf.curve()
 
 
-def test_the_model_speaks(folders):
-  run, theirs = map(notebook.load, folders)
-  assert run.generate("the", new=4, temperature=0) == theirs.generate("the", new=4, temperature=0)
-  np.testing.assert_allclose(run.embed(["a", "the list"]), theirs.embed(["a", "the list"]), atol=1e-5)
+def test_generation_embeddings_and_the_logit_lens(folders):
+  run, hf = map(notebook.load, folders)
+  assert run.generate("the", new=4, temperature=0) == hf.generate("the", new=4, temperature=0)
+  np.testing.assert_allclose(run.embed(["a", "the list"]), hf.embed(["a", "the list"]), atol=1e-5)
   lens = run.logit_lens("the")
   assert [row[0] for row in lens.rows] == ["layer 1", "layer 2"] and len(lens.columns) == 1 + 4  # start and three bytes
-  out = run.opened.task.forward(run.params, run._batch("the")[0])
-  assert lens.rows[-1][-1] == run._piece(int(np.asarray(out.logits)[0, -1].argmax()))
+  out = run.loaded.task.forward(run.params, run._batch("the")[0])
+  assert lens.rows[-1][-1] == run._token(int(np.asarray(out.logits)[0, -1].argmax()))
   assert len(run.neighbors("t", top=3).rows) == 3
   with pytest.raises(UserError, match="masked"):
     run.fill("a [MASK]")
 
 
-def test_a_checkpoint_by_itself_is_looked_into(folders, tmp_path):
+def test_a_single_checkpoint_is_inspected(folders, tmp_path):
   alone, run = notebook.load(folders[0] / "checkpoints" / "1"), notebook.load(folders[0], step=1)
   assert alone.table(values=True).rows == run.table(values=True).rows
-  assert alone.opened.step == 1 and alone.config == run.config
+  assert alone.loaded.step == 1 and alone.config == run.config
   shutil.copytree(folders[0] / "checkpoints" / "2", tmp_path / "copied")
   copied = notebook.load(tmp_path / "copied")
   assert copied.table().title == run.table().title and not any(row[3] for row in copied.table().rows)
@@ -88,7 +90,7 @@ def test_a_checkpoint_by_itself_is_looked_into(folders, tmp_path):
 
 
 def test_a_table_of_as_many_leaves_as_the_largest_model_has(tmp_path):
-  """An Orbax tree of 96 layers kept apart; its arrays are tiny, and none of them is read."""
+  """An Orbax tree of 96 unstacked layers; its arrays are tiny, and none of them is read."""
   layer = {
     part: {"kernel": np.ones((2, 3)), "bias": np.ones(3)} for part in ("query", "key", "value", "out", "up", "down")
   }
@@ -105,16 +107,16 @@ def test_a_table_of_as_many_leaves_as_the_largest_model_has(tmp_path):
 
 
 def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
-  """A sparse file with a true header: nothing of the 700 GB is there, and nothing is read."""
+  """A sparse file with a valid header: its 700 GB are neither stored nor read."""
   config = Config(**PRESETS["gpt3-175b"])
-  lines, sizes = families.FAMILIES["gpt2"].lines(config), load.axis_sizes(config)
+  table, sizes = families.FAMILIES["gpt2"].weights(config), axis_sizes(config)
   header, at = {}, 0
-  for line in lines:
-    wanted = save._shape(line, sizes)
-    for layer in range(config.depth) if "{}" in line.theirs else (0,):
+  for weight in table:
+    wanted = hf_shape(weight.layout, sizes)
+    for layer in range(config.depth) if weight.stacked else (0,):
       size = 4 * int(np.prod(wanted, dtype=np.int64))
       entry = {"dtype": "F32", "shape": list(wanted), "data_offsets": [at, at + size]}
-      header["transformer." + line.theirs.format(layer)] = entry
+      header["transformer." + weight.hf.format(layer)] = entry
       at += size
   text = json.dumps(header).encode()
   with open(tmp_path / "model.safetensors", "wb") as file:
@@ -126,5 +128,5 @@ def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   began = time.perf_counter()
   run = notebook.load(tmp_path)
   table = run.table(depth=2)
-  assert "174,604,259,328 values" in table.title and "opened" not in vars(run)
-  assert time.perf_counter() - began < 30  # not a speed: reading it would take hours
+  assert "174,604,259,328 values" in table.title and "loaded" not in vars(run)
+  assert time.perf_counter() - began < 30  # reading it would take hours

@@ -1,4 +1,4 @@
-"""The notebooks run from top to bottom, and none is committed with what it printed."""
+"""The notebooks run from top to bottom, and are committed without outputs."""
 
 import json
 import os

@@ -41,7 +41,7 @@ def test_a_run_folder_elsewhere(bucket):
   log = logs.Log(bucket / "run", logs.LogConfig(), 0, 3, settings)
   for step in (1, 2, 3):
     log.write(step, {"train_loss": 1.0 / step})
-  log.bad_records([BadRecord("x:3", "is bad")])
+  log.skipped_records([BadRecord("x:3", "is bad")])
   log.summary({"steps": 3})
   log.close()
   assert [line["step"] for line in logs.read_metrics(bucket / "run")] == [1, 2, 3]

@@ -1,4 +1,4 @@
-"""Train a tokenizer; turn text into ids and back.
+"""Train a tokenizer; convert text to ids and back.
 
 lmjax tokenizer train --algorithm bpe --size 8000 --files 'my/*.txt' --output my_tokenizer
 lmjax tokenizer encode --path my_tokenizer "Some text"
@@ -23,17 +23,17 @@ def main(arguments: list[str]) -> int:
     prog="lmjax tokenizer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
   )
   parser.add_argument("action", choices=("train", "encode", "decode"))
-  parser.add_argument("text", nargs="*", help="text to encode, or ids to decode; default standard input")
-  parser.add_argument("--path", help="the tokenizer to use: a folder, a file or a run")
+  parser.add_argument("text", nargs="*", help="text to encode or ids to decode, by default standard input")
+  parser.add_argument("--path", help="tokenizer to use: a folder, a file or a run")
   parser.add_argument("--algorithm", choices=tuple(registry.ALGORITHMS), default="bpe")
-  parser.add_argument("--size", type=int, default=8000, help="ids, where the algorithm lets one choose")
-  parser.add_argument("--files", action="append", help="text to learn from; default the documentation of this Python")
+  parser.add_argument("--size", type=int, default=8000, help="number of ids, if the algorithm lets one choose it")
+  parser.add_argument("--files", action="append", help="text to train on, by default the documentation of this Python")
   parser.add_argument("--output", help="folder for the trained tokenizer")
   options = configs.parse(parser, arguments)
   if options.action == "train":
     return _train(options)
   if not options.path:
-    raise UserError(f"tokenizer {options.action}: which tokenizer? give --path FOLDER")
+    raise UserError(f"tokenizer {options.action}: --path is required, the folder of a tokenizer")
   tokenizer = registry.load(options.path)
   text = " ".join(options.text) if options.text else sys.stdin.read()
   if options.action == "encode":
@@ -42,17 +42,17 @@ def main(arguments: list[str]) -> int:
   try:
     ids = [int(word) for word in text.replace(",", " ").split()]
   except ValueError as error:
-    raise UserError(f"tokenizer decode: ids are whole numbers: {error}") from error
-  bad = [i for i in ids if not 0 <= i < tokenizer.size]
-  if bad:
-    raise UserError(f"tokenizer decode: {bad[0]} is no id of this tokenizer, which has {tokenizer.size}")
+    raise UserError(f"tokenizer decode: ids must be integers: {error}") from error
+  for i in ids:
+    if not 0 <= i < tokenizer.size:
+      raise UserError(f"tokenizer decode: id {i} is out of range, the tokenizer has {tokenizer.size} ids")
   print(tokenizer.decode(ids))
   return 0
 
 
 def _train(options: argparse.Namespace) -> int:
   if not options.output:
-    raise UserError("tokenizer train: where to? give --output FOLDER")
+    raise UserError("tokenizer train: --output is required, the folder to write")
   source = TextFiles(tuple(options.files)) if options.files else python_docs.PythonDocs()
   tokenizer = registry.train(options.algorithm, base.texts(source), options.size)
   tokenizer.save(epath.Path(options.output))

@@ -1,5 +1,7 @@
-"""The legend of batch keys: what a pipeline makes and a task takes, by one set of names."""
+"""The keys of a batch: what a data pipeline produces and a task consumes, under one set of names."""
 
+import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -9,35 +11,69 @@ from lmjax.utils.errors import UserError, did_you_mean
 
 Batch = dict[str, Any]
 
-LEGEND = {
-  "inputs": "ids the model reads, int32 [B, L]",
-  "targets": "ids it must predict, int32 [B, L]",
-  "weights": "loss weight of each target, float32 [B, L]; 0 on padding",
-  "positions": "place of each token in its own document, int32 [B, L]",
-  "token_types": "0 for sentence A, 1 for B, int32 [B, L]",
-  "masked_positions": "places whose words are to be found, int32 [B, P]; weights and labels are then [B, P] too",
-  "labels": "the words at those places, or the class of a row, int32",
-  "next_sentence_label": "1 where sentence B is a random one, 0 where it follows A, as BERT has it, int32 [B]",
-  "decoder_inputs": "ids the decoder reads, int32 [B, L]; inputs are then the source's, [B, M]",
-  "decoder_positions": "place of each of them in its own target, int32 [B, L]",
-  "decoder_segments": "number of the packed pair a target token belongs to, as in the source, int32 [B, L]",
-  "characters": "spelling of the words read forwards, int32 [B, L, C], 0 where there is no word",
-  "reverse_characters": "and of those another part of the row reads backwards, int32 [B, L, C]",
-  "reverse_targets": "the words that come next, backwards, int32 [B, L]",
-  "segments": "number of the packed document a token belongs to, from 1, int32 [B, L]; 0 is padding",
+AXES = {
+  "B": "rows",
+  "L": "tokens of a row; of its source, where the row has a source and a target",
+  "T": "tokens of the target, where the row has a source and a target",
+  "P": "masked positions of a row",
+  "C": "characters of a word",
 }
 
 
+@dataclasses.dataclass(frozen=True)
+class Key:
+  """One batch key.
+
+  axes: one letter of AXES for each dimension; alternatives are separated by spaces (see `key_axes`).
+  content: what the values are: token, next_token or previous_token (ids), position, segment, token_type, weight,
+  character or label. `testing.fake_batch` generates values by it.
+  """
+
+  axes: str
+  dtype: str
+  content: str
+  meaning: str
+
+
+LEGEND = {
+  "inputs": Key("BL", "int32", "token", "ids the model reads; of the source, where there is a target"),
+  "targets": Key("BT BL", "int32", "next_token", "ids to predict"),
+  "weights": Key("BP BT BL", "float32", "weight", "loss weight of each target or label, 0 on padding"),
+  "positions": Key("BL", "int32", "position", "position of each token in its own document, from 0"),
+  "segments": Key("BL", "int32", "segment", "number of the packed document a token belongs to, from 1; 0 is padding"),
+  "token_types": Key("BL", "int32", "token_type", "0 for sentence A, 1 for sentence B"),
+  "masked_positions": Key("BP", "int32", "position", "positions whose original ids are to be predicted"),
+  "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of a row"),
+  "next_sentence_label": Key("B", "int32", "label", "BERT's: 1 if sentence B is random, 0 if it follows A"),
+  "decoder_inputs": Key("BT", "int32", "token", "ids the decoder reads"),
+  "decoder_positions": Key("BT", "int32", "position", "position of each target token in its own target"),
+  "decoder_segments": Key("BT", "int32", "segment", "number of the packed pair of a target token, as in `segments`"),
+  "characters": Key("BLC", "int32", "character", "characters of the words read left to right, 0 for no word"),
+  "reverse_characters": Key("BLC", "int32", "character", "characters of the words that are read right to left"),
+  "reverse_targets": Key("BL", "int32", "previous_token", "ids to predict, of the words that are read right to left"),
+}
+
+
+def key_axes(keys: Iterable[str]) -> dict[str, str]:
+  """Returns the axes of each key in a batch that has these keys; a key that LEGEND does not list is left out.
+
+  Of a key with alternatives, the first whose letters all occur in the keys without alternatives: `weights` is [B, P]
+  beside `masked_positions`, [B, T] beside `decoder_inputs` and [B, L] otherwise.
+  """
+  listed = {key: LEGEND[key].axes.split() for key in keys if key in LEGEND}
+  known = {"B"}.union(*(axes[0] for axes in listed.values() if len(axes) == 1))
+  return {key: next((a for a in axes if known.issuperset(a)), axes[-1]) for key, axes in listed.items()}
+
+
 def check(batch: Batch, spec: dict[str, jax.ShapeDtypeStruct]) -> None:
-  """Raises UserError where a batch is not what a task's spec asks for."""
+  """Raises UserError if a batch lacks a key of a task's spec, or has another shape or dtype."""
   for key, wanted in spec.items():
     if key not in batch:
+      meaning = f" ({LEGEND[key].meaning})" if key in LEGEND else ""
+      raise UserError(f"data: the task needs batch key {key!r}{meaning}{did_you_mean(key, batch)}")
+    values = batch[key]
+    if values.shape[1:] != wanted.shape[1:] or np.dtype(values.dtype) != np.dtype(wanted.dtype):
       raise UserError(
-        f"data: the task needs batch key {key!r} ({LEGEND.get(key, 'its own')}){did_you_mean(key, batch)}"
-      )
-    found = batch[key]
-    if found.shape[1:] != wanted.shape[1:] or np.dtype(found.dtype) != np.dtype(wanted.dtype):
-      raise UserError(
-        f"data: batch key {key!r} is {found.dtype}{list(found.shape)}, the task takes "
+        f"data: batch key {key!r} is {values.dtype}{list(values.shape)}, the task takes "
         f"{np.dtype(wanted.dtype)}{list(wanted.shape)}"
       )

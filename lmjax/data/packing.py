@@ -1,37 +1,40 @@
-"""Rows of fixed length out of documents of any length.
+"""Packers make rows of a fixed length out of documents of any length.
 
-A packer makes the next row of one stream from a position, a few integers, and returns the position after it: all there
-is to save and resume. Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted exactly once.
-Each row carries `bytes`, the UTF-8 bytes of text that its targets stand for.
+A packer makes the next row of one stream from a position, a few integers, and returns the position after it; nothing
+else has to be saved to resume. Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted
+exactly once. Each row has a key `bytes`, the UTF-8 bytes of the text that its targets cover.
 """
 
+import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 Row = dict[str, np.ndarray]
 Position = tuple[int, ...]
-Document = tuple[np.ndarray, int]  # ids with start and end around them (empty if it was skipped), bytes of its text
-ReadDocument = Callable[[int], Document]  # the stream's document k; raises IndexError behind the last one
-Span = tuple[np.ndarray, int, int, float]  # ids, its first target and the one after its last, bytes
+# What a packer reads, and the UTF-8 bytes of its text. By default ids [T] between start and end; the objectives other
+# than causal LM give a list of arrays: the sentences, the two sides of a pair, ... Empty if there is nothing to read.
+Document = tuple[np.ndarray | list[np.ndarray], int]
+ReadDocument = Callable[[int], Document]  # document k of the stream; raises IndexError after the last one
+Span = tuple[np.ndarray, int, int, float]  # ids, index of the first target, index after the last one, bytes
 
-GROUP = 64  # rows that first-fit fills from the same documents
+GROUP_ROWS = 64  # rows that first-fit fills from the same documents
 
 
 class Packer(Protocol):
-  """What makes the rows of one stream."""
+  """Makes the rows of one stream."""
 
   length: int  # tokens in a row
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    """Returns the next row and the position after it; a row of padding where the stream is exhausted."""
+    """Returns the next row and the position after it; a row of padding if the stream is exhausted."""
 
 
 class Concatenate:
-  """Documents one after the other, the last one split; the rest of it opens the next row.
+  """Documents one after the other; the one that reaches the end of a row is split and continues in the next row.
 
-  Position: the document to read next, and how many of its targets are used up.
+  Position: the document to read next, and how many of its targets have been used.
   """
 
   def __init__(self, length: int):
@@ -55,85 +58,109 @@ class Concatenate:
 
 
 class FirstFit:
-  """Each document in the first row that has room for it: none is split that fits a row, and some rows end in padding.
+  """Places each item in the first row with space for it; an item has one length for every sequence of a row.
 
-  Documents that could fill 64 rows are placed at a time, so that a row is a pure function of its position: the first
-  document of its group, and the row's number in it. Longer documents than a row are split.
+  The documents of a whole group of rows are placed at once, so that a row is a pure function of its position: the first
+  document of its group, and the row's number in the group. A group is complete when it has `max_rows` rows, or
+  `max_tokens` tokens in the first of its sequences; the document that completes it still belongs to it.
   """
 
-  def __init__(self, length: int):
-    self.length = length
-    self._group: tuple[int, list[list[Span]], int] = (-1, [], 0)
+  def __init__(self, lengths: tuple[int, ...], max_rows: float = math.inf, max_tokens: float = math.inf):
+    self.lengths, self.max_rows, self.max_tokens = lengths, max_rows, max_tokens
+    self.length = lengths[0]
+    self._group: tuple[int, list[list], int] = (-1, [], 0)  # first document, items of each row, next document
+
+  def items(self, document: Document) -> Iterable[tuple[Sequence[int], Any]]:
+    """Yields the items of a document, each with its lengths, at most those of a row."""
+    raise NotImplementedError
+
+  def fill(self, items: list) -> Row:
+    """Returns the row of some items."""
+    raise NotImplementedError
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     first, number = position
     if self._group[0] != first:
-      self._group = (first, *self._place(read, first))
+      self._group = (first, *self._pack(read, first))
     _, rows, after = self._group
     if not rows:
-      return fill([], self.length), position
-    return fill(rows[number], self.length), (first, number + 1) if number + 1 < len(rows) else (after, 0)
+      return self.fill([]), position
+    return self.fill(rows[number]), (first, number + 1) if number + 1 < len(rows) else (after, 0)
 
-  def _place(self, read: ReadDocument, document: int) -> tuple[list[list[Span]], int]:
-    """Returns the rows of the group that starts with a document, and the document after it."""
-    rows: list[list[Span]] = []
-    room = np.zeros(0, np.int64)
+  def _pack(self, read: ReadDocument, document: int) -> tuple[list[list], int]:
+    """Returns the rows of the group that starts with a document, and the document after the group."""
+    rows: list[list] = []
+    space = np.zeros((0, len(self.lengths)), np.int64)
     tokens = 0
-    while tokens < GROUP * self.length:
+    while len(rows) < self.max_rows and tokens < self.max_tokens:
       try:
-        ids, size = read(document)
+        content = read(document)
       except IndexError:
         break
       document += 1
-      for start in range(0, len(ids) - 1, self.length):
-        span = _span(ids, size, start, min(start + self.length, len(ids) - 1))
-        wanted = span[2] - start
-        fits = np.flatnonzero(room >= wanted)
+      for lengths, item in self.items(content):
+        fits = np.flatnonzero((space >= lengths).all(axis=1))
         if not len(fits):
           rows.append([])
-          room, fits = np.append(room, self.length), [len(rows) - 1]
-        rows[fits[0]].append(span)
-        room[fits[0]] -= wanted
-        tokens += wanted
+          space, fits = np.concatenate([space, [self.lengths]]), [len(rows) - 1]
+        rows[fits[0]].append(item)
+        space[fits[0]] -= lengths
+        tokens += lengths[0]
     return rows, document
 
 
-class Buckets:
-  """A document a row, in rows of a few lengths; longer ones than the longest are cut.
+class FirstFitText(FirstFit):
+  """Documents by first fit; only those longer than a row are split, and some rows end in padding."""
 
-  Every stream makes rows of the same length at the same time, by a fixed schedule in which each length comes as often
-  as a sample of the documents wants it. Position: the row's number, then for each length the document to look at next.
+  def __init__(self, length: int):
+    super().__init__((length,), max_tokens=GROUP_ROWS * length)
+
+  def items(self, document: Document) -> Iterable[tuple[Sequence[int], Span]]:
+    ids, size = document
+    for start in range(0, len(ids) - 1, self.length):
+      end = min(start + self.length, len(ids) - 1)
+      yield (end - start,), _span(ids, size, start, end)
+
+  def fill(self, items: list[Span]) -> Row:
+    return fill(items, self.length)
+
+
+class Buckets:
+  """One document in each row, in rows of a few lengths; documents longer than the longest are truncated.
+
+  All streams make rows of the same length at the same time, by a fixed schedule in which each length occurs as often as
+  in a sample of the documents. Position: the row's number, then for each length the document to read next.
   """
 
   def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):
     self.lengths, self.length = tuple(lengths), max(lengths)
-    self.schedule = tuple(schedule)  # numbers of lengths, cycled through
+    self.schedule = tuple(schedule)  # indices into lengths, repeated
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    turn, *documents = position
-    bucket = self.schedule[turn % len(self.schedule)]
+    number, *documents = position
+    bucket = self.schedule[number % len(self.schedule)]
     while True:
       try:
         ids, size = read(documents[bucket])
-      except IndexError:  # behind the end of a single pass
+      except IndexError:  # after the end of a single pass
         return fill([], self.lengths[bucket]), position
       documents[bucket] += 1
       if len(ids) > 1 and self.bucket(len(ids) - 1) == bucket:
         break
     length = self.lengths[bucket]
-    return fill([_span(ids, size, 0, min(length, len(ids) - 1))], length), (turn + 1, *documents)
+    return fill([_span(ids, size, 0, min(length, len(ids) - 1))], length), (number + 1, *documents)
 
   def bucket(self, targets: int) -> int:
-    """Returns the number of the shortest scheduled length that holds so many targets, or of the longest."""
-    used = sorted(set(self.schedule))
-    return next((b for b in used if targets <= self.lengths[b]), used[-1])
+    """Returns the index of the shortest scheduled length of at least `targets`, or else of the longest."""
+    scheduled = sorted(set(self.schedule))
+    return next((b for b in scheduled if targets <= self.lengths[b]), scheduled[-1])
 
 
 class Windows:
-  """Windows of one long text, in which documents run on into each other.
+  """Windows of all documents concatenated, without boundaries between them.
 
-  With a seed each is drawn anywhere, as a pure function of (seed, stream, row); without one they follow each other.
-  Position: the row's number.
+  With a seed, the start of each window is random, a pure function of (seed, stream, row); without one, the windows are
+  consecutive. Position: the row's number.
   """
 
   def __init__(self, ids: np.ndarray, size: int, length: int, seed: int | None, stream: int):
@@ -155,16 +182,16 @@ class Windows:
 
 
 def fill(spans: Iterable[Span], length: int) -> Row:
-  """Returns a row (inputs, targets, positions, segments, weights, each [L], and bytes) of spans of documents."""
+  """Returns the row of some spans: inputs, targets, positions, segments and weights, each [L], and bytes."""
   row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
   filled, text_bytes = 0, 0.0
   for segment, (ids, start, end, size) in enumerate(spans, 1):
-    here = slice(filled, filled + end - start)
-    row["inputs"][here] = ids[start:end]
-    row["targets"][here] = ids[start + 1 : end + 1]
-    row["positions"][here] = np.arange(end - start)
-    row["segments"][here] = segment
-    filled, text_bytes = here.stop, text_bytes + size
+    where = slice(filled, filled + end - start)
+    row["inputs"][where] = ids[start:end]
+    row["targets"][where] = ids[start + 1 : end + 1]
+    row["positions"][where] = np.arange(end - start)
+    row["segments"][where] = segment
+    filled, text_bytes = where.stop, text_bytes + size
   row["weights"] = (row["segments"] > 0).astype(np.float32)
   return row | {"bytes": np.float64(text_bytes)}
 

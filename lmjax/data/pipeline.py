@@ -1,31 +1,31 @@
-"""From sources to batches: documents are tokenized, packed into rows and joined, ahead of the step, by Grain."""
+"""From sources to batches: Grain tokenizes documents, packs them into rows and batches these, ahead of the step."""
 
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import grain
 import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.data.packing import Document, Packer
-from lmjax.data.sources.base import PATIENCE, BadRecord, Source, check_skipped_fraction, texts
+from lmjax.data.sources.base import MIN_RECORDS, BadRecord, Source, check_skipped_fraction, texts
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 
-KEPT = 4  # documents a stream remembers
+CACHED_DOCUMENTS = 4  # of each stream
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """What every kind of data shares: sources, a tokenizer, streams, and rows made ahead of the step.
+  """Makes batches from sources, with a tokenizer; a subclass for each objective decides what a row is.
 
-  streams: 0 is one for each row of the batch, else a divisor of it. workers: processes that read and tokenize, rounded
-  down to a divisor of the streams; 0 reads in a thread.
-  version: raise it to go on with other data; the order then starts anew.
+  length: tokens of a row. streams: a divisor of the batch; 0 is one stream for each row. workers: processes that read
+  and tokenize, rounded down to a divisor of the streams; 0 reads in a thread. version: increase it to continue a run
+  with other data; the order of the documents then starts again.
   """
 
   source: Source
@@ -36,6 +36,7 @@ class Reader:
   workers: int = 0
   ahead: int = 4  # batches made in advance
   version: int = 0
+  debug_source: ClassVar[str] = "lmjax.data.sources.python_docs:PythonDocs"
 
   def __post_init__(self):
     if self.length < 1:
@@ -43,24 +44,35 @@ class Reader:
     if min(self.streams, self.workers, self.ahead, self.version) < 0:
       raise ValueError("streams, workers, ahead and version are at least 0")
 
+  @classmethod
+  def debug(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config section `data` shrunk for debugging: a few short rows of the documentation of this Python."""
+    return settings | {
+      "length": 32,
+      "workers": 0,
+      "tokenizer": TokenizerConfig.debug(settings["tokenizer"]),
+      "source": {"kind": cls.debug_source, "split": ":5%"},
+      "validation": {"kind": cls.debug_source, "split": "99.5%:"},
+    }
+
   def make_tokenizer(self) -> Tokenizer:
-    """Returns the tokenizer, trained on the training texts unless it has a path."""
+    """Returns the tokenizer: the one at its path, or one trained on the training text."""
     return self.tokenizer.make(texts(self.source))
 
   def start(self, batch: int) -> np.ndarray:
-    """Returns the positions of a run's streams at its start [streams, integers of a position]."""
-    return np.zeros((self.streams or batch, self.integers(training=True)), np.int64)
+    """Returns the positions of the streams at the start of a run [streams, integers of a position]."""
+    return np.zeros((self.streams or batch, self.position_size(training=True)), np.int64)
 
   def shared(self) -> dict[str, Any]:
-    """Returns what a task must know of the data, so that the config says it once."""
+    """Returns the settings that the task takes from the data, so that a config gives them once."""
     return {}
 
-  def integers(self, training: bool) -> int:
-    """Returns how many integers a position has."""
+  def position_size(self, training: bool) -> int:
+    """Returns the number of integers of a position."""
     return 2
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
-    """Returns the documents of a source as the packers read them."""
+    """Returns the documents of a source, encoded for the packers."""
     return Documents(source, tokenizer, seed, streams)
 
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
@@ -74,10 +86,11 @@ class Reader:
     """Returns endless batches of `batch` rows, from the start or from saved positions.
 
     Args:
-      rows: those of each batch to make, in order; by default all.
+      positions: saved positions [streams, integers of a position].
+      rows: the rows of each batch that this process makes, in order; by default all.
 
     Raises:
-      UserError: the streams, or the saved positions, do not fit the batch; prepared data has another tokenizer.
+      UserError: the streams or the saved positions do not fit the batch; prepared data has another tokenizer.
     """
     start = self.start(batch)
     streams, rows = len(start), range(batch) if rows is None else rows
@@ -85,75 +98,75 @@ class Reader:
     numbers = sorted({row // each for row in rows}) if each else []
     if batch % streams or len(numbers) * each != len(rows):
       raise UserError(
-        f"data.streams: {streams} streams must divide the batch ({batch}), and each give its rows to one host"
+        f"data.streams: {streams} streams must divide the batch ({batch}), and all rows of a stream must be on one host"
       )
     positions = start if positions is None else positions
     if positions.shape != start.shape:
       raise UserError(
-        f"data.streams: the checkpoint holds {len(positions)} streams and this run has {streams}; a run resumes with "
-        "the number it began with (by default the batch)"
+        f"data.streams: the checkpoint has {len(positions)} streams and this run has {streams}; resume with the number "
+        "of streams the run started with (by default the batch size)"
       )
     own = len(numbers)
     documents = self.documents(self.source, tokenizer, (seed + 7919 * self.version) % 2**32, streams)
-    made = _Rows(documents, self.packers(documents, numbers), each, positions)
+    dataset = _Rows(documents, self.packers(documents, numbers), each, positions)
     workers = max((w for w in range(1, self.workers + 1) if own % w == 0), default=0)
     if workers:
-      made = made.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
-    dataset = made.batch(own, batch_fn=_join)
+      dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
+    dataset = dataset.batch(own, batch_fn=_join)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.ahead)
     return Batches(iter(dataset), positions, numbers, *documents.report)
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
-    """Returns the batches of one pass over the validation text, padded to whole batches; the first `steps` if given.
+    """Returns the batches of one pass over the validation data, or its first `steps`; the last one is padded.
 
-    Each carries `bytes`, the UTF-8 bytes of the text its targets stand for, which a task does not see.
+    Each has a key `bytes` [B], the UTF-8 bytes of the text that its targets cover, which no task reads.
     """
     documents = self.documents(self.validation, tokenizer, None, 1)
-    start = np.zeros((1, self.integers(training=False)), np.int64)
-    found: list[Batch] = []
+    start = np.zeros((1, self.position_size(training=False)), np.int64)
+    rows: list[Batch] = []
     for row in _Rows(documents, self.packers(documents, [0]), 1, start):
-      if not row["weights"].any() or len(found) == steps * batch > 0:
+      if not row["weights"].any() or len(rows) == steps * batch > 0:
         break
-      found.append(row)
-    if not found:
-      raise UserError("data.validation: no text to validate on; give a larger validation part")
-    padding = {key: np.zeros_like(value) for key, value in found[0].items() if isinstance(value, np.ndarray)}
-    found += [found[0] | padding] * (-len(found) % batch)
-    joined = [_join(found[i : i + batch]) for i in range(0, len(found), batch)]
+      rows.append(row)
+    if not rows:
+      raise UserError("data.validation: there is no text to validate on; use a larger validation split")
+    padding = {key: np.zeros_like(value) for key, value in rows[0].items() if isinstance(value, np.ndarray)}
+    rows += [rows[0] | padding] * (-len(rows) % batch)
+    joined = [_join(rows[i : i + batch]) for i in range(0, len(rows), batch)]
     return [{key: b[key] for key in b if key not in ("position", "report")} for b in joined]
 
 
 class Batches:
-  """An iterator of batches that knows where it stands, what it skipped and how much of it is padding."""
+  """An iterator of batches with the positions of its streams, the skipped records and the fraction of padding."""
 
   def __init__(
-    self, iterator: Iterator, positions: np.ndarray, streams: list[int], read: int, bad: Sequence[BadRecord]
+    self, iterator: Iterator, positions: np.ndarray, streams: list[int], read: int, skipped: Sequence[BadRecord]
   ):
     self._iterator = iterator
-    self.streams = streams  # those that give the rows here
-    self.positions = positions  # of all streams; true of those here, after the last batch that was taken
-    self.read = read
-    self.bad = list(bad)
-    self.padding = 0.0  # share of the last batch
+    self.streams = streams  # those of this process
+    self.positions = positions  # of all streams, after the last batch; only those of this process advance
+    self.read = read  # records
+    self.skipped = list(skipped)
+    self.padding = 0.0  # fraction of the last batch
 
   def __iter__(self) -> "Batches":
     return self
 
   def __next__(self) -> Batch:
-    """Returns the next batch, without its bookkeeping.
+    """Returns the next batch.
 
     Raises:
-      UserError: more than 1 % of at least 100 records were bad.
+      UserError: more than 1 % of at least 100 records were skipped.
     """
     batch = next(self._iterator)
     self.positions = self.positions.copy()
     self.positions[self.streams] = batch.pop("position")
     batch.pop("bytes")
-    read, bad = batch.pop("report")
+    read, skipped = batch.pop("report")
     self.read += read
-    self.bad += bad
+    self.skipped += skipped
     self.padding = float(np.mean(batch.get("segments", batch["weights"]) == 0))
-    check_skipped_fraction(self.read, self.bad)
+    check_skipped_fraction(self.read, self.skipped)
     return batch
 
   def close(self) -> None:
@@ -162,12 +175,12 @@ class Batches:
 
 
 class _Rows(grain.IterDataset):
-  """The rows of some streams, each an element with its position and report; Grain gives each worker a slice of them.
+  """The rows of some streams, with their positions and reports; Grain gives each worker a slice of the streams.
 
   Args:
-    packers: those of the streams to go round, by stream.
-    rows: how many rows of a batch each stream makes.
-    positions: where each stream of the run stands [streams, ...].
+    packers: the packer of each stream.
+    rows: rows of a batch that each stream makes.
+    positions: the position of every stream of the run [streams, integers of a position].
   """
 
   def __init__(self, documents: Documents, packers: dict[int, Packer], rows: int, positions: np.ndarray):
@@ -182,7 +195,7 @@ class _Rows(grain.IterDataset):
 
 
 class _RowIterator(grain.DatasetIterator):
-  """Goes round the streams; one element is the rows of one stream for one batch."""
+  """Cycles through the streams; one element is the rows of one stream for one batch."""
 
   def __init__(self, rows: _Rows):
     super().__init__()
@@ -190,10 +203,10 @@ class _RowIterator(grain.DatasetIterator):
     self._turn = 0
     self._streams = list(rows.packers)
     self._positions = {s: tuple(map(int, rows.positions[s])) for s in self._streams}
-    # The last documents of each stream: a long one is tokenized once, not once a row.
-    self._known: dict[int, dict[int, Document]] = {stream: {} for stream in self._streams}
-    self._announce: tuple[int, list[BadRecord]] = (0, [])
-    self._empty = 0  # documents without text since the last one with some
+    # The last documents of each stream, so that a long one is tokenized once and not for each of its rows.
+    self._cache: dict[int, dict[int, Document]] = {stream: {} for stream in self._streams}
+    self._report: tuple[int, list[BadRecord]] = (0, [])  # records read and skipped since the last element
+    self._empty = 0  # consecutive documents without text
 
   def __next__(self) -> dict:
     stream = self._streams[self._turn % len(self._streams)]
@@ -204,28 +217,28 @@ class _RowIterator(grain.DatasetIterator):
       made.append(row)
     element = {key: np.stack([row[key] for row in made]) for key in made[0]}
     element["position"] = np.array([self._positions[stream]], np.int64)
-    element["report"], self._announce = self._announce, (0, [])
+    element["report"], self._report = self._report, (0, [])
     return element
 
   def _read(self, stream: int, number: int) -> Document:
-    known = self._known[stream]
-    if number in known:
-      known[number] = known.pop(number)  # the last to be forgotten
-      return known[number]
-    found = self._rows.documents.read(stream, number)
-    read, bad = self._announce
-    if isinstance(found, BadRecord):
-      bad.append(found)
-      found = (np.zeros(0, np.int32), 0)
-    self._announce = (read + 1, bad)
-    self._empty = 0 if len(found[0]) else self._empty + 1
-    if self._empty >= max(PATIENCE, len(self._rows.documents.source)):
-      last = f"; the last: {bad[-1].where} {bad[-1].why}" if bad else ""
-      raise UserError(f"data: no text in {self._empty:,} records one after the other{last}")
-    if len(known) == KEPT:
-      del known[next(iter(known))]
-    known[number] = found
-    return found
+    cache = self._cache[stream]
+    if number in cache:
+      cache[number] = cache.pop(number)  # now the most recently used
+      return cache[number]
+    document = self._rows.documents.read(stream, number)
+    read, skipped = self._report
+    if isinstance(document, BadRecord):
+      skipped.append(document)
+      document = (np.zeros(0, np.int32), 0)
+    self._report = (read + 1, skipped)
+    self._empty = 0 if len(document[0]) else self._empty + 1
+    if self._empty >= max(MIN_RECORDS, len(self._rows.documents.source)):
+      last = f"; the last: {skipped[-1].where} {skipped[-1].why}" if skipped else ""
+      raise UserError(f"data: no text in {self._empty:,} consecutive records{last}")
+    if len(cache) == CACHED_DOCUMENTS:
+      del cache[next(iter(cache))]
+    cache[number] = document
+    return document
 
   def get_state(self) -> dict:
     return {"turn": self._turn, "positions": dict(self._positions)}
@@ -235,11 +248,11 @@ class _RowIterator(grain.DatasetIterator):
 
 
 def _join(elements: list[dict]) -> dict:
-  """Joins the elements of all streams into one batch."""
+  """Concatenates the elements of all streams into one batch."""
   arrays = [key for key in elements[0] if key != "report"]
   joined = {key: np.concatenate([np.atleast_1d(e[key]) for e in elements]) for key in arrays}
   joined["report"] = (
     sum(e["report"][0] for e in elements),
-    [bad for e in elements for bad in e["report"][1]],
+    [record for e in elements for record in e["report"][1]],
   )
   return joined

@@ -1,28 +1,77 @@
-"""What a model will see, for people: rows in colour, lengths as a plot."""
+"""Previews of data as a model sees it: rows in colour, tables of tokens, histograms of document lengths."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from etils import epath
+from rich.console import RenderableType
+from rich.rule import Rule
 from rich.table import Table
-from rich.text import Text
+from rich.text import Text as RichText
 
-from lmjax.data.batch import Batch
+from lmjax.data.batch import LEGEND, Batch, key_axes
+from lmjax.data.objectives.causal import Text
+from lmjax.data.pipeline import Reader
+from lmjax.data.sources.base import Encoded, Source
+from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.shards import Prepared, check_sums, read_index
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.registry import load
+from lmjax.utils.errors import UserError
 
-COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of segments, in turn
-BARS = 12
-
-
+COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of segments, repeated
+NUM_BINS = 12
 SENTINEL = r"<extra_id_\d+>"
 
 
-def render_row(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
-  """Returns a row as text: a colour for each packed document, dim where the loss does not count.
+def open_prepared(folder: epath.PathLike) -> tuple[Reader, Tokenizer, str]:
+  """Opens prepared data: the first split as rows of 256 tokens, its tokenizer, and the counts as a string.
 
-  Its targets; where the loss is at a few predicted places, its inputs; of a source and a target, both. What stands for
-  a corrupted span is in reverse.
+  Raises:
+    UserError: the folder is not prepared data, or a checksum differs.
+  """
+  index = read_index(folder)
+  check_sums(folder)
+  source = Prepared(str(folder), next(iter(index["splits"])))
+  return (
+    Text(source, source, 256),
+    load(folder),
+    ", ".join(f"{value:,} {key}" for key, value in index["counts"].items()),
+  )
+
+
+def preview(
+  data: Reader, tokenizer: Tokenizer, batch: int, seed: int, rows: int, tokens: int, plot: epath.Path | None = None
+) -> Iterator[str | RenderableType]:
+  """Yields the first rows of the first batch of a run, then the number of documents and their lengths.
+
+  tokens: how many of each row to list. plot: image file for the histogram of lengths.
+  """
+  batches = data.train(tokenizer, batch, seed)
+  first = next(batches)
+  batches.close()
+  for row in range(min(rows, batch)):
+    yield Rule(f"row {row}", align="left")
+    yield render_row(first, row, tokenizer)
+    yield token_table(first, row, tokenizer, tokens)
+  lengths = document_lengths(data.source, tokenizer)
+  yield Rule("counts", align="left")
+  yield (
+    f"{len(data.source):,} documents, {np.mean(lengths):,.0f} tokens each (median {np.median(lengths):,.0f}, longest "
+    f"{max(lengths):,}, in a sample of {len(lengths):,}); a batch is {batch}x{data.length}, "
+    f"{batches.padding:.1%} padding"
+  )
+  yield length_table(lengths)
+  if plot:
+    plot_lengths(lengths, plot)
+    yield f"histogram of lengths: {plot}"
+
+
+def render_row(batch: Batch, row: int, tokenizer: Tokenizer) -> RichText:
+  """Returns a row as text: a colour for each packed document, dim where the loss weight is 0, sentinels reversed.
+
+  Shows the targets; with masked positions, the inputs; with a source and a target, both.
   """
   if "decoder_inputs" in batch:
     text = _coloured(batch["inputs"][row], batch["segments"][row], None, tokenizer)
@@ -30,67 +79,77 @@ def render_row(batch: Batch, row: int, tokenizer: Tokenizer) -> Text:
     text.append(_coloured(batch["targets"][row], batch["decoder_segments"][row], batch["weights"][row], tokenizer))
   else:
     ids = batch.get("targets", batch.get("inputs"))[row]
-    weights = batch["weights"][row] if batch["weights"][row].shape == ids.shape else None
+    weights = batch["weights"][row] if key_axes(batch)["weights"] == "BL" else None
     segments = batch["segments"][row] if "segments" in batch else np.ones_like(ids)
     text = _coloured(ids, segments, weights, tokenizer)
   text.highlight_regex(SENTINEL, "reverse")
   return text
 
 
-def _coloured(ids: np.ndarray, segments: np.ndarray, weights: np.ndarray | None, tokenizer: Tokenizer) -> Text:
-  text = Text()
-  kinds = zip(segments.tolist(), (np.ones(len(ids)) if weights is None else weights).tolist(), strict=True)
-  for (segment, weight), run in itertools.groupby(enumerate(kinds), key=lambda item: item[1]):
-    part = [int(ids[i]) for i, _ in run]  # decoded together: a character may need several
+def _coloured(ids: np.ndarray, segments: np.ndarray, weights: np.ndarray | None, tokenizer: Tokenizer) -> RichText:
+  text = RichText()
+  styles = zip(segments.tolist(), (np.ones(len(ids)) if weights is None else weights).tolist(), strict=True)
+  for (segment, weight), run in itertools.groupby(enumerate(styles), key=lambda item: item[1]):
+    part = [int(ids[i]) for i, _ in run]  # decoded together, because a character may have several tokens
     if segment:
       style = COLOURS[int(segment - 1) % len(COLOURS)]
       text.append(tokenizer.decode(part), style if weight else f"dim {style}")
       text.append("|" if part[-1] == tokenizer.end else "", "dim")
   if padding := int((segments == 0).sum()):
-    text.append(f" [{padding} of padding]", "dim")
+    text.append(f" [{padding} padding]", "dim")
   return text
 
 
 def token_table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Table:
-  """Returns the first tokens of a row, every key of the batch a column, ids with their pieces."""
-  found = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-  keys = [key for key in batch if batch[key].ndim == 2 and key not in ("position", "masked_positions", "labels")]
-  keys = [key for key in keys if key != "weights" or "masked_positions" not in batch]
-  words = [key for key in keys if key.endswith(("inputs", "targets"))]
-  found.add_column("token", justify="right")
+  """Returns the first tokens of a row, with a column for each batch key that has a value per token."""
+  table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+  keys = [key for key, axes in key_axes(batch).items() if axes in ("BL", "BT")]
+  id_keys = [key for key in keys if LEGEND[key].content.endswith("token")]
+  table.add_column("token", justify="right")
   for key in keys:
-    found.add_column(key, justify="right")
-    if key in words:
-      found.add_column("")
+    table.add_column(key, justify="right")
+    if key in id_keys:
+      table.add_column("")
   for i in range(min(tokens, max(batch[key].shape[1] for key in keys))):
     cells = [str(i)]
     for key in keys:
-      inside = i < batch[key].shape[1]
-      cells.append(f"{batch[key][row, i]:g}" if inside else "")
-      if key in words:
-        cells.append(repr(token(int(batch[key][row, i]), tokenizer))[1:-1] if inside else "")
+      exists = i < batch[key].shape[1]
+      cells.append(f"{batch[key][row, i]:g}" if exists else "")
+      if key in id_keys:
+        cells.append(repr(_token(int(batch[key][row, i]), tokenizer))[1:-1] if exists else "")
     segment = int(batch["segments"][row, i]) if "segments" in batch and i < batch["segments"].shape[1] else 1
-    found.add_row(*map(Text, cells), style=COLOURS[(segment - 1) % len(COLOURS)] if segment else "dim")
-  return found
+    table.add_row(*map(RichText, cells), style=COLOURS[(segment - 1) % len(COLOURS)] if segment else "dim")
+  return table
 
 
-def token(number: int, tokenizer: Tokenizer) -> str:
-  """Returns what an id stands for; the ends of documents have names."""
+def _token(number: int, tokenizer: Tokenizer) -> str:
+  """Returns the text of an id, or the name of start and end."""
   if number in (tokenizer.start, tokenizer.end):
     return "<end>" if number == tokenizer.end else "<start>"
   return tokenizer.decode([number])
 
 
-def bars(lengths: Sequence[int]) -> Table:
+def document_lengths(source: Source, tokenizer: Tokenizer, sample: int = 5000) -> list[int]:
+  """Returns the tokens of about `sample` documents at regular intervals; of pairs, those of the target."""
+  documents = [source[i] for i in range(0, len(source), max(len(source) // sample, 1))]
+  encoded = [len(document.ids) for document in documents if isinstance(document, Encoded)]
+  texts = [d if isinstance(d, str) else d.target for d in documents if isinstance(d, str | Pair)]
+  lengths = encoded + [len(ids) for ids in tokenizer.encode_many(texts)]
+  if not lengths:
+    raise UserError("prepare: no document of the source can be read")
+  return lengths
+
+
+def length_table(lengths: Sequence[int]) -> Table:
   """Returns a histogram of document lengths for a terminal."""
   counts, edges = _histogram(lengths)
-  found = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
-  found.add_column("tokens", justify="right")
-  found.add_column("documents", justify="right")
-  found.add_column("")
+  table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+  table.add_column("tokens", justify="right")
+  table.add_column("documents", justify="right")
+  table.add_column("")
   for count, low, high in zip(counts, edges[:-1], edges[1:], strict=True):
-    found.add_row(f"{int(low):,}-{int(high) - 1:,}", f"{count:,}", "█" * round(40 * count / counts.max()))
-  return found
+    table.add_row(f"{int(low):,}-{int(high) - 1:,}", f"{count:,}", "█" * round(40 * count / counts.max()))
+  return table
 
 
 def plot_lengths(lengths: Sequence[int], file: epath.PathLike) -> None:
@@ -104,12 +163,12 @@ def plot_lengths(lengths: Sequence[int], file: epath.PathLike) -> None:
   axes.set(xscale="log", xlabel="length of a document (tokens)", ylabel="documents")
   axes.axvline(np.median(lengths), color="black", linestyle="--", label=f"median {np.median(lengths):,.0f}")
   axes.legend()
-  with epath.Path(file).open("wb") as opened:
-    figure.savefig(opened, format="png", dpi=120)
+  with epath.Path(file).open("wb") as stream:
+    figure.savefig(stream, format="png", dpi=120)
 
 
 def _histogram(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns counts and whole-numbered edges that grow by a constant factor."""
-  edges = np.geomspace(max(min(lengths), 1), max(lengths) + 1, BARS + 1)
+  """Returns the counts of bins and their integer edges, which grow by a constant factor."""
+  edges = np.geomspace(max(min(lengths), 1), max(lengths) + 1, NUM_BINS + 1)
   edges = np.unique(np.concatenate([np.floor(edges[:-1]), [max(lengths) + 1]]))
   return np.histogram(np.maximum(lengths, 1), edges)[0], edges

@@ -1,11 +1,12 @@
-"""Streams: who reads which document when, so that the order depends on nothing but the seed.
+"""Streams: which documents each row of the batch reads, in an order that depends on the seed alone.
 
-Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle; of a
-mixture, it goes through every part in that way.
+Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle; in a
+mixture, it reads every part in that way.
 """
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import grain
 import numpy as np
@@ -15,12 +16,12 @@ from lmjax.data.sources.base import BadRecord, Encoded, Source
 from lmjax.data.tokenizers.base import Tokenizer, fingerprint
 from lmjax.utils.errors import UserError
 
-PERIOD = 10_000  # weights are rounded to this many parts
+PERIOD = 10_000  # weights are rounded to multiples of 1 / PERIOD of their sum
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """A source and its share of the documents, relative to the others'."""
+  """A source and its weight in a mixture, relative to those of the other parts."""
 
   source: Source
   weight: float = 1.0
@@ -28,44 +29,44 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Several sources, drawn from by weight; each starts anew, in another order, when it is used up.
+  """Several sources, mixed by weight; a source that is exhausted starts again, in another order.
 
-  Every stream takes documents in the exact proportion of the weights over each period of a fixed, even schedule. Read
-  by number, as in a single pass, a mixture is one source after the other.
+  Every stream takes documents in exact proportion to the weights over each period of a fixed, even schedule. Indexed,
+  as for a single pass over validation data, a mixture is the concatenation of its sources.
   """
 
   parts: dict[str, Part]
 
   def __post_init__(self):
     if not self.parts or any(not part.weight > 0 for part in self.parts.values()):
-      raise ValueError("a mixture has parts, each with a weight above 0")
+      raise ValueError("a mixture needs at least one part, and weights above 0")
     if len(self.counts) and min(self.counts) == 0:
       name = list(self.parts)[int(np.argmin(self.counts))]
-      raise ValueError(f"the weight of {name!r} is less than 1 in {PERIOD:,} of the whole")
+      raise ValueError(f"the weight of {name!r} is less than 1/{PERIOD:,} of the sum of the weights")
 
   @functools.cached_property
   def counts(self) -> np.ndarray:
-    """How often each part is drawn in a period."""
+    """How often each part occurs in a period [parts]."""
     return proportions([part.weight for part in self.parts.values()])
 
   @functools.cached_property
-  def _drawn(self) -> np.ndarray:
-    """How often each part was drawn before each draw of a period [period + 1, parts]."""
-    draws = np.eye(len(self.counts), dtype=np.int64)[schedule(self.counts)]
-    return np.concatenate([np.zeros((1, len(self.counts)), np.int64), np.cumsum(draws, axis=0)])
+  def _occurred(self) -> np.ndarray:
+    """How often each part occurred before each place of a period [period + 1, parts]."""
+    one_hot = np.eye(len(self.counts), dtype=np.int64)[schedule(self.counts)]
+    return np.concatenate([np.zeros((1, len(self.counts)), np.int64), np.cumsum(one_hot, axis=0)])
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
     return np.cumsum([len(part.source) for part in self.parts.values()])
 
   def draw(self, stream: int, number: int) -> tuple[int, int]:
-    """Returns the part that gives a stream's document `number`, and how many of that part the stream had before it."""
-    drawn = self._drawn
-    period = len(drawn) - 1
-    offset = stream * (period // 7 + 1) % period  # so that the streams do not all draw from the same part at a time
-    turns, place = divmod(offset + number, period)
-    part = int(np.argmax(drawn[place + 1] - drawn[place]))
-    return part, int(turns * drawn[-1][part] + drawn[place][part] - drawn[offset][part])
+    """Returns the part of a stream's document `number`, and how many documents of it the stream has read before."""
+    occurred = self._occurred
+    period = len(occurred) - 1
+    offset = stream * (period // 7 + 1) % period  # so that the streams do not all read the same part at a time
+    periods, place = divmod(offset + number, period)
+    part = int(np.argmax(occurred[place + 1] - occurred[place]))
+    return part, int(periods * occurred[-1][part] + occurred[place][part] - occurred[offset][part])
 
   def __len__(self) -> int:
     return int(self._ends[-1])
@@ -77,11 +78,16 @@ class Mixture:
 
 
 class Documents:
-  """The documents of a source as ids, in the order the streams read them; unseeded, one pass of one stream."""
+  """The encoded documents of a source in the order the streams read them; without a seed, one pass of one stream.
+
+  A subclass whose documents are not just ids overrides `encode_text`, and says in `requires` what ids lack.
+  """
+
+  requires = ""
 
   def __init__(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int):
     self.source, self.tokenizer, self.seed, self.streams = source, tokenizer, seed, streams
-    self.report: tuple[int, list[BadRecord]] = (0, [])  # of what was read at the start
+    self.report: tuple[int, list[BadRecord]] = (0, [])  # records read and skipped before the first batch
 
   @functools.cached_property
   def _endless(self) -> list[grain.MapDataset]:
@@ -98,7 +104,7 @@ class Documents:
     return fingerprint(self.tokenizer)
 
   def read(self, stream: int, number: int) -> packing.Document | BadRecord:
-    """Returns document `number` of a stream; raises IndexError behind the last one of a single pass."""
+    """Returns document `number` of a stream; raises IndexError after the last one of a single pass."""
     if self.seed is None:
       if number >= len(self.source):
         raise IndexError(number)
@@ -109,62 +115,71 @@ class Documents:
     return self._endless[part][stream + self.streams * number]
 
   def encode(self, document: str | Encoded | BadRecord) -> packing.Document | BadRecord:
-    """Returns a document's ids, with start and end around them, and the bytes of its text.
+    """Returns a document as the packers read it, and the UTF-8 bytes of its text.
 
     Raises:
-      UserError: the ids were prepared with another tokenizer.
+      UserError: the ids were prepared with another tokenizer, or more than ids is required.
     """
     if isinstance(document, BadRecord):
       return document
-    if isinstance(document, Encoded):
-      if document.tokenizer != self._fingerprint:
-        raise UserError(
-          f"data: the prepared ids come from another tokenizer ({document.tokenizer}) than the run's "
-          f"({self._fingerprint}): set config.data.tokenizer.path to the prepared folder, or prepare the text again"
-        )
-      ids, size = document.ids, document.bytes
-    else:
-      ids = self.tokenizer.encode(document) if document.strip() else []
-      size = len(document.encode("utf-8"))
-    whole = np.zeros(len(ids) + 2 if len(ids) else 0, np.int32)
-    if len(ids):
-      whole[0], whole[1:-1], whole[-1] = self.tokenizer.start, ids, self.tokenizer.end
-    return whole, size
+    if not isinstance(document, Encoded):
+      return self.encode_text(document)
+    if self.requires:
+      raise UserError(f"data: prepared ids are not enough, this data needs {self.requires}; use the text itself")
+    if document.tokenizer != self._fingerprint:
+      raise UserError(
+        f"data: the prepared ids come from another tokenizer ({document.tokenizer}) than the run's "
+        f"({self._fingerprint}): set config.data.tokenizer.path to the prepared folder, or prepare the text again"
+      )
+    return self._enclose(document.ids), document.bytes
 
-  def refuse_other_tokenizers(self) -> None:
-    """Raises UserError if a source was prepared with another tokenizer, before anything starts."""
+  def encode_text(self, document: str) -> packing.Document:
+    """Returns a document of text as the packers read it: by default its ids [T] between start and end."""
+    ids = self.tokenizer.encode(document) if document.strip() else []
+    return self._enclose(ids), len(document.encode("utf-8"))
+
+  def _enclose(self, ids: Sequence[int]) -> np.ndarray:
+    """Returns the ids between start and end; empty if there are none."""
+    enclosed = np.zeros(len(ids) + 2 if len(ids) else 0, np.int32)
+    if len(ids):
+      enclosed[0], enclosed[1:-1], enclosed[-1] = self.tokenizer.start, ids, self.tokenizer.end
+    return enclosed
+
+  def check_tokenizer(self) -> None:
+    """Raises UserError before training starts if a source was prepared with another tokenizer."""
     parts = self.source.parts.values() if isinstance(self.source, Mixture) else ()
     for first in [part.source[0] for part in parts] or [self.source[0]]:
       if isinstance(first, Encoded):
         self.encode(first)
 
   @functools.cached_property
-  def whole(self) -> tuple[np.ndarray, int]:
-    """All ids of the source as one text, and its bytes."""
-    found = [self.encode(self.source[i]) for i in range(len(self.source))]
-    good = [f for f in found if not isinstance(f, BadRecord)]
-    ids = np.concatenate([f[0][1:-1] for f in good]) if good else np.zeros(0, np.int32)
+  def concatenated(self) -> tuple[np.ndarray, int]:
+    """The ids of all documents [T], without start and end, and the bytes of their text."""
+    encoded = [self.encode(self.source[i]) for i in range(len(self.source))]
+    skipped = [document for document in encoded if isinstance(document, BadRecord)]
+    documents = [document for document in encoded if not isinstance(document, BadRecord)]
+    ids = np.concatenate([ids[1:-1] for ids, _ in documents]) if documents else np.zeros(0, np.int32)
     if len(ids) < 2:
-      raise UserError("data: the source holds no text")
-    self.report = (len(found), [f for f in found if isinstance(f, BadRecord)])
-    return ids, sum(f[1] for f in good)
+      raise UserError("data: the source contains no text")
+    self.report = (len(encoded), skipped)
+    return ids, sum(size for _, size in documents)
 
 
 def proportions(weights: list[float]) -> np.ndarray:
-  """Returns the smallest whole numbers in the proportion of the weights, to a ten-thousandth of the whole."""
-  shares = np.array(weights) / np.sum(weights) * PERIOD
-  counts = np.floor(shares + 1e-9).astype(np.int64)
-  for i in np.argsort(counts - shares, kind="stable")[: PERIOD - counts.sum()]:  # largest remainders first
+  """Returns the smallest whole numbers in proportion to the weights, which are rounded to 1 / PERIOD of their sum."""
+  scaled = np.array(weights) / np.sum(weights) * PERIOD
+  counts = np.floor(scaled + 1e-9).astype(np.int64)
+  for i in np.argsort(counts - scaled, kind="stable")[: PERIOD - counts.sum()]:  # largest remainders first
     counts[i] += 1
   return counts // np.gcd.reduce(counts)
 
 
 def schedule(counts: np.ndarray) -> np.ndarray:
-  """Returns a period in which thing i comes `counts[i]` times, as evenly spread as can be."""
-  left = np.zeros(len(counts))
+  """Returns a period of indices in which i occurs `counts[i]` times, as evenly spaced as possible."""
+  credit = np.zeros(len(counts))
   order = np.zeros(int(counts.sum()), np.int64)
-  for turn in range(len(order)):
-    left += counts
-    order[turn] = np.argmax(left)
-    left[order[turn]] -= len(order)
+  for place in range(len(order)):
+    credit += counts
+    order[place] = np.argmax(credit)
+    credit[order[place]] -= len(order)
   return order

@@ -1,4 +1,4 @@
-"""From scores to the next token: filters of the distribution, and the draw."""
+"""Sampling the next token from logits: filters and random draw."""
 
 import dataclasses
 
@@ -8,12 +8,12 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is drawn. Filters apply in this order; each field's default leaves the distribution alone.
+  """How the next token is sampled: the filters, in the order they apply. The default of each field disables it.
 
-  repetition_penalty: divides positive and multiplies negative scores of tokens already seen (Keskar et al., 2019,
-  arXiv:1909.05858); temperature: divides scores, 0 is greedy; top_k: keeps the k best; top_p: keeps the fewest whose
-  attention_weights reach p (Holtzman et al., 2020, arXiv:1904.09751); min_p: keeps those with at least min_p times the
-  probability of the best (Nguyen et al., 2024, arXiv:2407.01082).
+  repetition_penalty: divides positive and multiplies negative logits of tokens that occurred before (Keskar et al.,
+  2019, arXiv:1909.05858). temperature: divides the logits; 0 is greedy. top_k: keeps the k most probable tokens.
+  top_p: keeps the fewest tokens whose probabilities sum to at least p (Holtzman et al., 2020, arXiv:1904.09751).
+  min_p: keeps tokens with at least min_p times the highest probability (Nguyen et al., 2024, arXiv:2407.01082).
   """
 
   temperature: float = 1.0
@@ -24,18 +24,18 @@ class Sampling:
 
   def __post_init__(self):
     if self.temperature < 0:
-      raise ValueError(f"temperature is at least 0, not {self.temperature}")
+      raise ValueError(f"temperature must be at least 0, not {self.temperature}")
     if self.top_k < 0:
-      raise ValueError(f"top_k is at least 0, not {self.top_k}")
+      raise ValueError(f"top_k must be at least 0, not {self.top_k}")
     if not 0 < self.top_p <= 1:
-      raise ValueError(f"top_p is above 0 and at most 1, not {self.top_p}")
+      raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
     if not 0 <= self.min_p <= 1:
-      raise ValueError(f"min_p is from 0 to 1, not {self.min_p}")
+      raise ValueError(f"min_p must be from 0 to 1, not {self.min_p}")
     if self.repetition_penalty <= 0:
-      raise ValueError(f"repetition_penalty is above 0, not {self.repetition_penalty}")
+      raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
 
   def filter(self, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
-    """Returns the scores with every token that cannot be drawn at -inf."""
+    """Returns the filtered logits [B, V] in float32; tokens that are filtered out have -inf."""
     x = logits_BxV.astype(jnp.float32)
     if self.repetition_penalty != 1:
       x = jnp.where(seen_BxV, jnp.where(x > 0, x / self.repetition_penalty, x * self.repetition_penalty), x)
@@ -47,14 +47,14 @@ class Sampling:
     if self.top_p < 1:
       ordered = jnp.sort(x, axis=-1, descending=True)
       p = jax.nn.softmax(ordered, axis=-1)
-      kept = jnp.cumsum(p, axis=-1) - p < self.top_p  # a token stays if those before it do not reach p
+      kept = jnp.cumsum(p, axis=-1) - p < self.top_p  # keep a token if the more probable ones sum to less than p
       x = jnp.where(x >= jnp.min(jnp.where(kept, ordered, jnp.inf), -1, keepdims=True), x, -jnp.inf)
     if self.min_p > 0:
       x = jnp.where(x >= jnp.max(x, -1, keepdims=True) + jnp.log(self.min_p), x, -jnp.inf)
     return x
 
   def draw(self, rngs_B: jax.Array, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
-    """Returns a token for each row, drawn with the row's own key: a text does not depend on its neighbours."""
+    """Returns a token for each row [B], sampled with the key of the row, so that rows are independent."""
     if self.temperature == 0 and self.repetition_penalty == 1:
       return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     x = self.filter(logits_BxV, seen_BxV)

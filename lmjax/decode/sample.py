@@ -1,4 +1,4 @@
-"""Sampling: a prefill of the prompts, then one token at a time against a static cache."""
+"""Sampling: a prefill of the prompts, then one token at a time with a static cache."""
 
 import dataclasses
 import functools
@@ -11,29 +11,30 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.logits import Sampling
+from lmjax.layers.backend import jit
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-STEP = 16  # prompts and sources are padded to a multiple of it: few widths, so that few are compiled
+STEP = 16  # prompts and sources are padded to a multiple of this, so that few widths are compiled
 
 
 @struct.dataclass
 class _Decoding:
-  """What goes from one token to the next."""
+  """The state between two tokens."""
 
   cache: Tree
-  tokens_B: jax.Array  # drawn, not yet in the cache
+  tokens_B: jax.Array  # sampled, not yet in the cache
   rngs_B: jax.Array
   seen_BxV: jax.Array
-  alive_B: jax.Array  # has not drawn its end
+  alive_B: jax.Array  # has not sampled the end token
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampler:
   """Continues prompts with a decoder or an encoder-decoder.
 
-  max_tokens: tokens of prompt and continuation together; end: the token that ends a continuation, None for none.
+  max_tokens: maximum number of tokens of a prompt and its continuation. end: id that ends a continuation, or None.
   """
 
   model: nn.Module
@@ -42,7 +43,7 @@ class Sampler:
   end: int | None = None
 
   def prepare(self, params: Tree) -> Tree:
-    """Returns the parameters laid out as decoding reads them fastest; do it once."""
+    """Returns the parameters in the layout that is fastest for decoding; call once."""
     return jax.jit(self.model.decode_layout)(params)
 
   def tokens(
@@ -54,24 +55,24 @@ class Sampler:
     every: int = 1,
     sources: Sequence[Sequence[int]] | None = None,
   ) -> Iterator[np.ndarray]:
-    """Yields the continuations of the prompts, [B, up to `every`] at a time; behind a row's end stands -1.
+    """Yields the continuations, up to `every` tokens of each at a time, [B, T]; after a row's end token it has -1.
 
     Args:
-      params: as `prepare` gives them.
-      prompts: ids, none empty, of any lengths.
-      new: tokens to add to each, at most.
-      seeds: one a row; the same seed and prompt give the same text in any batch.
-      every: tokens between looks at the result; more is faster, 1 streams.
-      sources: ids an encoder reads, for each prompt.
+      params: as `prepare` returns them.
+      prompts: token ids, at least one each, of any lengths.
+      new: maximum number of tokens of a continuation.
+      seeds: one per row; the same seed and prompt give the same continuation in any batch.
+      every: tokens per transfer to the host; 1 streams, more is faster.
+      sources: encoder inputs, one for each prompt.
 
     Raises:
-      UserError: prompts and continuations do not fit the max_tokens.
+      UserError: a prompt and its continuation exceed `max_tokens`, or a prompt is empty.
     """
     if new < 1:
       return
-    tokens, valid = padded_prompts(prompts, new, self.max_tokens)
+    tokens, valid = pad_prompts(prompts, new, self.max_tokens)
     seeds = np.asarray(seeds, np.uint32)
-    decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, padded_sources(sources))
+    decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, pad_sources(sources))
     yield np.asarray(decoding.tokens_B)[:, None]
     made = 1
     while made < new and bool(np.any(decoding.alive_B)):
@@ -79,7 +80,7 @@ class Sampler:
       made += drawn.shape[1]
       yield np.asarray(drawn)
 
-  @functools.partial(jax.jit, static_argnums=(0, 5))
+  @functools.partial(jit, static_argnums=(0, 5))
   def _prefill(self, params, tokens_BxL, valid_BxL, seeds_B, max_tokens, source):
     rngs_B = jax.vmap(jax.random.key)(seeds_B)
     hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, max_tokens, source)
@@ -88,7 +89,7 @@ class Sampler:
     seen = seen.at[rows, tokens_BxL].max(valid_BxL)
     return self._draw(params, _Decoding(cache, tokens_BxL[:, -1], rngs_B, seen, valid_BxL[:, -1]), hidden[:, -1])
 
-  @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
+  @functools.partial(jit, static_argnums=(0, 3), donate_argnums=2)
   def _extend(self, params, decoding, count):
     def one(decoding, _):
       hidden, cache = self.model.apply(
@@ -102,10 +103,10 @@ class Sampler:
       return decoding, decoding.tokens_B
 
     decoding, drawn = jax.lax.scan(one, decoding, length=count)
-    return decoding, constrain(drawn.T)  # for every host to read
+    return decoding, constrain(drawn.T)  # replicated, as every process reads them
 
   def _draw(self, params, decoding: _Decoding, hidden_BxD: jax.Array) -> _Decoding:
-    """Draws the next token of every row; rows that have ended draw -1."""
+    """Samples the next token of every row; rows that have ended get -1."""
     logits_BxV = self.model.apply({"params": params}, hidden_BxD, method="logits")
     keys = jax.vmap(jax.random.split)(decoding.rngs_B)
     drawn_B = self.sampling.draw(keys[:, 1], logits_BxV, decoding.seen_BxV)
@@ -117,31 +118,31 @@ class Sampler:
     return _Decoding(decoding.cache, constrain(tokens_B), keys[:, 0], seen_BxV, constrain(alive_B))
 
 
-def padded_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
-  """Returns prompts as one array [B, L], and which of its tokens are valid.
+def pad_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the prompts [B, L], padded on the left, and which of their tokens are valid [B, L].
 
   Raises:
-    UserError: a prompt has no tokens, or `new` more of them do not fit the max_tokens.
+    UserError: a prompt is empty, or a prompt and `new` tokens exceed `max_tokens`.
   """
   longest = max(map(len, prompts))
   if min(map(len, prompts)) < 1:
-    raise UserError("generate: a prompt has no tokens; begin it with the start token")
+    raise UserError("generate: a prompt has no tokens; start it with the start token")
   if longest + new > max_tokens:
     raise UserError(
-      f"generate: {longest} tokens of prompt and {new} new ones do not fit the model's {max_tokens}; "
-      f"ask for at most {max(max_tokens - longest, 0)}"
+      f"generate: a prompt of {longest} tokens and {new} new tokens exceed the model's {max_tokens}; "
+      f"generate at most {max(max_tokens - longest, 0)}"
     )
   width = longest if longest == 1 else min(-(-longest // STEP) * STEP, max_tokens - new)
   tokens = np.zeros((len(prompts), max(width, longest)), np.int32)
   valid = np.zeros(tokens.shape, bool)
-  for row, prompt in enumerate(prompts):  # on the right, so that every row's last token is in the last column
+  for row, prompt in enumerate(prompts):  # every row's last token is in the last column
     tokens[row, -len(prompt) :] = prompt
     valid[row, -len(prompt) :] = True
   return tokens, valid
 
 
-def padded_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
-  """Returns sources as one array [B, M], and which of its tokens are valid."""
+def pad_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np.ndarray] | None:
+  """Returns the sources [B, M], padded on the right, and which of their tokens are valid [B, M]."""
   if sources is None:
     return None
   tokens = np.zeros((len(sources), -(-max(map(len, sources)) // STEP) * STEP), np.int32)

@@ -1,5 +1,6 @@
-"""Evaluator: a measurement of parameters, the same on every host and of a fixed length."""
+"""Evaluator: a measurement of parameters that takes the same number of steps on every host."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
@@ -9,42 +10,56 @@ import numpy as np
 from lmjax.data.batch import Batch, check
 from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.layers.backend import jit
 from lmjax.parallel.sharding import Layout
-from lmjax.tasks.base import Task
+from lmjax.tasks.base import FrozenModel, Task
 from lmjax.utils.metrics import Mean, add
 from lmjax.utils.pytree import Tree
 
-Run = Callable[[Tree], dict[str, float]]
+Measure = Callable[[Tree], dict[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What an evaluator may use besides the parameters."""
+
+  task: Task
+  data: Reader
+  tokenizer: Tokenizer
+  batch: int  # rows of a global batch
+  layout: Layout
+  frozen: dict[str, FrozenModel] = dataclasses.field(default_factory=dict)  # the models that the task only reads
 
 
 class Evaluator(Protocol):
-  """A frozen dataclass that a config names; `prepare` gives the measurement itself."""
+  """A frozen dataclass that a config names."""
 
-  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
-    """Returns run(params) -> {name: value}, where params are what the model sees."""
+  def prepare(self, context: Context) -> Measure:
+    """Returns measure(params) -> {name: value}, where params are those that the model is applied to."""
 
 
-def terms_over(task: Task, batches: list[Batch], length: int, layout: Layout) -> Callable[[Tree], dict[str, Mean]]:
-  """Returns run(params) -> the task's loss terms and metrics, summed over the batches.
+def sum_terms(context: Context, batches: list[Batch]) -> Callable[[Tree], dict[str, Mean]]:
+  """Returns measure(params) -> the task's loss terms and metrics, summed over the batches.
 
-  Where the task carries something from batch to batch, each row of a batch goes on where it ended in the one before.
+  If the task carries state between batches, each row continues the same row of the previous batch.
   """
+  task = context.task
   rows = len(batches[0]["weights"])
-  keys = task.spec(rows, length)
+  keys = task.spec(rows, context.data.length)
   check(batches[0], keys)
   batches = [{key: batch[key] for key in keys} for batch in batches]
   start = task.initial_carry(rows)
   if jax.tree.leaves(start):
     whole = {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
-    turns = {key: a.reshape(rows, len(batches), *a.shape[1:]) for key, a in whole.items()}
-    batches = [{key: a[:, i] for key, a in turns.items()} for i in range(len(batches))]
-  totals = jax.jit(lambda params, carry, batch: task.loss(params, {}, carry, batch))
+    streams = {key: a.reshape(rows, len(batches), *a.shape[1:]) for key, a in whole.items()}
+    batches = [{key: a[:, i] for key, a in streams.items()} for i in range(len(batches))]
+  loss = jit(task.loss)
 
-  def run(params: Tree) -> dict[str, Mean]:
+  def measure(params: Tree) -> dict[str, Mean]:
     terms, carry = {}, start
     for batch in batches:
-      found, carry = totals(params, carry, jax.device_put(batch, layout.batch(batch)))
-      terms = add(terms, found)
+      batch_terms, carry = loss(params, context.frozen, carry, jax.device_put(batch, context.layout.batch(batch)))
+      terms = add(terms, batch_terms)
     return terms
 
-  return run
+  return measure

@@ -1,34 +1,30 @@
-"""Loss on held-out text, per token and per byte."""
+"""Perplexity and bits per byte on the validation text."""
 
 import dataclasses
 import math
 
-from lmjax.data.pipeline import Reader
-from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.evals.base import Run, terms_over
-from lmjax.parallel.sharding import Layout
-from lmjax.tasks.base import Task
+from lmjax.evals.base import Context, Measure, sum_terms
 from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
-  """The mean negative log-likelihood of a pass over the validation text.
+  """The mean negative log-likelihood of the validation text.
 
     loss = nats per token;  perplexity = exp(loss);  bits_per_byte = total nats / ln 2 / UTF-8 bytes of the text
 
-  steps: batches to measure on; 0 is all of the text, exactly once.
+  steps: number of batches; 0 is one full pass.
   """
 
   steps: int = 0
 
-  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
-    batches = data.validate(tokenizer, batch, self.steps)
-    text_bytes = sum(float(b["bytes"].sum()) for b in batches)
-    measure = terms_over(task, batches, data.length, layout)
+  def prepare(self, context: Context) -> Measure:
+    batches = context.data.validate(context.tokenizer, context.batch, self.steps)
+    text_bytes = sum(float(batch["bytes"].sum()) for batch in batches)
+    measure_terms = sum_terms(context, batches)
 
-    def run(params: Tree) -> dict[str, float]:
-      terms = measure(params)
+    def measure(params: Tree) -> dict[str, float]:
+      terms = measure_terms(params)
       loss = terms["nll"].value()
       return {
         "loss": loss,
@@ -37,4 +33,4 @@ class Perplexity:
         "bits_per_byte": float(terms["nll"].total) / math.log(2) / text_bytes,
       }
 
-    return run
+    return measure

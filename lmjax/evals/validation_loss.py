@@ -1,30 +1,29 @@
-"""Any task's own terms on held-out data."""
+"""The loss and metrics of any task on its validation data."""
 
 import dataclasses
 
-from lmjax.data.pipeline import Reader
-from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.evals.base import Run, terms_over
-from lmjax.parallel.sharding import Layout
-from lmjax.tasks.base import Task
+from lmjax.evals.base import Context, Measure, sum_terms
 from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationLoss:
-  """Each loss term and metric of the task, and their sum `loss`, over a pass of the validation data.
+  """The mean of each loss term and metric of the task on the validation data, and the weighted sum `loss`.
 
-  steps: batches to measure on; 0 is all of it, exactly once.
+    loss = sum over the loss terms of coefficient x total / count
+
+  steps: number of batches; 0 is one full pass.
   """
 
   steps: int = 0
 
-  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
-    batches = data.validate(tokenizer, batch, self.steps)
-    measure = terms_over(task, batches, data.length, layout)
+  def prepare(self, context: Context) -> Measure:
+    batches = context.data.validate(context.tokenizer, context.batch, self.steps)
+    measure_terms = sum_terms(context, batches)
 
-    def run(params: Tree) -> dict[str, float]:
-      found = {key: mean.value() for key, mean in measure(params).items()}
-      return {"loss": sum(found[key] for key in task.counts(batches[0]))} | found
+    def measure(params: Tree) -> dict[str, float]:
+      values = {name: mean.value() for name, mean in measure_terms(params).items()}
+      loss = sum(coefficient * values[name] for name, coefficient in context.task.terms.items())
+      return {"loss": loss} | {name: value for name, value in values.items() if name != "loss"}
 
-    return run
+    return measure

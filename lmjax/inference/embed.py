@@ -1,4 +1,4 @@
-"""Vectors of tokens, words, texts and pairs of texts, from any model that reads text."""
+"""Embeddings of tokens, words, sequences and pairs of sequences, from a model of any family."""
 
 import dataclasses
 import functools
@@ -7,37 +7,40 @@ from collections.abc import Iterable, Iterator, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from lmjax.data.batch import Batch
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.bpe import BPE
 from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.data.tokenizers.words import spell
+from lmjax.storage.base import LoadedModel
+from lmjax.storage.huggingface.sentence import read_pooling
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 POOLINGS = ("first", "mean", "last")
-STEP = 16  # rows are padded to a multiple of it, so that few shapes are compiled
+STEP = 16  # lengths are padded to a multiple of it, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedText:
-  """A text as the model reads it: ids (words, for a model that spells them), kinds of sentence, and words' pieces."""
+  """A sequence as the model's input."""
 
-  tokens: list
-  types: list[int]
-  inside: slice  # what is text, without what stands around it
-  words: list[slice] | None = None
+  tokens: list  # ids, or the words themselves for a model that reads characters
+  token_types: list[int]  # 0 for the first sequence, 1 for the second of a pair
+  content: slice  # the tokens of the first sequence, without special tokens
+  words: list[slice] | None = None  # the tokens of each word
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
   """Embeds texts with a trained task's model.
 
-  pooling: a text's vector is that of its `first` token ([CLS]), the `mean` over its tokens, or its `last` token's.
-  layer: which one's vectors, from 1, or 0 for the model's final ones; in ELMo layer 0 is the top and 1 the words'.
-  normalize: vectors of length 1. batch: texts computed together.
+  pooling: the vector of a sequence is that of its `first` token ([CLS]), of its `last`, or the `mean` over all.
+  layer: the layer whose vectors are taken, from 1; 0 is the model's output. ELMo's layer 1 is its character CNN.
+  normalize: scale vectors to length 1. batch: sequences computed together.
   """
 
   task: Task
@@ -54,84 +57,83 @@ class Embedder:
     if self.layer < 0 or self.batch < 1:
       raise ValueError("layer is at least 0, batch at least 1")
 
-  def read(self, text: str, other: str | None = None, by_word: bool = False) -> TokenizedText:
-    """Returns a text, or a pair, as the model reads it, cut to its length.
+  def encode_text(self, text: str, other: str | None = None, by_word: bool = False) -> TokenizedText:
+    """Returns a sequence, or a pair, as the model's input, truncated to the model's length.
 
     Raises:
-      UserError: pieces cannot be told apart by words.
+      UserError: `by_word` is set and the tokenizer has tokens that span several words.
     """
-    spelt = "characters" in self.task.spec(1, 1)
-    if spelt:
-      pieces = self.tokenizer.words(text.strip()) if not by_word else text.split()
-      before, between, after = (self.tokenizer.vocabulary[i] for i in (0, 1, 1))
+    by_characters = self.task.model.kind == "bidirectional_lm"
+    if by_characters:
+      tokens = self.tokenizer.words(text.strip()) if not by_word else text.split()
+      start, separator, end = (self.tokenizer.vocabulary[i] for i in (0, 1, 1))
       second = [] if other is None else self.tokenizer.words(other.strip())
-      words = [slice(i, i + 1) for i in range(len(pieces))]
+      words = [slice(i, i + 1) for i in range(len(tokens))]
     else:
-      words, pieces = _pieces(self.tokenizer, text) if by_word else (None, list(self.tokenizer.encode(text)))
-      before, between, after = self.tokenizer.start, self.tokenizer.end, self.tokenizer.end
+      words, tokens = _encode_words(self.tokenizer, text) if by_word else (None, list(self.tokenizer.encode(text)))
+      start, separator, end = self.tokenizer.start, self.tokenizer.end, self.tokenizer.end
       second = [] if other is None else list(self.tokenizer.encode(other))
-    closed = spelt or isinstance(self.tokenizer, WordPiece) or other is not None
-    room = self.length - 1 - (1 if closed else 0) - (1 if other is not None else 0)
-    while len(pieces) + len(second) > room:
-      (pieces if len(pieces) > len(second) else second).pop()
-    tokens = [before, *pieces, *([between] if closed else [])]
-    types = [0] * len(tokens)
+    separated = by_characters or isinstance(self.tokenizer, WordPiece) or other is not None
+    max_tokens = self.length - 1 - (1 if separated else 0) - (1 if other is not None else 0)
+    while len(tokens) + len(second) > max_tokens:
+      (tokens if len(tokens) > len(second) else second).pop()
+    inputs = [start, *tokens, *([separator] if separated else [])]
+    token_types = [0] * len(inputs)
     if other is not None:
-      tokens += [*second, after]
-      types += [1] * (len(tokens) - len(types))
+      inputs += [*second, end]
+      token_types += [1] * (len(inputs) - len(token_types))
     if words is not None:
-      words = [slice(w.start + 1, w.stop + 1) for w in words if w.stop <= len(pieces)]
-    return TokenizedText(tokens, types, slice(1, 1 + len(pieces)), words if by_word else None)
+      words = [slice(w.start + 1, w.stop + 1) for w in words if w.stop <= len(tokens)]
+    return TokenizedText(inputs, token_types, slice(1, 1 + len(tokens)), words if by_word else None)
 
   def vectors(self, params: Tree, texts: Sequence[TokenizedText]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields each text's number and the vectors of all its tokens [L, D], those of like length together."""
+    """Yields the number of each sequence and the vectors of all its tokens [L, D], in the order of their length."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))
     for start in range(0, len(order), self.batch):
       group = order[start : start + self.batch]
       longest = max(len(texts[i].tokens) for i in group)
       width = min(-(-longest // STEP) * STEP, max(self.length, longest))
-      missing = self.batch - len(group)  # one number of rows, one compilation a width
+      missing = self.batch - len(group)  # always the same number of rows, so that each width is compiled once
       batch = self.rows([texts[i] for i in group] + [texts[group[0]]] * missing, width)
-      found = np.asarray(self._forward(params, batch))
+      hidden_BxLxD = np.asarray(self._forward(params, batch))
       for row, i in enumerate(group):
-        yield i, found[row, : len(texts[i].tokens)]
+        yield i, hidden_BxLxD[row, : len(texts[i].tokens)]
 
   def tokens(self, params: Tree, texts: Sequence[TokenizedText]) -> list[np.ndarray]:
-    """Returns for each text the vectors of its tokens, or the means over its words' [.., D]."""
-    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    """Returns for each sequence the vectors of its tokens [tokens, D], or of its words, which are means over tokens."""
+    outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for i, vectors in self.vectors(params, texts):
       words = texts[i].words
-      found[i] = self._scaled(
-        vectors[texts[i].inside] if words is None else np.stack([vectors[w].mean(axis=0) for w in words])
-      )
-    return found
+      vectors = vectors[texts[i].content] if words is None else np.stack([vectors[w].mean(axis=0) for w in words])
+      outputs[i] = self._normalize(vectors)
+    return outputs
 
   def sequences(self, params: Tree, texts: Sequence[TokenizedText]) -> np.ndarray:
-    """Returns the vector of each text [texts, D]."""
-    found: list[np.ndarray] = [np.zeros(0)] * len(texts)
+    """Returns the vector of each sequence [sequences, D]."""
+    outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for i, vectors in self.vectors(params, texts):
-      found[i] = {"first": vectors[0], "last": vectors[-1]}.get(self.pooling, vectors.mean(axis=0))
-    return self._scaled(np.stack(found))
+      outputs[i] = {"first": vectors[0], "last": vectors[-1]}.get(self.pooling, vectors.mean(axis=0))
+    return self._normalize(np.stack(outputs))
 
-  def _scaled(self, x: np.ndarray) -> np.ndarray:
+  def _normalize(self, x: np.ndarray) -> np.ndarray:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) if self.normalize else x
 
   def rows(self, texts: list[TokenizedText], width: int) -> Batch:
-    """Returns what the task's forward pass reads, a row a text."""
+    """Returns a batch of the task, one row per sequence."""
     shape = (len(texts), width)
     batch = {key: np.zeros(shape, np.int32) for key in ("inputs", "positions", "segments", "token_types")}
     spec = self.task.spec(*shape)
     if "characters" in spec:
       batch["characters"] = np.zeros(spec["characters"].shape, np.int32)
     for row, text in enumerate(texts):
-      here = slice(0, len(text.tokens))
+      columns = slice(0, len(text.tokens))
       if "characters" in spec:
-        batch["characters"][row, here] = [spell(word, spec["characters"].shape[2]) for word in text.tokens]
+        batch["characters"][row, columns] = [spell(word, spec["characters"].shape[2]) for word in text.tokens]
       else:
-        batch["inputs"][row, here] = text.tokens
-      batch["token_types"][row, here] = text.types
-      batch["positions"][row, here] = np.arange(here.stop)
-      batch["segments"][row, here] = 1
+        batch["inputs"][row, columns] = text.tokens
+      batch["token_types"][row, columns] = text.token_types
+      batch["positions"][row, columns] = np.arange(columns.stop)
+      batch["segments"][row, columns] = 1
     return {key: jnp.asarray(value) for key, value in batch.items() if key in spec}
 
   @functools.partial(jax.jit, static_argnums=0)
@@ -140,30 +142,49 @@ class Embedder:
       return self.task.forward(params, batch).hidden.astype(jnp.float32)
     layers = self.task.forward(params, batch, taps=("hidden",)).taps["hidden"]
     if self.layer > len(layers):
-      raise UserError(f"embed: layer {self.layer} of {len(layers)}")
+      raise UserError(f"embed: layer {self.layer} does not exist; the model has {len(layers)}")
     return layers[self.layer - 1].astype(jnp.float32)
 
 
-def _pieces(tokenizer: Tokenizer, text: str) -> tuple[list[slice], list[int]]:
-  """Returns where the pieces of each word (as spaces separate them) are, and all pieces."""
-  words, pieces, places = text.split(), [], []
+def _encode_words(tokenizer: Tokenizer, text: str) -> tuple[list[slice], list[int]]:
+  """Returns which tokens belong to each word (words are separated by spaces), and all tokens."""
+  words, tokens, slices = text.split(), [], []
   spaced = not isinstance(tokenizer, WordPiece) and (isinstance(tokenizer, BPE) or hasattr(tokenizer, "alphabet"))
   for i, word in enumerate(words):
     ids = tokenizer.encode(" " + word if i and spaced else word)
-    places.append(slice(len(pieces), len(pieces) + len(ids)))
-    pieces += ids
-  if pieces != list(tokenizer.encode(" ".join(words))):
-    raise UserError("embed: this tokenizer cuts across words, so pieces have no word of their own")
-  return places, pieces
+    slices.append(slice(len(tokens), len(tokens) + len(ids)))
+    tokens += ids
+  if tokens != list(tokenizer.encode(" ".join(words))):
+    raise UserError("embed: this tokenizer has tokens that span several words, so words have no vectors of their own")
+  return slices, tokens
 
 
 def chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
   """Yields lists of up to `size` lines."""
-  waiting: list[str] = []
+  chunk: list[str] = []
   for line in lines:
-    waiting.append(line)
-    if len(waiting) == size:
-      yield waiting
-      waiting = []
-  if waiting:
-    yield waiting
+    chunk.append(line)
+    if len(chunk) == size:
+      yield chunk
+      chunk = []
+  if chunk:
+    yield chunk
+
+
+def make_embedder(
+  loaded: LoadedModel, path: epath.PathLike, pooling: str | None, layer: int, normalize: bool, batch: int
+) -> Embedder:
+  """Returns the embedder of a loaded model; by default it pools as its folder says, else by [CLS] in BERT or the mean.
+
+  Raises:
+    UserError: an option is out of range.
+  """
+  folder = read_pooling(path)
+  default = "first" if getattr(loaded.task.model.config, "pooler", False) else "mean"
+  try:
+    return Embedder(
+      loaded.task, loaded.tokenizer, loaded.length, pooling or folder.get("pooling", default), layer,
+      normalize or folder.get("normalize", False), batch,
+    )  # fmt: skip
+  except ValueError as error:
+    raise UserError(f"embed: {error}") from error

@@ -1,4 +1,4 @@
-"""The words behind [MASK], by a masked LM."""
+"""Predictions of a masked language model for the [MASK] tokens of a sentence."""
 
 import jax
 import jax.numpy as jnp
@@ -15,31 +15,31 @@ MASK = "[MASK]"
 def candidates(
   task: MaskedLM, tokenizer: WordPiece, params: Tree, text: str, length: int, top: int
 ) -> tuple[list[list[tuple[str, float]]], str]:
-  """Returns for each [MASK] the likeliest pieces and their attention_weights, and the text with the first of each.
+  """Returns the likeliest tokens of each [MASK] with their probabilities, and the text with the first of each.
 
-  Every place is filled as if the others stayed masked.
+  Every [MASK] is predicted while the others stay masked.
 
   Raises:
-    UserError: the text has no [MASK], or is too long.
+    UserError: the text has no [MASK], or is longer than `length` tokens.
   """
   ids = [tokenizer.start]
   for i, part in enumerate(text.split(MASK)):
     ids += [*([tokenizer.mask] if i else []), *tokenizer.encode(part)]
   ids.append(tokenizer.end)
-  places = [i for i, token in enumerate(ids) if token == tokenizer.mask]
-  if not places:
+  masked = [i for i, token in enumerate(ids) if token == tokenizer.mask]
+  if not masked:
     raise UserError(f"fill: {text!r} has no {MASK}")
   if len(ids) > length:
-    raise UserError(f"fill: the text has {len(ids)} tokens, the model takes {length}")
+    raise UserError(f"fill: the text has {len(ids)} tokens, but the model takes at most {length}")
   inputs = jnp.asarray([ids])
   batch = {"inputs": inputs, "token_types": jnp.zeros_like(inputs), "segments": jnp.ones_like(inputs)}
   batch["positions"] = jnp.arange(len(ids))[None]
-  scores = jax.jit(lambda params, batch: task.forward(params, batch).logits[0])(params, batch)
-  probs, words = jax.lax.top_k(jax.nn.softmax(scores[np.array(places)], axis=-1), top)
-  found = [
-    [(tokenizer.token(int(w)), float(p)) for p, w in zip(ps, ws, strict=True)]
-    for ps, ws in zip(np.asarray(probs), np.asarray(words), strict=True)
+  logits = jax.jit(lambda params, batch: task.forward(params, batch).logits[0])(params, batch)
+  probs, tokens = map(np.asarray, jax.lax.top_k(jax.nn.softmax(logits[np.array(masked)], axis=-1), top))
+  predictions = [
+    [(tokenizer.token(int(token)), float(p)) for p, token in zip(*row, strict=True)]
+    for row in zip(probs, tokens, strict=True)
   ]
-  for place, row in zip(places, np.asarray(words), strict=True):
-    ids[place] = int(row[0])
-  return found, tokenizer.decode(ids)
+  for position, row in zip(masked, tokens, strict=True):
+    ids[position] = int(row[0])
+  return predictions, tokenizer.decode(ids)

@@ -1,4 +1,4 @@
-"""Linear probes: what can be read off a model's vectors by a straight line (Tenney et al., 2019, arXiv:1905.06316)."""
+"""Linear probes of a model's representations (Tenney et al., 2019, arXiv:1905.06316)."""
 
 import dataclasses
 
@@ -14,11 +14,11 @@ from lmjax.utils.pytree import Tree
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-  """A scalar mix of layers and a linear classifier on it, fitted whole by L-BFGS.
+  """A scalar mix of layers and a linear classifier on it, fitted to all data at once by L-BFGS.
 
     loss = mean cross-entropy + decay / 2 |kernel|^2
 
-  With one layer the mix does nothing but scale.
+  With one layer the mix only scales.
   """
 
   classes: int
@@ -40,21 +40,22 @@ class Probe:
       logs = jax.nn.log_softmax(scores(params, x))
       return -jnp.mean(jnp.take_along_axis(logs, labels[:, None], 1)) + self.decay / 2 * jnp.sum(params["kernel"] ** 2)
 
-    def both(flat):
+    def value_and_gradient(flat):
       value, gradient = loss(jnp.asarray(flat, jnp.float32))
       return float(value), np.asarray(gradient, np.float64)
 
-    found = optimize.minimize(both, np.asarray(flat), jac=True, method="L-BFGS-B", options={"maxiter": self.steps})
-    return unflatten(jnp.asarray(found.x, jnp.float32))
+    options = {"maxiter": self.steps}
+    result = optimize.minimize(value_and_gradient, np.asarray(flat), jac=True, method="L-BFGS-B", options=options)
+    return unflatten(jnp.asarray(result.x, jnp.float32))
 
 
 def scores(params: Tree, layers_NxTxD: jax.Array) -> jax.Array:
-  """Returns the scores of the classes [T, classes]."""
+  """Returns the logits of the classes [T, classes]."""
   return scalar_mix(layers_NxTxD, params["weights"], params["gamma"]) @ params["kernel"] + params["bias"]
 
 
 def token_f1(predicted: np.ndarray, labels: np.ndarray, outside: int = 0) -> float:
   """Returns F1 over single tokens of all classes but `outside`: 2 P R / (P + R)."""
-  right = ((predicted == labels) & (labels != outside)).sum()
-  named, there = (predicted != outside).sum(), (labels != outside).sum()
-  return float(2 * right / max(named + there, 1))
+  true_positives = ((predicted == labels) & (labels != outside)).sum()
+  num_predicted, num_labels = (predicted != outside).sum(), (labels != outside).sum()
+  return float(2 * true_positives / max(num_predicted + num_labels, 1))

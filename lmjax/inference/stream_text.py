@@ -2,13 +2,16 @@
 
 from collections.abc import Iterable, Iterator
 
+from flax import linen as nn
+
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.decode.beam import Beam
 from lmjax.decode.sample import Sampler
+from lmjax.utils.pytree import Tree
 
 
 class StreamedText:
-  """The growing text of one continuation: decoded piece by piece, cut at the first stop string."""
+  """The growing text of one continuation, decoded as tokens come and cut at the first stop string."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: list[int], stops: list[str]):
     self._tokenizer, self._prompt, self._stops = tokenizer, prompt, stops
@@ -19,38 +22,38 @@ class StreamedText:
     self.stopped = False
 
   def add(self, ids: Iterable[int]) -> str:
-    """Takes new ids, and returns the text that is certain now and was not told before."""
+    """Takes new ids, and returns the new text that later ids cannot change."""
     if self.stopped:
       return ""
     self._ids += [int(i) for i in ids if i >= 0 and i != self._tokenizer.end]
-    # Decoded with the prompt, since a piece may depend on what stands before it.
+    # Decoded with the prompt, since the text of a token may depend on those before it.
     self.text = self._tokenizer.decode([*self._prompt, *self._ids])[self._skip :]
     cuts = [at for at in (self.text.find(stop) for stop in self._stops) if at >= 0]
     if cuts:
       self.text, self.stopped = self.text[: min(cuts)], True
     certain = len(self.text)
-    if not self.stopped:  # half a character, or the beginning of a stop string, waits
+    if not self.stopped:  # an incomplete character or the beginning of a stop string is held back
       certain -= len(self.text) - len(self.text.rstrip("\ufffd"))
       begun = [n for stop in self._stops for n in range(1, len(stop)) if self.text.endswith(stop[:n])]
       certain = min(certain, len(self.text) - max(begun, default=0))
     return self._emit(certain)
 
   def finish(self) -> str:
-    """Returns what was waiting."""
+    """Returns the text that was held back."""
     return self._emit(len(self.text))
 
-  def _emit(self, upto: int) -> str:
-    told, self._emitted = self._emitted, max(self._emitted, upto)
-    return self.text[told : self._emitted]
+  def _emit(self, end: int) -> str:
+    start, self._emitted = self._emitted, max(self._emitted, end)
+    return self.text[start : self._emitted]
 
 
 def continue_texts(
-  sampler: Sampler, params, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
+  sampler: Sampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
   stops: list[str] = (), every: int = 16,
 ) -> Iterator[list[str]]:  # fmt: skip
-  """Yields, as tokens come, the new text of each prompt's continuation; the last time, what was waiting.
+  """Yields the new text of each prompt's continuation after every `every` tokens; at last, what was held back.
 
-  An encoder-decoder reads the prompt as its source, and writes from the start.
+  An encoder-decoder takes the prompt as its source, and decodes from the start token.
   """
   ids, sources = model_inputs(sampler.model, tokenizer, prompts)
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
@@ -61,20 +64,22 @@ def continue_texts(
   yield [text.finish() for text in texts]
 
 
-def model_inputs(model, tokenizer: Tokenizer, prompts: list[str]) -> tuple[list[list[int]], list[list[int]] | None]:
-  """Returns the ids a decoder begins with, and those an encoder reads, if there is one."""
-  if hasattr(model, "read"):
+def model_inputs(
+  model: nn.Module, tokenizer: Tokenizer, prompts: list[str]
+) -> tuple[list[list[int]], list[list[int]] | None]:
+  """Returns the ids from which the decoder continues, and the encoder's source ids where there is an encoder."""
+  if model.kind == "encoder_decoder":
     return [[tokenizer.start]] * len(prompts), [[*tokenizer.encode(p), tokenizer.end] for p in prompts]
   return [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts], None
 
 
-def beam_texts(beam: Beam, params, tokenizer: Tokenizer, prompts: list[str], new: int) -> list[list[str]]:
-  """Returns the best continuations of each prompt that beam search finds, best first."""
+def beam_texts(beam: Beam, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int) -> list[list[str]]:
+  """Returns the best continuations of each prompt by beam search, best first."""
   ids, sources = model_inputs(beam.model, tokenizer, prompts)
-  found, _ = beam.search(params, ids, new, sources)
+  tokens_BxKxT, _ = beam.search(params, ids, new, sources)
 
-  def text(prompt: list[int], row) -> str:
-    one = StreamedText(tokenizer, prompt, [])
-    return one.add(row) + one.finish()
+  def decode(prompt: list[int], row) -> str:
+    text = StreamedText(tokenizer, prompt, [])
+    return text.add(row) + text.finish()
 
-  return [[text(prompt, row) for row in rows] for prompt, rows in zip(ids, found, strict=True)]
+  return [[decode(prompt, row) for row in rows] for prompt, rows in zip(ids, tokens_BxKxT, strict=True)]

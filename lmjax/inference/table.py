@@ -1,4 +1,4 @@
-"""Parameters as a table."""
+"""Tables of parameters, for terminals and notebooks."""
 
 import dataclasses
 import html
@@ -8,13 +8,13 @@ from collections.abc import Iterable
 import numpy as np
 from rich.table import Table as RichTable
 
-from lmjax.storage.saved import Leaf, Saved
+from lmjax.storage.base import Leaf, SavedModel
 from lmjax.utils.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-  """Rows of text that show themselves as HTML in a notebook and as a table in a terminal."""
+  """Rows of strings, displayed as HTML in a notebook and as a table in a terminal."""
 
   title: str
   columns: tuple[str, ...]
@@ -26,14 +26,14 @@ class Table:
     title = html.escape(self.title)
     return f"<table><caption>{title}</caption><tr>{cells('th', self.columns)}</tr>{body}</table>"
 
-  def drawn(self) -> RichTable:
-    """Returns the table as rich draws it."""
-    found = RichTable(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+  def rich(self) -> RichTable:
+    """Returns the table for a terminal."""
+    table = RichTable(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for i, column in enumerate(self.columns):
-      found.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+      table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
     for row in self.rows:
-      found.add_row(*row)
-    return found
+      table.add_row(*row)
+    return table
 
   def __str__(self) -> str:
     widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
@@ -41,27 +41,28 @@ class Table:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 
-def matching(saved: Saved, pattern: str = "") -> list[str]:
-  """Returns the names in which a regular expression is found, of all parameters by default.
+def matching(saved: SavedModel, pattern: str = "") -> list[str]:
+  """Returns the names of the parameters that match a regular expression; default all.
 
   Raises:
-    UserError: the pattern is no regular expression, or nothing has such a name.
+    UserError: the pattern is not a regular expression, or matches no parameter.
   """
   try:
-    found = [name for name in saved.leaves if re.search(pattern, name)]
+    names = [name for name in saved.leaves if re.search(pattern, name)]
   except re.error as error:
-    raise UserError(f"pattern {pattern!r} is no regular expression: {error}") from error
-  if not found:
-    raise UserError(f"no parameter's name has {pattern!r} in it")
-  return found
+    raise UserError(f"pattern {pattern!r} is not a regular expression: {error}") from error
+  if not names:
+    raise UserError(f"pattern {pattern!r} matches no parameter of {saved.path}")
+  return names
 
 
-def table(saved: Saved, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:
-  """Returns a table of parameters: name, shape, dtype, axes, sharding, count, bytes; with `values` norm and zeros too.
+def table(saved: SavedModel, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:
+  """Returns a table of parameters: name, shape, dtype, axes, sharding, count, bytes.
 
   Args:
-    depth: parameters whose first so many parts are alike are one row.
-    pattern: a regular expression searched in names.
+    depth: group parameters by the first so many parts of their names.
+    pattern: a regular expression that names must match.
+    values: read the parameters, and add their norms and fractions of zeros.
 
   Raises:
     UserError: as `matching`.
@@ -76,13 +77,13 @@ def table(saved: Saved, depth: int | None = None, pattern: str = "", values: boo
   return Table(f"{len(chosen)} parameters, {total:,} values, {_bytes(chosen)}", columns, tuple(rows))
 
 
-def _row(name: str, leaves: list[Leaf], saved: Saved | None) -> tuple[str, ...]:
+def _row(name: str, leaves: list[Leaf], saved: SavedModel | None) -> tuple[str, ...]:
   alone = leaves[0] if len(leaves) == 1 else None
   shape = "x".join(map(str, alone.shape)) if alone else f"{len(leaves)} parameters"
   dtypes = ", ".join(sorted({leaf.dtype for leaf in leaves}))
   count = sum(leaf.count for leaf in leaves)
-  told = (alone.axes, alone.sharding) if alone else ("", "")
-  row = (name, shape, dtypes, *told, f"{count:,}", _bytes(leaves))
+  cells = (alone.axes, alone.sharding) if alone else ("", "")
+  row = (name, shape, dtypes, *cells, f"{count:,}", _bytes(leaves))
   if saved is None:
     return row
   squares = zeros = 0.0

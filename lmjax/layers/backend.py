@@ -3,7 +3,10 @@
 The platform is that of the mesh's devices, which may be absent while a step is compiled for them.
 """
 
+import functools
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +32,20 @@ def compiler_options() -> dict[str, str] | None:
     return None
   sequential = "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"
   return {"xla_disable_hlo_passes": "cse_barrier_expander", "xla_cpu_scheduler_type": sequential}
+
+
+def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+  """Returns jax.jit of a function with the compiler options of the platform that it is called on."""
+
+  @functools.cache
+  def compiled(name: str):
+    return jax.jit(function, compiler_options=compiler_options(), **options)
+
+  @functools.wraps(function)
+  def call(*arguments: Any) -> Any:
+    return compiled(platform())(*arguments)
+
+  return call
 
 
 def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jnp.dtype) -> str:

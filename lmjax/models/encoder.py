@@ -77,7 +77,7 @@ class Encoder(nn.Module):
     self.embed = Embed(c.vocabulary, c.width)
     self.positions = Embed(c.length + c.offset, c.width, axis="positions")
     if c.token_types:
-      self.token_types = Embed(c.token_types, c.width, axis="types")
+      self.token_types = Embed(c.token_types, c.width, axis="token_types")
     self.embed_norm = norm()
     self.stack = Stack(block, c.depth, c.scan, c.remat)
     if c.pooler:

@@ -112,6 +112,10 @@ class Recurrent(nn.Module):
     """Returns the parameters as decoding reads them: as they are."""
     return params
 
+  def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
+    """Returns the final vectors of the last layer's output: an LSTM does not normalize them."""
+    return x_BxLxD
+
   def _run(self, x_BxLxD, states, valid_BxL, resets_BxL):
     """Returns the last layer's outputs, the states and every layer's outputs."""
     after, outputs = [], []

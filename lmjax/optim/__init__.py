@@ -1,6 +1,6 @@
-"""The optimizer: clipping, the update rule, decoupled decay, per-pattern rates, freezing, and the moving average.
+"""The optimizer as an optax chain.
 
-One frozen dataclass whose `build` is an optax chain; what it learns about parameters it learns from their path names.
+Clipping, the update rule, decoupled weight decay, learning rates and freezing by path name, and the moving average.
 """
 
 import dataclasses
@@ -19,69 +19,67 @@ OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """How parameters move. Rates are per step; patterns are regular expressions searched in a path name.
+  """Settings of the optimizer. Patterns are regular expressions, searched in the path name of a parameter.
 
-  adamw: Loshchilov and Hutter (2019), arXiv:1711.05101; adafactor: Shazeer and Stern (2018), arXiv:1804.04235; lion:
-  Chen et al. (2023), arXiv:2302.06675; muon: Jordan et al. (2024), on matrices, with adam for the rest.
+  adamw: Loshchilov and Hutter, 2019, arXiv:1711.05101. adafactor: Shazeer and Stern, 2018, arXiv:1804.04235.
+  lion: Chen et al., 2023, arXiv:2302.06675. muon: Jordan et al., 2024, for matrices, and Adam for other parameters.
   """
 
   optimizer: str = "adamw"
   peak_lr: float = 6e-4
   schedule: str = "cosine"
-  warmup: int = 0  # steps
-  decay: int = 0  # steps of the falling end of warmup_stable_decay
-  final_lr_ratio: float = 0.1  # the last rate, as a fraction of the peak
+  warmup: int = 0  # steps of linear warm-up
+  decay: int = 0  # steps of the final decay of warmup_stable_decay
+  final_lr_ratio: float = 0.1  # the last learning rate, as a fraction of the peak
   b1: float = 0.9
   b2: float = 0.95
   epsilon: float = 1e-8
   momentum: float = 0.9  # of sgd
   weight_decay: float = 0.1
-  decay_pattern: str = "kernel|table"  # pattern of what decays: matrices, no biases and no norms
-  clip: float = 1.0  # largest global norm of the gradient; 0 does not clip
-  lr_multipliers: dict[str, float] = dataclasses.field(
-    default_factory=dict
-  )  # pattern -> factor of the rate, first match
-  frozen: tuple[str, ...] = ()  # patterns of what does not move
-  ema: float = 0.0  # decay of the moving average of the parameters; 0 keeps none
-  microbatches: int = 1  # parts of a batch whose gradients are added up before the update
+  decay_pattern: str = "kernel|table"  # parameters with weight decay: by default not biases and norms
+  clip: float = 1.0  # maximum global norm of the gradient; 0 disables clipping
+  lr_multipliers: dict[str, float] = dataclasses.field(default_factory=dict)  # by pattern; the first match applies
+  frozen: tuple[str, ...] = ()  # patterns of parameters that are not trained
+  ema: float = 0.0  # decay of the exponential moving average of the parameters; 0 disables it
+  microbatches: int = 1  # parts of a batch whose gradients are accumulated before the update
 
   def __post_init__(self):
     if self.optimizer not in OPTIMIZERS:
-      raise ValueError(f"optimizer is one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
+      raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
     if self.schedule not in SCHEDULES:
-      raise ValueError(f"schedule is one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
+      raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
     for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay"):
       if getattr(self, name) < 0:
-        raise ValueError(f"{name} is at least 0, not {getattr(self, name)}")
+        raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
     if not 0 <= self.ema < 1:
-      raise ValueError(f"ema is at least 0 and below 1, not {self.ema}")
+      raise ValueError(f"ema must be at least 0 and below 1, not {self.ema}")
     if self.microbatches < 1:
-      raise ValueError(f"microbatches is at least 1, not {self.microbatches}")
+      raise ValueError(f"microbatches must be at least 1, not {self.microbatches}")
 
   def learning_rate(self, steps: int):
-    """Returns the learning rate as a function of the step."""
+    """Returns the learning rate of a run of `steps` steps, as a function of the step."""
     return schedule(self.schedule, self.peak_lr, steps, self.warmup, self.final_lr_ratio, self.decay)
 
   def build(self, steps: int) -> optax.GradientTransformation:
-    """Returns the optax chain for a run of `steps` steps; the moving average is its last link."""
-    links = [optax.clip_by_global_norm(self.clip)] if self.clip else []
-    links.append(self._direction())
+    """Returns the optax chain for a run of `steps` steps; the moving average is its last transformation."""
+    transformations = [optax.clip_by_global_norm(self.clip)] if self.clip else []
+    transformations.append(self._update_rule())
     if self.weight_decay:
-      links.append(optax.add_decayed_weights(self.weight_decay, self._decayed))
+      transformations.append(optax.add_decayed_weights(self.weight_decay, self._decay_mask))
     if self.lr_multipliers:
-      links.append(_scaled_by(self.lr_multipliers))
-    links.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
+      transformations.append(_scale_by_pattern(self.lr_multipliers))
+    transformations.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
     if self.frozen:
-      links.append(_scaled_by(dict.fromkeys(self.frozen, 0.0)))
+      transformations.append(_scale_by_pattern(dict.fromkeys(self.frozen, 0.0)))
     if self.ema:
-      links.append(average(self.ema))
-    return optax.chain(*links)
+      transformations.append(average(self.ema))
+    return optax.chain(*transformations)
 
-  def _direction(self) -> optax.GradientTransformation:
+  def _update_rule(self) -> optax.GradientTransformation:
     if self.optimizer == "adamw":
       return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
     if self.optimizer == "adafactor":
-      # Steps relative to the size of what they change, as Shazeer and Stern (2018), arXiv:1804.04235, have them.
+      # Updates relative to the root mean square of the parameter (Shazeer and Stern, 2018, arXiv:1804.04235).
       return optax.chain(
         optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
       )
@@ -90,21 +88,21 @@ class Optimizer:
     if self.optimizer == "sgd":
       return optax.trace(self.momentum)
     return optax.contrib.muon(
-      learning_rate=-1.0,  # the sign and the rate come later in the chain
+      learning_rate=-1.0,  # the sign and the learning rate are applied later in the chain
       beta=self.b2,
       adam_b1=self.b1,
       adam_b2=self.b2,
       muon_weight_dimension_numbers=_matrices,
-      # updates as large as Adam's, so that lr_multipliers carry over (Liu et al., 2025, arXiv:2502.16982)
+      # Updates with the root mean square of Adam's, for the same learning rates (Liu et al., 2025, arXiv:2502.16982).
       consistent_rms=0.2,
     )
 
-  def _decayed(self, params: Tree) -> Tree:
+  def _decay_mask(self, params: Tree) -> Tree:
     return pytree.map_named(lambda name, _: bool(pytree.first_match({self.decay_pattern: True}, name, False)), params)
 
 
 def _matrices(params: Tree) -> Tree:
-  """Says which axes of a stacked kernel are rows and columns to muon; None for what is no matrix."""
+  """Returns the row and column axes of each stacked kernel for muon; None for parameters that are not matrices."""
 
   def leaf(name, p):
     if not name.endswith("kernel") or p.ndim < 3:
@@ -118,13 +116,16 @@ def _matrices(params: Tree) -> Tree:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Average:
-  """The moving average of the parameters, as `average` keeps it."""
+  """The state of `average`: the exponential moving average of the parameters."""
 
   params: Tree
 
 
 def average(decay: float) -> optax.GradientTransformation:
-  """Keeps a' = decay a + (1 - decay) (params + updates) and changes nothing; it must stand last in a chain."""
+  """Keeps an exponential moving average of the parameters; updates are unchanged. It must be last in a chain.
+
+  average' = decay average + (1 - decay) (params + updates)
+  """
 
   def update(updates, state, params):
     def mix(a, p, u):
@@ -136,13 +137,13 @@ def average(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Tree, params: Tree) -> Tree:
-  """Returns the moving average out of an optimizer state, or the parameters where none is kept."""
+  """Returns the moving average from an optimizer state, or `params` where the optimizer does not keep one."""
   last = opt_state[-1] if isinstance(opt_state, tuple) and opt_state else None
   return last.params if isinstance(last, Average) else params
 
 
-def _scaled_by(factors: dict[str, float]) -> optax.GradientTransformation:
-  """Multiplies each update by the factor of the first pattern found in its path name."""
+def _scale_by_pattern(factors: dict[str, float]) -> optax.GradientTransformation:
+  """Multiplies each update by the factor of the first pattern that matches its path name."""
 
   def update(updates, state, params=None):
     return pytree.map_named(lambda name, u: u * pytree.first_match(factors, name, 1.0), updates), state

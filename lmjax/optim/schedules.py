@@ -1,4 +1,7 @@
-"""Learning rates over steps, each as a fraction of the peak rate."""
+"""Learning rate schedules, as fractions of the peak learning rate.
+
+With `progress(a, b) = clip((step - a) / (b - a), 0, 1)`, each shape is a function of the step after warm-up.
+"""
 
 from collections.abc import Callable
 
@@ -8,27 +11,42 @@ Schedule = Callable[[jnp.ndarray], jnp.ndarray]
 
 
 def cosine(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Falls along half a cosine: final + (1 - final) (1 + cos(pi t)) / 2 (Loshchilov, Hutter, 2017, arXiv:1608.03983)."""
+  """Cosine decay (Loshchilov and Hutter, 2017, arXiv:1608.03983).
+
+  final + (1 - final) (1 + cos(pi progress(warmup, steps))) / 2
+  """
   return lambda step: final + (1 - final) * (1 + jnp.cos(jnp.pi * _progress(step, warmup, steps))) / 2
 
 
 def linear(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Falls along a line: 1 - (1 - final) t."""
+  """Linear decay.
+
+  1 - (1 - final) progress(warmup, steps)
+  """
   return lambda step: 1 - (1 - final) * _progress(step, warmup, steps)
 
 
 def inverse_sqrt(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Falls as sqrt(warmup / step) (Vaswani et al., 2017, arXiv:1706.03762, section 5.3)."""
+  """Inverse square root decay (Vaswani et al., 2017, arXiv:1706.03762, section 5.3).
+
+  sqrt(warmup / step)
+  """
   return lambda step: jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1)))
 
 
 def warmup_stable_decay(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Stays at the peak, then falls along a line over the last `decay` steps (Hu et al., 2024, arXiv:2404.06395)."""
+  """Constant, then linear decay over the last `decay` steps (Hu et al., 2024, arXiv:2404.06395).
+
+  1 - (1 - final) progress(steps - decay, steps)
+  """
   return lambda step: 1 - (1 - final) * _progress(step, steps - decay, steps)
 
 
 def constant(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Stays at the peak."""
+  """Constant.
+
+  1
+  """
   return lambda step: jnp.ones_like(step, dtype=jnp.float32)
 
 
@@ -41,20 +59,25 @@ SCHEDULES = {
 }
 
 
-def schedule(name: str, peak: float, steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Returns the learning rate of each step (from 0): `warmup` steps up a line to `peak`, then the named shape.
+def schedule(name: str, peak: float, steps: int, warmup: int, final_lr_ratio: float, decay: int) -> Schedule:
+  """Returns the learning rate as a function of the step (from 0): linear warm-up, then peak x the named shape.
 
-  The rate of step k during warm-up is peak * (k + 1) / warmup, so the first step is not lost.
+    warm-up: peak (step + 1) / warmup, so that the first update is not zero
+
+  Args:
+    name: a key of `SCHEDULES`.
+    steps, warmup, decay: numbers of steps of the run, of the warm-up and of the decay of `warmup_stable_decay`.
+    final_lr_ratio: the last learning rate, as a fraction of `peak`.
   """
-  shape = SCHEDULES[name](steps, warmup, final, decay)
+  shape = SCHEDULES[name](steps, warmup, final_lr_ratio, decay)
 
-  def rate(step):
+  def learning_rate(step):
     step = jnp.asarray(step, jnp.float32)
     return peak * jnp.where(step < warmup, (step + 1) / max(warmup, 1), shape(step))
 
-  return rate
+  return learning_rate
 
 
 def _progress(step, start: int, end: int):
-  """Returns how far the step is from start to end, 0 to 1."""
+  """Returns the fraction of the way from start to end, clipped to [0, 1]."""
   return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)

@@ -1,7 +1,7 @@
-"""Several hosts: how they find each other, notice that one is gone, and leave together.
+"""Multi-host runs: connecting the processes, detecting a lost one, and stopping all of them together.
 
-They meet by three environment variables, LMJAX_COORDINATOR (host:port of process 0), LMJAX_PROCESSES and LMJAX_PROCESS;
-under SLURM, MPI, GKE and on a TPU pod jax finds them by itself.
+Three environment variables connect them: LMJAX_COORDINATOR (host:port of process 0), LMJAX_PROCESSES (their number) and
+LMJAX_PROCESS (the index of this one). Under SLURM, MPI, GKE and on a TPU pod jax detects them itself.
 """
 
 import contextlib
@@ -17,137 +17,165 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax._src import distributed
+from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
+from jax.experimental import multihost_utils
 
 from lmjax.utils.errors import UserError
 
 VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
-LIMIT = 300.0  # seconds to wait for hosts at the start; LMJAX_TIMEOUT sets another
-SILENCE = 30.0  # seconds after which a silent host is taken for lost
-EXIT_PEER_LOST = 69  # exit code of the others
+TIMEOUT = 300.0  # seconds to wait for all processes at the start; LMJAX_TIMEOUT overrides it
+HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as lost
+EXIT_PEER_LOST = 69  # exit code of the remaining processes
+RESUME = "rerun the same command to resume from the last checkpoint"
 
-# What XLA says when another process went away; any other error is this program's own.
+# XLA's error messages when another process has exited; any other error comes from this process.
 PEER_ERROR = re.compile(
   "UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|heartbeat|Gloo|Connection (reset|closed)", re.I
 )
 
-_leaving = threading.Event()  # from here on, a silent host is one that has left before us
+_leaving = threading.Event()  # set at the end of a run: other processes may already have exited
 
 
 def join() -> None:
-  """Connects this process to the others of its run, if it has any; nothing must have asked jax for a device before.
+  """Connects this process to the others of its run, if there are any; call before jax initialises its devices.
 
   Raises:
-    UserError: some did not come in time, with their numbers; or they have different numbers of devices.
+    UserError: processes are missing after the timeout, or have different numbers of devices.
   """
-  given = [os.environ.get(name) for name in VARIABLES]
-  try:
-    limit = float(os.environ.get("LMJAX_TIMEOUT", LIMIT))
-  except ValueError as error:
-    raise UserError(f"hosts: LMJAX_TIMEOUT is a number of seconds, not {os.environ['LMJAX_TIMEOUT']!r}") from error
-  options: dict[str, Any] = {"initialization_timeout": int(limit), "heartbeat_timeout_seconds": int(SILENCE)}
-  if any(given):
-    if not all(given):
-      missing = [name for name, value in zip(VARIABLES, given, strict=True) if not value]
-      raise UserError(f"hosts: {', '.join(missing)} is not set; set all of {', '.join(VARIABLES)}, or none")
-    coordinator, count, number = given
-    if not (count.isdigit() and number.isdigit() and int(number) < int(count) and ":" in coordinator):
-      raise UserError(
-        f"hosts: {coordinator}, {count} processes, process {number}: give host:port and a number below the count"
-      )
-    if int(count) == 1:
+  timeout = _timeout()
+  options: dict[str, Any] = {
+    "initialization_timeout": int(timeout),
+    "heartbeat_timeout_seconds": int(HEARTBEAT_TIMEOUT),
+  }
+  variables = _read_variables()
+  if variables:
+    coordinator, count, index = variables
+    if count == 1:
       return
-    _rendezvous(coordinator, int(count), int(number), limit)
-    options |= {"coordinator_address": coordinator, "num_processes": int(count), "process_id": int(number)}
-  elif not _managed():
+    _rendezvous(coordinator, count, index, timeout)
+    options |= {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+  elif not _launched_by_cluster():
     return
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
-  late = threading.Timer(limit - 2, _stop, (f"hosts: not all processes came within {limit:g} s; is one down?", 2))
-  late.daemon = True
-  late.start()
+  message = f"hosts: not all processes connected within {timeout:g} s; check that each of them is running"
+  timer = threading.Timer(timeout - 2, _stop, (message, 2))
+  timer.daemon = True
+  timer.start()
   try:
     jax.distributed.initialize(**options)
   except (RuntimeError, ValueError) as error:
     raise UserError(f"hosts: the processes could not connect: {str(error).splitlines()[0]}") from error
   finally:
-    late.cancel()
-  found = {p: sum(d.process_index == p for d in jax.devices()) for p in range(jax.process_count())}
-  most = max(found.values())
-  poor = [f"process {p} has {n}" for p, n in found.items() if n < most]
-  if poor:
-    raise UserError(f"hosts: every process should bring {most} devices, but {', '.join(poor)}")
+    timer.cancel()
+  devices = {p: sum(d.process_index == p for d in jax.devices()) for p in range(jax.process_count())}
+  most = max(devices.values())
+  fewer = [f"process {p} has {n}" for p, n in devices.items() if n < most]
+  if fewer:
+    raise UserError(f"hosts: every process must have {most} devices, but {', '.join(fewer)}")
   threading.Thread(target=_watch, daemon=True).start()
 
 
-def _managed() -> bool:
-  """Whether a launcher that jax knows has started several processes."""
+def _timeout() -> float:
+  value = os.environ.get("LMJAX_TIMEOUT", TIMEOUT)
+  try:
+    return float(value)
+  except ValueError as error:
+    raise UserError(f"hosts: LMJAX_TIMEOUT must be a number of seconds, not {value!r}") from error
+
+
+def _read_variables() -> tuple[str, int, int] | None:
+  """Returns coordinator address, number of processes and index of this one, or None where they are not set."""
+  values = [os.environ.get(name) for name in VARIABLES]
+  if not any(values):
+    return None
+  if not all(values):
+    missing = [name for name, value in zip(VARIABLES, values, strict=True) if not value]
+    raise UserError(f"hosts: {', '.join(missing)} is not set; set all of {', '.join(VARIABLES)}, or none")
+  coordinator, count, index = values
+  if not (count.isdigit() and index.isdigit() and int(index) < int(count) and ":" in coordinator):
+    settings = ", ".join(f"{name}={value}" for name, value in zip(VARIABLES, values, strict=True))
+    raise UserError(f"hosts: {settings}: the coordinator must be host:port, and the process index below their number")
+  return coordinator, int(count), int(index)
+
+
+def _launched_by_cluster() -> bool:
+  """Returns whether a launcher that jax detects has started several processes."""
   several = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE", "MEGASCALE_NUM_SLICES")
   workers = os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")
   if any(int(os.environ.get(name) or 1) > 1 for name in several) or len(workers) > 1:
     return True
-  from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster  # asks the machine's metadata, on a TPU only
-
   return GceTpuCluster.is_env_present() and GceTpuCluster.get_process_count() > 1
 
 
-def _rendezvous(coordinator: str, count: int, number: int, limit: float) -> None:
-  """Waits until all processes are there: jax itself would abort without a word on which is not.
+def _rendezvous(coordinator: str, count: int, index: int, timeout: float) -> None:
+  """Waits until all processes are running; jax would abort without naming the missing ones.
 
-  Each tells process 0, on the port after the coordinator's, its number and host name, and hears who is missing.
+  Process 0 listens on the port after the coordinator's. The others send it their index and receive the missing ones.
   """
   host, _, port = coordinator.rpartition(":")
-  deadline = time.monotonic() + limit
-  if number:
-    missing = _announce(host, int(port) + 1, number, deadline)
+  deadline = time.monotonic() + timeout
+  if index:
+    missing = _announce(host, int(port) + 1, index, deadline)
   else:
-    missing = _gather(int(port) + 1, count, deadline)
+    missing = _accept_others(int(port) + 1, count, deadline)
   if missing:
     raise UserError(
-      f"hosts: {count} processes are expected and {count - len(missing)} came within {limit:g} s; missing: process "
-      f"{', '.join(map(str, missing))}"
+      f"hosts: {count - len(missing)} of {count} processes started within {timeout:g} s; missing: process "
+      f"{', '.join(map(str, missing))}; start them, or wait longer with LMJAX_TIMEOUT"
     )
 
 
-def _gather(port: int, count: int, deadline: float) -> list[int]:
-  came: dict[int, socket.socket] = {}
+def _accept_others(port: int, count: int, deadline: float) -> list[int]:
+  """Returns the indices of the processes that did not connect, and sends them to those that did."""
+  connections: dict[int, socket.socket] = {}
   try:
     server = socket.create_server(("", port))
   except OSError as error:
-    raise UserError(f"hosts: port {port}, next to the coordinator's, is taken ({error.strerror})") from error
+    raise UserError(
+      f"hosts: cannot listen on port {port}, the one after the coordinator's ({error.strerror}); choose another "
+      "LMJAX_COORDINATOR"
+    ) from error
   with server:
-    while len(came) < count - 1 and time.monotonic() < deadline:
+    while len(connections) < count - 1 and time.monotonic() < deadline:
       server.settimeout(max(deadline - time.monotonic(), 0.01))
       try:
         connection = server.accept()[0]
-        connection.settimeout(5)
-        came[json.loads(connection.makefile().readline())["process"]] = connection
-      except (OSError, ValueError, KeyError):
+      except OSError:
         continue
-    missing = sorted(set(range(1, count)) - set(came))
-    for connection in came.values():
+      try:
+        connection.settimeout(5)
+        connections[json.loads(connection.makefile().readline())["process"]] = connection
+      except (OSError, ValueError, KeyError, TypeError):  # not a process of this run
+        connection.close()
+    missing = sorted(set(range(1, count)) - set(connections))
+    for connection in connections.values():
       connection.sendall((json.dumps(missing) + "\n").encode())
       connection.close()
   return missing
 
 
-def _announce(host: str, port: int, number: int, deadline: float) -> list[int]:
-  told = json.dumps({"process": number, "host": socket.gethostname()}) + "\n"
+def _announce(host: str, port: int, index: int, deadline: float) -> list[int]:
+  """Sends the index of this process to process 0 and returns the indices of the missing processes."""
+  message = json.dumps({"process": index, "host": socket.gethostname()}) + "\n"
   while time.monotonic() < deadline:
     try:
       with socket.create_connection((host, port), timeout=5) as connection:
-        connection.sendall(told.encode())
+        connection.sendall(message.encode())
         connection.settimeout(max(deadline - time.monotonic(), 0) + 10)
         return json.loads(connection.makefile().readline())
     except (OSError, ValueError):
-      time.sleep(0.2)  # process 0 is not up yet
+      time.sleep(0.2)  # process 0 is not listening yet
   return [0]
 
 
 def _watch() -> None:
-  """Stops this process with a message when another has been silent for 30 s; jax would abort without one."""
-  from jax._src import distributed  # its key-value store is the one channel that needs no device
+  """Stops this process with a message when another one's heartbeat stops; jax would abort without a message.
 
+  Heartbeats are counters in jax's key-value store, which needs no device.
+  """
   client, own = distributed.global_state.client, jax.process_index()
-  others = {p: (0, time.monotonic()) for p in range(jax.process_count()) if p != own}
+  others = {p: (0, time.monotonic()) for p in range(jax.process_count()) if p != own}  # (last heartbeat, its time)
   beat = 0
   while not _leaving.wait(2):
     beat += 1
@@ -156,28 +184,23 @@ def _watch() -> None:
       for process, (last, since) in others.items():
         now = client.key_value_try_get(f"lmjax/alive/{process}") if beat > 1 else "0"
         if now == "done":
-          others = {p: seen for p, seen in others.items() if p != process}
+          del others[process]
           break
         others[process] = (last, since) if int(now) == last else (int(now), time.monotonic())
-    except Exception as error:  # the store lives in process 0
+    except Exception as error:  # the store runs in process 0
       if "NOT_FOUND" not in str(error) and not _leaving.is_set():
-        _stop(
-          "hosts: process 0 is gone; the others stop. The same command goes on from the last checkpoint", EXIT_PEER_LOST
-        )
+        _stop(f"hosts: lost process 0, stopping; {RESUME}", EXIT_PEER_LOST)
     for process, (_, since) in others.items():
-      if time.monotonic() - since > SILENCE - 5:
-        _stop(
-          f"hosts: process {process} is gone (silent for {SILENCE - 5:g} s); the others stop. "
-          "The same command goes on from the last checkpoint",
-          EXIT_PEER_LOST,
-        )
+      if time.monotonic() - since > HEARTBEAT_TIMEOUT - 5:
+        silence = f"no heartbeat for {HEARTBEAT_TIMEOUT - 5:g} s"
+        _stop(f"hosts: lost process {process} ({silence}), stopping; {RESUME}", EXIT_PEER_LOST)
 
 
 @contextlib.contextmanager
 def joined():
-  """Joins the other hosts of the run, if there are any, and leaves with them; an error ends this process at once.
+  """Connects to the other processes of the run, if there are any, and disconnects together with them.
 
-  Otherwise it would wait for hosts that wait for it.
+  With several processes an error exits immediately: a clean shutdown would wait for processes that wait for this one.
   """
   join()
   try:
@@ -187,15 +210,11 @@ def joined():
       raise
     if isinstance(error, jax.errors.JaxRuntimeError) and PEER_ERROR.search(str(error)):
       reason = str(error).strip().splitlines()[0][:200]
-      _stop(
-        f"hosts: another process is gone ({reason}). The same command goes on from the last checkpoint", EXIT_PEER_LOST
-      )
+      _stop(f"hosts: lost another process ({reason}); {RESUME}", EXIT_PEER_LOST)
     if not isinstance(error, UserError):
       traceback.print_exc()
     _stop(str(error) or type(error).__name__, 2 if isinstance(error, UserError) else 1)
   if jax.process_count() > 1:
-    from jax._src import distributed
-
     _leaving.set()
     key = f"lmjax/alive/{jax.process_index()}"
     distributed.global_state.client.key_value_set(key, "done", allow_overwrite=True)
@@ -203,37 +222,37 @@ def joined():
 
 
 def _stop(message: str, code: int) -> None:
-  """Ends the process from any thread: the main one may be waiting for a host that will not answer."""
+  """Exits from any thread, as the main one may be blocked in a collective with a lost process."""
   os.write(2, f"lmjax: {message}\n".encode())
   os._exit(code)
 
 
 def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
-  """Returns what every host knows of its `own` entries, put together; to be called by all of them."""
+  """Returns `values` with each entry from the process that owns it; every process must call this.
+
+  Args:
+    own: the indices along axis 0 that this process owns.
+  """
   if jax.process_count() == 1:
     return values
-  from jax.experimental import multihost_utils
-
-  mine = np.zeros(len(values), bool)
-  mine[own] = True
-  whole = values.copy()
-  for told, true in zip(*multihost_utils.process_allgather((values, mine)), strict=True):
-    whole[true] = told[true]
-  return whole
+  owned = np.zeros(len(values), bool)
+  owned[own] = True
+  gathered = values.copy()
+  for process_values, process_owned in zip(*multihost_utils.process_allgather((values, owned)), strict=True):
+    gathered[process_owned] = process_values[process_owned]
+  return gathered
 
 
 def wait_for_all(name: str) -> None:
-  """Returns when every host has come to this point."""
+  """Returns when every process has called this with the same name."""
   if jax.process_count() > 1:
-    from jax.experimental import multihost_utils
-
     multihost_utils.sync_global_devices(name)
 
 
 class Signals:
-  """Remembers the first SIGTERM or SIGINT, for the loop to save and leave; the second one acts at once.
+  """Records the first SIGTERM or SIGINT, so that the loop can save and exit; the second one acts immediately.
 
-  With several hosts jax itself takes the SIGTERM of any, and all hear of it at the same step.
+  With several processes jax handles SIGTERM: it makes all of them stop at the same step, whichever received it.
   """
 
   def __init__(self):
@@ -247,18 +266,15 @@ class Signals:
     return self
 
   def at(self, step: int) -> signal.Signals | None:
-    """Returns the signal to leave for after this step: the same on every host."""
-    if jax.process_count() > 1 and self.received is None:
-      from jax.experimental import multihost_utils
-
-      if multihost_utils.reached_preemption_sync_point(step):
-        self.received = signal.SIGTERM
+    """Returns the signal that ends the run after this step, or None; the same on every process."""
+    if jax.process_count() > 1 and self.received is None and multihost_utils.reached_preemption_sync_point(step):
+      self.received = signal.SIGTERM
     return self.received
 
   def _catch(self, number: int, frame) -> None:
     signal.signal(number, self._before[number])
     if jax.process_count() > 1:
-      os.kill(os.getpid(), signal.SIGTERM)  # of which all hosts hear at the same step
+      os.kill(os.getpid(), signal.SIGTERM)  # jax forwards it to every process
     else:
       self.received = signal.Signals(number)
 

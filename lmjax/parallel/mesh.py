@@ -1,10 +1,11 @@
-"""The device mesh, and the rule sets that say which of its axes carries which logical axis, as data.
+"""The device mesh, and the rule sets that map logical axes to mesh axes, as data.
 
-A rule is `(logical axis, mesh axis or axes)`. Read per array: the first dimension that wants a mesh axis gets it, and
-an axis with no rule is replicated. Parameters are named by `utils.shapes.LEGEND`; activations by `batch` and `length`,
-by the names of parameters inside attention and the MLP, and by `residual_length`: the length of the residual stream
-between them, which may be split over the devices that share a layer's heads, since norms and sums need no other token
-(Korthikanti et al., 2022, arXiv:2205.05198): else each of them would keep all of it for the backward pass.
+A rule is `(logical axis, mesh axis or axes)`. Each mesh axis shards at most one dimension of an array, the first whose
+rule names it; a logical axis without a rule is replicated. Parameters use the names of `utils.shapes.LEGEND`.
+Activations use `batch` and `length`, the names of the parameters inside attention and MLP, and `residual_length` for
+the length of the residual stream between them. That may be sharded over the devices that share the heads of a layer,
+as norms and sums act on each token separately (sequence parallelism, Korthikanti et al., 2022, arXiv:2205.05198);
+otherwise each of these devices would keep the whole residual stream for the backward pass.
 """
 
 import dataclasses
@@ -39,9 +40,10 @@ RULES: dict[str, Rules] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """Devices along each axis; -1 (at most once) takes what is left.
+  """The number of devices along each mesh axis; one axis may be -1, which takes the remaining devices.
 
-  Slices of a TPU are joined by the data-centre network, which only `data` crosses: it is a multiple of the slices.
+  With several TPU slices, which the data-centre network joins, `data` must be a multiple of their number: it is the
+  only axis that spans slices.
   """
 
   data: int = -1
@@ -50,36 +52,36 @@ class MeshShape:
   model: int = 1
 
   def build(self, devices: list[jax.Device] | None = None) -> Mesh:
-    """Returns the mesh over `devices` (default all), every axis in Auto mode.
+    """Returns the mesh over `devices` (default: all), with every axis in Auto mode.
 
     Raises:
-      UserError: the axes do not multiply to the number of devices.
+      UserError: the product of the axes is not the number of devices, or the slices do not divide `data`.
     """
     devices = jax.devices() if devices is None else devices
     shape = dataclasses.asdict(self)
     free = [axis for axis, size in shape.items() if size == -1]
     fixed = math.prod(size for size in shape.values() if size != -1)
     if len(free) > 1 or any(size < 1 and size != -1 for size in shape.values()):
-      raise UserError(f"mesh {shape}: sizes are positive, and at most one axis may be -1")
+      raise UserError(f"mesh {shape}: sizes must be positive, and at most one axis may be -1")
     if free and len(devices) % fixed == 0:
       shape[free[0]] = len(devices) // fixed
     if math.prod(shape.values()) != len(devices):
       raise UserError(
-        f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} device(s): the sizes must multiply to it; "
-        "set one axis to -1, or simulate devices on a CPU with --devices N"
+        f"mesh {dataclasses.asdict(self)} does not fit {len(devices)} device(s): their number must be the product of "
+        "the sizes; set one axis to -1, or simulate devices on a CPU with --devices N"
       )
-    # Explicit axes, jax's default, would make every einsum ask for its output sharding.
+    # With Explicit axes, jax's default, every einsum would need an output sharding.
     auto = (AxisType.Auto,) * len(shape)
-    # GPUs have a slice for every host, which any axis may cross.
+    # GPU hosts count as slices too, but any axis may span them.
     slices = len({device.slice_index for device in devices}) if _sliced(devices[0]) else 1
     if slices > 1:
       if shape["data"] % slices:
-        raise UserError(f"mesh {shape}: {slices} slices must divide data={shape['data']}, the only axis between slices")
+        raise UserError(f"mesh {shape}: data must be a multiple of the {slices} slices, which only this axis spans")
       inner = (shape["data"] // slices, *list(shape.values())[1:])
       return Mesh(
         mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices), tuple(shape), axis_types=auto
       )
-    if len(set(devices)) < len(devices):  # stand-ins for devices that are only counted
+    if len(set(devices)) < len(devices):  # copies of one device, which `planning` only counts
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto, devices=devices)
 

@@ -1,7 +1,6 @@
-"""Logical names to shardings: parameters are init_params with names, a Layout resolves them once.
+"""Shardings from logical axis names: parameters are created with names, and a Layout resolves them once.
 
-Nothing outside `parallel/` knows a mesh axis. `constrain` is how activations ask for a layout, and it does nothing
-outside `use_layout`.
+Only `parallel/` knows mesh axes. Activations are sharded by `constrain`, which is the identity outside `use_layout`.
 """
 
 import bisect
@@ -26,9 +25,9 @@ Tree = Any
 
 @struct.dataclass
 class LogicallyPartitioned(nn.meta.AxisMetadata):
-  """A parameter with its logical axis names, as a module creates it and before `nn.unbox`.
+  """A parameter with its logical axis names, from initialisation until `unbox`.
 
-  `rows` is the true size of axis 0 where the array is padded (a vocabulary table), else None.
+  `rows` is the size of axis 0 without padding where it is padded (a vocabulary table), else None.
   """
 
   value: Any
@@ -48,7 +47,7 @@ class LogicallyPartitioned(nn.meta.AxisMetadata):
     return self.replace(names=(*self.names[:index], *self.names[index + 1 :]))
 
   def size(self) -> int:
-    """Returns the number of true (unpadded) values."""
+    """Returns the number of values, padding not counted."""
     shape = self.value.shape
     return math.prod(shape if self.rows is None else (self.rows, *shape[1:]))
 
@@ -59,65 +58,69 @@ def is_partitioned(leaf: Any) -> bool:
 
 
 def stack_names(boxed: Tree) -> Tree:
-  """Adds the name `layers` in front of every parameter, after a vmapped initialisation."""
+  """Prepends the name `layers` to every parameter, after a vmapped initialisation."""
   return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=is_partitioned)
 
 
 def count_parameters(boxed: Tree) -> int:
-  """Returns the number of trained values in a named (abstract) tree, vocabulary padding not counted."""
+  """Returns the number of values in a tree of `LogicallyPartitioned`, vocabulary padding not counted."""
   return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=is_partitioned))
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-  """A mesh and the rules that place logical axes on it."""
+  """A mesh and the rules that map logical axes to its axes."""
 
   mesh: Mesh
   rules: Rules
 
   @classmethod
   def build(cls, mesh: Mesh, rules: str | list | tuple) -> "Layout":
-    """Returns the layout for a rule set by name, or given as `[[logical, [mesh axis, ...]], ...]`."""
+    """Returns the layout of a rule set, by name or as `[[logical, [mesh axis, ...]], ...]`.
+
+    Raises:
+      UserError: the rule set or a mesh axis is unknown, or no rule uses a mesh axis of more than one device.
+    """
     if isinstance(rules, str):
       if rules not in RULES:
-        raise UserError(f"rules: no rule set {rules!r}{did_you_mean(rules, RULES)}")
+        raise UserError(f"rules: unknown rule set {rules!r}{did_you_mean(rules, RULES)}")
       rules = RULES[rules]
     rules = tuple((logical, (axes,) if isinstance(axes, str) else tuple(axes)) for logical, axes in rules)
     for logical, axes in rules:
       for axis in axes:
         if axis not in mesh.axis_names:
-          raise UserError(f"rules: {logical} -> {axis}: no such mesh axis{did_you_mean(axis, mesh.axis_names)}")
+          raise UserError(f"rules: {logical} -> {axis}: unknown mesh axis{did_you_mean(axis, mesh.axis_names)}")
     used = {axis for _, axes in rules for axis in axes}
     for axis, size in mesh.shape.items():
       if size > 1 and axis not in used:
-        others = [name for name, known in RULES.items() if any(axis in axes for _, axes in known)]
+        suitable = [name for name, rule_set in RULES.items() if any(axis in axes for _, axes in rule_set)]
         raise UserError(
-          f"mesh: {axis}={size}, and no rule gives that axis anything to carry; rule sets that do: {', '.join(others)}"
+          f"mesh: {axis}={size}, but no sharding rule uses mesh axis {axis!r}; rule sets that do: {', '.join(suitable)}"
         )
     return cls(mesh, rules)
 
   def spec(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
-    """Returns where each dimension goes; given its shape, an axis that does not divide is replicated."""
-    wanted, taken, entries = dict(self.rules), set(), []
+    """Returns the mesh axes of each dimension; given `shape`, a dimension that does not divide is replicated."""
+    rules, used, entries = dict(self.rules), set(), []
     for dimension, axis in enumerate(logical):
-      axes = tuple(a for a in wanted.get(axis, ()) if a not in taken and self.mesh.shape[a] > 1)
+      axes = tuple(a for a in rules.get(axis, ()) if a not in used and self.mesh.shape[a] > 1)
       if shape is not None and axes and shape[dimension] % math.prod(self.mesh.shape[a] for a in axes):
         axes = ()
-      taken.update(axes)
+      used.update(axes)
       entries.append(axes if len(axes) > 1 else axes[0] if axes else None)
     return PartitionSpec(*entries)
 
   def num_shards(self, logical: str, size: int | None = None) -> int:
-    """Returns how many parts a logical axis is split into; one where `size` does not divide."""
+    """Returns the number of shards of a logical axis; 1 where `size` does not divide."""
     axes = self.spec(logical, shape=None if size is None else (size,))[0] or ()
     return math.prod(self.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
   def sharding(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> NamedSharding:
-    """Returns the NamedSharding for the logical axes; with no axes, replication."""
+    """Returns the NamedSharding of an array by its logical axes; without any, a replicated one."""
     return NamedSharding(self.mesh, self.spec(*logical, shape=shape))
 
   def shardings(self, boxed: Tree) -> Tree:
-    """Returns a sharding for each parameter of a named abstract tree."""
+    """Returns the sharding of each parameter of an abstract tree of `LogicallyPartitioned`."""
     return jax.tree.map(lambda leaf: self.sharding(*leaf.names, shape=leaf.value.shape), boxed, is_leaf=is_partitioned)
 
   def inherited(self, tree: Tree, *boxed: Tree) -> Tree:
@@ -128,33 +131,41 @@ class Layout:
     return jax.tree.map(lambda leaf, axes: self.sharding(*axes, shape=leaf.shape), tree, names)
 
   def replicated(self, boxed: Tree) -> list[str]:
-    """Returns a line for each parameter that a rule wanted to split and whose size does not divide."""
-    found = []
+    """Returns a line for each dimension of a parameter that a rule shards but whose size does not divide."""
+    lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_partitioned):
-      if self.spec(*leaf.names) != self.spec(*leaf.names, shape=leaf.value.shape):
-        found.append(f"{pytree.name(path)} {leaf.value.shape} is replicated: {leaf.names} does not divide")
-    return found
+      shape = leaf.value.shape
+      wanted, actual = self.spec(*leaf.names), self.spec(*leaf.names, shape=shape)
+      axes = [name for name, before, after in zip(leaf.names, wanted, actual, strict=True) if before and not after]
+      lines += [f"{pytree.name(path)} {shape} is replicated along {axis!r}: its size does not divide" for axis in axes]
+    return lines
 
   def rows(self, batch: int) -> list[int]:
-    """Returns which rows of a global batch this host's devices hold; hosts that share a model hold the same."""
-    held = self.sharding("batch", shape=(batch,)).addressable_devices_indices_map((batch,)).values()
-    return sorted({row for (index,) in held for row in range(batch)[index]})
+    """Returns the rows of a global batch on the devices of this host; hosts that share one model replica share rows."""
+    indices = self.sharding("batch", shape=(batch,)).addressable_devices_indices_map((batch,)).values()
+    return sorted({row for (index,) in indices for row in range(batch)[index]})
 
   def shard_batch(self, spec: Tree, batch: Tree, rows: list[int]) -> Tree:
-    """Returns a global batch on the devices, of which this host has brought its `rows`, whole ones."""
+    """Returns the global batch as sharded arrays.
 
-    def leaf(wanted: jax.sharding.NamedSharding, shape: jax.ShapeDtypeStruct, own: np.ndarray) -> jax.Array:
-      def part(index: tuple[slice, ...]) -> np.ndarray:
-        held = range(shape.shape[0])[index[0]]
-        start = bisect.bisect_left(rows, held.start)
-        return own[(slice(start, start + len(held)), *index[1:])]
+    Args:
+      spec: shapes of the global batch.
+      batch: the rows of this host, in the order of `rows`.
+      rows: their indices in the global batch, sorted (see `Layout.rows`).
+    """
 
-      return jax.make_array_from_callback(shape.shape, wanted, part)
+    def shard(sharding: NamedSharding, shape: tuple[int, ...], local: np.ndarray) -> jax.Array:
+      def read(index: tuple[slice, ...]) -> np.ndarray:
+        wanted = range(shape[0])[index[0]]
+        start = bisect.bisect_left(rows, wanted.start)
+        return local[(slice(start, start + len(wanted)), *index[1:])]
 
-    return {key: leaf(wanted, spec[key], batch[key]) for key, wanted in self.batch(spec).items()}
+      return jax.make_array_from_callback(shape, sharding, read)
+
+    return {key: shard(sharding, spec[key].shape, batch[key]) for key, sharding in self.batch(spec).items()}
 
   def batch(self, batch: Tree) -> Tree:
-    """Returns the shardings of a batch: rows over `batch`, columns over `length`."""
+    """Returns the shardings of a batch of arrays [batch, length, ...]."""
     names = ("batch", "length")
     return jax.tree.map(
       lambda leaf: self.sharding(*names[: leaf.ndim], *[None] * (leaf.ndim - 2), shape=leaf.shape), batch
@@ -166,7 +177,7 @@ _current: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout
 
 @contextlib.contextmanager
 def use_layout(layout: Layout):
-  """Makes the layout the one that `constrain` and the kernels see, and its mesh jax's own."""
+  """Makes this the layout of `constrain` and of the attention kernels, and its mesh the mesh of jax."""
   token = _current.set(layout)
   try:
     with jax.set_mesh(layout.mesh):
@@ -176,12 +187,12 @@ def use_layout(layout: Layout):
 
 
 def current_layout() -> Layout | None:
-  """Returns the layout in use, or None on a bare single device."""
+  """Returns the layout of the enclosing `use_layout`, or None."""
   return _current.get()
 
 
 def constrain(x: jax.Array, *logical: str | None) -> jax.Array:
-  """Asks for the layout of an activation by its logical axes; the identity where no layout is in use."""
+  """Constrains the sharding of an activation by its logical axes; the identity outside `use_layout`."""
   layout = _current.get()
   if layout is None or layout.mesh.size == 1:
     return x

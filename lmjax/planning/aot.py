@@ -1,4 +1,4 @@
-"""Compiling for devices that are not there: topologies by name, and what the compiler says of a step."""
+"""Ahead-of-time compilation for absent devices: topologies by name, and the memory and collectives of a step."""
 
 import dataclasses
 import math
@@ -10,12 +10,14 @@ import time
 
 import jax
 import numpy as np
+from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
 
 from lmjax.planning.hardware import CHIPS, Chip
 from lmjax.utils.errors import UserError, did_you_mean
 
-PLANES = {n: (2 ** (k // 2), 2 ** (k - k // 2)) for k in range(9) for n in [2**k]}  # of v5e and v6e: 8 is 2x4
+PLANES = {n: (2 ** (k // 2), 2 ** (k - k // 2)) for k in range(9) for n in [2**k]}  # v5e and v6e: 8 chips are 2x4
+# v4 and v5p.
 CUBES = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4)} | {
   2**k: tuple(2 ** ((k + i) // 3) for i in range(3)) for k in range(5, 14)
 }
@@ -24,52 +26,55 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices by name: a chip, how many of them, in which grid (TPUs), and slices of it."""
+  """Target devices: the chip, their number, and for TPUs the grid of a slice and the number of slices."""
 
   name: str
-  chip: Chip | None
+  chip: Chip | None  # None for a CPU
   count: int  # in all slices
   grid: tuple[int, ...] = ()
   slices: int = 1
 
   @property
   def compiles(self) -> bool:
+    """Whether there is a compiler for these devices where they are absent."""
     return bool(self.grid)
 
   def devices(self) -> list[jax.Device]:
-    """Returns the absent devices that the TPU compiler compiles for.
+    """Returns the descriptions of the absent devices that the TPU compiler compiles for.
 
     Raises:
-      UserError: libtpu is not installed, or knows no such grid.
+      UserError: libtpu is not installed, or does not support the grid.
     """
-    quiet = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"}
-    for name, value in (quiet | {"ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}).items():  # no TPU machine; two plans at a time
+    variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"}
+    variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans may run at the same time
+    for name, value in variables.items():
       os.environ.setdefault(name, value)
-    from jax.experimental import topologies
-
     options = {"num_slices": self.slices} if self.slices > 1 else {}
     if self.name.startswith("v4"):
-      options["chip_config_name"] = "megacore"  # both cores of a chip are one device, as on the real ones
+      options["chip_config_name"] = "megacore"  # one device per chip, as on the hardware
     shape = "x".join(map(str, self.grid))
     try:
       return list(topologies.get_topology_desc(f"{self.name}:{shape}", "tpu", **options).devices)
     except (ImportError, RuntimeError) as error:
       reason = str(error).strip().splitlines()[0] if str(error).strip() else "libtpu cannot be loaded"
       raise UserError(
-        f"plan: no compiler for {self.name}:{shape} ({reason}); is libtpu installed? pip install 'lmjax[plan]'"
+        f"plan: cannot compile for {self.name}:{shape} ({reason}); install libtpu with pip install 'lmjax[plan]'"
       ) from error
 
 
-def topology(text: str, slices: int = 1) -> Topology:
-  """Returns the topology of `v5e:16x16` (its grid of chips), `v5e-256` (its sales name), `h100:8` or `cpu:8`.
+def parse_topology(text: str, slices: int = 1) -> Topology:
+  """Returns the topology of `v5e:16x16` (grid of chips), `v5e-256` (product name), `h100:8` or `cpu:8`.
 
-  Sales names of v4 and v5p count cores, two a chip: v5p-1024 has 512 chips.
+  Product names of v4 and v5p count TensorCores, two per chip: v5p-1024 has 512 chips.
+
+  Raises:
+    UserError: the name or the size is unknown.
   """
   name, separator, size = text.partition(":") if ":" in text else text.partition("-")
   numbers = size.split("x")
   if name not in (*CHIPS, "cpu") or not all(n.isdigit() and int(n) for n in numbers):
     known = did_you_mean(name, (*CHIPS, "cpu")) if name not in (*CHIPS, "cpu") else ""
-    raise UserError(f"plan: no topology {text!r}{known}; write v5e:16x16, v5e-256, h100:8 or cpu:8")
+    raise UserError(f"plan: unknown topology {text!r}{known}; write v5e:16x16, v5e-256, h100:8 or cpu:8")
   grid = tuple(map(int, numbers))
   chip = CHIPS.get(name)
   if not name.startswith("v"):
@@ -78,23 +83,20 @@ def topology(text: str, slices: int = 1) -> Topology:
     chips = grid[0] // 2 if separator == "-" and name in ("v4", "v5p") else grid[0]
     shapes = CUBES if name in ("v4", "v5p") else PLANES
     if chips not in shapes:
-      raise UserError(f"plan: no {name} slice of {chips} chips; give its grid, such as {name}:4x4")
+      raise UserError(f"plan: no {name} slice has {chips} chips; write its grid, such as {name}:4x4")
     grid = shapes[chips]
   return Topology(name, chip, math.prod(grid) * slices, grid, slices)
 
 
 @dataclasses.dataclass
 class Compiled:
-  """What the compiler says of a step: bytes a device, and bytes moved by each kind of collective a step.
-
-  collectives is None where the step does not fit.
-  """
+  """Memory of a step in bytes per device, and its collectives as `collectives` returns them (None: unknown)."""
 
   arguments: int
   temporaries: int
   output: int
   fits: bool
-  seconds: float
+  seconds: float  # of compilation
   collectives: dict[str, dict[str, float]] | None
 
   @property
@@ -102,13 +104,18 @@ class Compiled:
     return self.arguments + self.temporaries + self.output
 
 
-def compile_step(lowered, capacity: float, slices: int, began: float) -> Compiled:
-  """Compiles a lowered step and reads its memory and its collectives; a step that does not fit has no collectives."""
+def compile_step(lowered: jax.stages.Lowered, capacity: float, slices: int, start: float) -> Compiled:
+  """Compiles a lowered step and returns its memory and collectives; those of a step that does not fit are None.
+
+  Args:
+    capacity: bytes of memory of a device.
+    start: the `time.perf_counter()` from which the seconds of compilation are counted.
+  """
   cached = jax.config.jax_enable_compilation_cache
-  _use_cache(False)  # what was compiled for absent devices cannot be loaded
+  _use_cache(False)  # programs compiled for absent devices cannot be loaded
   dump = tempfile.TemporaryDirectory()
   try:
-    # Not `as_text`: libtpu 0.0.52 gives some asynchronous operations in a form that jax 0.10 cannot read back.
+    # Not `as_text`: jax 0.10 cannot parse some asynchronous operations of libtpu 0.0.52.
     compiled = lowered.compile({"xla_dump_to": dump.name, "xla_dump_hlo_as_text": True})
     (text,) = (file.read_text() for file in pathlib.Path(dump.name).glob("*.after_optimizations.txt"))
   except jax.errors.JaxRuntimeError as error:
@@ -116,35 +123,35 @@ def compile_step(lowered, capacity: float, slices: int, began: float) -> Compile
     if "RESOURCE_EXHAUSTED" not in str(error) and not used:
       raise
     total = float(used[1]) * 2 ** {"M": 20, "G": 30}[used[2]] if used else 2 * capacity
-    return Compiled(0, int(total), 0, False, time.perf_counter() - began, None)
+    return Compiled(0, int(total), 0, False, time.perf_counter() - start, None)
   finally:
     dump.cleanup()
     _use_cache(cached)
   memory = compiled.memory_analysis()
   output = memory.output_size_in_bytes - memory.alias_size_in_bytes  # donated arguments become outputs in place
-  found = Compiled(memory.argument_size_in_bytes, memory.temp_size_in_bytes, output, True, 0.0, None)
-  found.fits = found.total <= capacity
-  found.collectives = collectives(text, slices)
-  found.seconds = time.perf_counter() - began
-  return found
+  arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+  fits = arguments + temporaries + output <= capacity
+  moved = collectives(text, slices)
+  return Compiled(arguments, temporaries, output, fits, time.perf_counter() - start, moved)
 
 
-def _use_cache(wanted: bool) -> None:
-  """Turns jax's persistent compilation cache on or off; it looks at the setting once, unless it is reset."""
-  jax.config.update("jax_enable_compilation_cache", wanted)
+def _use_cache(enabled: bool) -> None:
+  """Turns jax's persistent compilation cache on or off; jax reads the setting only once unless the cache is reset."""
+  jax.config.update("jax_enable_compilation_cache", enabled)
   compilation_cache.reset_cache()
 
 
 def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
-  """Returns {kind: {count, bytes, network_bytes}} a step and device, those in loops as often as they run.
+  """Returns {kind: {count, bytes, network_bytes}} per step and device of an optimized HLO module.
 
-  Bytes are what a ring moves through a device among n: (n - 1) / n of the whole for gathering and scattering, twice
-  that for an all-reduce. network_bytes is the part between slices. An asynchronous collective shows in several fused
-  computations under one channel and is counted once.
+  Collectives in loops count once per iteration. Bytes are what a ring algorithm moves through each of n devices:
+  (n - 1) / n of the whole array for all-gather, reduce-scatter and all-to-all, twice that for all-reduce.
+  network_bytes is the part between slices. An asynchronous collective appears in several fused computations under one
+  channel id and is counted once.
   """
   bodies = {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$", text, re.M | re.S)}
   times = _multiplicities(text, bodies)
-  found = {kind: {"count": 0.0, "bytes": 0.0, "network_bytes": 0.0} for kind in KINDS}
+  totals = {kind: {"count": 0.0, "bytes": 0.0, "network_bytes": 0.0} for kind in KINDS}
   seen = set()
   pattern = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\((.*?)\), (.*)")
   for name, body in bodies.items():
@@ -163,14 +170,14 @@ def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
       if kind == "reduce-scatter":
         whole *= size
       moved = whole * (1.0 if kind == "collective-permute" else (size - 1) / size) * (2 if kind == "all-reduce" else 1)
-      found[kind]["count"] += times.get(name, 1.0)
-      found[kind]["bytes"] += times.get(name, 1.0) * moved
-      found[kind]["network_bytes"] += times.get(name, 1.0) * moved * (spanned - 1) / max(size - 1, 1)
-  return {kind: numbers for kind, numbers in found.items() if numbers["count"]}
+      totals[kind]["count"] += times.get(name, 1.0)
+      totals[kind]["bytes"] += times.get(name, 1.0) * moved
+      totals[kind]["network_bytes"] += times.get(name, 1.0) * moved * (spanned - 1) / max(size - 1, 1)
+  return {kind: total for kind, total in totals.items() if total["count"]}
 
 
 def _multiplicities(text: str, bodies: dict[str, str]) -> dict[str, float]:
-  """Returns how often each computation runs a step: loops by the constant their condition compares with."""
+  """Returns how often each computation runs per step; a loop's trip count is the constant in its condition."""
   entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1]
   times: dict[str, float] = {}
 
@@ -190,16 +197,16 @@ def _multiplicities(text: str, bodies: dict[str, str]) -> dict[str, float]:
 
 
 def _trips(condition: str, bodies: dict[str, str], depth: int = 3) -> int:
-  """Returns the largest whole constant in a loop's condition: what its counter is compared with."""
+  """Returns a loop's trip count: the largest integer constant in its condition, with which the counter is compared."""
   body = bodies.get(condition, "")
-  found = [int(n) for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", body)]
+  constants = [int(n) for n in re.findall(r"s32\[\]\S* constant\((\d+)\)", body)]
   if depth:
-    found += [_trips(inner, bodies, depth - 1) for inner in re.findall(r"calls=%?([\w.\-]+)", body)]
-  return max(found, default=1)
+    constants += [_trips(inner, bodies, depth - 1) for inner in re.findall(r"calls=%?([\w.\-]+)", body)]
+  return max(constants, default=1)
 
 
 def _group(rest: str, slices: int) -> tuple[int, int]:
-  """Returns the devices of one group, and over how many slices they lie (whose devices follow each other by number)."""
+  """Returns the devices of one replica group, and the slices they span; the devices of a slice have adjacent ids."""
   mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest)
   if mesh:
     sizes = {axis: int(n) for axis, n in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}
@@ -218,10 +225,9 @@ def _group(rest: str, slices: int) -> tuple[int, int]:
 
 
 def _bytes(shapes: str) -> int:
-  """Returns the bytes of a shape, or of all in a tuple: what a collective gives."""
+  """Returns the bytes of an HLO shape, or of all shapes of a tuple."""
   width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
-  found = [
+  return sum(
     width.get(kind, 4) * math.prod(int(n) for n in size.split(",") if n)
     for kind, size in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", shapes)
-  ]
-  return sum(found)
+  )

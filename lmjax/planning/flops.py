@@ -1,60 +1,62 @@
-"""FLOPs by counting the matrix products of a function, whatever the model."""
+"""FLOPs of any model, by counting the matrix products of its function."""
 
 import dataclasses
 import math
 
 import jax
+from flax import linen as nn
 from jax.extend import core
 
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
+from lmjax.state import named_parameters
+from lmjax.tasks.base import FrozenModel, Task
 
-FORMULA = "3 x the forward pass's matrix products, 2 FLOPs a multiplication, those of causal attention halved"
+FORMULA = "3 x the matrix products of the forward pass, 2 FLOPs per multiply-add, causal attention halved"
 
 
 @dataclasses.dataclass(frozen=True)
 class Flops:
-  """Of products with weights; of products between activations (attention), every pair of tokens counted."""
+  """FLOPs of products with weights, and of products between activations (attention) over all pairs of tokens."""
 
   weights: float
   attention: float
 
   @property
   def full(self) -> float:
-    """Attention as if every token saw all: the convention of PaLM's and MaxText's utilisation."""
+    """With attention between all pairs of tokens, as PaLM and MaxText count utilisation."""
     return self.weights + self.attention
 
   @property
   def causal(self) -> float:
-    """Attention to earlier tokens only, half of the pairs: what a causal kernel has to do."""
+    """With attention to earlier tokens only, half of the pairs, as a causal kernel computes it."""
     return self.weights + self.attention / 2
 
   def executed(self, causal: bool) -> float:
-    """What a kernel that skips what it may not see does."""
+    """What a kernel that skips masked blocks executes."""
     return self.causal if causal else self.full
 
   def __mul__(self, factor: float) -> "Flops":
     return Flops(self.weights * factor, self.attention * factor)
 
 
-def train_step_flops(task, rows: int, length: int) -> Flops:
-  """Returns the FLOPs of a training step, nothing recomputed: the forward's, and twice those for the backward pass."""
-  spec = task.spec(1, length)
-  forward = count(lambda params, batch: task.loss(params, {}, task.initial_carry(1), batch)[0], _parameters(task), spec)
-  return forward * (3 * rows)
+def train_step_flops(task: Task, models: dict[str, FrozenModel], rows: int, length: int) -> Flops:
+  """Returns the FLOPs of a training step of [rows, length] tokens, recomputation not counted.
 
+  FLOPs = 3 x forward, of which 2 x forward is the backward pass
+  """
 
-def _parameters(task):
-  from flax import linen as nn
+  def loss(params, frozen, batch):
+    return task.loss(params, frozen, task.initial_carry(1), batch)[0]
 
-  spec = task.spec(1, 1)
-  return nn.unbox(jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), spec))
+  frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), models)
+  return count(loss, nn.unbox(named_parameters(task, 1, 1)), frozen, task.spec(1, length)) * (3 * rows)
 
 
 def count(function, *arguments) -> Flops:
-  """Returns the FLOPs of a function's matrix products, those in loops as often as they run; nothing is computed."""
-  processor = MeshShape().build(jax.devices("cpu")[:1])  # where attention is products, not a kernel
-  with use_layout(Layout(processor, ())):
+  """Returns the FLOPs of a function's matrix products, each times its loop's length; nothing is computed."""
+  cpu = MeshShape().build(jax.devices("cpu")[:1])  # where attention is matrix products, not a kernel
+  with use_layout(Layout(cpu, ())):
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
 
 
@@ -69,13 +71,13 @@ def _count(jaxpr: core.Jaxpr) -> Flops:
       continue
     times = equation.params["length"] if equation.primitive.name == "scan" else 1
     for inner in inner_functions(equation.params):
-      found = _count(inner) * times
-      weights, attention = weights + found.weights, attention + found.attention
+      flops = _count(inner) * times
+      weights, attention = weights + flops.weights, attention + flops.attention
   return Flops(weights, attention)
 
 
 def inner_functions(params: dict):
-  """Yields the functions inside an operation; of a branch, the last one."""
+  """Yields the jaxprs inside an operation's parameters; of a conditional, the last branch only."""
   for name, value in params.items():
     values = value if isinstance(value, tuple | list) else (value,)
     for one in values[-1:] if name == "branches" else values:

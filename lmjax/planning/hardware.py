@@ -1,12 +1,11 @@
-"""What devices can do at most and what they cost, and the energy that a machine uses while it runs.
+"""Peak performance, power and prices of devices, and the energy that a machine uses during a run.
 
-TPUs: bfloat16 FLOP/s, memory and its bandwidth, inter-chip bandwidth of all ports together, a chip's share of the pod's
-data-centre network, as Google Cloud's pages "TPU v5e" and "TPU v6e" give them (read 2026-11); v4 and v5p after their
-pages of 2025, not read again. GPUs: NVIDIA's data sheets, not read again; links by NVLink in both directions, one 400
-Gb/s (A100: 200) adapter a GPU.
-Watts: TPU v4 the mean in production (Jouppi et al., 2023, arXiv:2304.01433); GPUs the rated board power; Google has
-published none for the others. Prices: on-demand, Google Cloud's list of 2025, an eight-GPU machine's over eight. They
-change and were not looked up since: give your own with --price.
+TPUs: bfloat16 FLOP/s, memory, memory bandwidth, inter-chip bandwidth over all ports, and a chip's share of the
+data-centre network, from Google Cloud's pages "TPU v5e" and "TPU v6e" (2026-11); v4 and v5p from the pages of 2025.
+GPUs: NVIDIA's data sheets; links are NVLink in both directions, and each GPU has one 400 Gb/s (A100: 200) adapter.
+Watts: TPU v4 is the mean in production (Jouppi et al., 2023, arXiv:2304.01433), GPUs the rated board power; Google has
+not published those of the other TPUs. Prices: Google Cloud's on-demand list of 2025, an eight-GPU machine divided by
+eight. Prices change: set the current one with --price.
 """
 
 import contextlib
@@ -19,21 +18,21 @@ import warnings
 
 import jax
 
-PUE = 1.58  # the world's data centres in 2018, as in the paper; Google states 1.09 for its own (2024 report)
+PUE = 1.58  # world average of 2018 (Strubell et al., 2019, arXiv:1906.02243); Google reports 1.09 for its own (2024)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """One device as jax counts it."""
+  """The data sheet of one jax device."""
 
-  kind: str  # a part of jax's device_kind
+  kind: str  # a substring of jax's device_kind
   flops: float  # dense bfloat16 FLOP/s
   memory: float  # bytes
   bandwidth: float  # bytes/s of its memory
-  links: float  # bytes/s to its neighbours, all together
-  network: float  # bytes/s to another slice or machine, a device's share
-  watts: float | None  # while training, or the board's rating
-  price: float | None  # dollars an hour
+  links: float  # bytes/s to all its neighbours together
+  network: float  # bytes/s to other slices or machines, per device
+  watts: float | None  # mean while training, or rated board power
+  price: float | None  # dollars per hour
 
 
 CHIPS = {
@@ -48,68 +47,68 @@ CHIPS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-  """Returns what is known of a device, or None (of a CPU, say)."""
-  found = [chip for chip in CHIPS.values() if chip.kind in device.device_kind]
-  return max(found, key=lambda chip: len(chip.kind), default=None)  # "TPU v5 lite" before "TPU v5"
+  """Returns the data sheet of a device, or None where it is not listed (a CPU)."""
+  chips = [chip for chip in CHIPS.values() if chip.kind in device.device_kind]
+  return max(chips, key=lambda chip: len(chip.kind), default=None)  # "TPU v5 lite" before "TPU v5"
 
 
 def kilowatt_hours(watts: float, hours: float, pue: float = PUE) -> float:
-  """Returns the energy of `hours` at `watts`, the building's overhead included."""
+  """Returns the energy of `hours` at `watts`, times the power usage effectiveness (PUE) of the data centre."""
   return pue * watts * hours / 1000
 
 
 @dataclasses.dataclass(frozen=True)
-class Used:
-  """The energy of a run and how it is known; kwh None is not measured."""
+class Energy:
+  """The energy of a run (None: not measured), and the method."""
 
   kwh: float | None
   method: str
 
 
 class EnergyMeter:
-  """Counts the energy of this machine from its making on.
+  """Measures the energy that this machine uses from the construction of the meter to `used`.
 
-  By the counters of its GPUs (NVML) or processors (RAPL), else by CodeCarbon where that is installed, else by the
-  devices' rated watts. Counters see their own parts alone; only the rating is multiplied by the PUE.
+  It reads the counters of the GPUs (NVML) or the processors (RAPL); otherwise it uses CodeCarbon where installed, or
+  the rated watts of the devices. Counters cover only their own component; only rated watts are multiplied by the PUE.
   """
 
   def __init__(self, devices):
-    self.devices, self.began = list(devices), time.time()
+    self.devices, self.start = list(devices), time.time()
     self.joules, self._last, self._ended = 0.0, self._counters(), threading.Event()
     self._tracker = None if self._last else _codecarbon()
     if self._last:
       threading.Thread(target=self._watch, daemon=True).start()
 
-  def used(self) -> Used:
-    """Returns what was used since; to be asked once, at the end."""
+  def used(self) -> Energy:
+    """Returns the energy used since the construction; call once, at the end."""
     self._ended.set()
-    hours = (time.time() - self.began) / 3600
+    hours = (time.time() - self.start) / 3600
     if self._last:
       self._count()
       names = sorted({name.partition(" ")[0] for name in self._last})
-      return Used(self.joules / 3.6e6, f"measured by {', '.join(names)}, this machine")
+      return Energy(self.joules / 3.6e6, f"measured by {', '.join(names)}, this machine")
     if self._tracker:
       self._tracker.stop()
-      return Used(self._tracker.final_emissions_data.energy_consumed, "estimated by CodeCarbon, this machine")
+      return Energy(self._tracker.final_emissions_data.energy_consumed, "estimated by CodeCarbon, this machine")
     chip = chip_of(self.devices[0])
     if chip and chip.watts:
       kwh = kilowatt_hours(chip.watts * len(self.devices), hours)
-      return Used(kwh, f"estimated: {len(self.devices)} devices x {chip.watts:g} W rated x hours x PUE {PUE}")
-    return Used(None, "not measured")
+      return Energy(kwh, f"estimated: {len(self.devices)} devices x {chip.watts:g} W rated x hours x PUE {PUE}")
+    return Energy(None, "not measured")
 
   def _watch(self) -> None:
     while not self._ended.wait(10.0):
       self._count()
 
   def _count(self) -> None:
-    """Adds what the counters have counted; RAPL's start anew after some 262 kJ, at the cost of the seconds before."""
+    """Adds the increase of each counter; a RAPL counter wraps around, and the part before it did so is lost."""
     for name, joules in self._counters().items():
       before = self._last.get(name, joules)
       self.joules += joules - before if joules >= before else joules
       self._last[name] = joules
 
   def _counters(self) -> dict[str, float]:
-    """Returns the counters that can be read, by name, in joules."""
+    """Returns the readable counters by name, in joules."""
     return self._nvml() if self.devices[0].platform == "gpu" else self._rapl()
 
   def _nvml(self) -> dict[str, float]:
@@ -119,25 +118,25 @@ class EnergyMeter:
       pynvml.nvmlInit()
       handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
       return {f"NVML {i}": pynvml.nvmlDeviceGetTotalEnergyConsumption(h) / 1e3 for i, h in enumerate(handles)}
-    except Exception:  # not installed, no driver, a board without the counter
+    except Exception:  # pynvml, the driver or the counter is missing
       return {}
 
   def _rapl(self, root: str = "/sys/class/powercap") -> dict[str, float]:
-    found = {}
+    joules = {}
     for path in sorted(pathlib.Path(root).glob("intel-rapl:?")):
       with contextlib.suppress(OSError, ValueError):
-        found[f"RAPL {path.name}"] = int((path / "energy_uj").read_text()) / 1e6
-    return found
+        joules[f"RAPL {path.name}"] = int((path / "energy_uj").read_text()) / 1e6
+    return joules
 
 
 def _codecarbon():
-  """Returns a running CodeCarbon tracker that needs no network, or None where it is not installed or cannot run."""
+  """Returns a running offline CodeCarbon tracker, or None where it is not installed or cannot run."""
   try:
     import codecarbon
   except ImportError:
     return None
   logging.getLogger("codecarbon").setLevel(logging.CRITICAL)
-  with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # no run fails for want of a meter
+  with warnings.catch_warnings(action="ignore"), contextlib.suppress(Exception):  # optional: never fails a run
     tracker = codecarbon.OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, log_level="critical")
     tracker.start()
     return tracker

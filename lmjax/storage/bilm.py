@@ -1,68 +1,119 @@
-"""Models in bilm-tf's format: `options.json` and an HDF5 file of weights (github.com/allenai/bilm-tf)."""
+"""ELMo models as bilm-tf saves them: options.json and an HDF5 file of weights (github.com/allenai/bilm-tf)."""
 
+import functools
 import json
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from flax import linen as nn
 
+from lmjax.data.tokenizers.words import SPECIAL, Words
 from lmjax.models.elmo import DIRECTIONS, Config, ELMo
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout
+from lmjax.state import named_parameters
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
+from lmjax.storage.lazy import LazyTensor
+from lmjax.tasks.bidirectional_lm import BidirectionalLM
+from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-
-def is_folder(path: epath.PathLike) -> bool:
-  """Returns whether a folder looks like bilm-tf's: options of an LSTM and of characters, and weights."""
-  folder = epath.Path(path)
-  try:
-    options = json.loads((folder / "options.json").read_text())
-  except (OSError, ValueError):
-    return False
-  return isinstance(options, dict) and {"lstm", "char_cnn"} <= set(options) and any(folder.glob("*weights*.hdf5"))
+MAX_WORDS = 1024  # of an input; ELMo itself has no limit
 
 
-def characters(folder: epath.PathLike) -> int:
-  """Returns how many characters of a word such a model reads."""
-  return json.loads((epath.Path(folder) / "options.json").read_text())["char_cnn"].get("max_characters_per_token", 50)
+class BilmFolder(SavedModel):
+  """A bilm-tf folder, small enough to be read at once. It has no softmax, so the model embeds and cannot predict."""
+
+  def __init__(self, path: epath.PathLike, step: int | None = None):
+    refuse_step(path, step)
+    self.path = epath.Path(path)
+
+  @functools.cached_property
+  def _loaded(self) -> tuple[ELMo, Tree]:
+    return load(self.path, len(SPECIAL))
+
+  @functools.cached_property
+  def config(self) -> dict[str, Any]:
+    return json.loads((self.path / "options.json").read_text())
+
+  @functools.cached_property
+  def task(self) -> BidirectionalLM:
+    return BidirectionalLM(self._loaded[0], self.config["char_cnn"].get("max_characters_per_token", 50))
+
+  @property
+  def tokenizer(self) -> Words:
+    return Words(SPECIAL, "spaces")
+
+  @functools.cached_property
+  def named(self) -> Tree:
+    return named_parameters(self.task, 1, 1)
+
+  @functools.cached_property
+  def leaves(self) -> dict[str, Leaf]:
+    arrays = pytree.named_leaves(self._loaded[1])
+    return {name: Leaf(name, array.shape, array.dtype.name) for name, array in arrays.items()}
+
+  def read(self, name: str) -> np.ndarray:
+    return pytree.named_leaves(self._loaded[1])[name]
+
+  def parameters(self) -> dict[str, LazyArray]:
+    arrays = pytree.named_leaves({"model": self._loaded[1]})
+    return {name: LazyTensor(lambda _, array=array: array) for name, array in arrays.items()}
+
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
+    refuse_step(self.path, None, best)
+    task = replace_dtype(self.task, dtype) if dtype else self.task
+    layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+    heads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.named["heads"]))
+    params = {"model": jax.tree.map(jnp.asarray, self._loaded[1]), "heads": heads}
+    return LoadedModel(task, self.tokenizer, MAX_WORDS, layout, params, 0, self.config)
+
+  def files(self) -> dict[str, epath.Path]:
+    return {file.name: file for file in (self.path / "options.json", *sorted(self.path.glob("*weights*.hdf5")))}
 
 
 def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
-  """Returns the model and its parameters from a folder with `options.json` and one `*.hdf5` of weights.
+  """Returns the model and its parameters from a folder with options.json and one HDF5 file of weights.
 
-  The format holds no softmax; `vocabulary` is what the model will say it has.
+  Args:
+    vocabulary: the size that the config gets; the format itself has no softmax.
 
   Raises:
-    UserError: a file is missing or damaged, or a weight has not the shape that the options say.
+    UserError: a file is missing or corrupt, or a weight does not have the shape that the options describe.
   """
-  import h5py  # only here
+  import h5py  # an import of half a second that nothing else needs
 
   folder = epath.Path(folder)
-  weights = sorted(p for p in folder.glob("*weights*.hdf5"))
+  weights = sorted(folder.glob("*weights*.hdf5"))
   if not (folder / "options.json").exists() or not weights:
-    raise UserError(f"{folder} holds no biLM: it needs options.json and *weights*.hdf5")
+    raise UserError(f"{folder} is not a bilm-tf folder: it needs options.json and *weights*.hdf5")
   try:
     options = json.loads((folder / "options.json").read_text())
     model = ELMo(_config(options, vocabulary))
     with h5py.File(weights[0], "r") as file:
       return model, _parameters(model.config, lambda name: file[name][...])
   except (OSError, ValueError, KeyError) as error:
-    raise UserError(f"{folder} is no biLM that can be read: {str(error).splitlines()[0]}") from error
+    raise UserError(f"{folder} cannot be read as a bilm-tf folder: {str(error).splitlines()[0]}") from error
 
 
 def _config(options: dict[str, Any], vocabulary: int) -> Config:
-  cells, characters = options["lstm"], options["char_cnn"]
-  if cells.get("cell_clip", 0) != cells.get("proj_clip", 0):
-    raise ValueError("its cells and projections are clipped differently")
+  lstm, characters = options["lstm"], options["char_cnn"]
+  if lstm.get("cell_clip", 0) != lstm.get("proj_clip", 0):
+    raise ValueError("cell_clip and proj_clip differ, which lmjax does not support")
   return Config(
     vocabulary=vocabulary,
     length=1,
-    width=cells["projection_dim"],
-    cells=cells["dim"],
-    depth=cells.get("n_layers", 1),
-    clip=float(cells.get("cell_clip") or 0.0),
-    skip=cells["use_skip_connections"],
+    width=lstm["projection_dim"],
+    cells=lstm["dim"],
+    depth=lstm.get("n_layers", 1),
+    clip=float(lstm.get("cell_clip") or 0.0),
+    skip=lstm["use_skip_connections"],
     embedding=characters["embedding"]["dim"],
-    filters=tuple((wide, count) for wide, count in characters["filters"]),
+    filters=tuple((size, count) for size, count in characters["filters"]),
     highways=characters.get("n_highway", 0),
     activation=characters["activation"],
     dropout=0.0,
@@ -70,23 +121,23 @@ def _config(options: dict[str, Any], vocabulary: int) -> Config:
 
 
 def _parameters(config: Config, read) -> Tree:
-  """Returns the parameters; TensorFlow keeps one kernel for input and state, its gates side by side: i, g, f, o."""
+  """Returns the parameters. TensorFlow keeps one kernel for input and state, with the gates in the order i, g, f, o."""
 
   def take(name: str, *shape: int) -> np.ndarray:
-    found = np.asarray(read(name), np.float32)
-    if found.shape != shape:
-      raise ValueError(f"{name} has shape {list(found.shape)}, the options say {list(shape)}")
-    return found
+    array = np.asarray(read(name), np.float32)
+    if array.shape != shape:
+      raise ValueError(f"{name} has shape {list(array.shape)}, but options.json describes {list(shape)}")
+    return array
 
   size = sum(count for _, count in config.filters)
   words = {"table": take("char_embed", 261, config.embedding)}
-  for i, (wide, count) in enumerate(config.filters):
-    words[f"filter_{i}"] = take(f"CNN/W_cnn_{i}", 1, wide, config.embedding, count)[0]
+  for i, (width, count) in enumerate(config.filters):
+    words[f"filter_{i}"] = take(f"CNN/W_cnn_{i}", 1, width, config.embedding, count)[0]
     words[f"bias_{i}"] = take(f"CNN/b_cnn_{i}", count)
   for i in range(config.highways):
-    for name, theirs in (("gate", "carry"), ("transform", "transform")):
-      kernel = take(f"CNN_high_{i}/W_{theirs}", size, size)
-      words[f"{name}_{i}"] = {"kernel": kernel, "bias": take(f"CNN_high_{i}/b_{theirs}", size)}
+    for name, stored in (("gate", "carry"), ("transform", "transform")):
+      kernel = take(f"CNN_high_{i}/W_{stored}", size, size)
+      words[f"{name}_{i}"] = {"kernel": kernel, "bias": take(f"CNN_high_{i}/b_{stored}", size)}
   projection = take("CNN_proj/W_proj", size, config.width)
   words["project"] = {"kernel": projection, "bias": take("CNN_proj/b_proj", config.width)}
   params = {"words": words}

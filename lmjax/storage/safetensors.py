@@ -1,4 +1,4 @@
-"""Folders of safetensors: headers read and checked, tensors mapped, and written, one at a time."""
+"""Safetensors: headers are checked, tensors are mapped, and files are written one tensor at a time."""
 
 import json
 import math
@@ -15,7 +15,7 @@ DTYPES = {
   "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
-LARGEST_HEADER = 100 * 2**20  # bytes, as the format has it
+LARGEST_HEADER = 100 * 2**20  # bytes, by the format's own limit
 
 
 class Tensors:
@@ -23,14 +23,15 @@ class Tensors:
 
   def __init__(self, folder: epath.PathLike):
     self.folder = epath.Path(folder)
-    self._where: dict[str, tuple[epath.Path, np.dtype, tuple[int, ...], int]] = {}
-    for file in self._files():
-      for name, place in _header(file).items():
-        if name in self._where:
-          raise UserError(f"{file}: {name} is also in {self._where[name][0].name}")
-        self._where[name] = (file, *place)
+    self.files = self._find_files()
+    self._entries: dict[str, tuple[epath.Path, np.dtype, tuple[int, ...], int]] = {}
+    for file in self.files:
+      for name, entry in _read_header(file).items():
+        if name in self._entries:
+          raise UserError(f"{file}: the tensor {name} is also in {self._entries[name][0].name}")
+        self._entries[name] = (file, *entry)
 
-  def _files(self) -> list[epath.Path]:
+  def _find_files(self) -> list[epath.Path]:
     index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
     if index.exists():
       return shards(index)
@@ -39,28 +40,28 @@ class Tensors:
     pickled = [p.name for p in self.folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt")]
     if pickled:
       raise UserError(
-        f"{self.folder / pickled[0]} is pickled, and opening a pickle can run any program; load it with transformers "
-        "once and save it again: model.save_pretrained(folder), which writes safetensors"
+        f"{self.folder / pickled[0]} is a pickle, and loading a pickle can run arbitrary code; load it with "
+        "transformers and save it as safetensors: model.save_pretrained(folder)"
       )
-    raise UserError(f"{self.folder} holds no model.safetensors")
+    raise UserError(f"{self.folder} has no model.safetensors")
 
   def __iter__(self):
-    return iter(self._where)
+    return iter(self._entries)
 
   def __contains__(self, name: str) -> bool:
-    return name in self._where
+    return name in self._entries
 
   def shape(self, name: str) -> tuple[int, ...]:
-    """Returns the shape of a tensor, from the header."""
-    return self._where[name][2]
+    """Returns the shape of a tensor."""
+    return self._entries[name][2]
 
   def dtype(self, name: str) -> np.dtype:
-    """Returns the type of a tensor, from the header."""
-    return self._where[name][1]
+    """Returns the dtype of a tensor."""
+    return self._entries[name][1]
 
   def __getitem__(self, name: str) -> np.ndarray:
-    """Returns a tensor, mapped and not read."""
-    file, dtype, shape, offset = self._where[name]
+    """Returns a tensor, mapped and not yet read."""
+    file, dtype, shape, offset = self._entries[name]
     if not math.prod(shape):
       return np.zeros(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)
@@ -70,55 +71,55 @@ def shards(index: epath.Path) -> list[epath.Path]:
   """Returns the files that an index names.
 
   Raises:
-    UserError: it cannot be read, points outside its folder, or names a file that is not there.
+    UserError: the index cannot be read, points outside its folder, or names a missing file.
   """
   try:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
   except (ValueError, KeyError, AttributeError, TypeError) as error:
-    raise UserError(f"{index} is damaged: {error}") from error
+    raise UserError(f"{index} is corrupt: {error}") from error
   for name in names:
     if "/" in name or "\\" in name or name.startswith("."):
       raise UserError(f"{index} points outside its folder: {name!r}")
     if not (index.parent / name).exists():
-      raise UserError(f"{index} names {name}, which is not there")
+      raise UserError(f"{index} names {name}, which is missing")
   return [index.parent / name for name in names]
 
 
-def _header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
-  """Returns type, shape and offset of each tensor of a file.
+def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
+  """Returns dtype, shape and offset in bytes of each tensor of a file.
 
   Raises:
-    UserError: the file is cut, or its header does not say the truth about it.
+    UserError: the file is truncated, or its header contradicts it.
   """
   size = file.stat().length
   with file.open("rb") as opened:
     length = int.from_bytes(opened.read(8), "little")
     if size < 8 or length > min(size - 8, LARGEST_HEADER):
-      raise UserError(f"{file} is damaged: it has {size:,} bytes and a header of {length:,}")
+      raise UserError(f"{file} is corrupt: it has {size:,} bytes and a header of {length:,}")
     try:
       header = json.loads(opened.read(length))
       header.pop("__metadata__", None)
-      found = {}
+      entries = {}
       for name, entry in header.items():
         start, end = entry["data_offsets"]
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
         if not 0 <= start <= end <= size - 8 - length or min(shape, default=0) < 0:
-          raise ValueError(f"{name} lies outside the file, which is cut or not what its header says")
+          raise ValueError(f"{name} lies outside the file, which is truncated or has a wrong header")
         if end - start != math.prod(shape) * dtype.itemsize:
-          raise ValueError(f"{name} has {end - start:,} bytes, and {list(shape)} of {entry['dtype']} do not")
-        found[name] = (dtype, shape, 8 + length + start)
+          raise ValueError(f"{name} has {end - start:,} bytes, which is not {list(shape)} of {entry['dtype']}")
+        entries[name] = (dtype, shape, 8 + length + start)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise UserError(f"{file} is damaged: {error}") from error
-  return found
+      raise UserError(f"{file} is corrupt: {error}") from error
+  return entries
 
 
 def write(file: epath.Path, shapes: dict[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]) -> None:
   """Writes a file, taking the tensors one at a time in the order of the shapes."""
-  header, at = {"__metadata__": {"format": "pt"}}, 0
+  header, offset = {"__metadata__": {"format": "pt"}}, 0
   for name, (dtype, shape) in shapes.items():
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [at, at + size]}
-    at += size
+    header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, offset + size]}
+    offset += size
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
   with file.open("wb") as opened:

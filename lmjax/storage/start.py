@@ -1,13 +1,135 @@
-"""temporary"""
+"""Parameters from saved models: those that training starts from, and models that are used without being trained."""
+
+import dataclasses
+import re
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.experiment import Experiment, Start
+from lmjax.layers.leaves import cast
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.state import FrozenState, TrainState
+from lmjax.storage import base
+from lmjax.storage.base import LazyArray, map_boxes, replace_dtype
+from lmjax.tasks.base import Frozen, FrozenModel
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
 
 
-def check_or_record_sources(workdir, sources):
-  pass
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What `load` did, by path names."""
+
+  path: str
+  step: int | None
+  loaded: tuple[str, ...]
+  initialised: tuple[str, ...]
+  unused: tuple[str, ...]
+
+  def __str__(self) -> str:
+    step = "" if self.step is None else f" at step {self.step}"
+    lines = [
+      f"start: loaded {len(self.loaded)} parameters from {self.path}{step}" if self.path else "start: from scratch"
+    ]
+    if self.initialised:
+      lines.append(f"  newly initialised: {_join(self.initialised)}")
+    if self.unused:
+      lines.append(f"  not used from {self.path}: {_join(self.unused)}")
+    return "\n".join(lines)
 
 
-def load_frozen(frozen, layout):
-  raise NotImplementedError
+def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array], Report]:
+  """Returns the parameters that a run starts from, on their shardings, and a report.
+
+  Args:
+    named: the abstract LogicallyPartitioned parameters of the new model, {"model": ..., "heads": ...}.
+
+  Returns:
+    {path name: array} of the loaded parameters; those that are missing are to be initialised.
+
+  Raises:
+    UserError: a parameter is in the source with another shape, or is not loaded and does not match `start.new`.
+  """
+  boxes: dict[str, LogicallyPartitioned] = {}
+  map_boxes(boxes.__setitem__, named)
+  if not start.path:
+    return {}, Report("", None, (), tuple(boxes), ())
+  saved = base.open(start.path, start.step)
+  source = saved.parameters()
+  wanted = {name: box for name, box in boxes.items() if name in source and re.search(start.parts, name)}
+  missing = [name for name in boxes if name not in wanted and not re.search(start.new, name)]
+  if missing:
+    excluded = [name for name in missing if name in source]
+    reason = f"config.start.parts={start.parts!r} excludes" if excluded else f"{start.path} does not have"
+    raise UserError(
+      f"start: {reason} {_join(excluded or missing)}; to initialise such parameters instead, extend "
+      f"config.start.new={start.new!r}"
+    )
+  if not wanted:
+    raise UserError(
+      f"start: no parameter of {start.path} is in this model and matches config.start.parts={start.parts!r}"
+    )
+  for name, box in wanted.items():
+    _check_shape(name, source[name], box, start.path)
+  initialised = tuple(name for name in boxes if name not in wanted)
+  unused = tuple(name for name in source if name not in wanted)
+  return saved.arrays(wanted, layout), Report(start.path, saved.step, tuple(wanted), initialised, unused)
 
 
-def load(start, named, layout):
-  raise NotImplementedError
+def _check_shape(name: str, array: LazyArray, box: LogicallyPartitioned, path: str) -> None:
+  """Raises UserError where shapes differ in more than the padding of a vocabulary."""
+  shape, rows = tuple(box.value.shape), getattr(array, "rows", None)
+  if rows is None and tuple(array.shape) == shape:
+    return
+  true_shapes = [_unpad(tuple(array.shape), rows), _unpad(shape, box.rows)]
+  if true_shapes[0] != true_shapes[1]:
+    stored, expected = ("x".join(map(str, sizes)) for sizes in true_shapes)
+    raise UserError(
+      f"start: {name} has shape {stored} in {path} and {expected} in this model; to initialise it instead, exclude it "
+      "by config.start.parts and match it by config.start.new"
+    )
+
+
+def _unpad(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
+  return shape if rows is None else (rows, *shape[1:])
+
+
+def _join(names: Sequence[str], most: int = 4) -> str:
+  more = f" and {len(names) - most} more" if len(names) > most else ""
+  return ", ".join(names[:most]) + more
+
+
+def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> FrozenModel:
+  """Returns a frozen model, sharded by the rules of a layout; each device reads its own slice.
+
+  Args:
+    abstract: return shapes, dtypes and shardings only; the parameters are not read.
+
+  Raises:
+    UserError: there is no saved model at the path.
+  """
+  saved = base.open(frozen.path, frozen.step)
+  named = jax.eval_shape(lambda params: cast(params, jnp.dtype(frozen.dtype)), saved.named)
+  if abstract:
+    params = map_boxes(
+      lambda name, box: jax.ShapeDtypeStruct(
+        box.value.shape, box.value.dtype, sharding=layout.sharding(*box.names, shape=box.value.shape)
+      ),
+      named,
+    )
+  else:
+    params = saved.arrays(named, layout)
+  return FrozenModel(replace_dtype(saved.task, frozen.dtype), params)
+
+
+def with_frozen(run: Experiment, state: TrainState) -> TrainState:
+  """Returns a restored state with its frozen part: the models of the task, and what the transform keeps frozen.
+
+  The latter is made again from the weights that the run started from, or from its seed.
+  """
+  transform = state.frozen.transform
+  if jax.tree.leaves(transform):
+    transform = run.frozen(load(run.start, run.named, run.layout)[0], state)
+  return state.replace(frozen=FrozenState(transform, run.models))

@@ -37,11 +37,17 @@ class Outputs:
 class Frozen:
   """A model that a run reads and does not train: a teacher, a reference model, a reward model.
 
-  path: a run folder or a Hugging Face folder. dtype: of its parameters on the mesh.
+  path: a run folder or a Hugging Face folder. dtype: of its parameters and its computation; norms stay float32.
+  step: of a run, None for the latest checkpoint.
   """
 
   path: str
   dtype: str = "bfloat16"
+  step: int | None = None
+
+  def __post_init__(self):
+    if self.dtype not in ("float32", "bfloat16"):
+      raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
 
 
 @struct.dataclass

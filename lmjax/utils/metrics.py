@@ -1,4 +1,4 @@
-"""Metrics as (total, count) pairs, which add up over microbatches, hosts and steps without bias."""
+"""Metrics as (total, count) pairs, whose sums over microbatches, hosts and batches give exact means."""
 
 import jax
 from flax import struct
@@ -6,7 +6,7 @@ from flax import struct
 
 @struct.dataclass
 class Mean:
-  """A weighted mean kept as its total and its count."""
+  """A weighted mean as the weighted sum and the sum of the weights."""
 
   total: jax.Array
   count: jax.Array
@@ -15,7 +15,7 @@ class Mean:
     return Mean(self.total + other.total, self.count + other.count)
 
   def value(self) -> float:
-    """Returns the mean as a Python float; 0 where nothing was counted."""
+    """Returns total / count, or 0 where the count is 0."""
     count = float(self.count)
     return float(self.total) / count if count else 0.0
 

@@ -1,4 +1,4 @@
-"""Parameter trees by path name: listing, counting, and first-match patterns."""
+"""Parameter trees by path name."""
 
 import re
 from collections.abc import Callable, Mapping
@@ -10,7 +10,7 @@ Tree = Any
 
 
 def name(path: tuple) -> str:
-  """Returns `model/layers/mlp/up/kernel` for the path of a leaf as jax.tree_util gives it."""
+  """Returns `model/layers/mlp/up/kernel` for a path of jax.tree_util."""
   return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
 
 
@@ -25,7 +25,7 @@ def map_named(fn: Callable[[str, Any], Any], tree: Tree, is_leaf: Callable[[Any]
 
 
 def first_match(patterns: Mapping[str, Any], path_name: str, default: Any) -> Any:
-  """Returns the value of the first regular expression found in the path name, else the default."""
+  """Returns the value of the first regular expression that matches in the path name, otherwise the default."""
   for pattern, value in patterns.items():
     if re.search(pattern, path_name):
       return value

@@ -36,6 +36,7 @@ MOVED: dict[str, str] = {
   "lmjax.data.corpus:EmbeddedPairs": "lmjax.data.sources.python_docs:PythonDocPairs",
   "lmjax.data.both_ways:BothWays": "lmjax.data.objectives.bidirectional:BidirectionalText",
   "lmjax.data.denoising:Denoisers": "lmjax.data.objectives.denoising:MixtureOfDenoisers",
+  "lmjax.data.tokenizers:Settings": "lmjax.data.tokenizers.registry:TokenizerConfig",
   "lmjax.data.words:Settings": "lmjax.data.tokenizers.words:WordTokenizerConfig",
   "lmjax.data.sentinels:Settings": "lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig",
   "lmjax.evals.commonest:Commonest": "lmjax.evals.baselines.unigram:UnigramBaseline",
@@ -124,16 +125,16 @@ def _is_dict(node: Any) -> bool:
 
 def config(settings: dict[str, Any]) -> dict[str, Any]:
   """Returns the plain data of a config with old keys, values and axis names replaced; the new ones stay as they are."""
-  upgraded = {key: _section(value, key) for key, value in settings.items()}
+  upgraded = {key: section(value, key) for key, value in settings.items()}
   if isinstance(upgraded.get("rules"), list | tuple):
     upgraded["rules"] = [[AXES.get(axis, axis), mesh] for axis, mesh in upgraded["rules"]]
   return upgraded
 
 
-def _section(value: Any, where: str) -> Any:
+def section(value: Any, where: str) -> Any:
   """Returns a section of a config, upgraded with everything in it."""
   if isinstance(value, list):
-    return [_section(item, where) for item in value]
+    return [section(item, where) for item in value]
   if not isinstance(value, dict):
     return value
   table = KEYS.get(where, {})
@@ -150,5 +151,5 @@ def _section(value: Any, where: str) -> Any:
     inner = "data.source" if where == "data" and key == "validation" else f"{where}.{key}"
     if where in ("data.source", "data.objective") and isinstance(item, dict):
       inner = where  # parts of a mixture
-    upgraded[name] = _section(item, inner)
+    upgraded[name] = section(item, inner)
   return upgraded

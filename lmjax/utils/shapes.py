@@ -1,19 +1,19 @@
-"""The shape legend: one letter an axis, used in names (`q_BxLxHxK`), einsum equations and sharding rules."""
+"""The shape legend: one letter per axis, used in names (`q_BxLxHxK`), einsum equations and sharding rules."""
 
 LEGEND = {
   "B": "batch",
   "L": "length",
-  "M": "source",  # length of what is attended to: the encoder's text, or the cache
+  "M": "source",  # length of the keys: the encoder input, or the cache
   "D": "width",
   "H": "heads",
   "G": "kv_heads",  # key/value heads
-  "K": "head",  # head size
+  "K": "head",  # size of a head
   "F": "mlp",
-  "E": "output",  # of a head: a width that no rule splits
-  "Q": "gates",  # the four of an LSTM cell
+  "E": "output",  # output width of a head on top of the model; never sharded
+  "Q": "gates",  # the four gates of an LSTM cell
   "V": "vocabulary",
   "N": "layers",
-  "P": "positions",  # rows of a table of learned positions
+  "P": "positions",  # rows of a learned position table
   "S": "samples",
   "C": "characters",
 }

@@ -1,4 +1,4 @@
-"""Sampling: against the full forward pass, against plain numpy, and independent of its batch."""
+"""Sampling against the full forward pass and NumPy; rows are independent."""
 
 import dataclasses
 
@@ -22,10 +22,10 @@ def sample(sampler, params, prompts=PROMPTS, new=8, seeds=(0, 1, 2), every=3):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_greedy_is_the_best_of_the_full_forward(shape):
+def test_greedy_is_the_argmax_of_the_full_forward_pass(shape):
   model, params = made(**SHAPES[shape])
   sampler = Sampler(model, 16, Sampling(temperature=0))
-  found = sample(sampler, sampler.prepare(params))
+  continuations = sample(sampler, sampler.prepare(params))
 
   @jax.jit
   def best(ids_1xL):
@@ -34,13 +34,13 @@ def test_greedy_is_the_best_of_the_full_forward(shape):
 
   for row, prompt in enumerate(PROMPTS):
     ids = list(prompt)
-    for _ in range(8):  # what stands behind the last token has no say, so one length serves all
+    for _ in range(8):  # later tokens have no effect, so one padded length is enough
       padded = jnp.zeros((1, 16), jnp.int32).at[0, : len(ids)].set(jnp.array(ids))
       ids.append(int(best(padded)[0, len(ids) - 1]))
-    assert found[row].tolist() == ids[len(prompt) :]
+    assert continuations[row].tolist() == ids[len(prompt) :]
 
 
-def test_a_row_does_not_depend_on_its_neighbours_or_the_pace():
+def test_a_row_does_not_depend_on_other_rows_or_on_every():
   model, params = made()
   sampler = Sampler(model, 16, Sampling(temperature=0.9, top_p=0.9))
   params = sampler.prepare(params)
@@ -51,7 +51,7 @@ def test_a_row_does_not_depend_on_its_neighbours_or_the_pace():
   assert sample(sampler, params, [[9], [9]], seeds=[5, 6]).std(axis=0).max() > 0
 
 
-def test_an_end_ends_its_row_alone():
+def test_an_end_token_ends_only_its_row():
   model, params = made()
   free = Sampler(model, 16, Sampling(temperature=0))
   params = free.prepare(params)
@@ -64,10 +64,10 @@ def test_an_end_ends_its_row_alone():
     assert all(token == -1 for token in after[stop:])
 
 
-def test_what_does_not_fit_is_refused():
+def test_prompts_of_impossible_lengths_are_refused():
   model, params = made()
   sampler = Sampler(model, 16)
-  with pytest.raises(UserError, match="ask for at most 11"):
+  with pytest.raises(UserError, match="generate at most 11"):
     sample(sampler, params, new=12)
   with pytest.raises(UserError, match="no tokens"):
     sample(sampler, params, [[1], []], seeds=[0, 0])
@@ -92,7 +92,7 @@ def test_top_k():
 
 
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.95])
-def test_top_p_keeps_the_fewest_that_reach_it(p):
+def test_top_p_keeps_the_fewest_tokens_that_reach_p(p):
   for row, mask in zip(softmax(LOGITS), kept(Sampling(top_p=p)), strict=True):
     order = np.argsort(-row)
     fewest = np.searchsorted(np.cumsum(row[order]), p) + 1
@@ -105,19 +105,19 @@ def test_min_p():
 
 
 def test_temperature_and_repetition_penalty():
-  found = Sampling(temperature=0.5, repetition_penalty=1.5).filter(jnp.asarray(LOGITS), jnp.asarray(SEEN))
+  logits = Sampling(temperature=0.5, repetition_penalty=1.5).filter(jnp.asarray(LOGITS), jnp.asarray(SEEN))
   expected = np.where(SEEN, np.where(LOGITS > 0, LOGITS / 1.5, LOGITS * 1.5), LOGITS) / 0.5
-  np.testing.assert_allclose(found, expected, rtol=1e-6)
+  np.testing.assert_allclose(logits, expected, rtol=1e-6)
 
 
-def test_draws_follow_the_distribution():
-  """A chi-squared statistic of 4,000 draws over 20 tokens stays under its 99.99 % point, 51."""
+def test_samples_follow_the_distribution():
+  """A chi-squared statistic of 4,000 samples over 20 tokens is below its 99.99 % point, 51."""
   keys = jax.random.split(jax.random.key(0), 4000)
   logits = jnp.tile(LOGITS[:1], (4000, 1))
   drawn = Sampling().draw(keys, logits, jnp.zeros(logits.shape, bool))
   expected = 4000 * softmax(LOGITS[0])
-  found = np.bincount(drawn, minlength=20)
-  assert ((found - expected) ** 2 / expected).sum() < 51
+  counts = np.bincount(drawn, minlength=20)
+  assert ((counts - expected) ** 2 / expected).sum() < 51
 
 
 @pytest.mark.parametrize("changes", [dict(temperature=-1.0), dict(top_p=0.0), dict(min_p=2.0), dict(top_k=-1)])
@@ -126,10 +126,10 @@ def test_impossible_settings_are_refused(changes):
     Sampling(**changes)
 
 
-def test_text_waits_for_whole_characters_and_stops():
+def test_text_comes_in_complete_characters_and_ends_at_a_stop():
   tokenizer = Bytes()
   text = StreamedText(tokenizer, [256, *b"say "], ["END"])
-  told = [text.add([byte]) for byte in "é🦙 ENgo END more".encode()]
-  assert "".join(told) + text.finish() == "é🦙 ENgo " and text.stopped
-  assert told[0] == "" and told[1] == "é", "half a character waits"
-  assert "\ufffd" not in "".join(told)
+  chunks = [text.add([byte]) for byte in "é🦙 ENgo END more".encode()]
+  assert "".join(chunks) + text.finish() == "é🦙 ENgo " and text.stopped
+  assert chunks[0] == "" and chunks[1] == "é", "half a character waits"
+  assert "\ufffd" not in "".join(chunks)

@@ -38,8 +38,8 @@ MASKS = {
 
 @pytest.mark.parametrize("name", MASKS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
-def test_splash_is_attention(name, groups):
-  q, k, v = inputs(kv_heads=groups)
+def test_splash_is_attention(name, kv_heads):
+  q, k, v = inputs(kv_heads=kv_heads)
   weights = jnp.asarray(RNG.normal(size=q.shape), jnp.float32)
 
   def loss(kernel):
@@ -54,9 +54,9 @@ def test_splash_is_attention(name, groups):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("name", MASKS)
-def test_attention_on_a_cpu_is_jax_s(name, groups):
+def test_attention_on_a_cpu_is_jax_s(name, kv_heads):
   """Outputs and gradients, of the bias too, and of one that all rows share."""
-  mask, (q, k, v) = MASKS[name], inputs(96, kv_heads=groups)
+  mask, (q, k, v) = MASKS[name], inputs(96, kv_heads=kv_heads)
   mask = mask.replace(segments_BxL=None if mask.segments_BxL is None else SEGMENTS[:, :192:2])
   weights, allowed = jnp.asarray(RNG.normal(size=q.shape), jnp.float32), mask.array(96, 96)
   for rows in (1, 2):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lmjax import storage
 from lmjax.compression.base import Identity
 from lmjax.layers.kernels.dispatch import attend
 from lmjax.layers.kernels.mask import Mask
@@ -29,7 +30,6 @@ from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.state import init_state
 from lmjax.storage import huggingface
 from lmjax.storage.lazy import LazyTensor
-from lmjax.storage.loading import task_of
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
@@ -104,12 +104,12 @@ def check_splash():
 
 
 def check_a_folder():
-  """A model of Hugging Face's goes onto a mesh, each device reading its own part of the files and nothing else."""
+  """A Hugging Face folder is loaded onto a mesh, where each device reads its own slice of the files."""
   with tempfile.TemporaryDirectory() as folder:
     model, ids = tiny_decoder(**LLAMA), jnp.arange(16)[None]
     params = init_params(model, ids)["params"]
     huggingface.save(f"{folder}/llama", model, {"model": params, "heads": {}})
-    loaded, layout = huggingface.load(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
+    saved, layout = storage.open(f"{folder}/llama"), Layout.build(MESHES["fsdp_tp"].build(), "fsdp_tp")
     read, honest = [], LazyTensor.__getitem__
 
     def watched(mapped, index):
@@ -118,9 +118,9 @@ def check_a_folder():
       return found
 
     with unittest.mock.patch.object(LazyTensor, "__getitem__", watched):
-      placed = shard_params(loaded, task_of(loaded), layout)
+      placed = saved.arrays(saved.named, layout)
     for name, leaf in pytree.named_leaves(placed).items():
-      mapped = pytree.named_leaves(loaded.params)[name]
+      mapped = saved.parameters()[name]
       shapes = {shape for other, shape in read if other is mapped}
       assert shapes == {leaf.sharding.shard_shape(leaf.shape)}, name
     assert not placed["model"]["stack"]["layers"]["mlp"]["up"]["kernel"].is_fully_replicated

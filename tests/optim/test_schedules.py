@@ -1,4 +1,4 @@
-"""Schedules against values computed by hand; Adafactor against optax's own."""
+"""Schedules against values computed by hand; Adafactor against optax.adafactor."""
 
 import math
 
@@ -27,27 +27,27 @@ from lmjax.optim.schedules import schedule
   ],
 )
 def test_values(name, expected):
-  rate = schedule(name, peak=2.0, steps=20, warmup=4, final_lr_ratio=0.1, decay=5)
-  assert [float(rate(step)) for step in (0, 1, 3, 4, 12, 20, 30)] == pytest.approx(expected, rel=1e-5)
+  learning_rate = schedule(name, peak=2.0, steps=20, warmup=4, final_lr_ratio=0.1, decay=5)
+  assert [float(learning_rate(step)) for step in (0, 1, 3, 4, 12, 20, 30)] == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_falling_end():
-  rate = schedule("warmup_stable_decay", peak=1.0, steps=20, warmup=0, final_lr_ratio=0.0, decay=5)
-  assert [float(rate(step)) for step in (15, 16, 19)] == pytest.approx([1.0, 0.8, 0.2], rel=1e-5)
+def test_the_final_decay_is_linear():
+  learning_rate = schedule("warmup_stable_decay", peak=1.0, steps=20, warmup=0, final_lr_ratio=0.0, decay=5)
+  assert [float(learning_rate(step)) for step in (15, 16, 19)] == pytest.approx([1.0, 0.8, 0.2], rel=1e-5)
 
 
-def test_adafactor_takes_steps_relative_to_what_they_change():
-  """Three steps of ours are three of optax's whole rule, clipping and scale included."""
+def test_adafactor_equals_optax():
+  """Three steps, with clipping and updates relative to the parameters."""
   params = {"kernel": 0.05 * jax.random.normal(jax.random.key(0), (160, 130)), "scale": jnp.ones(130)}
-  ours = Optimizer(optimizer="adafactor", peak_lr=1e-2, schedule="constant", clip=0.0, weight_decay=0.0).build(10)
-  theirs = optax.adafactor(1e-2)
-  found, wanted, states = params, params, [ours.init(params), theirs.init(params)]
+  chain = Optimizer(optimizer="adafactor", peak_lr=1e-2, schedule="constant", clip=0.0, weight_decay=0.0).build(10)
+  reference = optax.adafactor(1e-2)
+  actual, expected, states = params, params, [chain.init(params), reference.init(params)]
   for step in range(3):
     grads = jax.tree.map(lambda p, step=step: jax.random.normal(jax.random.key(step + 1), p.shape), params)
-    updates, states[0] = ours.update(grads, states[0], found)
-    found = optax.apply_updates(found, updates)
-    updates, states[1] = theirs.update(grads, states[1], wanted)
-    wanted = optax.apply_updates(wanted, updates)
+    updates, states[0] = chain.update(grads, states[0], actual)
+    actual = optax.apply_updates(actual, updates)
+    updates, states[1] = reference.update(grads, states[1], expected)
+    expected = optax.apply_updates(expected, updates)
   for name in params:
-    np.testing.assert_allclose(found[name], wanted[name], rtol=1e-6, atol=1e-8)  # the order of three factors
-  assert float(jnp.max(jnp.abs(found["kernel"] - params["kernel"]))) < 0.01
+    np.testing.assert_allclose(actual[name], expected[name], rtol=1e-6, atol=1e-8)  # factors in another order
+  assert float(jnp.max(jnp.abs(actual["kernel"] - params["kernel"]))) < 0.01

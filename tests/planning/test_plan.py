@@ -1,4 +1,4 @@
-"""Plans: the published energy table, counting by hand, the compiler's text, and real compilations for absent TPUs."""
+"""Plans: the published energy table, FLOPs by hand, collectives of an HLO module, and compilations for absent TPUs."""
 
 import importlib.util
 import json
@@ -9,7 +9,7 @@ import pytest
 
 from lmjax.__main__ import main
 from lmjax.planning import energy, hardware
-from lmjax.planning.aot import collectives, topology
+from lmjax.planning.aot import collectives, parse_topology
 from lmjax.planning.flops import count, train_step_flops
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import tiny_decoder
@@ -19,25 +19,25 @@ needs_libtpu = pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason
 
 
 def test_the_published_energy_table():
-  for row in energy.strubell_table():
-    published, ours = row["published"], row["ours"]
+  for row in energy.strubell_rows():
+    published, recomputed = row["published"], row["recomputed"]
     for key in ("kwh", "co2e_lb"):
       if published[key] is not None:  # the paper rounds to whole numbers, and BERT's by up to half a percent
-        assert ours[key] == pytest.approx(published[key], abs=0.51, rel=5e-3), (row["model"], key)
-    assert ours["usd"] == pytest.approx(published["usd"], abs=0.51, rel=5e-3), row["model"]
+        assert recomputed[key] == pytest.approx(published[key], abs=0.51, rel=5e-3), (row["model"], key)
+    assert recomputed["usd"] == pytest.approx(published["usd"], abs=0.51, rel=5e-3), row["model"]
   assert hardware.kilowatt_hours(1000, 10, 1.0) == 10
 
 
 def test_the_table_is_printed(capsys):
   assert main(["plan", "--strubell"]) == 0
-  told = capsys.readouterr().out
+  output = capsys.readouterr().out
   for figure in ("1,415.78", "656,347", "1,507", "12,902-43,008", "126,000"):
-    assert figure in told
+    assert figure in output
   assert main(["plan", "--strubell", "--json"]) == 0
   assert len(json.loads(capsys.readouterr().out)["table"]) == 8
 
 
-def test_counting_products():
+def test_flops_of_matrix_products():
   x, w = jnp.ones((5, 3)), jnp.ones((3, 7))
   assert count(lambda x, w: x @ w, x, w).weights == 2 * 5 * 3 * 7
   looped = count(lambda x, w: jax.lax.scan(lambda c, _: (c @ w @ w.T, None), x, None, length=4)[0], x, w)
@@ -49,8 +49,8 @@ def test_counting_products():
 
 
 @pytest.mark.parametrize("changes", [{}, dict(remat="full"), dict(scan=False)])
-def test_a_training_step_by_hand(changes):
-  """Width 32, 3 layers, 4 heads of 8, mlp 64, 50 words padded to 128, 16 tokens, 5 rows; nothing recomputed counts."""
+def test_flops_of_a_training_step(changes):
+  """Width 32, 3 layers, 4 heads of 8, mlp 64, 50 words padded to 128, 16 tokens, 5 rows; without recomputation."""
   task = CausalLM(tiny_decoder(**changes))
   flops = train_step_flops(task, 5, 16)
   products = 3 * (4 * 32 * 32 + 2 * 32 * 64) + 128 * 32
@@ -59,19 +59,20 @@ def test_a_training_step_by_hand(changes):
 
 
 def test_topologies():
-  assert topology("v5e-256").grid == topology("v5e:16x16").grid == (16, 16)
-  assert topology("v5p-1024").count == 512 and topology("v5p-1024").grid == (8, 8, 8)
-  assert topology("v4:4x4x4").count == 64 and topology("v6e-8").grid == (2, 4)
-  assert topology("v5e:4x4", 2).count == 32 and not topology("h100:8").compiles and topology("cpu:8").chip is None
+  assert parse_topology("v5e-256").grid == parse_topology("v5e:16x16").grid == (16, 16)
+  assert parse_topology("v5p-1024").count == 512 and parse_topology("v5p-1024").grid == (8, 8, 8)
+  assert parse_topology("v4:4x4x4").count == 64 and parse_topology("v6e-8").grid == (2, 4)
+  assert parse_topology("v5e:4x4", 2).count == 32 and not parse_topology("h100:8").compiles
+  assert parse_topology("cpu:8").chip is None
   for wrong, words in (("v5x:4x4", "did you mean"), ("v5e-7", "7 chips"), ("v5e:", "write"), ("h100", "write")):
     with pytest.raises(UserError, match=words):
-      topology(wrong)
+      parse_topology(wrong)
 
 
-def test_a_device_is_known_by_its_longest_name():
+def test_a_device_is_identified_by_the_longest_matching_name():
   kinds = ("TPU v5 lite", "TPU v5", "TPU v6 lite", "NVIDIA H100 80GB HBM3", "cpu")
-  found = [hardware.chip_of(type("Device", (), {"device_kind": kind})()) for kind in kinds]
-  assert [chip and chip.flops for chip in found] == [197e12, 459e12, 918e12, 989.4e12, None]
+  chips = [hardware.chip_of(type("Device", (), {"device_kind": kind})()) for kind in kinds]
+  assert [chip and chip.flops for chip in chips] == [197e12, 459e12, 918e12, 989.4e12, None]
 
 
 HLO = """HloModule jit_step
@@ -102,17 +103,13 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 
 
-def test_collectives_are_counted_once_and_as_often_as_loops_run():
-  found = collectives(HLO)
-  assert found["all-gather"] == {"count": 12, "bytes": 12 * 128 * 3 / 4, "network_bytes": 0}
-  assert found["all-reduce"] == {"count": 12, "bytes": 12 * 200 * 2 / 2, "network_bytes": 0}
-  assert (
-    collectives(HLO.replace("replica_groups=[2,2]<=[4]", "replica_groups=[2,2]<=[2,2]T(1,0)"), 2)["all-reduce"][
-      "network_bytes"
-    ]
-    == found["all-reduce"]["bytes"]
-  ), "pairs of devices, one in each slice"
-  assert found["reduce-scatter"] == {"count": 1, "bytes": 4 * 40 * 3 / 4, "network_bytes": 0}
+def test_collectives_count_once_per_channel_and_loop_iteration():
+  moved = collectives(HLO)
+  assert moved["all-gather"] == {"count": 12, "bytes": 12 * 128 * 3 / 4, "network_bytes": 0}
+  assert moved["all-reduce"] == {"count": 12, "bytes": 12 * 200 * 2 / 2, "network_bytes": 0}
+  between = collectives(HLO.replace("replica_groups=[2,2]<=[4]", "replica_groups=[2,2]<=[2,2]T(1,0)"), 2)
+  assert between["all-reduce"]["network_bytes"] == moved["all-reduce"]["bytes"], "pairs of devices, one in each slice"
+  assert moved["reduce-scatter"] == {"count": 1, "bytes": 4 * 40 * 3 / 4, "network_bytes": 0}
 
 
 def plan(capsys, *arguments, code=0):
@@ -120,7 +117,7 @@ def plan(capsys, *arguments, code=0):
   return json.loads(capsys.readouterr().out)
 
 
-def test_gpus_and_cpus_by_counting(capsys):
+def test_gpus_and_cpus_are_estimated(capsys):
   report = plan(capsys, "--config", "configs/gpt2.py", "--topology", "h100:8", "--tokens", "1e9", "--region", "FR")
   assert report["method"].startswith("counted") and report["devices"] == 8 and report["collectives"] is None
   state = 3 * 4 * 124_439_808 / 8
@@ -138,15 +135,16 @@ def test_an_encoder_attends_to_all(capsys):
   assert report["utilisation_bound"]["full_attention"] == pytest.approx(1.0, rel=0.05)
 
 
-def test_what_cannot_be_planned(capsys):
+def test_impossible_plans_are_refused(capsys):
   for arguments, words in (
     ([], "--config and --topology"),
-    (["--config", "configs/gpt2.py", "--topology", "v5e:4x4", "--region", "FRA"], "no region 'FRA'"),
+    (["--config", "configs/gpt2.py", "--topology", "v5e:4x4", "--region", "FRA"], "unknown region 'FRA'"),
+    (["--config", "configs/gpt2.py", "--topology", "cpu:8", "--fit"], "known memory size"),
     (["--config", "configs/gpt2.py", "--topology", "h100:8", "--config.mesh.model=3"], "does not fit 8 device(s)"),
   ):
     assert main(["plan", *arguments]) == 2
-    told = capsys.readouterr().err
-    assert words in told and told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert words in message and message.count("\n") == 1
 
 
 KEYS = {
@@ -187,7 +185,7 @@ def test_a_real_compilation_for_an_absent_pod(capsys, where, more):
 
 @needs_libtpu
 @pytest.mark.tpu
-def test_what_does_not_fit_and_what_just_does(capsys):
+def test_fit_returns_the_largest_batch(capsys):
   report = plan(capsys, *SMALL, "--topology", "v5e:1x1", "--config.batch=2048", code=1)
   assert not report["fits"] and report["bytes_per_device"]["total"] > report["bytes_per_device"]["capacity"]
   wide = ("--config.model.mlp=65536", "--config.model.remat=none", "--config.model.depth=2")

@@ -18,11 +18,11 @@ from lmjax.utils.errors import UserError
 
 def spelt(sentences: list[list[str]]) -> np.ndarray:
   longest = max(map(len, sentences)) + 2
-  found = np.zeros((len(sentences), longest, 50), np.int32)
+  characters = np.zeros((len(sentences), longest, 50), np.int32)
   for row, sentence in enumerate(sentences):
-    for place, word in enumerate(["<S>", *sentence, "</S>"]):
-      found[row, place] = spell(word)
-  return found
+    for column, word in enumerate(["<S>", *sentence, "</S>"]):
+      characters[row, column] = spell(word)
+  return characters
 
 
 def test_embeddings_are_those_of_bilm_tf_batch_after_batch(data):
@@ -33,18 +33,18 @@ def test_embeddings_are_those_of_bilm_tf_batch_after_batch(data):
   states, seen = model.empty(3), 0
   with h5py.File(folder / "lm_embeddings_0.hdf5", "r") as expected:
     for i in range(10):
-      batch = [texts[k][i].strip().split() for k in range(3)]  # rows of other lengths beside the one compared
+      batch = [texts[k][i].strip().split() for k in range(3)]  # the other rows have other lengths
       characters = spelt(batch)
       characters = np.pad(characters, ((0, 0), (0, 60 - characters.shape[1]), (0, 0)))  # one shape, and padding
       layers, states = run(jnp.asarray(characters), states)
-      wanted = np.concatenate([expected[str(i)][0], expected[str(i)][1]], axis=-1)  # their top layer, both halves
-      found = layers[-1, 0, 1 : len(batch[0]) + 1]
-      np.testing.assert_allclose(found, wanted, atol=1e-5)
+      wanted = np.concatenate([expected[str(i)][0], expected[str(i)][1]], axis=-1)  # the top layer, both directions
+      top = layers[-1, 0, 1 : len(batch[0]) + 1]
+      np.testing.assert_allclose(top, wanted, atol=1e-5)
       seen += len(wanted)
   assert seen > 250
 
 
-def test_what_is_no_bilm_is_refused(data, tmp_path):
+def test_a_folder_that_is_not_bilm_tf_is_refused(data, tmp_path):
   with pytest.raises(UserError, match="needs options.json"):
     bilm.load(tmp_path)
   for name in ("options.json", "lm_weights.hdf5"):
@@ -57,7 +57,7 @@ def test_what_is_no_bilm_is_refused(data, tmp_path):
     bilm.load(tmp_path)
   whole = (tmp_path / "lm_weights.hdf5").read_bytes()
   (tmp_path / "lm_weights.hdf5").write_bytes(whole[: len(whole) // 2])
-  with pytest.raises(UserError, match="can be read"):
+  with pytest.raises(UserError, match="cannot be read"):
     bilm.load(tmp_path)
 
 
@@ -77,5 +77,9 @@ def test_commands_and_the_notebook_take_such_a_folder(data, tmp_path, capsys):
   assert run.embed([text]).shape == (1, 32)
   for command in (["convert", "--input", folder, "--output", str(tmp_path / "no")], ["generate", "--workdir", folder]):
     assert main([*command, *(["--prompt", "a"] if command[0] == "generate" else [])]) == 2
-  told = capsys.readouterr().err
-  assert "is an ELMo" in told and "writes no text" in told and not (tmp_path / "no").exists()
+  errors = capsys.readouterr().err
+  assert (
+    "ELMo models have no Hugging Face equivalent" in errors
+    and "cannot generate text" in errors
+    and not (tmp_path / "no").exists()
+  )

@@ -1,4 +1,4 @@
-"""Folders of Hugging Face's that are damaged, lying or unknown: one clear line, and nothing half-written."""
+"""Hugging Face folders that are corrupt, inconsistent or unknown: a one-line error, and nothing half-written."""
 
 import dataclasses
 import json
@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from flax import serialization, traverse_util
 
+from lmjax import storage
 from lmjax.__main__ import main
 from lmjax.compression.base import Identity
 from lmjax.data.tokenizers.registry import train
 from lmjax.storage import huggingface, safetensors
-from lmjax.storage.huggingface.weights import arrange
+from lmjax.storage.huggingface.weights import arrange, hf_shape
 from lmjax.storage.safetensors import Tensors
-from lmjax.storage.saved import open_checkpoint
 from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
@@ -56,27 +56,27 @@ def test_commands_take_the_folder_for_a_run(folder, tmp_path, capsys):
 
 
 def test_a_run_becomes_a_folder_that_a_config_measures(tmp_path, capsys):
-  """With the same numbers as the run; what does not fit is told."""
+  """With the metrics of the run; a config that does not fit is refused."""
   run, out, config = str(tmp_path / "run"), str(tmp_path / "out"), "configs/gpt2.py:size=124m,debug"
   assert main(["train", "--config", config, "--config.steps=1", "--config.model.kv_heads=4", "--workdir", run]) == 0
   assert main(["convert", "--input", run, "--output", out]) == 0
   assert huggingface.load(out).model.config.depth == 2
-  found = []
+  metrics = []
   for folder, more in ((run, []), (out, ["--config", config])):
-    assert main(["evaluate", "--workdir", folder, *more, "--output", str(tmp_path / "found.json")]) == 0
-    found.append(json.loads((tmp_path / "found.json").read_text()))
-  assert found[0].pop("step") == 1 and found[1].pop("step") == 0
-  assert found[0].keys() == found[1].keys()
-  for key, value in found[0].items():
-    assert found[1][key] == pytest.approx(value, rel=1e-5)
+    assert main(["evaluate", "--workdir", folder, *more, "--output", str(tmp_path / "metrics.json")]) == 0
+    metrics.append(json.loads((tmp_path / "metrics.json").read_text()))
+  assert metrics[0].pop("step") == 1 and metrics[1].pop("step") == 0
+  assert metrics[0].keys() == metrics[1].keys()
+  for key, value in metrics[0].items():
+    assert metrics[1][key] == pytest.approx(value, rel=1e-5)
   capsys.readouterr()
-  for folder, more, told in (
-    (out, [], "take those of a config"),
-    (out, ["--config", "configs/bert.py:debug"], "measures MaskedLM"),
+  for folder, more, message in (
+    (out, [], "name a config"),
+    (out, ["--config", "configs/bert.py:debug"], "is MaskedLM"),
     (run, ["--config", config], "a config of its own"),
   ):
     assert main(["evaluate", "--workdir", folder, *more]) == 2
-    assert told in capsys.readouterr().err
+    assert message in capsys.readouterr().err
   assert main(["convert", "--input", run, "--output", out]) == 2
   assert "is not empty" in capsys.readouterr().err
 
@@ -99,9 +99,9 @@ def header(folder, change):
   """Rewrites the header of a folder's file."""
   data = (folder / "model.safetensors").read_bytes()
   size = int.from_bytes(data[:8], "little")
-  told = json.loads(data[8 : 8 + size])
-  change(told)
-  text = json.dumps(told).encode().ljust(size)
+  fields = json.loads(data[8 : 8 + size])
+  change(fields)
+  text = json.dumps(fields).encode().ljust(size)
   (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
 
 
@@ -111,13 +111,13 @@ def refused(folder, match):
   assert "\n" not in str(error.value)
 
 
-def test_damaged_and_lying_files_are_refused(folder):
+def test_corrupt_and_inconsistent_files_are_refused(folder):
   whole = (folder / "model.safetensors").read_bytes()
   for cut in (0, 5, 100, len(whole) // 2, len(whole) - 1):
     (folder / "model.safetensors").write_bytes(whole[:cut])
-    refused(folder, "is damaged")
+    refused(folder, "is corrupt")
   (folder / "model.safetensors").write_bytes((2**60).to_bytes(8, "little") + whole[8:])
-  refused(folder, "is damaged")
+  refused(folder, "is corrupt")
   (folder / "model.safetensors").write_bytes(whole)
   header(folder, lambda h: h["transformer.wte.weight"].update(data_offsets=[0, 10**9]))
   refused(folder, "lies outside the file")
@@ -132,7 +132,7 @@ def test_tensors_missing_left_over_or_of_another_shape_are_named(folder):
   refused(folder, r"the tensor transformer\.h\.1\.ln_1\.bias is missing")
   (folder / "model.safetensors").write_bytes(whole)
   header(folder, lambda h: h.update({"odd.one": dict(h["transformer.ln_f.bias"])}))
-  refused(folder, "nothing here reads: odd.one")
+  refused(folder, "does not use the tensors odd.one")
   (folder / "model.safetensors").write_bytes(whole)
   settings = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps(settings | {"n_positions": 8}))
@@ -144,9 +144,9 @@ def test_pickles_unknown_architectures_and_indices_that_point_elsewhere_are_refu
   index.write_text(json.dumps({"weight_map": {"a": "../secret.safetensors"}}))
   refused(folder, "points outside its folder")
   index.write_text(json.dumps({"weight_map": {"a": "model-1.safetensors"}}))
-  refused(folder, "which is not there")
+  refused(folder, "which is missing")
   index.write_text("{")
-  refused(folder, "is damaged")
+  refused(folder, "is corrupt")
   index.unlink()
   (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
   refused(folder, "save_pretrained")
@@ -170,11 +170,11 @@ def test_several_files_are_one_folder(folder):
   jax.tree.map(np.testing.assert_array_equal, before, huggingface.load(folder).arrays())
 
 
-def test_a_model_without_a_like_is_refused_and_leaves_nothing(tmp_path):
+def test_a_model_without_an_equivalent_is_refused_and_nothing_is_written(tmp_path):
   model = tiny_decoder(norm="rms")
   with pytest.raises(UserError, match="neither GPT-1, GPT-2 nor Llama"):
     huggingface.save(tmp_path / "x", model, {"model": {}, "heads": {}})
-  with pytest.raises(UserError, match="has no model/embed/table"):
+  with pytest.raises(UserError, match="no parameter model/embed/table"):
     huggingface.save(tmp_path / "y", tiny_decoder(), {"model": {}, "heads": {}})
   assert not list(tmp_path.iterdir())
 
@@ -183,15 +183,16 @@ def test_a_model_without_a_like_is_refused_and_leaves_nothing(tmp_path):
 def test_arrangements_go_both_ways(layout):
   sizes = dict(D=6, H=2, K=3, V=5)
   left = {"D (3 H K)": (6, 18), "(H K) D": (6, 6), "D (H K)": (6, 6), "V D": (5, 6)}[layout.split(" -> ")[0]]
-  theirs = np.arange(np.prod(left)).reshape(left)
-  ours = arrange(theirs, layout, sizes)
-  assert np.array_equal(arrange(ours, layout, sizes, back=True), theirs)
+  tensor = np.arange(np.prod(left)).reshape(left)
+  assert hf_shape(layout, sizes) == left
+  parameter = arrange(tensor, layout, sizes)
+  assert np.array_equal(arrange(parameter, layout, sizes, back=True), tensor)
   if layout.startswith("D (3"):
-    assert np.array_equal(ours[1, :, 1, 2], theirs[:, 6 + 3 + 2])  # of the keys, head 1, place 2
+    assert np.array_equal(parameter[1, :, 1, 2], tensor[:, 6 + 3 + 2])  # of the keys, head 1, element 2
   if layout == "(H K) D -> D H K":
-    assert np.array_equal(ours[4, 1], theirs[3:, 4])
+    assert np.array_equal(parameter[4, 1], tensor[3:, 4])
   with pytest.raises(ValueError, match="has shape"):
-    arrange(theirs[:-1], layout, sizes)
+    arrange(tensor[:-1], layout, sizes)
 
 
 def as_flax(folder, path, shards=1):
@@ -225,11 +226,11 @@ def as_flax(folder, path, shards=1):
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_the_old_flax_format_is_read(folder, tmp_path, shards):
-  found = huggingface.load(as_flax(folder, tmp_path / "flax", shards))
-  jax.tree.map(np.testing.assert_array_equal, found.arrays(), huggingface.load(folder).arrays())
+  loaded = huggingface.load(as_flax(folder, tmp_path / "flax", shards))
+  jax.tree.map(np.testing.assert_array_equal, loaded.arrays(), huggingface.load(folder).arrays())
   for file in (tmp_path / "flax").glob("*.msgpack"):
     file.write_bytes(file.read_bytes()[:-9])
-  refused(tmp_path / "flax", "is damaged")
+  refused(tmp_path / "flax", "is corrupt")
 
 
 def test_parameters_are_read_slice_by_slice(folder):
@@ -247,7 +248,7 @@ def test_parameters_are_read_slice_by_slice(folder):
 
 @dataclasses.dataclass(frozen=True)
 class Halved(Identity):
-  """A transform of somebody's own: the model sees half of what is trained, told by a state of its own."""
+  """A transform of a user: the model uses half of each trained parameter, by a factor in its own state."""
 
   def init(self, params):
     return params, {"factor": jnp.full((), 0.5)}
@@ -261,9 +262,11 @@ class Halved(Identity):
 
 def test_what_a_transform_adds_is_merged(tmp_path):
   config = ["--config", "configs/gpt2.py:size=124m,debug", "--config.steps=1", "--config.model.kv_heads=4"]
-  kind = "--config.transform.kind=tests.interop.test_folders:Halved"
+  kind = "--config.transform.kind=tests.storage.test_folders:Halved"
   assert main(["train", *config, kind, "--workdir", str(tmp_path / "run")]) == 0
   assert main(["convert", "--input", str(tmp_path / "run"), "--output", str(tmp_path / "out")]) == 0
-  trained = open_checkpoint(tmp_path / "run").read("model/stack/layers/mlp/up/kernel")
+  saved, name = storage.open(tmp_path / "run"), "model/stack/layers/mlp/up/kernel"
+  trained = saved.read(name)
+  np.testing.assert_array_equal(saved.parameters()[name], trained / 2)
   seen = huggingface.load(tmp_path / "out").params["model"]["stack"]["layers"]["mlp"]["up"]["kernel"]
   np.testing.assert_array_equal(seen, trained / 2)

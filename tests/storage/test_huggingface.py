@@ -1,4 +1,4 @@
-"""Tiny random models of every family: transformers' numbers here, ours there, and the same bytes in and out."""
+"""Tiny random models of every family: the outputs are those of transformers, and the files are written back exactly."""
 
 import jax
 import jax.numpy as jnp
@@ -52,9 +52,9 @@ HEADED = {
 }  # fmt: skip
 MISSING = ("OpenAIGPT-tokens", "OpenAIGPT-span", "T5-tokens", "T5-v1_1-tokens")  # no class, or one of an encoder alone
 HEADS = {
-  f"{name}-{kind}": (f"{stem}For{theirs}", f"{stem}Config", shape)
+  f"{name}-{kind}": (f"{stem}For{suffix}", f"{stem}Config", shape)
   for name, (stem, shape) in HEADED.items()
-  for kind, theirs in KINDS.items()
+  for kind, suffix in KINDS.items()
   if f"{name}-{kind}" not in MISSING
 }
 RNG = np.random.default_rng(0)
@@ -62,8 +62,8 @@ IDS, TYPES, TARGET = RNG.integers(3, V, (2, 12)), RNG.integers(0, 2, (2, 12)), R
 VALID = np.arange(12) < np.array([[12], [8]])
 
 
-def theirs(case: str, **more):
-  """Returns a tiny random model, far from its initial values, so that nothing hides."""
+def hf_model(case: str, **more):
+  """Returns a tiny random model, far from its initial values, so that no parameter can be missed."""
   import torch
   import transformers
 
@@ -78,7 +78,7 @@ def theirs(case: str, **more):
   return made
 
 
-def their_outputs(model, case: str) -> dict[str, np.ndarray]:
+def hf_outputs(model, case: str) -> dict[str, np.ndarray]:
   import torch
 
   ids, types, valid = torch.tensor(IDS), torch.tensor(TYPES), torch.tensor(VALID.astype(int))
@@ -97,7 +97,7 @@ def their_outputs(model, case: str) -> dict[str, np.ndarray]:
     return {"logits": model(input_ids=ids).logits.numpy()}
 
 
-def our_outputs(loaded, case: str) -> dict[str, np.ndarray]:
+def lmjax_outputs(loaded, case: str) -> dict[str, np.ndarray]:
   model, params = loaded.model, jax.tree.map(jnp.asarray, loaded.params)
   ids, segments = jnp.asarray(IDS), jnp.asarray(VALID, jnp.int32)
   if case.startswith("t5"):
@@ -106,67 +106,67 @@ def our_outputs(loaded, case: str) -> dict[str, np.ndarray]:
     return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
   if case.startswith(("bert", "roberta", "distilbert")):
     types = jnp.asarray(TYPES) if case.startswith("bert") else jnp.zeros_like(ids)
-    places = jnp.broadcast_to(jnp.arange(12), ids.shape)
+    positions = jnp.broadcast_to(jnp.arange(12), ids.shape)
     if case == "bert-bare":
-      hidden, pooled, _ = model.apply({"params": params["model"]}, ids, places, segments, types)
+      hidden, pooled, _ = model.apply({"params": params["model"]}, ids, positions, segments, types)
       return {"hidden": hidden, "pooled": pooled}
     task = MaskedLM(model, next_sentence="next_sentence" in params["heads"])
-    out = task.forward(params, dict(inputs=ids, positions=places, segments=segments, types=types))
+    out = task.forward(params, dict(inputs=ids, positions=positions, segments=segments, token_types=types))
     return {"logits": out.logits} | {k: v for k, v in out.taps.items() if k == "next_sentence"}
   hidden, _ = model.apply({"params": params["model"]}, ids)
   return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_in_and_out(case, tmp_path):
+def test_outputs_and_files_are_those_of_transformers(case, tmp_path):
   import transformers
 
-  model = theirs(case)
-  model.save_pretrained(tmp_path / "theirs")
-  wanted = their_outputs(model, case)
-  loaded = huggingface.load(tmp_path / "theirs")
-  found = our_outputs(loaded, case)
-  assert set(found) == set(wanted)
+  model = hf_model(case)
+  model.save_pretrained(tmp_path / "hf")
+  wanted = hf_outputs(model, case)
+  loaded = huggingface.load(tmp_path / "hf")
+  outputs = lmjax_outputs(loaded, case)
+  assert set(outputs) == set(wanted)
   keep = VALID if case.startswith(("bert", "roberta", "distilbert")) else np.ones(IDS.shape, bool)
   for key, value in wanted.items():
-    ours = np.asarray(found[key])
+    output = np.asarray(outputs[key])
     if value.shape[:2] == IDS.shape:
-      value, ours = value[keep], ours[keep]
-    np.testing.assert_allclose(ours, value, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=key)
+      value, output = value[keep], output[keep]
+    np.testing.assert_allclose(output, value, atol=1e-5 * max(np.abs(value).max(), 1), err_msg=key)
 
-  huggingface.save(tmp_path / "ours", loaded.model, loaded.params, settings=loaded.settings)
-  before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+  huggingface.save(tmp_path / "written", loaded.model, loaded.params, settings=loaded.settings)
+  before, after = Tensors(tmp_path / "hf"), Tensors(tmp_path / "written")
   strip = lambda name: name.removeprefix("bert.")  # noqa: E731  a bare model's names have no prefix
   renamed = {strip(name): name for name in before}
   assert {strip(name) for name in after} == {n for n in renamed if not n.endswith(("decoder.weight", "decoder.bias"))}
   for name in after:
     assert before[renamed[strip(name)]].tobytes() == after[name].tobytes(), name
-  again, told = getattr(transformers, CASES[case][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
-  assert not told["missing_keys"] and not told["unexpected_keys"], told
-  for key, value in their_outputs(again.eval(), case).items():
+  again, info = getattr(transformers, CASES[case][0]).from_pretrained(tmp_path / "written", output_loading_info=True)
+  assert not info["missing_keys"] and not info["unexpected_keys"], info
+  for key, value in hf_outputs(again.eval(), case).items():
     np.testing.assert_array_equal(value, wanted[key])
 
 
 @pytest.mark.parametrize("case", HEADS)
-def test_heads_come_along(case, tmp_path):
-  """Of texts, of tokens and of spans: the same scores, the same bytes back, the same scores in transformers again."""
+def test_classification_heads_are_read_and_written(case, tmp_path):
+  """Of sequences, tokens and spans: the same logits, the same bytes written, the same logits in transformers again."""
   import transformers
 
   kind = case.rpartition("-")[2]
   start = dict(decoder_start_token_id=0) if case.startswith("T5") else {}
-  model = theirs(case, num_labels=2 if kind == "span" else 5, pad_token_id=0, eos_token_id=1, **start)
-  model.save_pretrained(tmp_path / "theirs")
-  loaded = huggingface.load(tmp_path / "theirs")
+  model = hf_model(case, num_labels=2 if kind == "span" else 5, pad_token_id=0, eos_token_id=1, **start)
+  model.save_pretrained(tmp_path / "hf")
+  loaded = huggingface.load(tmp_path / "hf")
   assert loaded.labels == kind
   scale = max(float(p.abs().max()) for p in model.parameters())
-  assert check(tmp_path / "theirs") < 1e-5 * max(scale, 1) * D
-  huggingface.save(tmp_path / "ours", loaded.model, loaded.params, settings=loaded.settings)
-  before, after = Tensors(tmp_path / "theirs"), Tensors(tmp_path / "ours")
+  assert check(tmp_path / "hf") < 1e-5 * max(scale, 1) * D
+  huggingface.save(tmp_path / "written", loaded.model, loaded.params, settings=loaded.settings)
+  before, after = Tensors(tmp_path / "hf"), Tensors(tmp_path / "written")
   assert set(after) == set(before)
   assert all(before[name].tobytes() == after[name].tobytes() for name in after)
-  _, told = getattr(transformers, HEADS[case][0]).from_pretrained(tmp_path / "ours", output_loading_info=True)
-  assert not told["missing_keys"] and not told["unexpected_keys"], told
-  assert check(tmp_path / "ours") == check(tmp_path / "theirs")
+  _, info = getattr(transformers, HEADS[case][0]).from_pretrained(tmp_path / "written", output_loading_info=True)
+  assert not info["missing_keys"] and not info["unexpected_keys"], info
+  assert check(tmp_path / "written") == check(tmp_path / "hf")
   settings = {key: value for key, value in loaded.settings.items() if key not in ("id2label", "label2id")}
   huggingface.save(tmp_path / "named", loaded.model, loaded.params, settings=settings)
   assert len(transformers.AutoConfig.from_pretrained(tmp_path / "named").id2label) == model.config.num_labels
@@ -177,7 +177,7 @@ def test_greedy_t5_is_transformers():
 
   import torch
 
-  model = theirs("t5")
+  model = hf_model("t5")
   with tempfile.TemporaryDirectory() as folder:
     model.save_pretrained(folder)
     loaded = huggingface.load(folder)
@@ -190,15 +190,15 @@ def test_greedy_t5_is_transformers():
   sampler = Sampler(loaded.model, 11, Sampling(temperature=0.0), end=1)
   params = sampler.prepare(params)
   sources = [row[keep].tolist() for row, keep in zip(IDS, VALID, strict=True)]
-  found = np.concatenate(list(sampler.tokens(params, [[0], [0]], 10, [0, 0], 4, sources)), axis=1)
-  for ours, expected in zip(found, wanted, strict=True):
+  tokens = np.concatenate(list(sampler.tokens(params, [[0], [0]], 10, [0, 0], 4, sources)), axis=1)
+  for row, expected in zip(tokens, wanted, strict=True):
     expected = expected.tolist()
     expected = expected[: expected.index(1) + 1] if 1 in expected else expected
-    assert [t for t in ours.tolist() if t >= 0] == expected
+    assert [t for t in row.tolist() if t >= 0] == expected
 
 
 def test_a_real_sentence_model(data, tmp_path):
-  """all-MiniLM-L6-v2: transformers' vectors, and its published correlation with people's judgements."""
+  """all-MiniLM-L6-v2: transformers' vectors, and its published correlation with human judgements."""
   import csv
   import importlib.util
 
@@ -219,5 +219,5 @@ def test_a_real_sentence_model(data, tmp_path):
   assert main(["embed", "--workdir", folder, "--input", str(tmp_path / "in.txt"), "--output", out]) == 0
   x = np.load(out)["embeddings"]
   np.testing.assert_allclose(np.linalg.norm(x, axis=1), 1, atol=1e-5)  # the folder asks for it
-  found = spearmanr((x[::2] * x[1::2]).sum(axis=1), [float(score) for _, _, score in rows]).statistic
-  assert round(found, 3) == 0.867
+  correlation = spearmanr((x[::2] * x[1::2]).sum(axis=1), [float(score) for _, _, score in rows]).statistic
+  assert round(correlation, 3) == 0.867

@@ -7,10 +7,10 @@ import pytest
 
 from lmjax import config, experiment
 from lmjax.__main__ import main
-from lmjax.evals.base import terms_over
+from lmjax.evals.base import Context, sum_terms
 from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
-from lmjax.storage.saved import RunReader
+from lmjax.storage.run import RunFolder
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.continued_lm import ContinuedLM
 from lmjax.testing import fake_batch, init_params
@@ -23,7 +23,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
   for name, stops in (("whole", (4,)), ("parts", (2, 4))):
     for steps in stops:
       assert main(["train", *ELMO, f"--config.steps={steps}", "--workdir", str(tmp_path / name)]) == 0
-  whole, parts = RunReader(tmp_path / "whole"), RunReader(tmp_path / "parts")
+  whole, parts = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "parts")
   assert whole.step == parts.step == 4
   for name in whole.leaves:
     assert np.array_equal(whole.read(name), parts.read(name)), name
@@ -40,7 +40,7 @@ def test_evaluation_goes_on_where_a_row_ended():
   batches = run.data.validate(run.tokenizer, 2)
   with use_layout(run.layout):
     params = run.state().params
-    found = terms_over(run.task, batches, run.data.length, run.layout)(params)
+    terms = sum_terms(Context(run.task, run.data, run.tokenizer, 2, run.layout), batches)(params)
     rows = {key: np.concatenate([b[key] for b in batches]) for key in run.task.spec(2, run.data.length)}
     half = len(rows["weights"]) // 2
     total, count = 0.0, 0.0
@@ -48,10 +48,10 @@ def test_evaluation_goes_on_where_a_row_ended():
       carry = run.task.initial_carry(1)
       loss = jax.jit(lambda carry, batch: run.task.loss(params, {}, carry, batch))
       for i in range(half):
-        terms, carry = loss(carry, {key: a[part][i : i + 1] for key, a in rows.items()})
-        total, count = total + float(terms["forwards"].total), count + float(terms["forwards"].count)
-  np.testing.assert_allclose(float(found["forwards"].total), total, rtol=1e-5)
-  assert float(found["forwards"].count) == count
+        row, carry = loss(carry, {key: a[part][i : i + 1] for key, a in rows.items()})
+        total, count = total + float(row["forwards"].total), count + float(row["forwards"].count)
+  np.testing.assert_allclose(float(terms["forwards"].total), total, rtol=1e-5)
+  assert float(terms["forwards"].count) == count
 
 
 def test_text_that_goes_on_is_one_long_row():

@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, where the C library is glibc."""
+"""With glibc, freed memory stays in the process."""
 
 import platform
 import subprocess
@@ -31,10 +31,10 @@ print(faults())
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library is not glibc")
-def test_freed_memory_is_found_again_without_page_faults():
+def test_freed_memory_is_reused_without_page_faults():
   def run(how):
-    told = subprocess.run([sys.executable, "-c", PROGRAM, how], cwd=ROOT, capture_output=True, text=True, check=True)
-    return int(told.stdout)
+    process = subprocess.run([sys.executable, "-c", PROGRAM, how], cwd=ROOT, capture_output=True, text=True, check=True)
+    return int(process.stdout)
 
   assert run("give back") > 30  # of 2 MB at the largest
   assert run("keep") < 10

@@ -1,4 +1,4 @@
-"""Text for a bidirectional language model: spelt words, forwards and backwards."""
+"""Rows for a bidirectional language model: words as characters, left to right and right to left."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.data.objectives.masked_lm import SPLITS
-from lmjax.data.packing import Packer, Position, ReadDocument, Row
+from lmjax.data.objectives.masked_lm import SPLITTERS
+from lmjax.data.packing import Document, Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import BadRecord, Encoded, Source
+from lmjax.data.sources.base import Source
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.words import Words, spell
@@ -18,10 +18,10 @@ from lmjax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class BidirectionalText(Reader):
-  """Sentences `<S> ... </S>` one after the other; a row of one stream goes on where its last one ended.
+  """Sentences `<S> ... </S>`, concatenated; a row of a stream continues where the previous one ended.
 
-  A row reads some words of a document forwards, and as many of the same document, from its end, backwards.
-  characters: of a word, at most. split_by: how a document is cut, into `sentences` or `lines`.
+  A row has some words of a document, read left to right, and as many of the same document, read right to left from its
+  end. characters: the maximum of a word. split_by: how a document is split, into `sentences` or `lines`.
   """
 
   characters: int = 50
@@ -29,15 +29,17 @@ class BidirectionalText(Reader):
 
   def __post_init__(self):
     super().__post_init__()
-    if self.split_by not in SPLITS or self.characters < 4:
-      raise ValueError(f"split_by is one of {', '.join(SPLITS)}, characters at least 4")
+    if self.split_by not in SPLITTERS or self.characters < 4:
+      raise ValueError(f"split_by must be one of {', '.join(SPLITTERS)}, characters at least 4")
 
   def shared(self) -> dict[str, Any]:
     return {"characters": self.characters}
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
     if not isinstance(tokenizer, Words):
-      raise UserError("data.tokenizer: spelt words need tokenizer.kind=lmjax.data.tokenizers.words:WordTokenizerConfig")
+      raise UserError(
+        "data.tokenizer: words as characters need tokenizer.kind=lmjax.data.tokenizers.words:WordTokenizerConfig"
+      )
     return CharacterDocuments(source, tokenizer, seed, streams, self.characters, self.split_by)
 
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
@@ -45,40 +47,33 @@ class BidirectionalText(Reader):
 
 
 class CharacterDocuments(Documents):
-  """Documents as what is read and what comes next, forwards and backwards."""
+  """Documents as the characters of each word and the id of the word after it, in both directions."""
+
+  requires = "the characters of words"
 
   def __init__(self, source: Source, tokenizer: Words, seed: int | None, streams: int, characters: int, split_by: str):
     super().__init__(source, tokenizer, seed, streams)
     self.characters, self.split_by = characters, split_by
 
-  def encode(self, document: str | Encoded | BadRecord) -> tuple[list[np.ndarray], int] | BadRecord:
-    """Returns [characters [T, C], targets [T], and the same backwards], and the bytes of the text."""
-    if isinstance(document, Encoded):
-      raise UserError("data: prepared ids have no spelling; give the text itself")
-    if isinstance(document, BadRecord):
-      return document
-    cut = [self.tokenizer.words(sentence) for sentence in SPLITS[self.split_by](document)]
+  def encode_text(self, document: str) -> Document:
+    """Returns [characters [T, C], targets [T], and both for the reversed document], and the bytes of the text."""
+    words = [self.tokenizer.words(sentence) for sentence in SPLITTERS[self.split_by](document)]
     start, end = (self.tokenizer.vocabulary[i] for i in (self.tokenizer.start, self.tokenizer.end))
-    around = [[start, *sentence, end] for sentence in cut if sentence]
-    if not around:
+    sentences = [[start, *sentence, end] for sentence in words if sentence]
+    if not sentences:
       return [], 0
-    read, following = _steps(around)
-    back = [sentence[::-1] for sentence in reversed(around)]
-    found = [*self._row(read, following), *self._row(*_steps(back))]
-    return found, len(document.encode("utf-8"))
+    backwards = [sentence[::-1] for sentence in reversed(sentences)]
+    return [*self._arrays(sentences), *self._arrays(backwards)], len(document.encode("utf-8"))
 
-  def _row(self, read: list[str], following: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    ids = self.tokenizer.ids(following)
-    return np.stack([spell(word, self.characters) for word in read]), np.array(ids, np.int32)
-
-
-def _steps(sentences: list[list[str]]) -> tuple[list[str], list[str]]:
-  """Returns every word but the last of each sentence, and the word after it."""
-  return [w for s in sentences for w in s[:-1]], [w for s in sentences for w in s[1:]]
+  def _arrays(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the characters of every word but the last of each sentence, and the id of the word after it."""
+    inputs = [word for sentence in sentences for word in sentence[:-1]]
+    targets = [word for sentence in sentences for word in sentence[1:]]
+    return np.stack([spell(word, self.characters) for word in inputs]), np.array(self.tokenizer.ids(targets), np.int32)
 
 
 class BidirectionalRows:
-  """Packs documents one after the other. Position: the document to read next, and how many of its words are used up."""
+  """Concatenates documents. Position: the document to read next, and how many of its words have been used."""
 
   KEYS = ("characters", "targets", "reverse_characters", "reverse_targets")
 
@@ -92,12 +87,12 @@ class BidirectionalRows:
     filled, (document, used) = 0, position
     while filled < self.length:
       try:
-        found, size = read(document)
+        arrays, size = read(document)
       except IndexError:
         break
-      words = len(found[1]) if found else 0
+      words = len(arrays[1]) if len(arrays) else 0
       taken = min(self.length - filled, words - used)
-      for key, array in zip(self.KEYS, found, strict=False):
+      for key, array in zip(self.KEYS, arrays, strict=False):  # an empty document has no arrays
         row[key][filled : filled + taken] = array[used : used + taken]
       row["weights"][filled : filled + taken] = 1
       row["bytes"] += size * taken / max(words, 1)

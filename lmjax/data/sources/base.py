@@ -1,7 +1,7 @@
-"""Documents by number: what every source gives, and how files of them are found, cut and read piece by piece.
+"""The interface of sources, documents by index, and what the sources of files share.
 
-Files may be plain or gzipped, local or remote (`gs://...`). A plain local file is mapped, not read: its size costs
-no memory. A gzipped, cleaned or remote one is read whole, and the last few are kept.
+Files may be plain or gzipped, local or remote (`gs://...`). A plain local file is memory-mapped. A gzipped, cleaned or
+remote file is read as a whole, and the last few are cached.
 """
 
 import fnmatch
@@ -12,30 +12,30 @@ import mmap
 import re
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from etils import epath
 
 from lmjax.utils.errors import UserError
 
-Cut = Callable[[bytes], np.ndarray]  # where the documents of a file start
-Clean = Callable[[bytes], bytes]  # what is read of a file
+FindStarts = Callable[[bytes], np.ndarray]  # offsets at which the documents of a file start
+Clean = Callable[[bytes], bytes]  # from the bytes of a file to those to read
 
-LARGEST = 16 * 2**20  # bytes of a document; more is a mistake in cutting
-PATIENCE = 100  # records read before the share of bad ones is judged
-TOLERANCE = 0.01  # share of bad records that stops a run
+MAX_DOCUMENT = 16 * 2**20  # bytes; a larger document is a mistake in splitting
+MIN_RECORDS = 100  # records to read before the fraction of skipped ones is checked
+MAX_SKIPPED_FRACTION = 0.01  # more skipped records stop a run
 
 
 class BadRecord(NamedTuple):
-  """A record that could not be read: where it is, and why."""
+  """A record that cannot be read and is skipped: where it is, and why."""
 
   where: str
   why: str
 
 
 class Encoded(NamedTuple):
-  """A document as ids, without start and end; the bytes of its text; the fingerprint of the tokenizer that made it."""
+  """A document as ids without start and end, the UTF-8 bytes of its text, and the fingerprint of its tokenizer."""
 
   ids: np.ndarray
   bytes: int
@@ -43,7 +43,7 @@ class Encoded(NamedTuple):
 
 
 class Source(Protocol):
-  """Documents by number."""
+  """Documents by index."""
 
   def __len__(self) -> int: ...
 
@@ -51,39 +51,40 @@ class Source(Protocol):
 
 
 def texts(source: Source) -> Iterable[str]:
-  """Yields the texts of a source, in order."""
+  """Yields the documents of a source that are text, in order."""
   return (text for text in map(source.__getitem__, range(len(source))) if isinstance(text, str))
 
 
-def check_skipped_fraction(read: int, bad: Sequence[BadRecord]) -> None:
-  """Raises UserError if more than 1 % of at least 100 records were bad."""
-  if read >= PATIENCE and len(bad) > TOLERANCE * read:
+def check_skipped_fraction(read: int, skipped: Sequence[BadRecord]) -> None:
+  """Raises UserError if more than 1 % of at least 100 records were skipped."""
+  if read >= MIN_RECORDS and len(skipped) > MAX_SKIPPED_FRACTION * read:
+    last = skipped[-1]
     raise UserError(
-      f"data: {len(bad)} of {read} records are bad, more than 1 %; the last: {bad[-1].where} {bad[-1].why}"
+      f"data: {len(skipped)} of {read} records are malformed, more than 1 %; the last: {last.where} {last.why}"
     )
 
 
 def split_range(count: int, split: str) -> range:
-  """Returns the indices in a part of `count` items, written as a slice of percents: `:90%`, `90%:`, `` for all.
+  """Returns the indices in a split of `count` items, written as a slice in percent: `:90%`, `90%:`, `` for all.
 
   Raises:
-    UserError: the split is written otherwise, or is empty.
+    UserError: the split has another form, or is empty.
   """
   match = re.fullmatch(r"(?:(\d+(?:\.\d+)?)%)?:(?:(\d+(?:\.\d+)?)%)?", split or ":")
   if not match:
     raise UserError(f"data: split {split!r} is not of the form ':90%', '90%:' or '80%:90%'")
-  start, end = (float(p) if p else whole for p, whole in zip(match.groups(), (0.0, 100.0), strict=True))
-  numbers = range(int(count * start / 100), int(count * end / 100))
-  if not numbers:
-    raise UserError(f"data: split {split!r} of {count} documents is empty: give more text or a larger split")
-  return numbers
+  start, end = (float(p) if p else default for p, default in zip(match.groups(), (0.0, 100.0), strict=True))
+  indices = range(int(count * start / 100), int(count * end / 100))
+  if not indices:
+    raise UserError(f"data: split {split!r} of {count} documents is empty: use more text or a larger split")
+  return indices
 
 
 def parse_split(split: str) -> tuple[str, str]:
-  """Returns the name and the range of a split as TFDS writes it: `train[:90%]` is ("train", ":90%").
+  """Returns the name and the slice of a split in TFDS's syntax: `train[:90%]` is ("train", ":90%").
 
   Raises:
-    UserError: the split is written otherwise.
+    UserError: the split has another form.
   """
   match = re.fullmatch(r"([^\[\]]+)(?:\[([^\[\]]*)\])?", split)
   if not match:
@@ -98,73 +99,108 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
     UserError: a path or glob matches nothing.
   """
   patterns = [files] if isinstance(files, str) else list(files)
-  found: list[epath.Path] = []
+  paths: list[epath.Path] = []
   for pattern in patterns:
     path = epath.Path(pattern).expanduser()
     if "://" not in pattern:
       matches = [epath.Path(p) for p in glob.glob(str(path), recursive=True)]
-    elif glob.has_magic(path.name):  # of a remote pattern, the last part may be one
+    elif glob.has_magic(path.name):  # in a remote path, only the file name may be a pattern
       matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
     else:
       matches = [path]
     matches = sorted(p for p in matches if p.exists() and not p.is_dir())
     if not matches:
       raise UserError(
-        f"data: no file matches {pattern!r} (looked from {epath.Path().resolve()}); "
-        "name your text with --config configs/text.py:files=my/*.txt"
+        f"data: no file matches {pattern!r} (the current directory is {epath.Path().resolve()}); "
+        "set your text with --config configs/text.py:files=my/*.txt"
       )
-    found += matches
-  return found
+    paths += matches
+  return paths
 
 
 class Index:
-  """Where each document of some files starts and ends."""
+  """The offsets of the documents in some files."""
 
-  def __init__(self, files: list[epath.Path], cut: Cut, split: str, clean: Clean | None = None, shuffle: bool = False):
+  def __init__(
+    self, files: list[epath.Path], find_starts: FindStarts, split: str, clean: Clean | None = None,
+    shuffle: bool = False,
+  ):  # fmt: skip
     self.files, self.clean = files, clean
-    starts, owners, self.ends = [], [], []
+    starts, file_of, self.ends = [], [], []
     for number, path in enumerate(files):
       data = read(path, clean)
-      cuts = cut(data) if len(data) else np.zeros(0, np.int64)
-      starts.append(cuts)
-      owners.append(np.full(len(cuts), number, np.int32))
+      starts.append(find_starts(data) if len(data) else np.zeros(0, np.int64))
+      file_of.append(np.full(len(starts[-1]), number, np.int32))
       self.ends.append(len(data))
-    self.starts, self.owners = np.concatenate(starts), np.concatenate(owners)
+    self.starts, self.file_of = np.concatenate(starts), np.concatenate(file_of)
     order = np.arange(len(self.starts))
     if shuffle:
       np.random.default_rng(0).shuffle(order)
-    self.numbers = order[split_range(len(order), split)]
+    self.order = order[split_range(len(order), split)]
 
   def __len__(self) -> int:
-    return len(self.numbers)
+    return len(self.order)
 
-  def _place(self, index: int) -> tuple[int, int, int]:
-    """Returns the file, start and end of a document."""
-    i = self.numbers[index]
-    owner = int(self.owners[i])
-    last = i + 1 == len(self.starts) or self.owners[i + 1] != owner
-    return owner, int(self.starts[i]), self.ends[owner] if last else int(self.starts[i + 1])
+  def _locate(self, index: int) -> tuple[int, int, int]:
+    """Returns the number of the file, and the start and end of the document in it."""
+    i = self.order[index]
+    file = int(self.file_of[i])
+    is_last = i + 1 == len(self.starts) or self.file_of[i + 1] != file
+    return file, int(self.starts[i]), self.ends[file] if is_last else int(self.starts[i + 1])
 
   def document(self, index: int) -> str | BadRecord:
-    owner, start, end = self._place(index)
-    if end - start > LARGEST:
-      return BadRecord(self.where(index), f"has {end - start:,} bytes, more than the {LARGEST:,} of a document: cut it")
+    file, start, end = self._locate(index)
+    if end - start > MAX_DOCUMENT:
+      reason = f"has {end - start:,} bytes, more than the maximum of {MAX_DOCUMENT:,}: split it into smaller documents"
+      return BadRecord(self.where(index), reason)
     try:
-      return read(self.files[owner], self.clean)[start:end].decode("utf-8")
+      return read(self.files[file], self.clean)[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
       return BadRecord(self.where(index, error.start), f"is not UTF-8: {error.reason}")
 
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""
-    owner, start, _ = self._place(index)
-    data, end = read(self.files[owner], self.clean), start + offset
+    file, start, _ = self._locate(index)
+    data, end = read(self.files[file], self.clean), start + offset
     line = sum(data[i : min(i + 2**20, end)].count(b"\n") for i in range(0, end, 2**20)) + 1
-    return f"{self.files[owner]}:{line}"
+    return f"{self.files[file]}:{line}"
+
+
+class Lines:
+  """A document for each line of some files; a subclass is a dataclass with `files` and `split`, and parses a line."""
+
+  files: str | tuple[str, ...]
+  split: str
+  shuffle = False
+
+  @functools.cached_property
+  def _index(self) -> Index:
+    return Index(expand_paths(self.files), line_starts, self.split, None, self.shuffle)
+
+  def parse(self, line: str) -> Any:
+    """Returns the document of a line.
+
+    Raises:
+      ValueError: what is wrong with the line, as it continues "FILE:LINE ...".
+    """
+    raise NotImplementedError
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def __getitem__(self, index: int) -> Any:
+    line = self._index.document(index)
+    if isinstance(line, BadRecord):
+      return line
+    try:
+      return self.parse(line)
+    except ValueError as error:
+      return BadRecord(self._index.where(index), str(error))
 
 
 @functools.lru_cache(maxsize=16)
 def read(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
-  """Returns the bytes of a file, unzipped and cleaned; the last few stay open."""
+  """Returns the bytes of a file, unzipped and cleaned; the last few are cached."""
   try:
     if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
       with open(path, "rb") as file:
@@ -177,9 +213,10 @@ def read(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
 
 
 def line_starts(data: bytes | mmap.mmap) -> np.ndarray:
+  """Returns the offsets at which lines start, int64."""
   starts = [np.zeros(1, np.int64)]
-  for at in range(0, len(data), 2**26):
-    block = np.frombuffer(data, np.uint8, min(2**26, len(data) - at), at)
-    starts.append(np.flatnonzero(block == ord("\n")) + at + 1)
-  found = np.concatenate(starts)
-  return found[found < len(data)]
+  for offset in range(0, len(data), 2**26):
+    block = np.frombuffer(data, np.uint8, min(2**26, len(data) - offset), offset)
+    starts.append(np.flatnonzero(block == ord("\n")) + offset + 1)
+  offsets = np.concatenate(starts)
+  return offsets[offsets < len(data)]

@@ -1,4 +1,4 @@
-"""Sources of pairs of texts: what is given, and what is to be written."""
+"""Sources of pairs of texts: a source, and the target to generate from it."""
 
 import dataclasses
 import functools
@@ -6,7 +6,7 @@ import json
 import re
 from typing import NamedTuple
 
-from lmjax.data.sources.base import BadRecord, Index, expand_paths, line_starts
+from lmjax.data.sources.base import BadRecord, Index, Lines, expand_paths, line_starts
 from lmjax.utils.errors import UserError
 
 
@@ -19,9 +19,10 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelLines:
-  """Line i of `sources` beside line i of `targets`; files plain or gzipped. `prefix` says which task it is.
+  """Line i of `sources` with line i of `targets`; files plain or gzipped.
 
-  shuffle: lines are numbered in a fixed random order, so that a part is a sample.
+  prefix: put before every source, to name the task. shuffle: number the lines in a fixed random order, so that a split
+  is a random sample.
   """
 
   sources: str | tuple[str, ...]
@@ -32,28 +33,32 @@ class ParallelLines:
 
   @functools.cached_property
   def _indices(self) -> tuple[Index, Index]:
-    found = [
+    source, target = (
       Index(expand_paths(files), line_starts, self.split, None, self.shuffle) for files in (self.sources, self.targets)
-    ]
-    if len(found[0].starts) != len(found[1].starts):
-      lines = [len(side.starts) for side in found]
-      raise UserError(f"data: {self.sources} has {lines[0]} lines and {self.targets} has {lines[1]}: no pairs")
-    return tuple(found)
+    )
+    if len(source.starts) != len(target.starts):
+      raise UserError(
+        f"data: {self.sources} has {len(source.starts)} lines and {self.targets} has {len(target.starts)}; parallel "
+        "files need the same number of lines"
+      )
+    return source, target
 
   def __len__(self) -> int:
     return len(self._indices[0])
 
   def __getitem__(self, index: int) -> Pair | BadRecord:
     source, target = (side.document(index) for side in self._indices)
-    bad = next((side for side in (source, target) if isinstance(side, BadRecord)), None)
-    return bad or Pair(self.prefix + source.strip(), target.strip())
+    for line in (source, target):
+      if isinstance(line, BadRecord):
+        return line
+    return Pair(self.prefix + source.strip(), target.strip())
 
 
 @dataclasses.dataclass(frozen=True)
-class PatternLines:
-  """A pair a line: the two groups of a regular expression, by default what a tab separates.
+class PatternLines(Lines):
+  """A pair in each line: the two groups of a regular expression, by default the columns on either side of a tab.
 
-  SCAN: `IN: (.*) OUT: (.*)`.
+  For SCAN, `IN: (.*) OUT: (.*)`. prefix, shuffle: as in ParallelLines.
   """
 
   files: str | tuple[str, ...]
@@ -66,30 +71,20 @@ class PatternLines:
     try:
       groups = re.compile(self.pattern).groups
     except re.error as error:
-      raise ValueError(f"pattern {self.pattern!r} is no regular expression: {error}") from error
+      raise ValueError(f"pattern {self.pattern!r} is not a regular expression: {error}") from error
     if groups != 2:
-      raise ValueError(f"pattern {self.pattern!r} has {groups} groups, not the two of source and target")
+      raise ValueError(f"pattern {self.pattern!r} must have two groups, source and target, not {groups}")
 
-  @functools.cached_property
-  def _index(self) -> Index:
-    return Index(expand_paths(self.files), line_starts, self.split, None, self.shuffle)
-
-  def __len__(self) -> int:
-    return len(self._index)
-
-  def __getitem__(self, index: int) -> Pair | BadRecord:
-    line = self._index.document(index)
-    if isinstance(line, BadRecord):
-      return line
+  def parse(self, line: str) -> Pair:
     match = re.match(self.pattern, line.rstrip("\r\n"))
     if not match:
-      return BadRecord(self._index.where(index), f"is not of the form {self.pattern!r}")
+      raise ValueError(f"does not match the pattern {self.pattern!r}")
     return Pair(self.prefix + match[1], match[2])
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonPairs:
-  """JSON objects, one a line; the texts are under `source` and `target`."""
+class JsonPairs(Lines):
+  """A JSON object in each line, with the texts under the keys `source` and `target`; prefix: as in ParallelLines."""
 
   files: str | tuple[str, ...]
   source: str = "source"
@@ -97,19 +92,9 @@ class JsonPairs:
   split: str = ""
   prefix: str = ""
 
-  @functools.cached_property
-  def _index(self) -> Index:
-    return Index(expand_paths(self.files), line_starts, self.split)
-
-  def __len__(self) -> int:
-    return len(self._index)
-
-  def __getitem__(self, index: int) -> Pair | BadRecord:
-    line = self._index.document(index)
-    if isinstance(line, BadRecord):
-      return line
+  def parse(self, line: str) -> Pair:
     try:
       record = json.loads(line)
       return Pair(self.prefix + record[self.source], record[self.target] + "")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
-      return BadRecord(self._index.where(index), f"has no texts under {self.source!r} and {self.target!r}: {error}")
+      raise ValueError(f"does not have strings under {self.source!r} and {self.target!r}: {error}") from error

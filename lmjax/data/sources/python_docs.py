@@ -1,4 +1,4 @@
-"""English text found on this machine: the documentation that ships inside every Python installation."""
+"""English text that needs no download: the documentation in every Python installation."""
 
 import ast
 import dataclasses
@@ -13,12 +13,12 @@ from lmjax.data.sources.base import split_range
 from lmjax.data.sources.pairs import Pair
 from lmjax.utils.errors import UserError
 
-SKIPPED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
+EXCLUDED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")
 
 
 @dataclasses.dataclass(frozen=True)
 class PythonDocs:
-  """The documentation of this Python, a document each topic and docstring."""
+  """The documentation of this Python; each topic and each docstring is a document."""
 
   split: str = ""
 
@@ -35,7 +35,7 @@ class PythonDocs:
 
 
 class PythonDocPairs(PythonDocs):
-  """The first words of each text, and those that follow: pairs to try things with."""
+  """Pairs for debugging: the first 8 words of each document, and the next 8."""
 
   def __getitem__(self, index: int) -> Pair:
     words = super().__getitem__(index).split()
@@ -46,10 +46,10 @@ class PythonDocPairs(PythonDocs):
 def python_documentation() -> tuple[str, ...]:
   """Returns the language reference topics and the docstrings of the standard library, about 2 million characters.
 
-  Texts are distinct, stripped, and ordered by their hash, so that any slice is a random sample and always the same one.
+  Texts are distinct, stripped, and sorted by their hash, so that every slice is a reproducible random sample.
 
   Raises:
-    UserError: this Python came without its documentation.
+    UserError: this Python was installed without its documentation.
   """
   try:
     topics = importlib.import_module("pydoc_data.topics").topics
@@ -58,19 +58,19 @@ def python_documentation() -> tuple[str, ...]:
   library = pathlib.Path(sysconfig.get_paths()["stdlib"])
   texts = {_clean(text) for text in topics.values()}
   for path in sorted(library.rglob("*.py")):
-    if not set(path.relative_to(library).parts) & set(SKIPPED):
+    if not set(path.relative_to(library).parts) & set(EXCLUDED):
       texts |= set(_docstrings(path))
   texts = {text for text in texts if len(text) >= 40}
   if sum(map(len, texts)) < 200_000:
     raise UserError(
-      f"data: this Python carries too little documentation to train on (looked in pydoc_data and {library}); "
-      "install the full standard library, or give your own text: --config configs/text.py:files=my/*.txt"
+      f"data: this Python has too little documentation to train on (in pydoc_data and {library}); "
+      "install the full standard library, or use your own text: --config configs/text.py:files=my/*.txt"
     )
   return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
 
 
 def _docstrings(path: pathlib.Path):
-  """Yields the docstrings of one module; a file that does not parse has none."""
+  """Yields the docstrings of one module; none if it does not parse."""
   try:
     tree = ast.parse(path.read_bytes())
   except (SyntaxError, ValueError, OSError):

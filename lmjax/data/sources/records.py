@@ -1,5 +1,6 @@
-"""Sources of records, with the text under a key: JSON lines, parquet files, TensorFlow Datasets without TensorFlow."""
+"""Sources of records with the text under a key: JSON lines, parquet files, TensorFlow Datasets without TensorFlow."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -10,47 +11,39 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from lmjax.data.sources.base import LARGEST, BadRecord, Index, expand_paths, line_starts, parse_split, split_range
+from lmjax.data.sources.base import MAX_DOCUMENT, BadRecord, Lines, expand_paths, parse_split, split_range
 from lmjax.utils.errors import UserError, did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)
-class JsonLines:
-  """JSON objects, one a line, by path or glob; the text is under `key`."""
+class JsonLines(Lines):
+  """A JSON object in each line of files, by path or glob; the text is under `key`."""
 
   files: str | tuple[str, ...]
   key: str = "text"
   split: str = ""
 
-  @functools.cached_property
-  def _index(self) -> Index:
-    return Index(expand_paths(self.files), line_starts, self.split)
-
-  def __len__(self) -> int:
-    return len(self._index)
-
-  def __getitem__(self, index: int) -> str | BadRecord:
-    line = self._index.document(index)
-    if isinstance(line, BadRecord) or not line.strip():
+  def parse(self, line: str) -> str:
+    if not line.strip():
       return line
     try:
       record = json.loads(line)
     except json.JSONDecodeError as error:
-      return BadRecord(self._index.where(index), f"is not JSON: {error.msg}")
+      raise ValueError(f"is not JSON: {error.msg}") from error
     if not isinstance(record, dict):
-      return BadRecord(self._index.where(index), f"is a JSON {type(record).__name__}, not an object")
+      raise ValueError(f"is a JSON {type(record).__name__}, not an object")
     text = record.get(self.key)
     if not isinstance(text, str):
-      return BadRecord(self._index.where(index), f"has no text under {self.key!r}; its keys: {', '.join(record)}")
+      raise ValueError(f"has no text under {self.key!r}; its keys: {', '.join(record)}")
     return text
 
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-  """Rows of parquet files, by path or glob; the text is in `key`.
+  """Rows of parquet files, by path or glob; the text is in the column `key`.
 
-  A row group is decoded at a time and a few are kept: reading in order is fast, drawing from large groups at random is
-  not; prepare such files first.
+  Whole row groups are decoded and a few are cached: reading in order is fast, random access to large row groups is
+  slow; run `lmjax prepare` on such files first.
   """
 
   files: str | tuple[str, ...]
@@ -59,7 +52,7 @@ class Parquet:
 
   @functools.cached_property
   def _groups(self) -> tuple[list[tuple[epath.Path, int]], np.ndarray]:
-    """Each row group as (file, its number there), and the rows before each of them."""
+    """Each row group as (file, number in the file), and the rows before each of them."""
     groups, rows = [], [0]
     for path in expand_paths(self.files):
       file = _parquet(path)
@@ -71,31 +64,31 @@ class Parquet:
     return groups, np.array(rows)
 
   @functools.cached_property
-  def _numbers(self) -> range:
+  def _indices(self) -> range:
     return split_range(int(self._groups[1][-1]), self.split)
 
   def __len__(self) -> int:
-    return len(self._numbers)
+    return len(self._indices)
 
   def __getitem__(self, index: int) -> str | BadRecord:
     groups, rows = self._groups
-    row = self._numbers[index]
+    row = self._indices[index]
     group = int(np.searchsorted(rows, row, side="right")) - 1
     path, number = groups[group]
-    place = int(row - rows[group])
-    where = f"{path}: row {place} of row group {number}"
+    offset = int(row - rows[group])
+    where = f"{path}: row {offset} of row group {number}"
     try:
-      return _text(_row_group(path, number, self.key)[place].as_py(), where)
-    except (OSError, ValueError) as error:  # what pyarrow raises for a damaged page
+      return _check_text(_row_group(path, number, self.key)[offset].as_py(), where)
+    except (OSError, ValueError) as error:  # what pyarrow raises for a corrupt page
       return BadRecord(where, f"cannot be read: {error}")
 
 
 @dataclasses.dataclass(frozen=True)
 class TFDS:
-  """A data set of TensorFlow Datasets, read without TensorFlow: `c4/en`, `lm1b`; the text is under `key`.
+  """A dataset of TensorFlow Datasets, read without TensorFlow: `c4/en`, `lm1b`; the text is under `key`.
 
-  split: as TFDS writes it, `train` or a part of it, `train[:90%]`. folder: where data sets are kept (default:
-  ~/tensorflow_datasets), or the folder of this one, with its version.
+  split: in TFDS's syntax, `train` or `train[:90%]`. folder: the data directory of TFDS (default:
+  ~/tensorflow_datasets), or the folder of one version of this dataset.
   """
 
   name: str = ""
@@ -109,7 +102,7 @@ class TFDS:
     path = epath.Path(builder.data_dir)
     if not path.exists():
       raise UserError(
-        f"data: {self.name} is not prepared in {path.parent}: lmjax prepare tfds {self.name}"
+        f"data: {self.name} is not prepared in {path.parent}; run lmjax prepare tfds {self.name}"
         + (f" --folder {self.folder}" if self.folder else "")
       )
     name, _ = parse_split(self.split)
@@ -119,59 +112,84 @@ class TFDS:
       return builder.as_data_source(name)
     except NotImplementedError as error:
       raise UserError(
-        f"data: {path} is not kept as array_record, which is how it is read without TensorFlow; "
-        f"lmjax prepare tfds {self.name} --folder ANOTHER"
+        f"data: {path} is not stored as array_record, which is needed to read it without TensorFlow; "
+        f"run lmjax prepare tfds {self.name} --folder ANOTHER"
       ) from error
 
   @functools.cached_property
-  def _numbers(self) -> range:
+  def _indices(self) -> range:
     return split_range(len(self._records), parse_split(self.split)[1])
 
   def __len__(self) -> int:
-    return len(self._numbers)
+    return len(self._indices)
 
   def __getitem__(self, index: int) -> str | BadRecord:
-    where = f"{self.name or self.folder}/{parse_split(self.split)[0]}:{self._numbers[index]}"
+    where = f"{self.name or self.folder}/{parse_split(self.split)[0]}:{self._indices[index]}"
     try:
-      record = self._records[self._numbers[index]]
-    except (RuntimeError, ValueError, IndexError) as error:  # of a damaged shard
+      record = self._records[self._indices[index]]
+    except (RuntimeError, ValueError, IndexError) as error:  # of a corrupt shard
       return BadRecord(where, f"cannot be read: {error}")
     if self.key not in record:
-      raise UserError(f"data: {self.name or self.folder} has no {self.key!r}{did_you_mean(self.key, record)}")
+      raise UserError(f"data: {self.name or self.folder} has no key {self.key!r}{did_you_mean(self.key, record)}")
     try:
       value = record[self.key]
-      return _text(value.decode("utf-8") if isinstance(value, bytes) else value, where)
+      return _check_text(value.decode("utf-8") if isinstance(value, bytes) else value, where)
     except UnicodeDecodeError as error:
       return BadRecord(where, f"is not UTF-8: {error.reason}")
 
 
 def tfds_builder(name: str, folder: str = ""):
-  """Returns the TFDS builder of a data set by name, or of one prepared in `folder`.
+  """Returns the TFDS builder of a dataset by name, or of the one prepared in `folder`.
 
   Raises:
-    UserError: TFDS knows no such data set.
+    UserError: TFDS has no such dataset.
   """
   import tensorflow_datasets as tfds
 
-  for room in ("text", "translate", "summarization", "question_answering"):  # else theirs are "not found"
-    importlib.import_module(f"tensorflow_datasets.{room}")
+  for topic in ("text", "translate", "summarization", "question_answering"):  # importing a topic registers its datasets
+    importlib.import_module(f"tensorflow_datasets.{topic}")
   if folder and (epath.Path(folder) / "dataset_info.json").exists():
     return tfds.builder_from_directory(folder)
   try:
     return tfds.builder(name, data_dir=folder or None)
   except tfds.core.DatasetNotFoundError as error:
     known = tfds.list_builders(with_community_datasets=False)
-    raise UserError(f"data: TFDS has no data set {name!r}{did_you_mean(name.partition('/')[0], known)}") from error
-  except ValueError as error:  # an unknown configuration of a known one
+    raise UserError(f"data: TFDS has no dataset {name!r}{did_you_mean(name.partition('/')[0], known)}") from error
+  except ValueError as error:  # an unknown configuration of a known dataset
     raise UserError(f"data: {name}: {str(error).splitlines()[0]}") from error
 
 
-def _text(value: Any, where: str) -> str | BadRecord:
-  """Returns a value that should be a text, or says why it is none."""
+def prepare_tfds(name: str, folder: str = "") -> tuple[str, dict[str, int]]:
+  """Downloads a dataset of TensorFlow Datasets and stores it as array_record.
+
+  Returns:
+    its folder, and the examples of each split.
+
+  Raises:
+    UserError: TFDS has no such dataset, or it cannot be prepared (no network, no Apache Beam, no space).
+  """
+  import tensorflow_datasets as tfds
+
+  builder = tfds_builder(name, folder)
+  options = {}
+  with contextlib.suppress(ImportError):  # a dataset that needs Beam reports that itself
+    import apache_beam as beam
+
+    options["beam_options"] = beam.options.pipeline_options.PipelineOptions()
+  try:
+    builder.download_and_prepare(file_format="array_record", download_config=tfds.download.DownloadConfig(**options))
+  except (OSError, ImportError, RuntimeError) as error:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    raise UserError(f"prepare: {name} cannot be prepared: {reason}") from error
+  return str(builder.data_dir), {split: info.num_examples for split, info in builder.info.splits.items()}
+
+
+def _check_text(value: Any, where: str) -> str | BadRecord:
+  """Returns the value if it is a string of at most MAX_DOCUMENT characters."""
   if not isinstance(value, str):
-    return BadRecord(where, f"is {'empty' if value is None else f'of type {type(value).__name__}'}, not a text")
-  if len(value) > LARGEST:
-    return BadRecord(where, f"has {len(value):,} characters, more than the {LARGEST:,} of a document")
+    return BadRecord(where, f"is {'empty' if value is None else f'of type {type(value).__name__}'}, not a string")
+  if len(value) > MAX_DOCUMENT:
+    return BadRecord(where, f"has {len(value):,} characters, more than the maximum of {MAX_DOCUMENT:,}")
   return value
 
 

@@ -1,10 +1,10 @@
-"""Prepared data: documents tokenized once, in array_record shards beside an index that says what they hold.
+"""Prepared data: documents tokenized once, in array_record shards with an index.
 
-    index.json                      splits, shards with documents, tokens, bytes and SHA-256; tokenizer fingerprint
+    index.json                      splits; documents, tokens, bytes and SHA-256 of shards; tokenizer fingerprint
     tokenizer/                      the tokenizer itself
-    train-00000.array_record ...    a record a document: its text's size in bytes (uint32), then its ids
+    train-00000.array_record ...    a record per document: the bytes of its text (uint32), then its ids
 
-The index is written last: a folder without one is not prepared, or not to its end.
+The index is written last: a folder without one is not prepared, or not completely.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ class Prepared:
   """The documents of one split of a prepared folder."""
 
   folder: str
-  split: str = "train"  # or a part of it, train[:90%]
+  split: str = "train"  # or train[:90%]
 
   @functools.cached_property
   def index(self) -> dict[str, Any]:
-    """What index.json says; every shard is there and of its size.
+    """The content of index.json; all shards of the split exist and have the right size.
 
     Raises:
-      UserError: the folder is not prepared, or not to its end; a shard is missing or truncated.
+      UserError: the folder is not prepared, or not completely; a shard is missing or truncated.
     """
     index = read_index(self.folder)
     folder = epath.Path(self.folder).expanduser()
@@ -48,93 +48,93 @@ class Prepared:
     if name not in index["splits"]:
       raise UserError(f"data: {self.folder} has no split {name!r}{did_you_mean(name, index['splits'])}")
     if not index["splits"][name]:
-      raise UserError(f"data: {self.folder} holds no {name} documents; prepare it with another --validation")
+      raise UserError(f"data: {self.folder} has no {name} documents; prepare it with another --validation")
     for shard in index["splits"][name]:
       path = folder / shard["file"]
       if not path.exists():
-        raise UserError(f"data: the shard {path} is missing; bring it back or prepare the folder again")
+        raise UserError(f"data: the shard {path} is missing; restore it or prepare the folder again")
       if path.stat().length != shard["size"]:
         raise UserError(
-          f"data: the shard {path} has {path.stat().length:,} bytes and should have {shard['size']:,}: it is truncated "
-          "or changed; bring it back or prepare the folder again"
+          f"data: the shard {path} has {path.stat().length:,} bytes instead of {shard['size']:,}: it is truncated or "
+          "changed; restore it or prepare the folder again"
         )
     return index
 
   @functools.cached_property
   def _shards(self) -> tuple[list[epath.Path], np.ndarray]:
-    """The files, and the documents before each of them."""
+    """The files, and the number of documents before each of them."""
     shards = [s for s in self.index["splits"][parse_split(self.split)[0]] if s["documents"]]
     files = [epath.Path(self.folder).expanduser() / s["file"] for s in shards]
     return files, np.cumsum([0, *(s["documents"] for s in shards)])
 
   @functools.cached_property
-  def _numbers(self) -> range:
+  def _indices(self) -> range:
     return split_range(int(self._shards[1][-1]), parse_split(self.split)[1])
 
   def __len__(self) -> int:
-    return len(self._numbers)
+    return len(self._indices)
 
   def __getitem__(self, index: int) -> Encoded | BadRecord:
     files, before = self._shards
-    number = self._numbers[index]
+    number = self._indices[index]
     shard = int(np.searchsorted(before, number, side="right")) - 1
-    place = int(number - before[shard])
+    offset = int(number - before[shard])
     try:
-      (record,) = _reader(files[shard]).read([place])
-    except (RuntimeError, IndexError, ValueError) as error:  # Riegeli keeps a hash of every chunk
-      return BadRecord(f"{files[shard]}: record {place}", f"cannot be read: {error}")
+      (record,) = _reader(files[shard]).read([offset])
+    except (RuntimeError, IndexError, ValueError) as error:  # Riegeli stores a hash of every chunk
+      return BadRecord(f"{files[shard]}: record {offset}", f"cannot be read: {error}")
     ids = np.frombuffer(record, self.index["dtype"], offset=SIZE.size)
     return Encoded(ids, SIZE.unpack_from(record)[0], self.index["tokenizer"])
 
 
 def read_index(folder: epath.PathLike) -> dict[str, Any]:
-  """Returns index.json of a prepared folder.
+  """Returns the content of index.json in a prepared folder.
 
   Raises:
-    UserError: there is none, or it is damaged or of another version.
+    UserError: it does not exist, is corrupt or has another version.
   """
   folder = epath.Path(folder).expanduser()
   if not (folder / "index.json").exists():
     if (folder / UNFINISHED).exists():
-      raise UserError(f"data: {folder} is prepared in part only; run its `lmjax prepare` again to finish it")
-    raise UserError(f"data: {folder} is not prepared data: it has no index.json; see lmjax prepare --help")
+      raise UserError(f"data: {folder} is not completely prepared; rerun the same `lmjax prepare` command to finish it")
+    raise UserError(f"data: {folder} is not prepared data, it has no index.json; see lmjax prepare --help")
   try:
     index = json.loads((folder / "index.json").read_text())
     version = index["version"]
   except (json.JSONDecodeError, KeyError, TypeError) as error:
-    raise UserError(f"data: {folder / 'index.json'} is damaged: {error}; prepare the folder again") from error
+    raise UserError(f"data: {folder / 'index.json'} is corrupt: {error}; prepare the folder again") from error
   if version != VERSION:
-    raise UserError(f"data: {folder} was prepared in version {version} of the format, this lmjax reads {VERSION}")
+    raise UserError(f"data: {folder} has version {version} of the format, this lmjax reads {VERSION}; prepare it again")
   return index
 
 
 def check_sums(folder: epath.PathLike) -> None:
-  """Raises UserError, naming the shard, if the bytes of one are not those that were written."""
+  """Raises UserError if a shard is missing or its SHA-256 differs from the one in the index."""
   for shards in read_index(folder)["splits"].values():
     for shard in shards:
       path = epath.Path(folder).expanduser() / shard["file"]
       if not path.exists() or digest(path) != shard["sha256"]:
-        raise UserError(f"data: the shard {path} is missing or not what was written (SHA-256 differs)")
+        raise UserError(f"data: the shard {path} is missing or corrupt (SHA-256 differs); prepare the folder again")
 
 
 def digest(path: epath.Path) -> str:
   """Returns the SHA-256 of a file."""
-  found = hashlib.sha256()
+  sha256 = hashlib.sha256()
   with path.open("rb") as file:
     while block := file.read(2**22):
-      found.update(block)
-  return found.hexdigest()
+      sha256.update(block)
+  return sha256.hexdigest()
 
 
 @functools.lru_cache(maxsize=512)
 def _reader(path: epath.Path) -> ArrayRecordReader:
-  if "://" in str(path):  # array_record reads local files: a remote shard is fetched once
+  if "://" in str(path):  # array_record reads local files only: download a remote shard once
     stat = path.stat()
     name = hashlib.sha256(f"{path} {stat.length} {stat.mtime}".encode()).hexdigest()[:16]
     local = epath.Path(tempfile.gettempdir()) / "lmjax-shards" / name
     if not local.exists():
       local.parent.mkdir(parents=True, exist_ok=True)
-      partial = epath.Path(f"{local}.{os.getpid()}")  # two processes may fetch it at a time
+      partial = epath.Path(f"{local}.{os.getpid()}")  # two processes may download it at the same time
       partial.write_bytes(path.read_bytes())
       partial.rename(local)
     path = local

@@ -1,8 +1,4 @@
-"""Sources of text files; records and data sets are in tables.py.
-
-A source has a length and returns documents by index (see documents.py), so that any order and any share of them is a
-matter of arithmetic.
-"""
+"""Text files, split into documents."""
 
 import dataclasses
 import functools
@@ -13,7 +9,7 @@ import numpy as np
 
 from lmjax.data.sources.base import BadRecord, Clean, Index, expand_paths, line_starts
 
-# "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; a page of contents makes documents of a line.
+# "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; each line of a table of contents becomes a document.
 CHAPTER = re.compile(
   rb"^[ \t]*(?:(?:CHAPTER|Chapter|BOOK|Book|PART|Part|LETTER|Letter)[ \t]+(?:\d+|[IVXLCivxlc]+\b|[A-Z][A-Z-]+\b)"
   rb"|[IVXLC]+\.(?=[ \t]+[A-Z])).*$",
@@ -23,13 +19,12 @@ CHAPTER = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class TextFiles:
-  """Text files by path or glob, cut into documents.
+  """Text files by path or glob, split into documents.
 
-  document: `chunk` cuts long files at line ends into pieces of about `chunk` bytes (so that every stream finds work
-  in a single large file); `paragraph` cuts at blank lines; `chapter` at lines that number one; `line` and `file` say
-  what they do.
-  shuffle: documents are numbered in a fixed random order, so that a part is a sample of all files.
-  clean: the dotted name of a function from a file's bytes to those to read, such as
+  document: `file` is a document for each file, `line` for each line; `chunk` splits at line ends into chunks of about
+  `chunk_bytes` bytes, so that all streams can read a single large file; `paragraph` splits at blank lines; `chapter` at
+  chapter headings. shuffle: number the documents in a fixed random order, so that a split is a random sample of all
+  files. clean: the dotted name of a function from the bytes of a file to those to read, such as
   `lmjax.data.sources.text:gutenberg_body`.
   """
 
@@ -42,16 +37,16 @@ class TextFiles:
 
   def __post_init__(self):
     if self.document not in ("chunk", "paragraph", "chapter", "line", "file"):
-      raise ValueError(f"document is chunk, paragraph, chapter, line or file, not {self.document!r}")
+      raise ValueError(f"document must be chunk, paragraph, chapter, line or file, not {self.document!r}")
     if self.chunk_bytes < 1:
-      raise ValueError(f"chunk_bytes is at least 1 byte, not {self.chunk_bytes}")
+      raise ValueError(f"chunk_bytes must be at least 1, not {self.chunk_bytes}")
 
   @functools.cached_property
-  def _index(self) -> "Index":
-    return Index(expand_paths(self.files), self._cut, self.split, self.clean, self.shuffle)
+  def _index(self) -> Index:
+    return Index(expand_paths(self.files), self._starts, self.split, self.clean, self.shuffle)
 
-  def _cut(self, data: bytes | mmap.mmap) -> np.ndarray:
-    """Returns where the documents of a file start."""
+  def _starts(self, data: bytes | mmap.mmap) -> np.ndarray:
+    """Returns the offsets at which the documents of a file start."""
     if self.document == "file":
       return np.zeros(1, np.int64)
     if self.document == "paragraph":
@@ -62,7 +57,7 @@ class TextFiles:
       return np.array([0, *(start for start in starts if start)], np.int64)
     if self.document == "line":
       return line_starts(data)
-    ends = (data.find(b"\n", wanted) + 1 for wanted in range(self.chunk_bytes - 1, len(data), self.chunk_bytes))
+    ends = (data.find(b"\n", offset) + 1 for offset in range(self.chunk_bytes - 1, len(data), self.chunk_bytes))
     return np.unique(np.array([0, *(end for end in ends if 0 < end < len(data))], np.int64))
 
   def __len__(self) -> int:
@@ -73,7 +68,7 @@ class TextFiles:
 
 
 def gutenberg_body(data: bytes) -> bytes:
-  """Returns a Project Gutenberg book without the header and footer around it; other text as it is."""
+  """Returns a Project Gutenberg book without its header and footer; other text unchanged."""
   start = re.search(rb"^\*\*\* ?START OF .*$", data, re.MULTILINE)
   end = re.search(rb"^\*\*\* ?END OF .*$", data, re.MULTILINE)
   return data[start.end() if start else 0 : end.start() if end else len(data)].strip()

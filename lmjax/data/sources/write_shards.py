@@ -1,8 +1,7 @@
-"""Preparation: documents are read, filtered, tokenized by several processes, and written in their order by one.
+"""Preparation: several processes read, filter and tokenize documents, and one writes them in order.
 
-The work is cut into chunks of documents, whose results are taken in order, so what is written does not depend on the
-number of processes. Shards end where a chunk ends; after each the state of the work is written down, and a run that was
-killed goes on from there.
+The results of chunks of documents are written in order, so the output does not depend on the number of processes.
+Shards end where a chunk ends; after each, the state is saved, and a preparation that was killed resumes from there.
 """
 
 import collections
@@ -27,18 +26,17 @@ from lmjax.data.tokenizers import base
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError
 
-CHUNK = 256  # documents that a process takes at a time, at most
-COUNTS = ("read", "bad", "filtered", "duplicates", "documents", "tokens", "bytes")
+CHUNK = 256  # maximum documents of a chunk
+COUNTS = ("read", "skipped", "filtered", "duplicates", "documents", "tokens", "bytes")
 
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-  """What is prepared, and how.
+  """A source, its tokenizer and the options of preparing it.
 
-  validation: the share of documents, by the hash of their text, that make the validation split.
-  deduplicate: keeps the first of documents whose text is the same but for white space around it.
-  keep: keeps the documents for which it is true.
-  shard: bytes after which a shard ends.
+  validation: fraction of the documents, by the hash of their text, in the validation split. deduplicate: keep only the
+  first of several documents whose text is equal up to white space at both ends. keep: keep only documents for which
+  it returns True. shard: bytes after which a shard ends.
   """
 
   source: Source
@@ -49,8 +47,10 @@ class Preparation:
   shard: int = 64 * 2**20
 
   def __post_init__(self):
+    if self.shard < 1:
+      raise UserError(f"prepare: the size of a shard must be at least 1 byte, not {self.shard}")
     if not 0 <= self.validation < 1:
-      raise ValueError(f"the validation share is at least 0 and below 1, not {self.validation}")
+      raise UserError(f"prepare: validation must be at least 0 and below 1, not {self.validation}")
 
   @property
   def dtype(self) -> str:
@@ -58,15 +58,15 @@ class Preparation:
 
   @property
   def chunk(self) -> int:
-    """Documents of a chunk: few enough that a corpus of few large ones is shared out too."""
+    """Documents of a chunk; fewer for a small corpus, so that all processes have work."""
     return min(CHUNK, max(len(self.source) // 64, 1))
 
-  def described(self) -> dict[str, Any]:
-    """What must be the same for a run to go on with what another one began."""
+  def metadata(self) -> dict[str, Any]:
+    """Returns what must be the same to resume an earlier preparation."""
     keep = f"{self.keep.__module__}:{self.keep.__qualname__}" if self.keep else ""
     return {
       "version": VERSION,
-      "source": re.sub(r" at 0x[0-9a-f]+", "", repr(self.source))[:2000],  # a function's address changes
+      "source": re.sub(r" at 0x[0-9a-f]+", "", repr(self.source))[:2000],  # addresses of functions change
       "records": len(self.source),
       "tokenizer": base.fingerprint(self.tokenizer),
       "dtype": self.dtype,
@@ -77,75 +77,83 @@ class Preparation:
     }
 
   def encode(self, first: int) -> tuple[list[tuple[bytes, bytes]], dict[str, int], list[BadRecord]]:
-    """Returns (hash of the text, record) of each document of the chunk that begins at `first`, counts, bad records."""
-    found = [self.source[i] for i in range(first, min(first + self.chunk, len(self.source)))]
-    bad = [f for f in found if isinstance(f, BadRecord)]
-    texts = [f for f in found if isinstance(f, str) and f.strip()]
+    """Encodes the chunk of documents that starts at `first`.
+
+    Returns:
+      (hash of the text, record) of each document, counts, and the skipped records.
+    """
+    documents = [self.source[i] for i in range(first, min(first + self.chunk, len(self.source)))]
+    skipped = [document for document in documents if isinstance(document, BadRecord)]
+    texts = [document for document in documents if isinstance(document, str) and document.strip()]
     kept = [text for text in texts if self.keep(text)] if self.keep else texts
     records = []
     for text, ids in zip(kept, self.tokenizer.encode_many(kept), strict=True):
       raw = text.encode("utf-8")
       key = hashlib.blake2b(raw.strip(), digest_size=16).digest()
       records.append((key, SIZE.pack(len(raw)) + np.asarray(ids, self.dtype).tobytes()))
-    return records, {"read": len(found), "bad": len(bad), "filtered": len(texts) - len(kept)}, bad
+    counts = {"read": len(documents), "skipped": len(skipped), "filtered": len(texts) - len(kept)}
+    return records, counts, skipped
 
   def run(self, folder: epath.PathLike, workers: int = 0) -> Iterator[tuple[int, dict[str, int]]]:
-    """Writes the folder, yielding (documents read of the source, counts so far) after each chunk.
+    """Writes the folder, and yields (documents read, counts so far) after each chunk; nothing if it is complete.
 
     Raises:
-      UserError: the folder holds something else, too many records are bad, a worker died, or a write failed.
+      UserError: the folder contains other data, too many records are malformed, a worker died, or a write failed.
     """
+    if workers < 0:
+      raise UserError(f"prepare: workers must be at least 0, not {workers}")
     folder = epath.Path(folder).expanduser()
     if (folder / "index.json").exists():
-      if read_index(folder)["made"] != self.described():
-        raise UserError(f"prepare: {folder} holds other prepared data; choose another --output")
+      if read_index(folder)["made"] != self.metadata():
+        raise UserError(f"prepare: {folder} contains other prepared data; choose another --output")
       return
     folder.mkdir(parents=True, exist_ok=True)
-    work = _Work(self, folder)
-    firsts = range(work.next, len(self.source), self.chunk)
-    bad: list[BadRecord] = []
+    writer = _Writer(self, folder)
+    firsts = range(writer.next, len(self.source), self.chunk)
+    skipped: list[BadRecord] = []
     try:
-      for first, (records, counts, more) in zip(firsts, _in_order(self, firsts, workers), strict=True):
-        bad += more
-        check_skipped_fraction(work.counts["read"] + counts["read"] - work.resumed, bad)
-        work.write(records, counts)
+      for first, (records, counts, more) in zip(firsts, _encoded_chunks(self, firsts, workers), strict=True):
+        skipped += more
+        check_skipped_fraction(writer.counts["read"] + counts["read"] - writer.read_before, skipped)
+        writer.write(records, counts)
         after = min(first + self.chunk, len(self.source))
-        if work.written >= self.shard:
-          work.cut(after)
-        yield after, work.counts
-      work.finish(bad)
+        if writer.written >= self.shard:
+          writer.finish_shards(after)
+        yield after, writer.counts
+      writer.finish(skipped)
     except (OSError, RuntimeError) as error:  # Riegeli raises RuntimeError for a full disk
       if isinstance(error, BrokenProcessPool):
-        raise UserError("prepare: a worker process died, perhaps for want of memory; try fewer --workers") from error
+        raise UserError("prepare: a worker process died, perhaps out of memory; try fewer --workers") from error
       raise UserError(
-        f"prepare: {folder} cannot be written: {str(error).splitlines()[0]}; what is whole stays, and the same "
-        "command goes on from there"
+        f"prepare: {folder} cannot be written: {str(error).splitlines()[0]}; rerun the same command to resume after "
+        "the last complete shard"
       ) from error
 
 
-class _Work:
-  """The writing of a folder: open shards, counts, hashes seen; begun anew or taken up where it was left."""
+class _Writer:
+  """Writes a folder: open shards, counts and hashes, restored if an earlier preparation was interrupted."""
 
   def __init__(self, preparation: Preparation, folder: epath.Path):
     self.preparation, self.folder = preparation, folder
     self.next, self.counts = 0, dict.fromkeys(COUNTS, 0)
-    self.resumed = 0  # records read by runs before this one
+    self.read_before = 0  # records read before the interruption
     self.splits: dict[str, list[dict]] = {"train": []} | ({"validation": []} if preparation.validation else {})
     self._keys: list[bytes] = []  # of the open shards
     self._seen: set[bytes] = set()
-    self._take_up()
+    self._resume()
     self._open()
 
-  def _take_up(self) -> None:
-    made, state = self.preparation.described(), self.folder / UNFINISHED
+  def _resume(self) -> None:
+    metadata, state = self.preparation.metadata(), self.folder / UNFINISHED
     lines = [line for line in state.read_text().splitlines() if _is_json(line)] if state.exists() else []
-    if lines and json.loads(lines[0]) != made:
-      raise UserError(f"prepare: {self.folder} holds part of another preparation; delete it or choose another --output")
+    if lines and json.loads(lines[0]) != metadata:
+      raise UserError(f"prepare: {self.folder} contains part of other data; delete it or choose another --output")
     if not lines:
       self.preparation.tokenizer.save(self.folder / "tokenizer")
-    state.write_text("".join(line + "\n" for line in lines or [json.dumps(made)]))  # without a line that was cut off
+    state.write_text("".join(line + "\n" for line in lines or [json.dumps(metadata)]))  # drops a truncated line
     for line in map(json.loads, lines[1:]):
-      self.next, self.counts, self.resumed = line["next"], line["counts"], line["counts"]["read"]
+      self.next, self.read_before = line["next"], line["counts"]["read"]
+      self.counts |= line["counts"]
       for split, shard in line["shards"].items():
         self.splits[split].append(shard)
     for path in sorted(self.folder.glob("*.keys")):
@@ -159,7 +167,7 @@ class _Work:
   def _open(self) -> None:
     self.written = 0
     self._open_counts = {split: dict.fromkeys(("documents", "tokens", "bytes"), 0) for split in self.splits}
-    # A record a group, so that any one can be read alone; ids do not compress much.
+    # One record per group allows random access; ids do not compress much.
     options = "group_size:1,uncompressed"
     self._writers = {split: ArrayRecordWriter(f"{self._path(split)}.partial", options) for split in self.splits}
 
@@ -175,8 +183,8 @@ class _Work:
           continue
         self._seen.add(key)
         self._keys.append(key)
-      drawn = int.from_bytes(key[:8], "little") / 2**64
-      split = "validation" if drawn < self.preparation.validation else "train"
+      u = int.from_bytes(key[:8], "little") / 2**64
+      split = "validation" if u < self.preparation.validation else "train"
       self._writers[split].write(record)
       self.written += len(record)
       sizes = {"documents": 1, "tokens": (len(record) - SIZE.size) // width, "bytes": SIZE.unpack_from(record)[0]}
@@ -184,8 +192,8 @@ class _Work:
         self._open_counts[split][name] += value
         self.counts[name] += value
 
-  def cut(self, after: int) -> None:
-    """Closes the open shards behind a chunk, and notes that the work is done up to document `after`."""
+  def finish_shards(self, after: int) -> None:
+    """Closes the open shards, saves that all documents before `after` are written, and opens the next shards."""
     shards = {}
     if self.preparation.deduplicate:
       (self.folder / f"{len(self.splits['train']):05}.keys").write_bytes(b"".join(self._keys))
@@ -203,21 +211,21 @@ class _Work:
       self.splits[split].append(shard)
     self._open()
 
-  def finish(self, bad: list[BadRecord]) -> None:
-    """Closes the last shards and writes the index."""
+  def finish(self, skipped: list[BadRecord]) -> None:
+    """Closes the last shards, writes the index and removes temporary files."""
     if not self.counts["documents"]:
-      raise UserError(f"prepare: no document is left of the {self.counts['read']} read; nothing is written")
-    self.cut(len(self.preparation.source))
+      raise UserError(f"prepare: none of the {self.counts['read']} records read gives a document; no index is written")
+    self.finish_shards(len(self.preparation.source))
     for writer in self._writers.values():
       writer.close()
     index = {
       "version": VERSION,
-      "made": self.preparation.described(),
+      "made": self.preparation.metadata(),
       "tokenizer": base.fingerprint(self.preparation.tokenizer),
       "dtype": self.preparation.dtype,
       "counts": self.counts,
       "splits": {split: [s for s in shards if s["documents"]] for split, shards in self.splits.items()},
-      "bad": [f"{record.where}: {record.why}" for record in bad[:100]],
+      "skipped": [f"{record.where}: {record.why}" for record in skipped[:100]],
     }
     temporary = self.folder / "index.json.partial"
     temporary.write_text(json.dumps(index, indent=2) + "\n")
@@ -228,37 +236,37 @@ class _Work:
         path.unlink()
 
 
-def _in_order(preparation: Preparation, firsts: range, workers: int) -> Iterator:
-  """Yields the result of each chunk, in order; a few are worked on ahead."""
+def _encoded_chunks(preparation: Preparation, firsts: range, workers: int) -> Iterator:
+  """Yields `encode` of each chunk, in order; a few are encoded ahead."""
   if not workers:
     yield from map(preparation.encode, firsts)
     return
-  context = multiprocessing.get_context("spawn")  # jax has threads by now, which a fork would lose
+  context = multiprocessing.get_context("spawn")  # jax has started threads, which do not survive a fork
   pool = ProcessPoolExecutor(workers, context, _start_worker, (preparation,))
-  waiting: collections.deque = collections.deque()
+  futures: collections.deque = collections.deque()
   try:
     for first in firsts:
-      waiting.append(pool.submit(_work_on, first))
-      if len(waiting) >= 4 * workers:
-        yield waiting.popleft().result()
-    while waiting:
-      yield waiting.popleft().result()
+      futures.append(pool.submit(_encode, first))
+      if len(futures) >= 4 * workers:
+        yield futures.popleft().result()
+    while futures:
+      yield futures.popleft().result()
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _start_worker(preparation: Preparation) -> None:
   global _preparation
-  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a process a core is enough
+  os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one process per core is enough
   _preparation = preparation
 
 
-def _work_on(first: int):
+def _encode(first: int):
   return _preparation.encode(first)
 
 
 def _is_json(line: str) -> bool:
-  """Whether a line is whole; one cut off by a kill is not."""
+  """Returns whether a line is complete; one that was being written at a kill is not."""
   try:
     json.loads(line)
   except json.JSONDecodeError:

@@ -1,4 +1,4 @@
-"""The interface of tokenizers, and the two that need no library: bytes and characters."""
+"""The interface of tokenizers, and two that need no library: bytes and characters."""
 
 import dataclasses
 import functools
@@ -12,20 +12,20 @@ from etils import epath
 
 
 class Tokenizer(Protocol):
-  """`size` ids, of which `start` opens a document and `end` closes it (often the same one)."""
+  """Text to ids below `size` and back; `start` precedes a document and `end` follows it (often the same id)."""
 
   size: int
   start: int
   end: int
 
   def encode(self, text: str) -> list[int]:
-    """Returns the ids of a text, without start and end."""
+    """Returns the ids of a string, without start and end."""
 
   def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
-    """Returns the ids of several texts, as `encode` of each, faster."""
+    """Returns the ids of several strings: the same as `encode` of each, faster."""
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text of ids; start and end stand for nothing."""
+    """Returns the text of ids; start and end decode to nothing."""
 
   def save(self, folder: epath.PathLike) -> None:
     """Writes the files that `load` reads."""
@@ -33,7 +33,7 @@ class Tokenizer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Bytes:
-  """UTF-8 bytes, id = byte, and one more id for start and end."""
+  """UTF-8 bytes as ids, and one more id for start and end."""
 
   size: int = 257
   start: int = 256
@@ -54,7 +54,7 @@ class Bytes:
 
 @dataclasses.dataclass(frozen=True)
 class Characters:
-  """The characters of an alphabet, then one id for start and end, then one for every other character."""
+  """The characters of an alphabet, then one id for start and end, then one for all other characters."""
 
   alphabet: str
 
@@ -79,21 +79,22 @@ class Characters:
     return [self.encode(text) for text in texts]
 
   def decode(self, ids: Iterable[int]) -> str:
-    known = self.alphabet
-    return "".join(known[i] if i < len(known) else "\ufffd" for i in ids if i != self.end)
+    size = len(self.alphabet)
+    return "".join(self.alphabet[i] if i < size else "\ufffd" for i in ids if i != self.end)
 
   def save(self, folder: epath.PathLike) -> None:
     write_file(folder, "characters.json", json.dumps({"alphabet": self.alphabet}))
 
 
 def fingerprint(tokenizer: Tokenizer) -> str:
-  """Returns a hash that two tokenizers share if they encode a probe alike and have as many ids."""
-  probe = "The quick brown fox, 1234567890 times; naïve façade\n\tπ ≈ 3.14159 <|endoftext|>"
-  told = (tokenizer.size, tokenizer.start, tokenizer.end, *tokenizer.encode(probe))
-  return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+  """Returns a hash of the size, start, end and the ids of a sample text: equal for equal tokenizers."""
+  sample = "The quick brown fox, 1234567890 times; naïve façade\n\tπ ≈ 3.14159 <|endoftext|>"
+  ids = (tokenizer.size, tokenizer.start, tokenizer.end, *tokenizer.encode(sample))
+  return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
 
 def write_file(folder: epath.PathLike, name: str, text: str) -> None:
+  """Writes a file of a tokenizer's folder, which is created if necessary."""
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / name).write_text(text)

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding, by the `tokenizers` library."""
+"""Byte-level byte-pair encoding with the `tokenizers` library."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -13,28 +13,31 @@ END = "<|endoftext|>"
 
 
 class BPE:
-  """Byte-level byte-pair encoding (Sennrich et al., 2016; Radford et al., 2019), by the `tokenizers` library."""
+  """Byte-level byte-pair encoding (Sennrich et al., 2016; Radford et al., 2019); `fast` is the library's own object."""
 
   def __init__(self, tokenizer: tokenizers.Tokenizer):
     tokenizer.encode_special_tokens = True
     tokenizer.no_padding()
     tokenizer.no_truncation()
-    self.fast = tokenizer  # the library's own
+    self.fast = tokenizer
     self.size = max(tokenizer.get_vocab().values()) + 1
-    names = (END, "<|end_of_text|>", "</s>", "</S>", "[SEP]", "<s>")
-    known = [i for i in map(tokenizer.token_to_id, names) if i is not None]
-    if not known:
+    ends = self._known_ids(END, "<|end_of_text|>", "</s>", "</S>", "[SEP]", "<s>")
+    if not ends:
       tokenizer.add_special_tokens([END])
       self.size += 1
-    self.end = known[0] if known else tokenizer.token_to_id(END)
-    begin = [i for i in map(tokenizer.token_to_id, ("<|begin_of_text|>", "<s>", "<S>", "[CLS]")) if i is not None]
-    self.start = begin[0] if begin else self.end
+    self.end = ends[0] if ends else tokenizer.token_to_id(END)
+    starts = self._known_ids("<|begin_of_text|>", "<s>", "<S>", "[CLS]")
+    self.start = starts[0] if starts else self.end
+
+  def _known_ids(self, *names: str) -> list[int]:
+    """Returns the ids of the tokens that the vocabulary contains."""
+    return [i for i in map(self.fast.token_to_id, names) if i is not None]
 
   def encode(self, text: str) -> list[int]:
     return self.encode_many([text])[0]
 
   def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
-    return [found.ids for found in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
+    return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
 
   def decode(self, ids: Iterable[int]) -> str:
     return self.fast.decode([int(i) for i in ids if i < self.size], skip_special_tokens=True)
@@ -44,6 +47,7 @@ class BPE:
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
+  """Returns a byte-level BPE tokenizer of `size` ids, the end token included, trained on texts."""
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -56,10 +60,15 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def from_merges(vocabulary: str, merges: str) -> BPE:
+  """Returns the tokenizer of a vocabulary, a JSON object, and of merges, two tokens in each line.
+
+  Raises:
+    UserError: a line of the merges is malformed.
+  """
   pairs = [tuple(line.split(" ")) for line in merges.split("\n") if line and not line.startswith("#version")]
   if any(len(pair) != 2 for pair in pairs):
-    bad = next(" ".join(pair) for pair in pairs if len(pair) != 2)
-    raise UserError(f"tokenizer: the merge {bad!r} is not two pieces with a space between them")
+    malformed = next(" ".join(pair) for pair in pairs if len(pair) != 2)
+    raise UserError(f"tokenizer: the merge {malformed!r} is not two tokens separated by a space")
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(vocabulary), pairs))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()

@@ -1,13 +1,14 @@
-"""Tokenizers behind one small interface: byte-level BPE, characters and bytes; WordPiece and SentencePiece: pieces.py.
+"""Trains tokenizers, and loads them from their files.
 
-A tokenizer turns text into ids and back, and saves itself into a folder from which `load` makes it again. Text never
-turns into control ids: a document that contains `<|endoftext|>` is encoded as those characters.
+A tokenizer saves itself into a folder from which `load` restores it. Text never becomes special tokens: a document that
+contains `<|endoftext|>` is encoded as those characters.
 """
 
 import dataclasses
 import importlib
 import json
 from collections.abc import Iterable
+from typing import Any
 
 import tokenizers
 from etils import epath
@@ -21,10 +22,10 @@ from lmjax.utils.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-  """Which tokenizer a run uses: the one at `path` (a file or folder), or one trained on its training text.
+  """The tokenizer of a run: the one at `path` (a file or folder), or one trained on the training text.
 
-  algorithm: `bpe` (byte-level), `wordpiece` (uncased), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`; size:
-  ids, where it can be chosen, and what is planned with where `path` is not at hand.
+  algorithm: `bpe` (byte-level), `wordpiece` (uncased), `unigram` or `sentencepiece_bpe`, `characters`, `bytes`. size:
+  number of ids, if the algorithm lets one choose it; `lmjax plan` also uses it if `path` is not available.
   """
 
   algorithm: str = "bpe"
@@ -33,17 +34,24 @@ class TokenizerConfig:
 
   def __post_init__(self):
     if self.algorithm not in ALGORITHMS:
-      raise ValueError(f"algorithm is one of {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
+      raise ValueError(f"algorithm must be one of {', '.join(ALGORITHMS)}, not {self.algorithm!r}")
 
   def make(self, texts: Iterable[str]) -> Tokenizer:
-    """Returns the tokenizer, trained on the texts if no path is given."""
+    """Returns the tokenizer; without a path, it is trained on the texts."""
     return load(self.path) if self.path else train(self.algorithm, texts, self.size)
 
   def expected(self, size: int | None = None) -> Tokenizer:
-    """Returns a stand-in with as many ids as this tokenizer will have, or `size`, for plans that read no text."""
+    """Returns a stand-in with as many ids as this tokenizer will have, or `size`, for planning without text."""
     if size is None and self.path and epath.Path(self.path).expanduser().exists():
       return load(self.path)
     return Bytes(size or (257 if self.algorithm == "bytes" else self.size))
+
+  @staticmethod
+  def debug(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the config section of a tokenizer shrunk for debugging: bytes, if the data does not need its kind."""
+    if "kind" in settings or settings.get("algorithm") == "wordpiece":
+      return settings | {"path": "", "size": 512}
+    return {"algorithm": "bytes"}
 
 
 ALGORITHMS = {
@@ -57,7 +65,11 @@ ALGORITHMS = {
 
 
 def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
-  """Returns a tokenizer learnt from texts; `size` counts the end token, and bytes and characters ignore it."""
+  """Returns a tokenizer trained on texts; `size` includes the end token; bytes and characters ignore it.
+
+  Raises:
+    UserError: an unknown algorithm, or a size that it cannot have.
+  """
   if algorithm not in ALGORITHMS:
     raise UserError(f"tokenizer: no algorithm {algorithm!r}{did_you_mean(algorithm, ALGORITHMS)}")
   if algorithm == "bpe" and size < 257:
@@ -66,14 +78,14 @@ def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
 
 
 def load(path: epath.PathLike) -> Tokenizer:
-  """Returns the tokenizer in a folder (or a run's `tokenizer/`), or of one file.
+  """Returns the tokenizer in a folder (or in the `tokenizer/` of a run), or of one file.
 
   Reads GPT-2's `encoder.json` + `vocab.bpe` (or `vocab.json` + `merges.txt`), `tokenizer.json`, SentencePiece
-  `*.model`, BERT's `vocab.txt`, `characters.json`, `bytes.json`; and any other kind from a folder whose `kind.json`
-  names its class, `{"kind": "package.module:Class"}`, which reads the rest by `Class.load(folder)`.
+  `*.model`, BERT's `vocab.txt`, `characters.json`, `bytes.json`. Any other class can be named in the folder's
+  `kind.json`, `{"kind": "package.module:Class"}`; `Class.load(folder)` then reads the folder.
 
   Raises:
-    UserError: nothing there is a tokenizer, or what is there is damaged.
+    UserError: the path does not exist or is not a tokenizer, or its files are corrupt.
   """
   path = epath.Path(path).expanduser()
   if not path.exists():
@@ -106,14 +118,14 @@ def load(path: epath.PathLike) -> Tokenizer:
     raise
   except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions of many kinds
     reason = str(error).strip().split("\n")[0]
-    raise UserError(f"tokenizer: {path} is damaged or not what its name says: {reason}") from error
+    raise UserError(f"tokenizer: {path} is corrupt or has another format than its name says: {reason}") from error
   raise UserError(
-    f"tokenizer: {path} holds no tokenizer; known files: tokenizer.json, encoder.json + vocab.bpe, "
+    f"tokenizer: {path} contains no tokenizer; supported files: tokenizer.json, encoder.json + vocab.bpe, "
     "vocab.json + merges.txt, vocab.txt, *.model, characters.json, bytes.json"
   )
 
 
 def _from_json(text: str) -> BPE:
   tokenizer = tokenizers.Tokenizer.from_str(text)
-  words = isinstance(tokenizer.model, tokenizers.models.WordPiece)
-  return subword.WordPiece(tokenizer) if words else BPE(tokenizer)
+  is_wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
+  return subword.WordPiece(tokenizer) if is_wordpiece else BPE(tokenizer)

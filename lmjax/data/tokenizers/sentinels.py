@@ -12,22 +12,22 @@ from lmjax.data.tokenizers.base import Tokenizer
 
 @dataclasses.dataclass(frozen=True)
 class SentinelTokenizerConfig(registry.TokenizerConfig):
-  """A TokenizerConfig with `sentinels` more ids after the tokenizer's own, which stand for missing spans."""
+  """A TokenizerConfig with `sentinels` additional ids after the tokenizer's own, which replace noise spans."""
 
   sentinels: int = 100
 
   def make(self, texts: Iterable[str]) -> Tokenizer:
-    made = super().make(texts)
-    return made if isinstance(made, Sentinels) else Sentinels(made, self.sentinels)
+    tokenizer = super().make(texts)
+    return tokenizer if isinstance(tokenizer, Sentinels) else Sentinels(tokenizer, self.sentinels)
 
   def expected(self, size: int | None = None) -> Tokenizer:
-    made = super().expected(size)
-    return made if isinstance(made, Sentinels) or size else Sentinels(made, self.sentinels)
+    tokenizer = super().expected(size)
+    return tokenizer if isinstance(tokenizer, Sentinels) or size else Sentinels(tokenizer, self.sentinels)
 
 
 @dataclasses.dataclass(frozen=True)
 class Sentinels:
-  """`size - 1` is `<extra_id_0>`, the one before it `<extra_id_1>`, ...; text never turns into them by itself."""
+  """A tokenizer with sentinels: id `size - 1` is `<extra_id_0>`, `size - 2` is `<extra_id_1>`, and so on."""
 
   inner: Tokenizer
   sentinels: int = 100
@@ -55,17 +55,17 @@ class Sentinels:
     return self.inner.encode_many(texts)
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Returns the text, sentinels written out between its pieces."""
-    found, waiting = [], []
+    """Returns the text with `<extra_id_N>` for sentinels."""
+    parts, pending = [], []
     for i in ids:
       if self.inner.size <= i < self.size:
-        found += [self.inner.decode(waiting), f"<extra_id_{self.size - 1 - i}>"]
-        waiting = []
+        parts += [self.inner.decode(pending), f"<extra_id_{self.size - 1 - i}>"]
+        pending = []
       else:
-        waiting.append(i)
-    if not found:
-      return self.inner.decode(waiting)
-    return " ".join(part for part in [*found, self.inner.decode(waiting)] if part)
+        pending.append(i)
+    if not parts:
+      return self.inner.decode(pending)
+    return " ".join(part for part in [*parts, self.inner.decode(pending)] if part)
 
   def save(self, folder: epath.PathLike) -> None:
     folder = epath.Path(folder)

@@ -1,4 +1,4 @@
-"""Tokenizers whose pieces are of words: WordPiece, as BERT has it, and SentencePiece, unigram and BPE."""
+"""Subword tokenizers: BERT's WordPiece, and SentencePiece (unigram and BPE)."""
 
 import io
 import json
@@ -13,9 +13,9 @@ from lmjax.utils.errors import UserError
 
 
 class WordPiece(BPE):
-  """WordPiece (Schuster and Nakajima, 2012) as BERT has it, cased or uncased; [CLS] opens a text and [SEP] ends it.
+  """BERT's WordPiece (Schuster and Nakajima, 2012), cased or uncased; the start is [CLS] and the end [SEP].
 
-  Decoding joins pieces with spaces where words were split off, so it gives back the words and not the text.
+  Decoding puts a space between all words, so it restores the words but not the text.
   """
 
   SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -28,20 +28,20 @@ class WordPiece(BPE):
     self.padding, self.unknown, self.start, self.end, self.mask = map(tokenizer.token_to_id, self.SPECIAL)
 
   def token(self, number: int) -> str:
-    """Returns the piece of an id as the vocabulary writes it; `##` goes on with a word."""
+    """Returns the token of an id as in the vocabulary; `##` marks the continuation of a word."""
     return self.fast.id_to_token(number)
 
   @classmethod
-  def of(cls, pieces: Iterable[str], lowercase: bool) -> "WordPiece":
+  def of(cls, tokens: Iterable[str], lowercase: bool) -> "WordPiece":
     """Returns the tokenizer of a vocabulary, in the order of its ids."""
-    model = tokenizers.models.WordPiece({piece: i for i, piece in enumerate(pieces)}, unk_token="[UNK]")
+    model = tokenizers.models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
     tokenizer = _bert(tokenizers.Tokenizer(model), lowercase)
     tokenizer.add_special_tokens([name for name in cls.SPECIAL if tokenizer.token_to_id(name) is not None])
     return cls(tokenizer)
 
 
 def _bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
-  """Adds what stands around WordPiece in BERT: cleaning, splitting at spaces and punctuation, joining."""
+  """Adds BERT's normalizer, pre-tokenizer and decoder."""
   tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
   tokenizer.decoder = tokenizers.decoders.WordPiece()
@@ -49,15 +49,15 @@ def _bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokeni
 
 
 class SentencePiece:
-  """A SentencePiece model, unigram (Kudo, 2018) or BPE, by its own library."""
+  """A SentencePiece model, unigram (Kudo, 2018) or BPE, with the `sentencepiece` library."""
 
   def __init__(self, model: bytes):
     self.model = model
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-    pieces = self._processor.get_piece_size()
+    size = self._processor.get_piece_size()
     end, start = self._processor.eos_id(), self._processor.bos_id()
-    self.size = pieces if end >= 0 else pieces + 1  # a model without an end gets one behind its pieces
-    self.end = end if end >= 0 else pieces
+    self.size = size if end >= 0 else size + 1  # a model without an end token gets one after its pieces
+    self.end = end if end >= 0 else size
     self.start = start if start >= 0 else self.end
 
   def encode(self, text: str) -> list[int]:
@@ -67,8 +67,8 @@ class SentencePiece:
     return self._processor.encode(list(texts), num_threads=1)
 
   def decode(self, ids: Iterable[int]) -> str:
-    pieces = self._processor.get_piece_size()
-    return self._processor.decode([int(i) for i in ids if i < pieces and i not in (self.start, self.end)])
+    size = self._processor.get_piece_size()
+    return self._processor.decode([int(i) for i in ids if i < size and i not in (self.start, self.end)])
 
   def save(self, folder: epath.PathLike) -> None:
     folder = epath.Path(folder)
@@ -80,7 +80,7 @@ class SentencePiece:
 
 
 def train_wordpiece(texts: Iterable[str], size: int) -> WordPiece:
-  """Returns an uncased WordPiece tokenizer of `size` pieces learnt from texts."""
+  """Returns an uncased WordPiece tokenizer of `size` ids, trained on texts."""
   tokenizer = _bert(tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]")), lowercase=True)
   trainer = tokenizers.trainers.WordPieceTrainer(
     vocab_size=size, special_tokens=list(WordPiece.SPECIAL), show_progress=False
@@ -90,27 +90,30 @@ def train_wordpiece(texts: Iterable[str], size: int) -> WordPiece:
 
 
 def train_sentencepiece(texts: Iterable[str], size: int, model: str) -> SentencePiece:
-  """Returns a SentencePiece model, `unigram` or `bpe`, of up to `size` pieces learnt from texts.
+  """Returns a SentencePiece model, `unigram` or `bpe`, of up to `size` pieces, trained on texts.
 
   Raises:
-    UserError: the texts do not give so many.
+    UserError: SentencePiece fails, for instance because there is too little text.
   """
   lines = (line for text in texts for line in text.splitlines() if line.strip())
-  written = io.BytesIO()
+  model_file = io.BytesIO()
   try:
     sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=lines, model_writer=written, vocab_size=size, model_type=model, byte_fallback=True,
+      sentence_iterator=lines, model_writer=model_file, vocab_size=size, model_type=model, byte_fallback=True,
       character_coverage=0.9995, hard_vocab_limit=False, minloglevel=2,
     )  # fmt: skip
   except RuntimeError as error:
-    raise UserError(f"tokenizer: SentencePiece could not learn {size} pieces: {error}") from error
-  return SentencePiece(written.getvalue())
+    raise UserError(f"tokenizer: SentencePiece cannot train {size} pieces: {error}") from error
+  return SentencePiece(model_file.getvalue())
 
 
 def read_vocabulary(files: dict[str, epath.Path]) -> WordPiece:
-  """Returns the WordPiece tokenizer of vocab.txt; uncased if its own settings say so, or if no piece has a capital."""
-  pieces = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
-  lowercase = not any(piece.lower() != piece for piece in pieces if not piece.startswith("["))
+  """Returns the WordPiece tokenizer of vocab.txt.
+
+  Uncased if tokenizer_config.json sets do_lower_case; if it does not set it, unless a token has a capital.
+  """
+  tokens = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
+  lowercase = not any(token.lower() != token for token in tokens if not token.startswith("["))
   if "tokenizer_config.json" in files:
     lowercase = json.loads(files["tokenizer_config.json"].read_text()).get("do_lower_case", lowercase)
-  return WordPiece.of(pieces, lowercase)
+  return WordPiece.of(tokens, lowercase)

@@ -1,4 +1,4 @@
-"""Whole words as ids, and as the characters they are spelt with."""
+"""Whole words as ids, and as characters."""
 
 import collections
 import dataclasses
@@ -11,26 +11,27 @@ import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers import registry
+from lmjax.utils import renames
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
-# What a word is spelt with, beside the bytes of its UTF-8; 0 stands where there is no word, so all are one higher.
-TEXT_STARTS, TEXT_ENDS, WORD_STARTS, WORD_ENDS, PADDING = range(257, 262)
+# Characters of bilm-tf besides the UTF-8 bytes; all are increased by 1 here, because 0 means that there is no word.
+BOS_CHARACTER, EOS_CHARACTER, BOW_CHARACTER, EOW_CHARACTER, PAD_CHARACTER = range(257, 262)
 
 
 @dataclasses.dataclass(frozen=True)
 class WordTokenizerConfig(registry.TokenizerConfig):
-  """A tokenizer of the `size` commonest words of the training text, or the one at `path`.
+  """A tokenizer of the `size` most frequent words of the training text, or the one at `path`.
 
-  split_by: `words` takes punctuation marks for words of their own; `spaces` is for text already cut, whose lines are
-  sentences: the end of a line is the end token.
+  split_by: `words` treats punctuation marks as words; `spaces` is for tokenized text with one sentence per line, and
+  encodes the end of a line as the end token.
   """
 
   split_by: str = "words"
 
   def __post_init__(self):
     if self.split_by not in PATTERNS:
-      raise ValueError(f"split_by is one of {', '.join(PATTERNS)}, not {self.split_by!r}")
+      raise ValueError(f"split_by must be one of {', '.join(PATTERNS)}, not {self.split_by!r}")
 
   def make(self, texts: Iterable[str]) -> registry.Tokenizer:
     return registry.load(self.path) if self.path else train(texts, self.size, self.split_by)
@@ -38,7 +39,7 @@ class WordTokenizerConfig(registry.TokenizerConfig):
 
 @dataclasses.dataclass(frozen=True)
 class Words:
-  """Words by frequency, behind `<S>` (start), `</S>` (end), `<unk>` (any other word); decoding puts spaces between."""
+  """`<S>` (start), `</S>` (end), `<unk>` (other words), then words by frequency; decoding joins words with spaces."""
 
   vocabulary: tuple[str, ...]
   split_by: str = "words"
@@ -55,7 +56,7 @@ class Words:
     return {word: i for i, word in enumerate(self.vocabulary)} | {"\n": self.end}
 
   def words(self, text: str) -> list[str]:
-    """Returns the words of a text, known and unknown."""
+    """Returns the words of a string, in the vocabulary or not."""
     return re.findall(PATTERNS[self.split_by], text)
 
   def ids(self, words: Iterable[str]) -> list[int]:
@@ -79,26 +80,26 @@ class Words:
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Words":
-    saved = json.loads((folder / "words.json").read_text())
+    saved = renames.section(json.loads((folder / "words.json").read_text()), "data.tokenizer")
     return cls(tuple(saved.pop("vocabulary")), **saved)
 
 
 def train(texts: Iterable[str], size: int, split_by: str = "words") -> Words:
-  """Returns the tokenizer of the commonest words of some texts."""
-  counts, cut = collections.Counter(), Words(SPECIAL, split_by)
+  """Returns the tokenizer of the most frequent words of some texts, `size` ids with the special tokens."""
+  counts, splitter = collections.Counter(), Words(SPECIAL, split_by)
   for text in texts:
-    counts.update(cut.words(text))
-  known = [word for word, _ in counts.most_common() if word not in (*SPECIAL, "\n")]
-  return Words((*SPECIAL, *known[: size - len(SPECIAL)]), split_by)
+    counts.update(splitter.words(text))
+  frequent = [word for word, _ in counts.most_common() if word not in (*SPECIAL, "\n")]
+  return Words((*SPECIAL, *frequent[: size - len(SPECIAL)]), split_by)
 
 
 def spell(word: str, characters: int = 50) -> np.ndarray:
-  """Returns the characters of a word, int32 [C]: its bytes between a start and an end, then padding; cut to fit.
+  """Returns the characters of a word, int32 [C]: its bytes between begin and end of word, truncated or padded to C.
 
-  The start and the end token, `<S>` and `</S>`, are a single character of their own (bilm-tf's).
+  The tokens `<S>` and `</S>` are a single character each, as in bilm-tf.
   """
-  special = {SPECIAL[0]: [TEXT_STARTS], SPECIAL[1]: [TEXT_ENDS], "\n": [TEXT_ENDS]}
-  inside = special.get(word) or [byte + 1 for byte in word.encode("utf-8")[: characters - 2]]
-  spelt = np.full(characters, PADDING, np.int32)
-  spelt[: len(inside) + 2] = [WORD_STARTS, *inside, WORD_ENDS]
-  return spelt
+  special = {SPECIAL[0]: [BOS_CHARACTER], SPECIAL[1]: [EOS_CHARACTER], "\n": [EOS_CHARACTER]}
+  content = special.get(word) or [byte + 1 for byte in word.encode("utf-8")[: characters - 2]]
+  ids = np.full(characters, PAD_CHARACTER, np.int32)
+  ids[: len(content) + 2] = [BOW_CHARACTER, *content, EOW_CHARACTER]
+  return ids

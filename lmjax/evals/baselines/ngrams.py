@@ -1,4 +1,4 @@
-"""What counting alone achieves: the unigram and bigram baselines on the same tokens."""
+"""Bits per byte of unigram and bigram models on the same tokens."""
 
 import dataclasses
 import math
@@ -9,23 +9,21 @@ from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.evals.base import Run
-from lmjax.parallel.sharding import Layout
-from lmjax.tasks.base import Task
+from lmjax.evals.base import Context, Measure
 
 
 @dataclasses.dataclass(frozen=True)
 class Ngrams:
-  """Bits per byte of count models of the training text on the validation text.
+  """Bits per byte on the validation text of n-gram models of the training text.
 
     unigram: p(b) = (c(b) + 1) / (n + V)
-    bigram:  p(b | a) = (c(a, b) + k(a) p(b)) / (c(a) + k(a)),  k(a) = the number of distinct tokens seen after a
+    bigram:  p(b | a) = (c(a, b) + k(a) p(b)) / (c(a) + k(a)),  k(a) = number of distinct tokens after a
 
-  The bigram is Witten and Bell's (1991): the more different successors a token had, the less its counts are trusted.
+  The bigram model has Witten-Bell smoothing (Witten and Bell, 1991).
   """
 
-  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
-    scores = ngram_bits_per_byte(data, tokenizer)
+  def prepare(self, context: Context) -> Measure:
+    scores = ngram_bits_per_byte(context.data, context.tokenizer)
     return lambda params: scores
 
 
@@ -40,8 +38,8 @@ def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
   total = np.bincount(train[0], minlength=size)
   types = np.bincount(codes // size, minlength=size)
   wanted = test[0] * size + test[1]
-  found = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
-  seen = np.where(codes[found] == wanted, counts[found], 0)
+  index = np.minimum(np.searchsorted(codes, wanted), len(codes) - 1)
+  seen = np.where(codes[index] == wanted, counts[index], 0)
   num_continuations = types[test[0]]
   backoff = unigram[test[1]]
   bigram = np.where(
@@ -56,13 +54,13 @@ def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def _pairs(source, tokenizer: Tokenizer) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-  """Returns (tokens, the tokens after them) within documents, and the bytes of text."""
+  """Returns ([N] tokens, [N] the token after each) within documents, and the number of UTF-8 bytes."""
   before, after, text_bytes = [], [], 0
   documents = Documents(source, tokenizer, None, 1)
   for i in range(len(source)):
-    found = documents.read(0, i)
-    if not isinstance(found, BadRecord):
-      ids, size = found
+    document = documents.read(0, i)
+    if not isinstance(document, BadRecord):
+      ids, size = document
       before.append(ids[:-1])
       after.append(ids[1:])
       text_bytes += size

@@ -1,38 +1,35 @@
-"""What knowing only how often words come achieves in finding hidden ones."""
+"""The unigram baseline of masked language modelling."""
 
 import dataclasses
 
 import numpy as np
 
-from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.evals.base import Run
-from lmjax.parallel.sharding import Layout
-from lmjax.tasks.base import Task
+from lmjax.evals.base import Context, Measure
 
 
 @dataclasses.dataclass(frozen=True)
 class UnigramBaseline:
-  """The unigram baseline of masked LM, on the places that the validation rows hide.
+  """Loss and accuracy of token frequencies at the masked positions of the validation rows.
 
-    masked_lm = mean over places of -log p(word), p(w) = (c(w) + 1) / (n + V) counted in the training text
-    masked_accuracy = share of places that hide the commonest word of the training text
+    masked_lm = mean over masked positions of -log p(w),  p(w) = (c(w) + 1) / (n + V),  counted in the training text
+    masked_accuracy = fraction of masked positions whose token is the most frequent one of the training text
 
-  steps: validation batches, as of the evaluation it stands beside.
+  steps: number of validation batches, 0 for one full pass; use that of the evaluation to compare with.
   """
 
   steps: int = 0
 
-  def prepare(self, task: Task, data: Reader, tokenizer: Tokenizer, batch: int, layout: Layout) -> Run:
+  def prepare(self, context: Context) -> Measure:
+    data, tokenizer = context.data, context.tokenizer
     counts = np.ones(tokenizer.size)
     documents = data.documents(data.source, tokenizer, None, 1)
     for i in range(len(data.source)):
-      found = documents.read(0, i)
-      if not isinstance(found, BadRecord) and len(found[0]):
-        counts += np.bincount(np.concatenate(found[0]), minlength=tokenizer.size)
-    batches = data.validate(tokenizer, batch, self.steps)
-    labels = np.concatenate([b["labels"][b["weights"] > 0] for b in batches])
+      document = documents.read(0, i)
+      if not isinstance(document, BadRecord) and len(document[0]):
+        counts += np.bincount(np.concatenate(document[0]), minlength=tokenizer.size)
+    batches = data.validate(tokenizer, context.batch, self.steps)
+    labels = np.concatenate([batch["labels"][batch["weights"] > 0] for batch in batches])
     nll = -np.log(counts / counts.sum())
     scores = {
       "masked_lm": float(nll[labels].mean()),

@@ -1,6 +1,6 @@
-"""Models in Hugging Face's format, in and out: config.json, safetensors, tokenizer files; without transformers."""
+"""Hugging Face folders, read and written without transformers: config.json, safetensors and tokenizer files."""
 
-from lmjax.storage.huggingface.load import Loaded, is_folder, load, read_config
+from lmjax.storage.huggingface.load import Loaded, load, read_config
 from lmjax.storage.huggingface.save import save
 
-__all__ = ["Loaded", "is_folder", "load", "read_config", "save"]
+__all__ = ["Loaded", "load", "read_config", "save"]

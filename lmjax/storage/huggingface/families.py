@@ -1,4 +1,4 @@
-"""The families of Hugging Face's models that are known here: how their configs and tensors are read and written."""
+"""The model families of Hugging Face that lmjax reads and writes: their configs, tensor names and heads."""
 
 import dataclasses
 from collections.abc import Callable, Iterable
@@ -16,9 +16,8 @@ ACTIVATIONS = {
   "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "relu": "relu", "silu": "silu",
   "swish": "silu",
 }  # fmt: skip
-BACK = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
-
-
+TO_HF = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"}
+# The heads of a model and the ending of its class name; of those whose heads a model has, the first is taken.
 CLASSES = (
   ("sequence", "ForSequenceClassification"), ("tokens", "ForTokenClassification"), ("span", "ForQuestionAnswering"),
   ("masked_lm next_sentence", "ForPreTraining"), ("masked_lm", "ForMaskedLM"),
@@ -28,14 +27,20 @@ CLASSES = (
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-  """One kind of Hugging Face model.
+  """One `model_type` of Hugging Face.
 
-  hf_prefix: what the names of its classes begin with. config_keys: fields of lmjax by their names in hf, both ways.
-  read, write: what else there is to a config, hf to lmjax and back. lines: the table of a config's model; heads: of
-  each head it may have; extra_weights: of what belongs to our model and stands beside hf. prefix: what the model's
-  names begin with, and under which head they begin otherwise. bare_class: the class without a head. head_activation:
-  the activation of the layer that a head of classes may have. reads: the vector that it classifies. ignore_suffixes:
-  endings of names that say nothing new.
+  module, config: the lmjax classes of the model.
+  hf_prefix: the beginning of its class names, `Llama` of `LlamaForCausalLM`.
+  config_keys: {field of the lmjax config: key of config.json}, for values that both have.
+  read: returns the other fields of the lmjax config from config.json; `write` is its inverse.
+  weights: returns the table of the model without heads.
+  heads: returns {head: table} for the heads that the family can have.
+  extra_weights: returns the table of parameters of the model whose tensors do not take the `prefix`.
+  prefix: {head: beginning of the model's tensor names under that head}; "" is any other head.
+  bare_class: the ending of the class name of a model without heads.
+  head_activation: of the dense layer in a classification head, where it has one.
+  pooling: the vector that a sequence classifier takes; see tasks.encode.Encode.
+  ignore_suffixes: endings of the names of tensors that are copies or constants, and are not read.
   """
 
   module: type
@@ -44,39 +49,41 @@ class Family:
   config_keys: dict[str, str]
   read: Callable[[HFConfig], dict[str, Any]]
   write: Callable[[Any], HFConfig]
-  lines: Callable[[Any], tuple[WeightMap, ...]]
+  weights: Callable[[Any], tuple[WeightMap, ...]]
   heads: Callable[[Any], dict[str, tuple[WeightMap, ...]]]
   extra_weights: Callable[[Any], tuple[WeightMap, ...]] = lambda config: ()
-  prefix: dict[str, str] = dataclasses.field(default_factory=dict)  # by head; "" is any other
+  prefix: dict[str, str] = dataclasses.field(default_factory=dict)
   bare_class: str = "ForCausalLM"
   head_activation: str = "tanh"
   pooling: str = "last"
   ignore_suffixes: tuple[str, ...] = ()
 
   def architecture(self, heads: Iterable[str]) -> str:
-    """Returns the name of their class with these heads."""
+    """Returns the name of the Hugging Face class with these heads."""
     return self.hf_prefix + next((name for head, name in CLASSES if set(head.split()) <= set(heads)), self.bare_class)
 
-  def prefixed(self, heads: Iterable[str]) -> str:
-    """Returns what the names of the model begin with under these heads; nothing, where the class is the model alone."""
+  def prefix_under(self, heads: Iterable[str]) -> str:
+    """Returns the beginning of the model's tensor names under these heads; empty for a class without a head."""
     if not heads and self.bare_class == "Model":
       return ""
     return next((self.prefix[head] for head in heads if head in self.prefix), self.prefix.get("", ""))
 
   def from_hf(self, hf: HFConfig) -> Any:
-    """Returns our config of hf.
+    """Returns the lmjax config of a config.json.
 
     Raises:
-      UserError: a value that has no like here.
+      UserError: a key is missing, or lmjax does not support its value.
     """
     try:
       shape = {field: hf[name] for field, name in self.config_keys.items()}
       return self.config(**(shape | self.read(hf)))
-    except (KeyError, ValueError, TypeError) as error:
-      raise UserError(f"config.json of a {hf.get('model_type')}: {error} cannot be read here") from error
+    except KeyError as error:
+      raise UserError(f"config.json of a {hf.get('model_type')} model has no key {error}") from error
+    except (ValueError, TypeError) as error:
+      raise UserError(f"config.json of a {hf.get('model_type')} model is not supported: {error}") from error
 
   def to_hf(self, config: Any) -> HFConfig:
-    """Returns the Hugging Face config of one of ours."""
+    """Returns the config.json of an lmjax config."""
     return {name: getattr(config, field) for field, name in self.config_keys.items()} | self.write(config)
 
 
@@ -101,7 +108,7 @@ def _read_gpt(c: HFConfig) -> dict[str, Any]:
 
 
 def _write_gpt2(c: decoder.Config) -> HFConfig:
-  return dict(model_type="gpt2", n_inner=c.mlp, activation_function=BACK[c.activation], tie_word_embeddings=True)
+  return dict(model_type="gpt2", n_inner=c.mlp, activation_function=TO_HF[c.activation], tie_word_embeddings=True)
 
 
 def _write_gpt1(c: decoder.Config) -> HFConfig:
@@ -144,7 +151,7 @@ def _write_llama(c: decoder.Config) -> HFConfig:
       low_freq_factor=c.rotary.low, high_freq_factor=c.rotary.high, original_max_position_embeddings=c.rotary.original
     )
   return dict(
-    model_type=kind, num_key_value_heads=c.kv_heads, head_dim=c.head_size, hidden_act=BACK[c.activation],
+    model_type=kind, num_key_value_heads=c.kv_heads, head_dim=c.head_size, hidden_act=TO_HF[c.activation],
     tie_word_embeddings=c.tie_embeddings, rope_parameters=rope, sliding_window=c.window,
   )  # fmt: skip
 
@@ -170,12 +177,12 @@ def _read_bert(c: HFConfig) -> dict[str, Any]:
 def _write_bert(c: encoder.Config) -> HFConfig:
   return dict(
     model_type="roberta" if c.offset else "bert", max_position_embeddings=c.length + c.offset,
-    hidden_act=BACK[c.activation], pad_token_id=max(c.offset - 1, 0),
+    hidden_act=TO_HF[c.activation], pad_token_id=max(c.offset - 1, 0),
   )  # fmt: skip
 
 
 def _bert_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
-  """A classifier of texts stands on the pooler, one of tokens has the same names."""
+  """Sequence and token classifiers have the same tensors; only the first needs the pooler."""
   heads = {"masked_lm": weights.BERT_MASKED, "next_sentence": weights.BERT_PAIRS, "span": weights.SPAN}
   labels = ("sequence", "tokens") if c.pooler else ("tokens",)
   return heads | {head: weights.classifier(head, "classifier") for head in labels}
@@ -195,7 +202,7 @@ T5_KEYS = dict(
 def _read_t5(c: HFConfig) -> dict[str, Any]:
   gate, _, name = c.get("feed_forward_proj", "relu").rpartition("-")
   if c.get("num_decoder_layers") not in (None, c["num_layers"]):
-    raise ValueError("a decoder of another depth than the encoder")
+    raise ValueError("num_decoder_layers other than num_layers")
   tie = c.get("scale_decoder_outputs", c.get("tie_word_embeddings", True))
   activation = "gelu_tanh" if gate and name == "gelu" else _activation(name)
   return dict(length=c.get("n_positions", 512), gated_mlp=bool(gate), activation=activation, tie_embeddings=bool(tie))
@@ -211,9 +218,10 @@ def _write_t5(c: encoder_decoder.Config) -> HFConfig:
 
 
 def _decoder_heads(tokens: str) -> Callable[[Any], dict[str, tuple[WeightMap, ...]]]:
-  """A text is classified by its last token, without a bias; `tokens` is what the other classifier is called."""
-  found = {"tokens": weights.classifier("tokens", tokens), "span": weights.SPAN}
-  return lambda c: found | {"sequence": weights.classifier("sequence", "score", bias=False)}
+  """Returns the heads of a decoder; `tokens` is the name of the token classifier's tensors."""
+  heads = {"tokens": weights.classifier("tokens", tokens), "span": weights.SPAN}
+  heads["sequence"] = weights.classifier("sequence", "score", bias=False)
+  return lambda c: heads
 
 
 _gpt = dict(
@@ -224,25 +232,25 @@ _gpt = dict(
 _llama = Family(
   module=decoder.Decoder, config=decoder.Config, hf_prefix="Llama", config_keys=LLAMA_KEYS, read=_read_llama,
   write=_write_llama,
-  lines=lambda c: (*weights.LLAMA, *(weights.QWEN2_BIASES if c.qkv_bias else ())), heads=_decoder_heads("score"),
+  weights=lambda c: (*weights.LLAMA, *(weights.QWEN2_BIASES if c.qkv_bias else ())), heads=_decoder_heads("score"),
   extra_weights=_untied, prefix={"": "model.", "span": "transformer."},
   ignore_suffixes=("rotary_emb.inv_freq", "lm_head.weight"),
 )  # fmt: skip
 _encoder = dict(module=encoder.Encoder, config=encoder.Config, bare_class="Model")
 _bert = Family(
   **_encoder, hf_prefix="Bert", config_keys=BERT_KEYS, read=_read_bert, write=_write_bert,
-  lines=lambda c: (*weights.BERT, *weights.TYPES, *(weights.POOLER if c.pooler else ())), heads=_bert_heads,
+  weights=lambda c: (*weights.BERT, *weights.TYPES, *(weights.POOLER if c.pooler else ())), heads=_bert_heads,
   prefix={"": "bert."}, pooling="pooled",
   ignore_suffixes=("position_ids", "cls.predictions.decoder.weight", "cls.predictions.decoder.bias"),
 )  # fmt: skip
 
 FAMILIES: dict[str, Family] = {
   "openai-gpt": Family(
-    **_gpt, hf_prefix="OpenAIGPT", write=_write_gpt1, lines=lambda c: weights.GPT1,
+    **_gpt, hf_prefix="OpenAIGPT", write=_write_gpt1, weights=lambda c: weights.GPT1,
     ignore_suffixes=("attn.bias", "attn.masked_bias", "lm_head.weight", "position_ids"),
   ),
   "gpt2": Family(
-    **_gpt, hf_prefix="GPT2", write=_write_gpt2, lines=lambda c: weights.GPT2,
+    **_gpt, hf_prefix="GPT2", write=_write_gpt2, weights=lambda c: weights.GPT2,
     ignore_suffixes=("attn.bias", "attn.masked_bias", "lm_head.weight"),
   ),
   "llama": _llama,
@@ -263,8 +271,8 @@ FAMILIES: dict[str, Family] = {
       vocabulary="vocab_size", length="max_position_embeddings", width="dim", depth="n_layers", heads="n_heads",
       mlp="hidden_dim",
     ),
-    read=_read_distilbert, write=lambda c: dict(model_type="distilbert", activation=BACK[c.activation]),
-    lines=lambda c: weights.DISTILBERT, prefix={"": "distilbert."}, pooling="first", head_activation="relu",
+    read=_read_distilbert, write=lambda c: dict(model_type="distilbert", activation=TO_HF[c.activation]),
+    weights=lambda c: weights.DISTILBERT, prefix={"": "distilbert."}, pooling="first", head_activation="relu",
     heads=lambda c: {
       "masked_lm": weights.DISTILBERT_MASKED, "span": weights.SPAN,
       "sequence": weights.classifier("sequence", "classifier", "pre_classifier"),
@@ -275,7 +283,7 @@ FAMILIES: dict[str, Family] = {
   "t5": Family(
     module=encoder_decoder.EncoderDecoder, config=encoder_decoder.Config, hf_prefix="T5", config_keys=T5_KEYS,
     read=_read_t5, write=_write_t5,
-    lines=lambda c: weights.t5(c.gated_mlp), extra_weights=_untied, prefix={"sequence": "transformer."},
+    weights=lambda c: weights.t5(c.gated_mlp), extra_weights=_untied, prefix={"sequence": "transformer."},
     bare_class="ForConditionalGeneration",
     heads=lambda c: {
       "span": weights.SPAN,

@@ -1,8 +1,7 @@
-"""Models in Hugging Face's format, in and out: config.json, safetensors, tokenizer files; without transformers."""
+"""Reads a Hugging Face folder: config.json, tensors and tokenizer files."""
 
 import dataclasses
 import json
-import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 import numpy as np
 from etils import epath
 from flax import linen as nn
+from flax import traverse_util
 
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
@@ -23,11 +23,9 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 
-EXTRAS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-          "spiece.model", "tokenizer.model", "added_tokens.json", "generation_config.json")  # fmt: skip
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "kind.json",
               "characters.json", "bytes.json")  # fmt: skip
-LABELS = ("sequence", "tokens", "span")  # heads of classes: of a text, of each token, of a span's two ends
+LABELS = ("sequence", "tokens", "span")  # classification heads: of a sequence, of each token, of a span's two ends
 POOLER = "pooler.dense.weight"
 
 
@@ -35,7 +33,7 @@ POOLER = "pooler.dense.weight"
 class Loaded:
   """A model from a folder.
 
-  params: {"model": ..., "heads": {...}}, each leaf LazyTensor: nothing is read before it is wanted.
+  params: {"model": ..., "heads": {...}} of LazyTensor; values are read when they are indexed. settings: config.json.
   """
 
   model: nn.Module
@@ -46,84 +44,79 @@ class Loaded:
 
   @property
   def labels(self) -> str:
-    """Which head of classes there is: sequence, tokens, span, or none of them."""
+    """The classification head, `sequence`, `tokens` or `span`; empty if there is none."""
     return next((head for head in LABELS if head in self.params["heads"]), "")
 
   def arrays(self) -> Tree:
-    """Returns the parameters read into memory, as numpy arrays."""
+    """Returns the parameters as numpy arrays in memory."""
     return jax.tree.map(np.asarray, self.params)
 
 
-def is_folder(path: epath.PathLike) -> bool:
-  """Returns whether a folder looks like Hugging Face's: its config names a `model_type`."""
-  try:
-    return "model_type" in json.loads((epath.Path(path) / "config.json").read_text())
-  except (OSError, ValueError):
-    return False
+def open_tensors(folder: epath.PathLike) -> Tensors | FlaxTensors:
+  """Returns the tensors of a folder by name: safetensors mapped, the old Flax format read into memory."""
+  folder = epath.Path(folder)
+  return FlaxTensors(folder) if is_flax(folder) else Tensors(folder)
 
 
 def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
-  """Returns a folder's settings, its family and our config of it.
+  """Returns a folder's config.json, its family and the lmjax config of the model.
 
   Raises:
-    UserError: no config.json, or one of an architecture that is not known.
+    UserError: config.json is missing, or names an architecture that lmjax does not have.
   """
   file = epath.Path(folder) / "config.json"
   try:
     settings = json.loads(file.read_text())
     kind = settings["model_type"]
   except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{file} is no config of a Hugging Face model: {error}") from error
+    raise UserError(f"{file} is not the config of a Hugging Face model: {error}") from error
   if kind not in FAMILIES:
-    raise UserError(f"{file}: the architecture {kind!r} is not known here{did_you_mean(kind, FAMILIES)}")
+    raise UserError(f"{file}: the architecture {kind!r} is not supported{did_you_mean(kind, FAMILIES)}")
   family = FAMILIES[kind]
   defaults = {"bert": {"type_vocab_size": 2}, "roberta": {"type_vocab_size": 1}}.get(kind, {})
   return settings, family, family.from_hf(defaults | settings)
 
 
 def load(folder: epath.PathLike) -> Loaded:
-  """Returns the model in a folder; its tensors are found and their shapes checked, and none is read.
-
-  Safetensors stay mapped; the old Flax format, flax_model.msgpack, is read whole.
+  """Returns the model of a folder, with the shape of every tensor checked and no value read.
 
   Raises:
-    UserError: a file is missing, damaged or pickled; a tensor is missing, left over or of another shape.
+    UserError: a file is missing, corrupt or pickled; a tensor is missing, unknown or of another shape.
   """
   folder = epath.Path(folder).expanduser()
   settings, family, config = read_config(folder)
-  tensors = FlaxTensors(folder) if is_flax(folder) else Tensors(folder)
+  tensors = open_tensors(folder)
   if hasattr(config, "pooler"):
     config = dataclasses.replace(config, pooler=any(name.endswith(POOLER) for name in tensors))
-  heads = _heads(family, config, settings, tensors)
+  heads = _find_heads(family, config, settings, tensors)
   if isinstance(config, encoder_decoder.Config) and set(LABELS) & set(heads):
-    config = dataclasses.replace(
-      config, tie_embeddings=False
-    )  # its table scores nothing, so vectors are not scaled for it
-  lines, first = family.lines(config), family.lines(config)[0].hf
-  prefixes = (family.prefixed(heads), *family.prefix.values(), "")
-  prefix = next((p for p in prefixes if p + first in tensors), prefixes[0])
-  beside = [line for line in family.extra_weights(config) if not heads or line.hf in tensors]
-  params: dict[str, Any] = {"model": {}, "heads": {}}
-  found = _Loader(folder, tensors, axis_sizes(config), config.depth)
-  parts = [("model", lines, prefix), ("model", beside, ""), *(("heads", table, "") for table in heads.values())]
-  for room, table, before in parts:
-    for line in table:
-      for path, leaf in found.take(line, before):
-        _put(params[room], path, leaf)
-  spare = [name for name in tensors if name not in found.taken and not name.endswith(family.ignore_suffixes)]
-  if spare:
-    shown = ", ".join(sorted(spare)[:8]) + (f" and {len(spare) - 8} more" if len(spare) > 8 else "")
-    raise UserError(f"{folder}: tensors that nothing here reads: {shown}")
-  tokenizer = _tokenizer(folder)
-  if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 begins to write with its padding
+    # A T5 with tied embeddings scales its final vectors before they are scored; a classifier takes them unscaled.
+    config = dataclasses.replace(config, tie_embeddings=False)
+  weights = family.weights(config)
+  prefixes = (family.prefix_under(heads), *family.prefix.values(), "")
+  prefix = next((p for p in prefixes if p + weights[0].hf in tensors), prefixes[0])
+  extra = [weight for weight in family.extra_weights(config) if not heads or weight.hf in tensors]
+  reader = _Reader(folder, tensors, axis_sizes(config), config.depth)
+  params: dict[str, Any] = {}
+  tables = [("model", weights, prefix), ("model", extra, ""), *(("heads", table, "") for table in heads.values())]
+  for part, table, start in tables:
+    for weight in table:
+      params |= {f"{part}/{path}": tensor for path, tensor in reader.take(weight, start)}
+  unused = [name for name in tensors if name not in reader.taken and not name.endswith(family.ignore_suffixes)]
+  if unused:
+    names = ", ".join(sorted(unused)[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
+    raise UserError(f"{folder}: the model does not use the tensors {names}")
+  tokenizer = _load_tokenizer(folder)
+  if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
     tokenizer.start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
-  return Loaded(family.module(config), params, tokenizer, settings, family)
+  tree = {"heads": {}} | traverse_util.unflatten_dict(params, sep="/")
+  return Loaded(family.module(config), tree, tokenizer, settings, family)
 
 
 def axis_sizes(config: Any) -> dict[str, int]:
-  """Returns the sizes of the axis_sizes of the tables for a config."""
-  rows = getattr(config, "length", 0) + getattr(config, "offset", 0)
-  sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=rows)
+  """Returns the size of every axis letter that the layouts of a model use."""
+  positions = getattr(config, "length", 0) + getattr(config, "offset", 0)
+  sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=positions)
   sizes |= dict(H=config.heads, G=getattr(config, "kv_heads", config.heads), K=config.head_size)
   if isinstance(config, encoder_decoder.Config):
     sizes["Q"] = config.num_buckets
@@ -132,32 +125,28 @@ def axis_sizes(config: Any) -> dict[str, int]:
   return sizes
 
 
-def _heads(family: Family, config: Any, settings: dict[str, Any], tensors: Any) -> dict[str, tuple[WeightMap, ...]]:
-  """Returns the tables of the heads whose tensors are all there.
+def _find_heads(
+  family: Family, config: Any, settings: dict[str, Any], tensors: Any
+) -> dict[str, tuple[WeightMap, ...]]:
+  """Returns the weights of each head whose tensors are all in the folder.
 
-  Of two that would read the same tensors it is the larger, else the one that the folder says its class has.
+  Where two heads would read the same tensors, the larger one is taken, or the one of the class that config.json names.
   """
-  known = {head: lines for head, lines in family.heads(config).items() if all(li.hf in tensors for li in lines)}
+  complete = {head: table for head, table in family.heads(config).items() if all(w.hf in tensors for w in table)}
   architecture = next(iter(settings.get("architectures") or ()), "")
   taken: set[str] = set()
-  found = {}
-  for head in sorted(known, key=lambda head: (-len(known[head]), family.architecture([head]) != architecture)):
-    names = {line.hf for line in known[head]}
+  heads = {}
+  for head in sorted(complete, key=lambda head: (-len(complete[head]), family.architecture([head]) != architecture)):
+    names = {weight.hf for weight in complete[head]}
     if not names & taken:
-      found[head] = known[head]
+      heads[head] = complete[head]
       taken |= names
-  return found
-
-
-def paths_of(line: WeightMap) -> list[str]:
-  """Returns the paths of a line, `{query,key}` written out."""
-  match = re.search(r"\{([^}]*)\}", line.lmjax)
-  return [line.lmjax] if not match else [line.lmjax.replace(match[0], part) for part in match[1].split(",")]
+  return heads
 
 
 @dataclasses.dataclass
-class _Loader:
-  """The tensors of a folder as our parameters, and which of them were taken."""
+class _Reader:
+  """Turns the tensors of a folder into parameters, and records which it has used."""
 
   folder: epath.Path
   tensors: Any
@@ -165,38 +154,31 @@ class _Loader:
   depth: int
   taken: set[str] = dataclasses.field(default_factory=set)
 
-  def take(self, line: WeightMap, prefix: str) -> Iterator[tuple[str, LazyTensor]]:
-    """Yields the parameters of a line, every one of its tensors looked at."""
-    paths, layers = paths_of(line), self.depth if "{}" in line.hf else None
+  def take(self, weight: WeightMap, prefix: str) -> Iterator[tuple[str, LazyTensor]]:
+    """Yields the path and the parameter of each path of a weight, after checking the shape in every layer."""
+    layers = self.depth if weight.stacked else None
     for layer in range(layers or 1):
-      self.taken.add(prefix + line.hf.format(layer))
-      self._arranged(line, prefix, layer)
-    rows = padded(self.sizes["V"]) if line.layout.startswith("V") else None
-    for i, path in enumerate(paths):
-      number = i if len(paths) > 1 else None
-      yield path, LazyTensor(lambda layer, number=number: self._arranged(line, prefix, layer, number), layers, rows)
+      self.taken.add(prefix + weight.hf.format(layer))
+      self._arrange(weight, prefix, layer)
+    rows = padded(self.sizes["V"]) if weight.layout.startswith("V") else None
+    for i, path in enumerate(weight.paths):
+      number = i if len(weight.paths) > 1 else None
+      yield path, LazyTensor(lambda layer, number=number: self._arrange(weight, prefix, layer, number), layers, rows)
 
-  def _arranged(self, line: WeightMap, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
-    name = prefix + line.hf.format(layer)
+  def _arrange(self, weight: WeightMap, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
+    """Returns a tensor in lmjax's arrangement, or one of the parameters in it; a view of the mapped file."""
+    name = prefix + weight.hf.format(layer)
     if name not in self.tensors:
       raise UserError(f"{self.folder}: the tensor {name} is missing")
     sizes = self.sizes
-    if line.layout.startswith("Y"):  # classes: whatever there are
+    if weight.layout.startswith("Y"):  # classes: as many as the file has
       sizes = sizes | {"Y": self.tensors.shape(name)[0]}
     try:
-      found = arrange(self.tensors[name], line.layout, sizes)
+      array = arrange(self.tensors[name], weight.layout, sizes)
     except ValueError as error:
       raise UserError(f"{self.folder}: {name} {error}") from error
-    return found if number is None else found[number]
+    return array if number is None else array[number]
 
 
-def _put(tree: dict[str, Any], path: str, leaf: LazyTensor) -> None:
-  *parents, last = path.split("/")
-  for parent in parents:
-    tree = tree.setdefault(parent, {})
-  tree[last] = leaf
-
-
-def _tokenizer(folder: epath.Path) -> Tokenizer | None:
-  """Returns the folder's tokenizer, None where it has none."""
+def _load_tokenizer(folder: epath.Path) -> Tokenizer | None:
   return registry.load(folder) if any((folder / name).exists() for name in TOKENIZERS) else None

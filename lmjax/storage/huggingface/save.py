@@ -1,4 +1,4 @@
-"""Models written in Hugging Face's format."""
+"""Writes models as Hugging Face folders."""
 
 import contextlib
 import json
@@ -13,13 +13,18 @@ from flax import linen as nn
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models import encoder, encoder_decoder
 from lmjax.storage import safetensors
+from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.families import FAMILIES, Family
-from lmjax.storage.huggingface.load import EXTRAS, LABELS, axis_sizes, paths_of
-from lmjax.storage.huggingface.weights import WeightMap, arrange
+from lmjax.storage.huggingface.load import LABELS, axis_sizes
+from lmjax.storage.huggingface.weights import WeightMap, arrange, hf_shape
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
+TOKENIZER_FILES = (
+  "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
+  "spiece.model", "tokenizer.model", "added_tokens.json", "generation_config.json",
+)  # fmt: skip
 TIES = ("tie_word_embeddings", "scale_decoder_outputs")
 
 
@@ -27,51 +32,40 @@ def save(
   folder: epath.PathLike, model: nn.Module, params: Tree, tokenizer: Tokenizer | None = None,
   settings: dict[str, Any] | None = None, files: epath.PathLike | None = None,
 ) -> None:  # fmt: skip
-  """Writes a model as Hugging Face's folder, one tensor at a time; it appears under its name when it is whole.
+  """Writes a model as a Hugging Face folder, one tensor at a time; the folder appears when it is complete.
 
   Args:
-    params: {"model": ..., "heads": {...}}, of anything that gives a layer by its number: arrays, or LazyTensor.
-    settings: those the folder had that the model came from; lmjax go over them.
-    files: a folder whose tokenizer files are copied, instead of the tokenizer's own.
+    params: {"model": ..., "heads": {...}} of anything that is indexed by layer: arrays, LazyTensor.
+    settings: the config.json of the folder that the model comes from; keys that follow from the model replace its own.
+    files: a folder whose tokenizer files are copied; `tokenizer` is then not used.
 
   Raises:
-    UserError: the family is not hf, or the folder exists and is not empty.
+    UserError: the model has no Hugging Face equivalent, or the folder is not empty or cannot be written.
   """
   folder = epath.Path(folder).expanduser()
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
-  family, config, heads = _family(model), model.config, params["heads"]
-  flat = pytree.named_leaves(params)
-  hf = family.to_hf(config)
-  if set(LABELS) & set(heads):  # whether the table scores words is then nobody's business
-    hf = {key: value for key, value in hf.items() if key not in TIES}
-  hf = (settings or {}) | hf | {"architectures": [family.architecture(heads)]}
-  hf |= _labels(heads, hf)
-  if tokenizer is not None and not files:
-    hf |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
-    hf |= {"decoder_start_token_id": tokenizer.start} if isinstance(config, encoder_decoder.Config) else {}
-  dtype = np.dtype(safetensors.DTYPES[{"bfloat16": "BF16", "float16": "F16"}.get(_dtype(hf), "F32")])
+  family, config, heads = family_of(model), model.config, params["heads"]
+  if files:
+    tokenizer = None
+  hf = _write_config(family, config, heads, tokenizer, settings or {})
+  dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(hf.get("dtype") or hf.get("torch_dtype")), "F32")
+  dtype = np.dtype(safetensors.DTYPES[dtype])
+  tensors = list(_tensors(family, config, params))
+  shapes = {name: (dtype, shape) for name, shape, _ in tensors}
   part = folder.parent / (folder.name + ".part")
   with contextlib.ExitStack() as stack:
     stack.callback(lambda: shutil.rmtree(part, ignore_errors=True))
-    part.mkdir(parents=True, exist_ok=True)
-    plan = list(_hf_tensors(family.lines(config), "model", flat, config, family.prefixed(heads)))
-    beside = [line for line in family.extra_weights(config) if not heads or f"model/{line.lmjax}" in flat]
-    plan += list(_hf_tensors(beside, "model", flat, config, ""))
-    for head in heads:
-      if head not in family.heads(config):
-        raise UserError(f"a {hf['model_type']} has no head {head!r} among Hugging Face's models")
-      plan += list(_hf_tensors(family.heads(config)[head], "heads", flat, config, ""))
-    shapes = {name: (dtype, shape) for name, shape, _ in plan}
     try:
-      safetensors.write(part / "model.safetensors", shapes, (make() for _, _, make in plan))
+      part.mkdir(parents=True, exist_ok=True)
+      safetensors.write(part / "model.safetensors", shapes, (make() for _, _, make in tensors))
       (part / "config.json").write_text(json.dumps(hf, indent=2))
-      for name in EXTRAS if files else ():
+      for name in TOKENIZER_FILES if files else ():
         if (epath.Path(files) / name).exists():
           (epath.Path(files) / name).copy(part / name)
-      if tokenizer is not None and not files:
-        reads = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "")
-        tokenizer.write(part, tokenizer, reads)
+      if tokenizer is not None:
+        template = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "")
+        tokenizer_files.write(part, tokenizer, template)
       if folder.exists():
         folder.rmdir()
       part.rename(folder)
@@ -79,79 +73,85 @@ def save(
       raise UserError(f"{folder} could not be written: {error}; nothing was left behind") from error
 
 
-def _labels(heads: Tree, hf: dict[str, Any]) -> dict[str, Any]:
-  """Returns the names of the classes of a head, where the settings do not have as many."""
-  count = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS if head in heads), 0)
-  if not count or len(hf.get("id2label", ())) == count:
-    return {}
-  names = {str(i): f"LABEL_{i}" for i in range(count)}
-  return {"id2label": names, "label2id": {name: int(i) for i, name in names.items()}}
+def _write_config(
+  family: Family, config: Any, heads: Tree, tokenizer: Tokenizer | None, settings: dict[str, Any]
+) -> dict[str, Any]:
+  """Returns config.json."""
+  hf = family.to_hf(config)
+  if set(LABELS) & set(heads):  # a classifier has no unembedding: keep the keys of `settings`
+    hf = {key: value for key, value in hf.items() if key not in TIES}
+  hf = settings | hf | {"architectures": [family.architecture(heads)]}
+  classes = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS if head in heads), 0)
+  if classes and len(hf.get("id2label", ())) != classes:
+    names = [f"LABEL_{i}" for i in range(classes)]
+    hf |= {"id2label": {str(i): name for i, name in enumerate(names)}}
+    hf |= {"label2id": {name: i for i, name in enumerate(names)}}
+  if tokenizer is not None:
+    hf |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    hf |= {"decoder_start_token_id": tokenizer.start} if isinstance(config, encoder_decoder.Config) else {}
+  return hf
 
 
-def _hf_tensors(lines: Iterable[WeightMap], room: str, flat: dict[str, Any], config, prefix: str):
-  """Yields for each of their tensors its name, its shape and a function that makes it."""
-  for line in lines:
+def _tensors(family: Family, config: Any, params: Tree):
+  """Yields the name, the shape and a function that makes the array of each tensor of a model and its heads."""
+  flat, heads = pytree.named_leaves(params), params["heads"]
+  known = family.heads(config)
+  for head in heads:
+    if head not in known:
+      raise UserError(f"the head {head!r} has no Hugging Face equivalent in {family.hf_prefix} models")
+  extra = [weight for weight in family.extra_weights(config) if not heads or f"model/{weight.lmjax}" in flat]
+  yield from _tensors_of(family.weights(config), "model", flat, config, family.prefix_under(heads))
+  yield from _tensors_of(extra, "model", flat, config, "")
+  for head in heads:
+    yield from _tensors_of(known[head], "heads", flat, config, "")
+
+
+def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], config: Any, prefix: str):
+  """Yields name, shape and function for each tensor of a table."""
+  for weight in weights:
     sizes, leaves = axis_sizes(config), []
-    for path in paths_of(line):
-      if f"{room}/{path}" not in flat:
-        raise UserError(f"the model has no {room}/{path}, which {line.hf} is made of")
-      leaves.append(flat[f"{room}/{path}"])
-    if line.layout.startswith("Y"):
+    for path in weight.paths:
+      if f"{part}/{path}" not in flat:
+        raise UserError(f"the model has no parameter {part}/{path}, which the tensor {weight.hf} needs")
+      leaves.append(flat[f"{part}/{path}"])
+    if weight.layout.startswith("Y"):
       sizes["Y"] = leaves[0].shape[-1]
 
-    def make(layer: int | None, line=line, leaves=leaves, sizes=sizes) -> np.ndarray:
-      # Only the layer asked for leaves the device.
+    def make(layer: int | None, weight=weight, leaves=leaves, sizes=sizes) -> np.ndarray:
+      # Indexing first keeps all but one layer of a stacked parameter on disk or on its device.
       parts = [np.asarray(leaf if layer is None else leaf[layer]) for leaf in leaves]
-      whole = parts[0] if len(parts) == 1 else np.stack(parts)
-      whole = whole[: config.vocabulary] if line.layout.startswith("V") else whole
-      return arrange(whole, line.layout, sizes, back=True)
+      array = parts[0] if len(parts) == 1 else np.stack(parts)
+      array = array[: config.vocabulary] if weight.layout.startswith("V") else array
+      return arrange(array, weight.layout, sizes, back=True)
 
-    stacked = "{}" in line.hf
-    shape = _shape(line, sizes)
-    for layer in range(config.depth) if stacked else (None,):
-      yield prefix + line.hf.format(layer), shape, (lambda layer=layer, make=make: make(layer))
-
-
-def _shape(line: WeightMap, sizes: dict[str, int]) -> tuple[int, ...]:
-  """Returns the shape their tensor has."""
-  shape, inside = [], None
-  for token in line.layout.split(" -> ")[0].split():
-    size = int(token.strip("()")) if token.strip("()").isdigit() else sizes[token.strip("()")]
-    if token.startswith("("):
-      inside = size
-    elif inside is not None:
-      inside *= size
-    else:
-      shape.append(size)
-    if token.endswith(")"):
-      shape.append(inside)
-      inside = None
-  return tuple(shape)
+    for layer in range(config.depth) if weight.stacked else (None,):
+      name = prefix + weight.hf.format(layer)
+      yield name, hf_shape(weight.layout, sizes), (lambda layer=layer, make=make: make(layer))
 
 
-def _family(model: nn.Module) -> Family:
-  """Returns the family that a model of lmjax is written as."""
+def family_of(model: nn.Module) -> Family:
+  """Returns the family that a model is written as.
+
+  Raises:
+    UserError: no family has such a model.
+  """
   if not any(isinstance(model, family.module) for family in FAMILIES.values()):
-    raise UserError(f"a {type(model).__name__} has no like among Hugging Face's models")
-  return FAMILIES[_kind(model)]
+    raise UserError(f"{type(model).__name__} models have no Hugging Face equivalent, so they cannot be converted")
+  return FAMILIES[_model_type(model)]
 
 
-def _kind(model: nn.Module) -> str:
+def _model_type(model: nn.Module) -> str:
   c = model.config
   if isinstance(c, encoder.Config):
     return "roberta" if c.offset else "bert" if c.token_types else "distilbert"
   if isinstance(c, encoder_decoder.Config):
     if c.positions != "relative" or c.bias or c.scale_scores or c.post_norm or c.norm != "rms":
-      raise UserError("this encoder-decoder is no T5, and Hugging Face's models have no like of it")
+      raise UserError("this encoder-decoder has no Hugging Face equivalent: it is not a T5")
     return "t5"
   if c.rotary is None:
     if c.gated_mlp or c.norm != "layer" or not c.bias or not c.tie_embeddings or c.kv_heads != c.heads or c.window:
-      raise UserError("this decoder is neither GPT-1, GPT-2 nor Llama, and Hugging Face's models have no like of it")
+      raise UserError("this decoder has no Hugging Face equivalent: it is neither GPT-1, GPT-2 nor Llama")
     return "openai-gpt" if c.post_norm else "gpt2"
   if not c.gated_mlp or c.norm != "rms" or c.post_norm or c.bias:
-    raise UserError("this decoder is no Llama, and Hugging Face's models have no like of it")
+    raise UserError("this decoder has no Hugging Face equivalent: with rotary positions it must be a Llama")
   return "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"
-
-
-def _dtype(hf: dict[str, Any]) -> str:
-  return str(hf.get("dtype") or hf.get("torch_dtype") or "float32")

@@ -1,4 +1,4 @@
-"""Tokenizers of every kind as `tokenizer.json` and `tokenizer_config.json`, which transformers and tokenizers read."""
+"""Writes every kind of tokenizer as tokenizer.json and tokenizer_config.json, which transformers reads."""
 
 import json
 from typing import Any
@@ -14,8 +14,8 @@ from lmjax.data.tokenizers.subword import SentencePiece
 from lmjax.data.tokenizers.words import PATTERNS, Words
 from lmjax.utils.errors import UserError
 
-UNIGRAM, PAIRS = 1, 2  # the kinds of SentencePiece models
-ALONE = "--without_tokenizer writes the model alone"
+UNIGRAM, BPE_MODEL = 1, 2  # types of SentencePiece models
+ADVICE = "--without_tokenizer writes the model without its tokenizer"
 PROBE = (
   "The quick brown fox,  it's 1234567890 times;\nnaïve façade π ≈ 3.14159 ﬁne №5 日本語 🙂 \t a<b & c_d ",
   " Two  spaces, and a last line\n\nwith one before it: CAPITALS, don't, 'quotes' -- and [brackets].",
@@ -26,24 +26,24 @@ ROLES = {
 }  # fmt: skip
 
 
-def write(folder: epath.Path, tokenizer: Tokenizer, reads: str) -> None:
+def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
   """Writes a tokenizer so that transformers encodes with the same ids.
 
   Args:
-    reads: what a model wants around its text: "pair" [CLS] a [SEP] b [SEP], "source" an end behind each, "" nothing.
+    template: the special tokens around a sequence: "pair" [CLS] a [SEP] b [SEP], "source" an end after each, "" none.
 
   Raises:
-    UserError: the tokenizer is of a kind of its own, or the written form would give other ids.
+    UserError: the kind of tokenizer is not known, or the written form would give other ids.
   """
   fast = convert(tokenizer)
   for text in PROBE:
     if fast.encode(text, add_special_tokens=False).ids != list(map(int, tokenizer.encode(text))):
-      raise UserError(f"transformers has no tokenizer like this one: {text!r} has other ids; {ALONE}")
+      raise UserError(f"the tokenizer has no transformers equivalent: {text!r} would get other ids; {ADVICE}")
   names = {"bos": fast.id_to_token(tokenizer.start), "eos": fast.id_to_token(tokenizer.end)}
   names |= {role: next((n for n in known if fast.token_to_id(n) is not None), None) for role, known in ROLES.items()}
-  if reads == "pair" and names["cls"] and names["sep"]:
+  if template == "pair" and names["cls"] and names["sep"]:
     fast.post_processor = processors.BertProcessing(*((names[r], fast.token_to_id(names[r])) for r in ("sep", "cls")))
-  elif reads == "source":
+  elif template == "source":
     end = names["eos"]
     fast.post_processor = processors.TemplateProcessing(
       single=f"$A {end}", pair=f"$A {end} $B {end}", special_tokens=[(end, tokenizer.end)]
@@ -55,19 +55,19 @@ def write(folder: epath.Path, tokenizer: Tokenizer, reads: str) -> None:
 
 
 def convert(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
-  """Returns the `tokenizers` library's own tokenizer with the same ids.
+  """Returns a tokenizer of the `tokenizers` library with the same ids.
 
   Raises:
-    UserError: of this kind nobody knows how.
+    UserError: the kind of tokenizer is not known.
   """
   for kind, make in MAKERS.items():
     if isinstance(tokenizer, kind):
       return make(tokenizer)
-  raise UserError(f"transformers has no tokenizer like {type(tokenizer).__name__}; {ALONE}")
+  raise UserError(f"{type(tokenizer).__name__} has no transformers equivalent; {ADVICE}")
 
 
 def _bytes(tokenizer: Bytes) -> tokenizers.Tokenizer:
-  # GPT-2's characters for bytes, ordered by the bytes they stand for: printable ones for themselves, the rest behind.
+  # GPT-2's characters for bytes, in byte order: printable bytes are themselves, the others come after 255.
   printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, iter(range(256, 512))
   alphabet = {chr(byte) if byte in printable else chr(next(spare)): byte for byte in range(256)}
   fast = tokenizers.Tokenizer(models.BPE(alphabet, []))
@@ -90,10 +90,10 @@ def _words(tokenizer: Words) -> tokenizers.Tokenizer:
   vocabulary = {word: i for i, word in enumerate(tokenizer.vocabulary)}
   start, end, unknown = (tokenizer.vocabulary[i] for i in (tokenizer.start, tokenizer.end, tokenizer.unknown))
   fast = tokenizers.Tokenizer(models.WordLevel(vocabulary, unknown))
-  fast.normalizer = normalizers.Replace("\n", f" {end} ") if tokenizer.split == "spaces" else None
+  fast.normalizer = normalizers.Replace("\n", f" {end} ") if tokenizer.split_by == "spaces" else None
   fast.pre_tokenizer = pre_tokenizers.Sequence(
     [
-      pre_tokenizers.Split(Regex(PATTERNS[tokenizer.split]), "isolated"),
+      pre_tokenizers.Split(Regex(PATTERNS[tokenizer.split_by]), "isolated"),
       pre_tokenizers.Split(Regex(r"\s+"), "removed"),
     ]
   )
@@ -101,21 +101,21 @@ def _words(tokenizer: Words) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
-  from sentencepiece import sentencepiece_model_pb2  # only here: it needs protobuf
+  from sentencepiece import sentencepiece_model_pb2  # needs protobuf
 
   proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
-  learnt, text = proto.trainer_spec, proto.normalizer_spec
+  trainer, text = proto.trainer_spec, proto.normalizer_spec
   pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-  if learnt.model_type == UNIGRAM:
-    model = models.Unigram(pieces, learnt.unk_id, learnt.byte_fallback)
-  elif learnt.model_type == PAIRS:
+  if trainer.model_type == UNIGRAM:
+    model = models.Unigram(pieces, trainer.unk_id, trainer.byte_fallback)
+  elif trainer.model_type == BPE_MODEL:
     vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
-    unknown = pieces[learnt.unk_id][0]
+    unknown = pieces[trainer.unk_id][0]
     model = models.BPE(
-      vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=learnt.byte_fallback
+      vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=trainer.byte_fallback
     )
   else:
-    raise UserError(f"transformers reads no SentencePiece model of words or characters; {ALONE}")
+    raise UserError(f"SentencePiece word and character models have no transformers equivalent; {ADVICE}")
   fast = tokenizers.Tokenizer(model)
   steps = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
   if text.remove_extra_whitespaces:
@@ -130,13 +130,13 @@ def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
 
 
 def _merges(pieces: list[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-  """Returns the merges that SentencePiece does not write down: every cut of a piece in two known ones, best first."""
-  found = []
+  """Returns the merges, which a SentencePiece model does not list: every split of a piece in two, by its score."""
+  merges = []
   for piece, score in pieces:
     cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
     cuts = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
-    found += [(score, cut) for cut in sorted(cuts, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))]
-  return [cut for _, cut in sorted(found, key=lambda scored: -scored[0])]
+    merges += [(score, cut) for cut in sorted(cuts, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))]
+  return [cut for _, cut in sorted(merges, key=lambda scored: -scored[0])]
 
 
 def _sentinels(tokenizer: Sentinels) -> tokenizers.Tokenizer:

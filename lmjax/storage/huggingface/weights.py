@@ -1,56 +1,73 @@
-"""Names of parameters here and in Hugging Face's models, as data, used both ways.
+"""How the parameters of lmjax correspond to the tensors of Hugging Face's models, as tables used for both directions.
 
-A line of a table is (lmjax, hf, layout). Ours is a path, of which the last part may list several, `{query,key}`;
-hf has `{}` where the number of a layer goes, and lmjax is then stacked over layers. The layout says how hf is
-arranged and how lmjax is, as `(H K) D -> D H K`; where lmjax lists several, the first axis of the right side counts
-them. Letters are those of utils.shapes; V is a vocabulary whose table is padded here and not there.
+A layout such as `(H K) D -> D H K` gives the axes of the Hugging Face tensor and of the lmjax parameter; parentheses
+merge axes into one. The letters are those of `utils.shapes.LEGEND` and `T` token types, `Q` buckets of relative
+positions, `Y` classes; a number is a size. Axes of the vocabulary `V` are padded in memory and not in the file.
 """
 
+import math
+import re
 from typing import NamedTuple
 
 import numpy as np
 
 
 class WeightMap(NamedTuple):
-  """One correspondence of parameters."""
+  """A parameter of lmjax and the Hugging Face tensor that it is stored in.
+
+  lmjax: the path of the parameter below `model` or `heads`; `{query,key}` in it lists several parameters, which the
+    tensor holds together and the first axis of the layout's right side counts.
+  hf: the name of the tensor. With `{}` for the number of a layer, the parameter is the stack of all layers.
+  layout: the axes of the tensor and of the parameter, `tensor -> parameter`.
+  """
 
   lmjax: str
   hf: str
   layout: str
 
+  @property
+  def paths(self) -> list[str]:
+    """The paths of the parameters, `{query,key}` written out."""
+    several = re.search(r"\{([^}]*)\}", self.lmjax)
+    return [self.lmjax.replace(several[0], name) for name in several[1].split(",")] if several else [self.lmjax]
+
+  @property
+  def stacked(self) -> bool:
+    """Whether there is one tensor per layer."""
+    return "{}" in self.hf
+
+
+NORM = (("scale", "weight"), ("bias", "bias"))
+
 
 def _norm(lmjax: str, hf: str, bias: bool = True) -> tuple[WeightMap, ...]:
-  lines = (WeightMap(f"{lmjax}/scale", f"{hf}.weight", "D -> D"), WeightMap(f"{lmjax}/bias", f"{hf}.bias", "D -> D"))
-  return lines if bias else lines[:1]
+  scale, shift = (WeightMap(f"{lmjax}/{name}", f"{hf}.{tensor}", "D -> D") for name, tensor in NORM)
+  return (scale, shift) if bias else (scale,)
 
 
 def _dense(lmjax: str, hf: str, kernel: str, bias: str = "") -> tuple[WeightMap, ...]:
-  line = WeightMap(f"{lmjax}/kernel", f"{hf}.weight", kernel)
-  return (line, WeightMap(f"{lmjax}/bias", f"{hf}.bias", bias)) if bias else (line,)
+  weight = WeightMap(f"{lmjax}/kernel", f"{hf}.weight", kernel)
+  return (weight, WeightMap(f"{lmjax}/bias", f"{hf}.bias", bias)) if bias else (weight,)
 
 
-def _attention(lmjax: str, hf: str, names: str, bias: bool = True, group: str = "G") -> tuple[WeightMap, ...]:
-  """Torch's linear layers, outputs before inputs; `names` of query, key, value and output."""
+def _attention(lmjax: str, hf: str, names: str, bias: bool = True, kv_heads: str = "G") -> tuple[WeightMap, ...]:
+  """Returns the table of an attention layer; `names` are those of its query, key, value and output projections."""
   query, key, value, out = names.split()
-  parts = ("query", query, "H"), ("key", key, group), ("value", value, group)
-  lines = [
-    line
-    for mine, name, heads in parts
-    for line in _dense(
-      f"{lmjax}/{mine}", f"{hf}.{name}", f"({heads} K) D -> D {heads} K", f"({heads} K) -> {heads} K" if bias else ""
-    )
-  ]
-  return (*lines, *_dense(f"{lmjax}/out", f"{hf}.{out}", "D (H K) -> H K D", "D -> D" if bias else ""))
+  weights = []
+  for projection, name, heads in (("query", query, "H"), ("key", key, kv_heads), ("value", value, kv_heads)):
+    kernel, shift = f"({heads} K) D -> D {heads} K", f"({heads} K) -> {heads} K" if bias else ""
+    weights += _dense(f"{lmjax}/{projection}", f"{hf}.{name}", kernel, shift)
+  return (*weights, *_dense(f"{lmjax}/out", f"{hf}.{out}", "D (H K) -> H K D", "D -> D" if bias else ""))
 
 
 def _gpt(tokens: str, positions: str) -> tuple[WeightMap, ...]:
-  """GPT's layers keep inputs before outputs, and query, key and value in one."""
-  layer, three = "stack/layers", "{query,key,value}"
+  """Returns the table of a GPT, whose kernels are inputs x outputs and whose query, key and value are one tensor."""
+  layer, qkv = "stack/layers", "{query,key,value}"
   return (
     WeightMap("embed/table", f"{tokens}.weight", "V D -> V D"),
     WeightMap("positions/table", f"{positions}.weight", "P D -> P D"),
-    WeightMap(f"{layer}/attention/{three}/kernel", "h.{}.attn.c_attn.weight", "D (3 H K) -> 3 D H K"),
-    WeightMap(f"{layer}/attention/{three}/bias", "h.{}.attn.c_attn.bias", "(3 H K) -> 3 H K"),
+    WeightMap(f"{layer}/attention/{qkv}/kernel", "h.{}.attn.c_attn.weight", "D (3 H K) -> 3 D H K"),
+    WeightMap(f"{layer}/attention/{qkv}/bias", "h.{}.attn.c_attn.bias", "(3 H K) -> 3 H K"),
     *_dense(f"{layer}/attention/out", "h.{}.attn.c_proj", "(H K) D -> H K D", "D -> D"),
     *_dense(f"{layer}/mlp/up", "h.{}.mlp.c_fc", "D F -> D F", "F -> F"),
     *_dense(f"{layer}/mlp/down", "h.{}.mlp.c_proj", "F D -> F D", "D -> D"),
@@ -117,75 +134,64 @@ DISTILBERT_MASKED = (
   *_norm("masked_lm/norm", "vocab_layer_norm"),
   WeightMap("masked_lm/bias", "vocab_projector.bias", "V -> V"),
 )
-
-
 SPAN = _dense("span/scores", "qa_outputs", "2 D -> D 2", "2 -> 2")
 
 
 def classifier(head: str, scores: str, dense: str = "", bias: bool = True) -> tuple[WeightMap, ...]:
-  """Returns the table of a head of classes, which may have a layer before its scores; Y classes."""
+  """Returns the table of a classification head, which may have a dense layer before its scores."""
   hidden = _dense(f"{head}/dense", dense, "E D -> D E", "E -> E") if dense else ()
   return (*hidden, *_dense(f"{head}/scores", scores, "Y D -> D Y", "Y -> Y" if bias else ""))
 
 
 def t5(gated: bool) -> tuple[WeightMap, ...]:
-  """Returns the table of T5, whose units are gated from version 1.1 on."""
-  lines = [WeightMap("embed/table", "shared.weight", "V D -> V D")]
-  for side, parts in (
-    ("encoder", (("attention", "SelfAttention"), ("mlp", "DenseReluDense"))),
-    (
-      "decoder",
-      (("self_attention", "SelfAttention"), ("cross_attention", "EncDecAttention"), ("mlp", "DenseReluDense")),
-    ),
-  ):
-    for i, (lmjax, hf) in enumerate(parts):
-      layer, path = f"{side}/layers/{lmjax}", f"{side}.block.{{}}.layer.{i}.{hf}"
-      if hf == "DenseReluDense":
-        for mine, name in (("gate", "wi_0"), ("up", "wi_1")) if gated else (("up", "wi"),):
-          lines += _dense(f"{layer}/{mine}", f"{path}.{name}", "F D -> D F")
-        lines += _dense(f"{layer}/down", f"{path}.wo", "D F -> F D")
+  """Returns the table of a T5, with the gated MLP of version 1.1 or the plain one of version 1.0."""
+  attention = (("self_attention", "SelfAttention"), ("cross_attention", "EncDecAttention"))
+  weights = [WeightMap("embed/table", "shared.weight", "V D -> V D")]
+  for side, layers in (("encoder", (("attention", "SelfAttention"),)), ("decoder", attention)):
+    layers = (*layers, ("mlp", "DenseReluDense"))
+    for i, (name, module) in enumerate(layers):
+      path, hf = f"{side}/layers/{name}", f"{side}.block.{{}}.layer.{i}"
+      if name == "mlp":
+        for kernel, tensor in (("gate", "wi_0"), ("up", "wi_1")) if gated else (("up", "wi"),):
+          weights += _dense(f"{path}/{kernel}", f"{hf}.{module}.{tensor}", "F D -> D F")
+        weights += _dense(f"{path}/down", f"{hf}.{module}.wo", "D F -> F D")
       else:
-        lines += _attention(layer, path, "q k v o", bias=False, group="H")
-      lines += _norm(f"{layer}_norm", f"{side}.block.{{}}.layer.{i}.layer_norm", bias=False)
+        weights += _attention(path, f"{hf}.{module}", "q k v o", bias=False, kv_heads="H")
+      weights += _norm(f"{path}_norm", f"{hf}.layer_norm", bias=False)
     bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-    lines += [WeightMap(f"{side}_bias/table", bias, "Q H -> Q H")]
-    lines += _norm(f"{side}_norm", f"{side}.final_layer_norm", bias=False)
-  return tuple(lines)
+    weights.append(WeightMap(f"{side}_bias/table", bias, "Q H -> Q H"))
+    weights += _norm(f"{side}_norm", f"{side}.final_layer_norm", bias=False)
+  return tuple(weights)
+
+
+def _parse(side: str) -> list[list[str]]:
+  """Returns the axes of each dimension of one side of a layout: `D (H K)` is [["D"], ["H", "K"]]."""
+  return [(merged or single).split() for merged, single in re.findall(r"\(([^)]*)\)|(\S+)", side)]
+
+
+def _shape(dimensions: list[list[str]], sizes: dict[str, int]) -> tuple[int, ...]:
+  return tuple(math.prod(int(a) if a.isdigit() else sizes[a] for a in axes) for axes in dimensions)
+
+
+def hf_shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
+  """Returns the shape of the Hugging Face tensor of a layout."""
+  return _shape(_parse(layout.split(" -> ")[0]), sizes)
 
 
 def arrange(array: np.ndarray, layout: str, sizes: dict[str, int], back: bool = False) -> np.ndarray:
-  """Returns hf arranged as lmjax, or `back`; a view where numpy can make one.
+  """Returns a tensor in the arrangement of lmjax, or with `back` a parameter in that of Hugging Face.
+
+  The result is a view where numpy can make one.
+
+  Args:
+    sizes: of the axis letters.
 
   Raises:
-    ValueError: the array has not the shape that the layout and the sizes of its axis_sizes say.
+    ValueError: the array does not have the shape that the layout and the sizes give.
   """
-  left, right = layout.split(" -> ")
-  if back:
-    left, right = right, left
-  grouped = [part.split() for part in left.replace("(", "|(").replace(")", ")|").split("|")]
-  axes: list[list[str]] = []
-  for part in grouped:
-    if part and part[0].startswith("("):
-      axes.append([a.strip("()") for a in part])
-    else:
-      axes += [[a] for a in part]
-  flat = [a for group in axes for a in group]
-  known = {a: int(a) if a.isdigit() else sizes[a] for a in flat}
-  wanted = tuple(int(np.prod([known[a] for a in group])) for group in axes)
-  if array.shape != wanted:
-    raise ValueError(f"has shape {list(array.shape)}, not {list(wanted)}")
-  order = right.replace("(", "").replace(")", "").split()
-  found = array.reshape([known[a] for a in flat]).transpose([flat.index(a) for a in order])
-  shape, inside = [], None
-  for token in right.split():
-    name = token.strip("()")
-    if token.startswith("("):
-      inside = 1
-    if inside is None:
-      shape.append(known[name])
-    else:
-      inside *= known[name]
-      if token.endswith(")"):
-        shape.append(inside)
-        inside = None
-  return found.reshape(shape)
+  source, target = map(_parse, reversed(layout.split(" -> ")) if back else layout.split(" -> "))
+  if array.shape != _shape(source, sizes):
+    raise ValueError(f"has shape {list(array.shape)}, not {list(_shape(source, sizes))}")
+  axes = [axis for dimension in source for axis in dimension]
+  order = [axes.index(axis) for dimension in target for axis in dimension]
+  return array.reshape(_shape([[axis] for axis in axes], sizes)).transpose(order).reshape(_shape(target, sizes))

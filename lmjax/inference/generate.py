@@ -1,0 +1,99 @@
+"""Continues prompts with a loaded model: shared by the generate command and notebooks."""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from etils import epath
+
+from lmjax.decode.beam import Beam
+from lmjax.decode.logits import Sampling
+from lmjax.decode.sample import Sampler
+from lmjax.inference.stream_text import beam_texts, continue_texts
+from lmjax.storage.base import LoadedModel
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+Row = tuple[str, int]  # a prompt and the number of its sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Generator:
+  """Continues prompts by sampling or by beam search.
+
+  beams: of beam search; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
+  ends. seed: of the first sample of each prompt. dtype: of the weights, `bfloat16` to cast them.
+  """
+
+  loaded: LoadedModel
+  sampling: Sampling = Sampling()
+  max_new_tokens: int = 128
+  beams: int = 0
+  length_penalty: float = 0.6
+  stops: tuple[str, ...] = ()
+  seed: int = 0
+  dtype: str | None = None
+
+  def __post_init__(self):
+    if self.loaded.task.model.kind not in ("decoder", "encoder_decoder"):
+      raise UserError(
+        f"generate: {type(self.loaded.task.model).__name__} models cannot generate text; "
+        "use a decoder or an encoder-decoder"
+      )
+
+  @functools.cached_property
+  def _search(self) -> Sampler | Beam:
+    model, max_tokens, end = self.loaded.task.model, self.loaded.length, self.loaded.tokenizer.end
+    if model.kind == "encoder_decoder":
+      max_tokens = self.max_new_tokens + 1  # the length limits the source; the target starts with one token
+    if self.beams:
+      return Beam(model, max_tokens, self.beams, self.length_penalty, end)
+    return Sampler(model, max_tokens, self.sampling, end)
+
+  @functools.cached_property
+  def _params(self) -> Tree:
+    params = self._search.prepare(self.loaded.params["model"])
+    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params) if self.dtype == "bfloat16" else params
+
+  def stream(self, rows: list[Row], every: int = 16) -> Iterator[list[str]]:
+    """Yields the new text of each row's sampled continuation after every `every` tokens."""
+    prompts, seeds = [prompt for prompt, _ in rows], [self.seed + sample for _, sample in rows]
+    return continue_texts(
+      self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every
+    )
+
+  def texts(self, rows: list[Row]) -> list[str]:
+    """Returns the continuation of each row; with beams, sample n is the n-th best of its prompt."""
+    if self.beams:
+      prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
+      best = beam_texts(self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens)
+      best = dict(zip(prompts, best, strict=True))
+      return [best[prompt][sample] for prompt, sample in rows]
+    return ["".join(parts) for parts in zip(*self.stream(rows), strict=True)]
+
+
+def read_prompts(path: epath.PathLike) -> list[str]:
+  """Returns the prompts of a file, one per line, either plain or a JSON object with a `prompt`.
+
+  Raises:
+    UserError: the file cannot be read or has no prompts, or a JSON line has no `prompt`.
+  """
+  try:
+    lines = epath.Path(path).read_text().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"generate: cannot read {path}: {error}") from error
+  prompts = []
+  for number, line in enumerate(lines, 1):
+    if line.startswith("{"):
+      try:
+        prompts.append(json.loads(line)["prompt"])
+      except (json.JSONDecodeError, KeyError) as error:
+        raise UserError(f"generate: {path}:{number}: not a JSON object with a 'prompt'") from error
+    elif line.strip():
+      prompts.append(line)
+  if not prompts:
+    raise UserError(f"generate: {path} has no prompts")
+  return prompts

@@ -1,0 +1,139 @@
+"""The report of `lmjax plan`: memory, FLOPs, communication and the least time of a step, as plain data."""
+
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from lmjax import experiment
+from lmjax.experiment import Experiment
+from lmjax.parallel.sharding import use_layout
+from lmjax.planning.aot import Compiled, Topology, compile_step
+from lmjax.planning.estimate import estimate, executed_flops
+from lmjax.planning.flops import FORMULA, Flops, train_step_flops
+from lmjax.state import TrainState
+from lmjax.storage.sources import attach_sources
+
+JitStep = Callable[[Experiment, TrainState], Any]  # `lmjax.train.jit_step`
+
+
+def make_report(
+  settings: dict[str, Any], target: Topology, jit_step: JitStep, vocabulary: int | None = None
+) -> dict[str, Any]:
+  """Returns the report of one training step of a config on absent devices.
+
+  Args:
+    settings: the config, as plain data.
+    jit_step: makes the step that is compiled; not called where the target has no compiler.
+    vocabulary: the number of token ids, where the config's tokenizer is not available.
+
+  Raises:
+    UserError: the config does not fit the devices, or the target's compiler is not installed.
+  """
+  start = time.perf_counter()
+  run = _build(settings, target, vocabulary)
+  capacity = target.chip.memory if target.chip else math.inf
+  compiled = _compile(run, target, jit_step, capacity, start) if target.compiles else estimate(run, capacity)
+  useful = train_step_flops(run.task, run.models, run.batch, run.data.length)
+  return {
+    "parameters": run.parameters,
+    "topology": f"{target.name}:{'x'.join(map(str, target.grid)) or target.count}",
+    "num_slices": target.slices,
+    "devices": target.count,
+    "mesh": dict(run.layout.mesh.shape),
+    "batch": run.batch,
+    "batch_per_device": run.batch / target.count,
+    "length": run.data.length,
+    "method": "compiled" if target.compiles else "counted: no compiler for absent devices of this kind",
+    "bytes_per_device": {
+      "arguments": compiled.arguments,
+      "temporaries": compiled.temporaries,
+      "output": compiled.output,
+      "total": compiled.total,
+      "capacity": None if math.isinf(capacity) else int(capacity),
+    },
+    "fits": compiled.fits,
+    "flops_per_step": {"full_attention": useful.full, "causal_attention": useful.causal, "formula": FORMULA},
+    "collectives": compiled.collectives,
+    "compile_seconds": round(compiled.seconds, 1),
+  } | _least_time(run, target, compiled, useful)
+
+
+def find_largest_batch(
+  settings: dict[str, Any], target: Topology, vocabulary: int | None, report: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Any]:
+  """Returns the report of the largest batch that fits; the batch is a multiple of its shards times the microbatches.
+
+  Args:
+    target: devices whose memory is known.
+    report: returns the report of a config.
+  """
+  run = _build(settings, target, vocabulary)
+  rows = run.layout.num_shards("batch") * run.optimizer.microbatches
+  reports: dict[int, dict[str, Any]] = {}
+
+  def fits(times: int) -> bool:
+    if times not in reports:
+      reports[times] = report(settings | {"batch": times * rows})
+    return reports[times]["fits"]
+
+  if not fits(1) or not fits(2):
+    return reports[1]
+  # Memory grows nearly linearly with the batch, so the search starts close to the answer.
+  one, two = (reports[times]["bytes_per_device"]["total"] for times in (1, 2))
+  best = max(int((reports[1]["bytes_per_device"]["capacity"] - one) / max(two - one, 1)) + 1, 2)
+  while not fits(best):
+    best -= 1
+  while fits(best + 1):
+    best += 1
+  return reports[best]
+
+
+def _build(settings: dict[str, Any], target: Topology, vocabulary: int | None) -> Experiment:
+  """Returns the experiment on absent devices; without a compiler for them, copies of one CPU device replace them."""
+  devices = target.devices() if target.compiles else [jax.devices("cpu")[0]] * target.count
+  return attach_sources(experiment.build(settings, devices=devices, vocabulary=vocabulary), abstract=True)
+
+
+def _compile(run: Experiment, target: Topology, jit_step: JitStep, capacity: float, start: float) -> Compiled:
+  with use_layout(run.layout):
+    state = run.state(abstract=True)
+    spec = run.task.spec(run.batch, run.data.length)
+    shardings = run.layout.batch(spec)
+    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=shardings[k]) for k, v in spec.items()}
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    rng = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=run.layout.sharding())
+    return compile_step(jit_step(run, state).lower(state, batch, rng), capacity, target.slices, start)
+
+
+def _least_time(run: Experiment, target: Topology, compiled: Compiled, useful: Flops) -> dict[str, Any]:
+  """Returns a lower bound on the seconds of a step: the slowest of its parts, as if it hid all others."""
+  chip = target.chip
+  if chip is None:
+    return {"seconds_per_step": None, "utilisation_bound": None, "bound_by": None, "seconds_of": {}}
+  executed = executed_flops(run).executed(run.task.model.causal)
+  parts = {"compute": executed / target.count / chip.flops}
+  # Each weight is read in 2 bytes by the forward pass, the backward pass and the recomputation; the optimizer reads and
+  # writes the float32 state once.
+  shards = run.layout.num_shards("heads")
+  parts["memory"] = (3 * 2 * run.parameters / shards + 2 * compiled.arguments) / chip.bandwidth
+  if compiled.collectives is not None:
+    between = sum(moved["network_bytes"] for moved in compiled.collectives.values())
+    within = sum(moved["bytes"] - moved["network_bytes"] for moved in compiled.collectives.values())
+    parts["links"] = within / chip.links
+    if between:
+      parts["network"] = between / chip.network
+  bound_by = max(parts, key=parts.get)
+  seconds = parts[bound_by]
+  return {
+    "seconds_per_step": seconds,
+    "bound_by": bound_by,
+    "seconds_of": parts,
+    "executed_flops_per_step": executed,
+    "utilisation_bound": {
+      "full_attention": useful.full / target.count / chip.flops / seconds,
+      "causal_attention": useful.causal / target.count / chip.flops / seconds,
+    },
+  }

@@ -1,0 +1,64 @@
+"""Reports and the published energy figures as tables for the terminal."""
+
+from typing import Any
+
+from rich.table import Table
+
+
+def report_table(report: dict[str, Any]) -> Table:
+  """Returns the table of a report with its `run` (see `planning.report` and `planning.energy.run_costs`)."""
+  table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+  size = {k: "-" if v is None else f"{v / 1e6:,.0f} MB" for k, v in report["bytes_per_device"].items()}
+  mesh = " ".join(f"{axis}={n}" for axis, n in report["mesh"].items())
+  table.add_row("parameters", f"{report['parameters']:,}")
+  table.add_row("devices", f"{report['devices']} ({report['topology']}, {report['num_slices']} slice(s)), mesh {mesh}")
+  table.add_row(
+    "batch", f"{report['batch']} x {report['length']} tokens, {report['batch_per_device']:g} rows per device"
+  )
+  verdict = "fits" if report["fits"] else "DOES NOT FIT"
+  table.add_row("memory per device", f"{size['total']} of {size['capacity']}: {verdict}")
+  parts = f"{size['arguments']} arguments + {size['temporaries']} temporaries + {size['output']} output"
+  table.add_row("", f"{parts} ({report['method']}, {report['compile_seconds']} s)")
+  flops = report["flops_per_step"]
+  table.add_row("FLOPs per step", f"{flops['full_attention']:.4g}, causal {flops['causal_attention']:.4g}")
+  table.add_row("", flops["formula"])
+  for kind, moved in (report["collectives"] or {}).items():
+    table.add_row(kind, f"{moved['bytes'] / 1e9:,.2f} GB per device and step, in {moved['count']:,.0f} calls")
+  if report["collectives"] is None:
+    reason = "the step does not fit" if report["method"] == "compiled" else "the step is not compiled"
+    table.add_row("collectives", f"unknown: {reason}")
+  if report["seconds_per_step"] is not None:
+    each = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in report["seconds_of"].items())
+    table.add_row("step", f"at least {report['seconds_per_step']:.3f} s, bound by {report['bound_by']} ({each})")
+    bound = report["utilisation_bound"]
+    table.add_row("utilisation", f"at most {bound['full_attention']:.1%}, causal {bound['causal_attention']:.1%}")
+  _add_run(table, report["run"])
+  return table
+
+
+def _add_run(table: Table, run: dict[str, Any]) -> None:
+  table.add_row("run", f"{run['steps']:,} steps, {run['tokens']:,} tokens")
+  if run["hours"] is not None:
+    costs = {"kWh": run["kwh"], "kg CO2e": run["co2e_kg"], "lb CO2e": run["co2e_lb"], "dollars": run["cost_usd"]}
+    cells = [f"{run['hours']:,.1f} hours", f"{run['device_hours']:,.0f} device hours"]
+    cells += [f"{value:,.0f} {unit}" for unit, value in costs.items() if value is not None]
+    table.add_row("", ", ".join(cells))
+  for name, assumption in run["assumptions"].items():
+    table.add_row(f"  {name}", assumption, style="dim")
+
+
+def strubell_table(rows: list[dict[str, Any]]) -> Table:
+  """Returns the table of `planning.energy.strubell_rows`: in each pair of columns, published and recomputed."""
+  table = Table(
+    box=None, header_style="bold", padding=(0, 2, 0, 0), title="published, then recomputed", title_justify="left"
+  )
+  for name in ("model", "hardware", "watts", "hours", "kWh", "", "CO2e lb", "", "dollars", ""):
+    table.add_column(name, justify="left" if name in ("model", "hardware") else "right")
+  for row in rows:
+    cells = [row["model"], row["hardware"], f"{row['watts']:,.2f}" if row["watts"] else "-", f"{row['hours']:,}"]
+    columns = (row["published"], row["recomputed"])
+    for key in ("kwh", "co2e_lb"):
+      cells += ["-" if column[key] is None else f"{column[key]:,.0f}" for column in columns]
+    cells += ["-".join(f"{dollars:,.0f}" for dollars in column["usd"]) for column in columns]
+    table.add_row(*cells)
+  return table

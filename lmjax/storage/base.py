@@ -1,0 +1,218 @@
+"""Saved models: one interface over all formats, and how a path is recognised as one of them.
+
+    saved = storage.open("runs/gpt2")     # a run folder, a Hugging Face or bilm-tf folder, or a single checkpoint
+    saved.leaves                          # names, shapes and dtypes of the stored arrays, from metadata alone
+    saved.parameters()                    # lmjax's parameters, each read when it is indexed
+    saved.load()                          # task, tokenizer and parameters, ready to use
+
+A format is imported when a path matches it, so a training run that starts from nothing imports none.
+"""
+
+import abc
+import dataclasses
+import importlib
+import json
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from etils import epath
+
+from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.tasks.base import Task
+from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass(frozen=True)
+class Leaf:
+  """One stored array, as the metadata describes it."""
+
+  name: str
+  shape: tuple[int, ...]
+  dtype: str
+  sharding: str = ""  # the mesh axes that its dimensions were split over when it was saved
+  axes: str = ""  # the logical names of its dimensions, where a config describes the model
+
+  @property
+  def count(self) -> int:
+    return math.prod(self.shape)
+
+  @property
+  def bytes(self) -> int:
+    return self.count * np.dtype(self.dtype).itemsize
+
+
+class LazyArray(Protocol):
+  """A parameter that is read when it is indexed or converted.
+
+  rows: the number of true rows, where axis 0 is padded (a vocabulary); None elsewhere.
+  """
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  rows: int | None
+
+  def __getitem__(self, index) -> np.ndarray: ...
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedModel:
+  """A model ready to use."""
+
+  task: Task
+  tokenizer: Tokenizer
+  length: int  # the longest input, in tokens (words, for ELMo)
+  layout: Layout
+  params: Tree
+  step: int  # of the checkpoint; 0 where the format has no steps
+  settings: dict[str, Any]  # the config
+  run: Any = None  # the lmjax.experiment.Experiment of a run folder
+
+
+class SavedModel(abc.ABC):
+  """A model on disk, in one format. Creating the object reads metadata at most."""
+
+  path: epath.Path
+  step: int | None = None  # of the checkpoint; None where the format has no steps
+  config: dict[str, Any]  # the plain data that describes the model
+  task: Task
+  tokenizer: Tokenizer | None
+  named: Tree  # the abstract parameters of `task`, with their axis names
+  leaves: dict[str, Leaf]  # under the names of the format
+
+  @abc.abstractmethod
+  def read(self, name: str) -> np.ndarray:
+    """Returns one of the `leaves`."""
+
+  @abc.abstractmethod
+  def parameters(self) -> dict[str, LazyArray]:
+    """Returns {path name: parameter} as the model uses them: averaged and merged, where the run does that."""
+
+  @abc.abstractmethod
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
+    """Returns the model on the devices of this machine.
+
+    Args:
+      dtype: of the computation; default the model's own.
+      overrides: of a run's config, {"data.validation.files": "..."}.
+      best: take the checkpoint of a run with the lowest validation loss.
+
+    Raises:
+      UserError: the model cannot be loaded.
+    """
+
+  @abc.abstractmethod
+  def files(self) -> dict[str, epath.Path]:
+    """Returns the files that hold the parameters, by their names inside the format."""
+
+  def arrays(self, named: Tree, layout: Layout) -> Tree:
+    """Returns parameters on their shardings, of which each device reads its own slice.
+
+    Args:
+      named: abstract LogicallyPartitioned leaves, in any tree whose path names are those of `parameters`.
+    """
+    parameters = self.parameters()
+
+    def leaf(name: str, box: LogicallyPartitioned) -> jax.Array:
+      wanted, saved = box.value, parameters[name]
+      sharding = layout.sharding(*box.names, shape=wanted.shape)
+      return jax.make_array_from_callback(wanted.shape, sharding, lambda index: _read_slice(saved, index, wanted))
+
+    return map_boxes(leaf, named)
+
+  @classmethod
+  def save(cls, folder: epath.PathLike, source: "SavedModel", with_tokenizer: bool = True) -> None:
+    """Writes a saved model in this format.
+
+    Raises:
+      UserError: the format cannot be written, or cannot hold the model.
+    """
+    raise UserError(f"{folder}: models cannot be written as {cls.__name__}")
+
+
+def map_boxes(fn: Callable[[str, LogicallyPartitioned], Any], named: Tree) -> Tree:
+  """Maps fn(path name, box) over a tree of LogicallyPartitioned leaves."""
+  is_box = lambda leaf: isinstance(leaf, LogicallyPartitioned)  # noqa: E731
+  return jax.tree_util.tree_map_with_path(lambda path, box: fn(pytree.name(path), box), named, is_leaf=is_box)
+
+
+def _read_slice(saved: LazyArray, index: tuple[slice, ...], wanted: jax.ShapeDtypeStruct) -> np.ndarray:
+  """Returns a slice of a parameter; where a vocabulary is padded further than the saved one, zeros."""
+  if saved.shape == wanted.shape:
+    return np.asarray(saved[index], wanted.dtype)
+  rows = range(wanted.shape[0])[index[0]]
+  values = saved[(slice(rows.start, min(rows.stop, saved.shape[0])), *index[1:])]
+  array = np.zeros((len(rows), *values.shape[1:]), wanted.dtype)
+  array[: len(values)] = values
+  return array
+
+
+def replace_dtype(task: Task, dtype: str) -> Task:
+  """Returns a task whose model computes in another dtype."""
+  model = type(task.model)(dataclasses.replace(task.model.config, dtype=dtype))
+  return dataclasses.replace(task, model=model)
+
+
+def _read_json(file: epath.Path) -> dict[str, Any]:
+  """Returns the object in a file; empty where it cannot be read."""
+  try:
+    value = json.loads(file.read_text())
+  except (OSError, ValueError):
+    return {}
+  return value if isinstance(value, dict) else {}
+
+
+def _is_huggingface(path: epath.Path) -> bool:
+  return "model_type" in _read_json(path / "config.json")
+
+
+def _is_bilm(path: epath.Path) -> bool:
+  options = _read_json(path / "options.json")
+  return {"lstm", "char_cnn"} <= set(options) and any(path.glob("*weights*.hdf5"))
+
+
+def _is_run(path: epath.Path) -> bool:
+  return any((path / name).exists() for name in ("config.json", "checkpoints", "state"))  # `state`: a checkpoint
+
+
+# How each format is recognised, and the dotted name of the class that reads it; the first match is taken.
+FORMATS: tuple[tuple[Callable[[epath.Path], bool], str], ...] = (
+  (_is_huggingface, "lmjax.storage.huggingface.folder:HuggingFaceFolder"),
+  (_is_bilm, "lmjax.storage.bilm:BilmFolder"),
+  (_is_run, "lmjax.storage.run:RunFolder"),
+)
+
+
+def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
+  """Returns the saved model at a path.
+
+  Args:
+    step: the checkpoint of a run folder; default the latest.
+
+  Raises:
+    UserError: there is no saved model, or `step` is given for a format without steps.
+  """
+  folder = epath.Path(path).expanduser()
+  for matches, name in FORMATS:
+    if matches(folder):
+      module, _, cls = name.partition(":")
+      return getattr(importlib.import_module(module), cls)(folder, step)
+  if not folder.exists():
+    raise UserError(f"{path} does not exist; give a run folder, or a Hugging Face or bilm-tf folder")
+  raise UserError(
+    f"{path} is not a saved model: it is neither a run folder (config.json, checkpoints/), nor a Hugging Face folder "
+    "(config.json with a model_type), nor a bilm-tf folder (options.json, *weights*.hdf5)"
+  )
+
+
+def refuse_step(path: epath.PathLike, step: int | None, best: bool = False) -> None:
+  """Raises UserError where a checkpoint is chosen in a format that has a single one."""
+  if step is not None or best:
+    raise UserError(f"{path} is not a run folder and has a single checkpoint; leave out --step and --best")

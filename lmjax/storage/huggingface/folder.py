@@ -1,0 +1,115 @@
+"""Hugging Face folders as saved models."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from lmjax.models.heads import Classifier
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout
+from lmjax.state import named_parameters
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
+from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
+from lmjax.storage.huggingface.save import save
+from lmjax.tasks.base import Task
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.encode import Encode
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.seq2seq import Seq2Seq
+from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+
+class HuggingFaceFolder(SavedModel):
+  """A folder with config.json and safetensors (or flax_model.msgpack); tensors are mapped, and read slice by slice."""
+
+  def __init__(self, path: epath.PathLike, step: int | None = None):
+    refuse_step(path, step)
+    self.path = epath.Path(path)
+
+  @functools.cached_property
+  def _tensors(self):
+    return open_tensors(self.path)
+
+  @functools.cached_property
+  def _loaded(self) -> Loaded:
+    return load(self.path)
+
+  @functools.cached_property
+  def leaves(self) -> dict[str, Leaf]:
+    tensors = self._tensors
+    leaves = (Leaf(name.replace(".", "/"), tensors.shape(name), tensors.dtype(name).name) for name in tensors)
+    return {leaf.name: leaf for leaf in leaves}
+
+  def read(self, name: str) -> np.ndarray:
+    return np.asarray(self._tensors[name.replace("/", ".")])
+
+  @functools.cached_property
+  def config(self) -> dict[str, Any]:
+    return read_config(self.path)[0]
+
+  @functools.cached_property
+  def task(self) -> Task:
+    return task_of(self._loaded)
+
+  @property
+  def tokenizer(self):
+    return self._loaded.tokenizer
+
+  @functools.cached_property
+  def named(self) -> Tree:
+    return named_parameters(self.task, 1, 1)
+
+  def parameters(self) -> dict[str, LazyArray]:
+    return pytree.named_leaves(self._loaded.params)
+
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
+    refuse_step(self.path, None, best)
+    if self.tokenizer is None:
+      raise UserError(f"{self.path} has no tokenizer; put its tokenizer.json (or vocab.txt, ...) beside config.json")
+    layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+    task = replace_dtype(self.task, dtype) if dtype else self.task
+    params = self.arrays(self.named, layout)
+    return LoadedModel(task, self.tokenizer, task.model.config.length, layout, params, 0, self.config)
+
+  def files(self) -> dict[str, epath.Path]:
+    return {file.name: file for file in (self.path / "config.json", *self._tensors.files)}
+
+  @classmethod
+  def save(cls, folder: epath.PathLike, source: SavedModel, with_tokenizer: bool = True) -> None:
+    """Writes a saved model as a Hugging Face folder; from another such folder, one layer is in memory at a time.
+
+    Settings and tokenizer files of a Hugging Face folder are kept as they are.
+
+    Raises:
+      UserError: the model has no Hugging Face equivalent, or the folder is not empty.
+    """
+    is_same, params = isinstance(source, cls), traverse_util.unflatten_dict(source.parameters(), sep="/")
+    save(
+      folder,
+      source.task.model,
+      {"heads": {}} | params,
+      tokenizer=source.tokenizer if with_tokenizer and not is_same else None,
+      settings=source.config if is_same else None,
+      files=source.path if is_same and with_tokenizer else None,
+    )
+
+
+def task_of(loaded: Loaded) -> Task:
+  """Returns the task that a model is for, by the heads that it has."""
+  model, heads = loaded.model, loaded.params["heads"]
+  if loaded.labels:
+    leaves, family = heads[loaded.labels], loaded.family
+    activation, bias = family.head_activation if "dense" in leaves else "", "bias" in leaves["scores"]
+    head = Classifier(leaves["scores"]["kernel"].shape[-1], activation, bias, parent=None)
+    return Encode(model, head, loaded.labels, family.pooling)
+  if "masked_lm" in heads:
+    return MaskedLM(model, next_sentence="next_sentence" in heads)
+  if model.kind == "encoder" or not (model.config.tie_embeddings or "unembed" in loaded.params["model"]):
+    return Encode(model)
+  return Seq2Seq(model) if model.kind == "encoder_decoder" else CausalLM(model)

@@ -1,0 +1,192 @@
+"""Run folders, and single checkpoints inside or outside of one."""
+
+import copy
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from flax import traverse_util
+
+from lmjax import checkpoint
+from lmjax import config as configs
+from lmjax import experiment as experiments
+from lmjax.compression.base import Identity
+from lmjax.experiment import Experiment
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, map_boxes
+from lmjax.storage.sources import attach_sources
+from lmjax.storage.start import with_frozen
+from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass
+class _Deferred:
+  """A parameter that is read whole, the first time any of it is needed."""
+
+  shape: tuple[int, ...]
+  dtype: np.dtype
+  rows: int | None
+  read: Callable[[], np.ndarray]
+
+  @functools.cached_property
+  def _values(self) -> np.ndarray:
+    return self.read()
+
+  def __getitem__(self, index) -> np.ndarray:
+    return self._values[index]
+
+  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    return self._values.astype(dtype or self.dtype, copy=False)
+
+
+class RunFolder(SavedModel):
+  """A run folder at one of its checkpoints, or a checkpoint; one outside of a run folder has parameters but no task."""
+
+  def __init__(self, path: epath.PathLike, step: int | None = None):
+    self.path, self._step = epath.Path(path), step
+    is_checkpoint = checkpoint.is_checkpoint(path)
+    self.folder = self.path.absolute().parent.parent if is_checkpoint else self.path  # of the run
+
+  @functools.cached_property
+  def _metadata(self) -> tuple[Tree, int]:
+    return checkpoint.metadata(self.path, self._step)
+
+  @property
+  def step(self) -> int:
+    return self._metadata[1]
+
+  @functools.cached_property
+  def config(self) -> dict[str, Any]:
+    if self.folder != self.path and not (self.folder / "config.json").exists():
+      raise UserError(f"{self.path} is a checkpoint without a config; only its metadata and arrays can be read")
+    return experiments.load_config(self.folder)
+
+  @functools.cached_property
+  def experiment(self) -> Experiment:
+    """The parts of the run, on a mesh of all devices of this machine."""
+    return experiments.build(self.config | {"mesh": {}}, self.folder)
+
+  @property
+  def task(self):
+    return self.experiment.task
+
+  @property
+  def tokenizer(self):
+    return self.experiment.tokenizer
+
+  @property
+  def named(self) -> Tree:
+    return self.experiment.named
+
+  @functools.cached_property
+  def _boxes(self) -> dict[str, LogicallyPartitioned]:
+    """The model's named parameters; empty where the config is missing or cannot be built on this machine."""
+    boxes: dict[str, LogicallyPartitioned] = {}
+    try:
+      map_boxes(boxes.__setitem__, self.named)
+    except UserError:
+      return {}
+    return boxes
+
+  @functools.cached_property
+  def leaves(self) -> dict[str, Leaf]:
+    leaves = {}
+    for name, leaf in pytree.named_leaves(self._metadata[0]).items():
+      spec = getattr(getattr(leaf, "sharding_metadata", None), "partition_spec", None) or ()
+      split = ", ".join(str(axis) for axis in spec if axis)
+      axes = self._boxes[name].names if name in self._boxes else ()
+      axes = ", ".join(map(str, axes)) if len(axes) == len(leaf.shape) else ""
+      leaves[name] = Leaf(name, tuple(leaf.shape), np.dtype(leaf.dtype).name, split, axes)
+    return leaves
+
+  def read(self, name: str) -> np.ndarray:
+    leaf, device = self.leaves[name], jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return np.asarray(self._restore({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)})[name])
+
+  def _restore(self, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
+    """Returns some of the trained parameters, on their shardings."""
+    tree = {"params": traverse_util.unflatten_dict(wanted, sep="/")}
+    restored, _ = checkpoint.load(self.path, tree, self.step)
+    return pytree.named_leaves(restored["params"])
+
+  @property
+  def _is_plain(self) -> bool:
+    """Whether the trained parameters are those that the model uses."""
+    if not (self.folder / "config.json").exists():
+      return True
+    return type(self.experiment.transform) is Identity and not self.experiment.optimizer.ema
+
+  @functools.cached_property
+  def _merged(self) -> dict[str, jax.Array]:
+    return self._merge(self.experiment)
+
+  def _merge(self, run: Experiment) -> dict[str, jax.Array]:
+    run = attach_sources(run, self.folder)
+    state, _ = run.load(self.path, self.step)
+    return pytree.named_leaves(run.merged(with_frozen(run, state)))
+
+  def parameters(self) -> dict[str, LazyArray]:
+    if self._is_plain:
+      return {
+        name: _Deferred(
+          leaf.shape,
+          np.dtype(leaf.dtype),
+          getattr(self._boxes.get(name), "rows", None),
+          functools.partial(self.read, name),
+        )
+        for name, leaf in self.leaves.items()
+      }
+    return {
+      name: _Deferred(box.value.shape, box.value.dtype, box.rows, lambda name=name: np.asarray(self._merged[name]))
+      for name, box in self._boxes.items()
+    }
+
+  def arrays(self, named: Tree, layout: Layout) -> Tree:
+    """Returns parameters on their shardings; averages and transforms are merged there. See SavedModel.arrays."""
+    shapes = {name: array.shape for name, array in self.parameters().items()}
+    wanted: dict[str, jax.ShapeDtypeStruct] = {}
+
+    def describe(name: str, box: LogicallyPartitioned) -> None:
+      if shapes[name] == box.value.shape:  # else its padding differs
+        sharding = layout.sharding(*box.names, shape=box.value.shape)
+        wanted[name] = jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=sharding)
+
+    map_boxes(describe, named)
+    if self._is_plain:
+      arrays = self._restore(wanted) if wanted else {}
+    else:
+      experiment = dataclasses.replace(self.experiment, layout=layout)
+      merged = self._merge(experiment)
+      arrays = {name: jax.device_put(merged[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
+    read = super().arrays
+    return map_boxes(lambda name, box: arrays[name] if name in arrays else read({name: box}, layout)[name], named)
+
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
+    settings = copy.deepcopy(self.config) | {"mesh": {}}
+    for key, text in (overrides or {}).items():
+      configs.override(settings, key, text)
+    if dtype:
+      settings["model"]["dtype"] = dtype
+    run = attach_sources(experiments.build(settings, self.folder), self.folder)
+    state, step = run.load(self.path, checkpoint.best(self.folder) if best else self._step)
+    params = run.eval_params(with_frozen(run, state))
+    return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
+
+  def files(self) -> dict[str, epath.Path]:
+    is_checkpoint = self.folder != self.path
+    state = (self.path if is_checkpoint else self.path / "checkpoints" / str(self.step)) / "state"
+    return _walk(state, "state")
+
+
+def _walk(folder: epath.Path, name: str) -> dict[str, epath.Path]:
+  """Returns the files below a folder by their path names; epath has no recursive glob."""
+  files: dict[str, epath.Path] = {}
+  for path in folder.iterdir():
+    files |= _walk(path, f"{name}/{path.name}") if path.is_dir() else {f"{name}/{path.name}": path}
+  return files

@@ -1,0 +1,251 @@
+"""The parts of multi-host runs that one process can test; tests/multidevice/test_hosts.py starts real ones."""
+
+import os
+import signal
+import socket
+import threading
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+
+from lmjax.parallel import hosts
+from lmjax.utils.errors import UserError
+
+
+@pytest.fixture
+def address():
+  """A coordinator address; the port after it is free."""
+  with socket.socket() as listener:
+    listener.bind(("localhost", 0))
+    port = listener.getsockname()[1]
+  return f"localhost:{port - 1}"
+
+
+def rendezvous(address, count, indices, timeout):
+  """Returns the error message of each process, or None, and the seconds until all of them returned."""
+  messages = {}
+
+  def process(index):
+    try:
+      messages[index] = hosts._rendezvous(address, count, index, timeout)
+    except UserError as error:
+      messages[index] = str(error)
+
+  start = time.monotonic()
+  threads = [threading.Thread(target=process, args=(index,)) for index in indices]
+  for thread in threads:
+    thread.start()
+  for thread in threads:
+    thread.join(30)
+  return messages, time.monotonic() - start
+
+
+def test_processes_meet_in_any_order(address):
+  messages, seconds = rendezvous(address, 4, (3, 1, 0, 2), 20)
+  assert messages == dict.fromkeys(range(4)) and seconds < 10, "without waiting for the timeout"
+
+
+def test_every_process_learns_which_one_is_missing(address):
+  messages, _ = rendezvous(address, 4, (0, 1), 1)
+  assert set(messages) == {0, 1}
+  for message in messages.values():
+    assert message.startswith("hosts: 2 of 4 processes started within 1 s; missing: process 2, 3")
+
+
+def test_a_missing_coordinator_is_named(address):
+  messages, _ = rendezvous(address, 2, (1,), 0.5)
+  assert "missing: process 0" in messages[1]
+
+
+@pytest.mark.parametrize("line", [b"", b"GET / HTTP/1.1\n", b"7\n", b"{}\n"])
+def test_another_client_of_the_port_does_not_count(address, line):
+  host, _, port = address.rpartition(":")
+
+  def connect():
+    with socket.create_connection((host, int(port) + 1)) as connection:
+      connection.sendall(line)
+
+  client = threading.Timer(0.3, connect)
+  client.start()
+  messages, _ = rendezvous(address, 2, (0,), 1)
+  client.join()
+  assert "missing: process 1" in messages[0]
+
+
+def test_a_port_in_use_is_reported(address):
+  with socket.create_server(("", int(address.rpartition(":")[2]) + 1)), pytest.raises(UserError, match="cannot listen"):
+    hosts._rendezvous(address, 2, 0, 1)
+
+
+@pytest.mark.parametrize(
+  "values, words",
+  [
+    ((None, "2", None), "LMJAX_COORDINATOR, LMJAX_PROCESS is not set"),
+    (("localhost:1", "2", "2"), "the process index below their number"),
+    (("localhost", "2", "1"), "must be host:port"),
+    (("localhost:1", "two", "1"), "LMJAX_PROCESSES=two"),
+  ],
+)
+def test_incomplete_variables_are_refused(monkeypatch, values, words):
+  for name, value in zip(hosts.VARIABLES, values, strict=True):
+    monkeypatch.delenv(name, raising=False)
+    if value:
+      monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match=words):
+    hosts.join()
+
+
+def test_variables_of_one_process_connect_nothing(monkeypatch):
+  for name, value in zip(hosts.VARIABLES, ("localhost:1", "1", "0"), strict=True):
+    monkeypatch.setenv(name, value)
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **options: pytest.fail("connected"))
+  hosts.join()
+  monkeypatch.setenv("LMJAX_TIMEOUT", "soon")
+  with pytest.raises(UserError, match="number of seconds, not 'soon'"):
+    hosts.join()
+
+
+def test_gather_takes_each_entry_from_its_owner(monkeypatch):
+  values = np.array([[1, 1], [2, 2], [3, 3], [4, 4]])
+  assert hosts.gather(values, [0, 2]) is values, "one process owns everything"
+  other = -values
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(
+    hosts.multihost_utils,
+    "process_allgather",
+    lambda tree: tuple(np.stack(pair) for pair in zip(tree, (other, ~tree[1]), strict=True)),
+  )
+  np.testing.assert_array_equal(hosts.gather(values, [0, 2]), [[1, 1], [-2, -2], [3, 3], [-4, -4]])
+  assert values[1, 0] == 2, "the argument is unchanged"
+
+
+def test_the_first_signal_is_recorded_and_the_second_one_acts():
+  received = []
+  before = signal.signal(signal.SIGTERM, lambda number, frame: received.append(number))
+  outer = signal.getsignal(signal.SIGTERM)
+  try:
+    with hosts.Signals() as signals:
+      assert signals.at(1) is None
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert signals.at(2) == signals.received == signal.SIGTERM and not received
+      os.kill(os.getpid(), signal.SIGTERM)
+      assert received == [signal.SIGTERM]
+    with hosts.Signals() as signals:
+      assert signal.getsignal(signal.SIGTERM) is not outer and signal.getsignal(signal.SIGINT) == signals._catch
+    assert signal.getsignal(signal.SIGTERM) is outer, "restored"
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def test_with_several_processes_all_stop_at_the_synchronised_step(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  monkeypatch.setattr(hosts.multihost_utils, "reached_preemption_sync_point", lambda step: step == 5)
+  with hosts.Signals() as signals:
+    assert [signals.at(step) for step in (4, 5, 6)] == [None, signal.SIGTERM, signal.SIGTERM]
+
+
+class Exited(BaseException):
+  """Raised instead of leaving the process."""
+
+
+@pytest.fixture
+def exits(monkeypatch):
+  """Returns the (message, exit code) with which the process would have exited."""
+  calls = []
+
+  def stop(message, code):
+    calls.append((message, code))
+    raise Exited
+
+  monkeypatch.setattr(hosts, "_stop", stop)
+  return calls
+
+
+@pytest.mark.parametrize(
+  "error, code, words",
+  [
+    (UserError("config.batch: wrong"), 2, "config.batch: wrong"),
+    (ValueError("broken"), 1, "broken"),
+    (KeyboardInterrupt(), 1, "KeyboardInterrupt"),
+    (jax.errors.JaxRuntimeError("UNAVAILABLE: Gloo read failed"), 69, "rerun the same command to resume"),
+    (jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "RESOURCE_EXHAUSTED"),
+  ],
+)
+def test_an_error_of_one_of_several_processes_exits_at_once(monkeypatch, exits, error, code, words):
+  monkeypatch.setattr(hosts, "join", lambda: None)
+  with pytest.raises(type(error)), hosts.joined():
+    raise error
+  assert not exits, "a single process raises"
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  with pytest.raises(Exited), hosts.joined():
+    raise error
+  ((message, exit_code),) = exits
+  assert exit_code == code and words in message
+
+
+class Store:
+  """jax's key-value store, as the watching thread uses it; `beats` are the heartbeats of process 1 by round."""
+
+  def __init__(self, beats):
+    self.beats, self.own = iter(beats), []
+
+  def key_value_set(self, key, value, allow_overwrite):
+    assert key == "lmjax/alive/0" and allow_overwrite
+    self.own.append(int(value))
+
+  def key_value_try_get(self, key):
+    assert key == "lmjax/alive/1"
+    beat = next(self.beats)
+    if isinstance(beat, Exception):
+      raise beat
+    return str(beat)
+
+
+def watch(monkeypatch, beats, rounds):
+  """Runs the watching thread's function for some rounds, in which the clock moves by 10 s each."""
+  store, clock = Store(beats), [0.0]
+
+  class Leaving:
+    """The event at the end of the run."""
+
+    def wait(self, seconds):
+      clock[0] += 10
+      return clock[0] > 10 * rounds
+
+    def is_set(self):
+      return False
+
+  monkeypatch.setattr(hosts, "_leaving", Leaving())
+  monkeypatch.setattr(hosts, "distributed", types.SimpleNamespace(global_state=types.SimpleNamespace(client=store)))
+  monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  hosts._watch()
+  return store
+
+
+def test_a_process_with_a_heartbeat_is_not_lost(monkeypatch, exits):
+  store = watch(monkeypatch, range(2, 100), 8)
+  assert not exits and store.own == list(range(1, 9))
+
+
+def test_a_process_without_a_heartbeat_is_lost(monkeypatch, exits):
+  with pytest.raises(Exited):
+    watch(monkeypatch, [2, 3, 3, 3, 3, 3], 20)
+  ((message, code),) = exits
+  assert code == 69 and "lost process 1 (no heartbeat for 25 s)" in message and hosts.RESUME in message
+
+
+def test_a_process_that_is_done_is_not_lost(monkeypatch, exits):
+  watch(monkeypatch, [2, "done"], 20)
+  assert not exits
+
+
+def test_the_key_value_store_goes_with_process_0(monkeypatch, exits):
+  watch(monkeypatch, [RuntimeError("NOT_FOUND: no heartbeat yet"), 2], 2)
+  assert not exits
+  with pytest.raises(Exited):
+    watch(monkeypatch, [RuntimeError("UNAVAILABLE: connection refused")], 20)
+  assert exits[0][1] == 69 and "lost process 0" in exits[0][0]

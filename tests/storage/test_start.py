@@ -1,0 +1,213 @@
+"""Parameters from saved models: starting points of training, frozen models, and sources.json."""
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from lmjax import storage
+from lmjax.__main__ import main
+from lmjax.layers.einsum import cast
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.state import named_parameters
+from lmjax.storage import huggingface
+from lmjax.storage.base import map_boxes
+from lmjax.storage.sources import check_sources, record_sources
+from lmjax.storage.start import Frozen, Start, load, load_frozen
+from lmjax.tasks.causal_lm import CausalLM
+from lmjax.testing import fake_batch, init_params, tiny_decoder
+from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
+
+LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "fsdp_tp")
+DEBUG = ["--config", "configs/gpt2.py:size=124m,debug", "--config.model.kv_heads=4", "--config.evals.every=0"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  """A run folder with checkpoints at steps 1 and 2."""
+  folder = tmp_path_factory.mktemp("start") / "run"
+  options = [*DEBUG, "--config.steps=2", "--config.checkpoint.every=1"]
+  assert main(["train", *options, "--workdir", str(folder)]) == 0
+  return folder
+
+
+@pytest.fixture(scope="module")
+def hf(tmp_path_factory):
+  """A Hugging Face folder of a tiny GPT-2, and its parameters by path name."""
+  folder, model = tmp_path_factory.mktemp("start") / "hf", tiny_decoder()
+  params = {"model": init_params(model, jnp.zeros((1, 4), jnp.int32))["params"], "heads": {}}
+  huggingface.save(folder, model, params)
+  return folder, pytree.named_leaves(params)
+
+
+def named(**changes):
+  return named_parameters(CausalLM(tiny_decoder(**changes)), 1, 8)
+
+
+def test_all_parameters_of_a_run_folder_are_loaded(run):
+  saved = storage.open(run)
+  arrays, report = load(Start(str(run)), saved.named, LAYOUT)
+  assert set(arrays) == set(report.loaded) == set(saved.leaves) and not report.initialised and not report.unused
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(array, saved.read(name), err_msg=name)
+  assert report.step == 2 and str(report) == f"start: loaded {len(arrays)} parameters from {run} at step 2"
+
+
+def test_the_step_is_the_one_asked_for(run):
+  named = storage.open(run).named
+  arrays, report = load(Start(str(run), step=1), named, LAYOUT)
+  assert report.step == 1
+  first, latest = storage.open(run, 1), storage.open(run)
+  assert any(np.any(first.read(name) != latest.read(name)) for name in arrays)
+  assert all(np.array_equal(array, first.read(name)) for name, array in arrays.items())
+  arrays, _ = load(Start(str(run / "checkpoints" / "1")), named, LAYOUT)
+  assert all(np.array_equal(array, first.read(name)) for name, array in arrays.items())
+  with pytest.raises(UserError, match="no step 0; it has 1, 2"):
+    load(Start(str(run), step=0), named, LAYOUT)
+
+
+def test_a_run_starts_from_the_moving_average_of_its_source(tmp_path):
+  options = [*DEBUG, "--config.steps=2", "--config.optim.ema=0.5", "--config.optim.warmup=0"]
+  assert main(["train", *options, "--workdir", str(tmp_path / "run")]) == 0
+  saved = storage.open(tmp_path / "run")
+  arrays, _ = load(Start(str(tmp_path / "run")), saved.named, LAYOUT)
+  averaged = pytree.named_leaves(saved.load().params)
+  for name, array in arrays.items():
+    np.testing.assert_array_equal(array, averaged[name], err_msg=name)
+    np.testing.assert_array_equal(saved.parameters()[name], averaged[name], err_msg=name)
+  assert any(np.any(array != saved.read(name)) for name, array in arrays.items())
+
+
+def test_a_hugging_face_folder_is_loaded_onto_shardings(hf):
+  folder, params = hf
+  arrays, report = load(Start(str(folder)), named(), LAYOUT)
+  assert report.step is None and set(arrays) == set(params)
+  for name, array in arrays.items():
+    rows = 50 if name == "model/embed/table" else None  # padding is not stored
+    np.testing.assert_array_equal(array[:rows], params[name][:rows], err_msg=name)
+  sharding = LAYOUT.sharding("vocabulary", "width", shape=arrays["model/embed/table"].shape)
+  assert arrays["model/embed/table"].sharding == sharding
+
+
+def test_a_vocabulary_may_be_padded_further(hf):
+  folder, params = hf
+  name = "model/embed/table"
+  boxes = {name: LogicallyPartitioned(jax.ShapeDtypeStruct((256, 32), jnp.float32), ("vocabulary", "width"), 50)}
+  table = load(Start(str(folder)), boxes, LAYOUT)[0][name]
+  assert table.shape == (256, 32) and not np.any(table[50:])
+  np.testing.assert_array_equal(table[:50], params[name][:50])
+
+
+@pytest.mark.parametrize(
+  "changes,shapes", [(dict(mlp=48), "3x64x32 .* and 3x48x32"), (dict(vocabulary=60), "50x32 .* and 60x32")]
+)
+def test_another_shape_is_refused(hf, changes, shapes):
+  with pytest.raises(UserError, match=f"has shape {shapes} in this model") as error:
+    load(Start(str(hf[0])), named(**changes), LAYOUT)
+  assert "\n" not in str(error.value)
+  kept = Start(str(hf[0]), parts="attention", new=".*")
+  assert all("attention" in name for name in load(kept, named(**changes), LAYOUT)[0])
+
+
+def test_missing_parameters_must_match_new(hf):
+  folder = str(hf[0])
+  untied = named(tie_embeddings=False)
+  with pytest.raises(UserError, match="does not have model/unembed/table"):
+    load(Start(folder), untied, LAYOUT)
+  arrays, report = load(Start(folder, new="unembed"), untied, LAYOUT)
+  assert report.initialised == ("model/unembed/table",) and "model/unembed/table" not in arrays
+  assert "newly initialised: model/unembed/table" in str(report)
+  with pytest.raises(UserError, match="parts='norm' excludes model/embed/table"):
+    load(Start(folder, parts="norm"), named(), LAYOUT)
+  with pytest.raises(UserError, match="no parameter of"):
+    load(Start(folder, parts="nothing", new=".*"), named(), LAYOUT)
+  with pytest.raises(ValueError, match="not a regular expression"):
+    Start(folder, parts="(")
+
+
+def test_unused_parameters_are_reported(hf):
+  boxes = named()
+  boxes["model"].pop("positions")
+  arrays, report = load(Start(str(hf[0])), boxes, LAYOUT)
+  assert report.unused == ("model/positions/table",) and len(str(report).splitlines()) == 2
+  assert load(Start(), boxes, LAYOUT)[0] == {}
+  with pytest.raises(UserError, match="does not exist"):
+    load(Start(str(hf[0] / "nowhere")), boxes, LAYOUT)
+  with pytest.raises(UserError, match="single checkpoint"):
+    load(Start(str(hf[0]), step=3), boxes, LAYOUT)
+
+
+@pytest.mark.parametrize("source", ["run", "hf"])
+def test_a_frozen_model_is_cast_but_for_its_norms(run, hf, source):
+  path = str(run if source == "run" else hf[0])
+  frozen, abstract = load_frozen(Frozen(path), LAYOUT), load_frozen(Frozen(path), LAYOUT, abstract=True)
+  saved = traverse_util.unflatten_dict(storage.open(path).parameters(), sep="/")
+  expected = cast(jax.tree.map(jnp.asarray, saved), jnp.dtype(jnp.bfloat16))
+  leaves = pytree.named_leaves(frozen.params)
+  assert set(leaves) == set(pytree.named_leaves(expected))
+  for name, leaf in leaves.items():
+    np.testing.assert_array_equal(leaf, pytree.named_leaves(expected)[name], err_msg=name)
+    assert leaf.dtype == (jnp.float32 if "norm" in name else jnp.bfloat16), name
+  described = jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), frozen.params)
+  assert described == jax.tree.map(lambda x: (x.shape, x.dtype, x.sharding), abstract.params)
+  assert frozen.task == abstract.task and frozen.task.model.config.dtype == "bfloat16"
+  batch = fake_batch(frozen.task, 2, 8)
+  logits = jax.jit(lambda frozen, batch: frozen.task.forward(frozen.params, batch).logits)(frozen, batch)
+  assert np.isfinite(logits).all()
+  exact = load_frozen(Frozen(path, "float32"), LAYOUT)
+  assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(exact.params))
+
+
+def test_sources_are_recorded_and_pinned(run, hf, tmp_path):
+  sources = {"start": Start(str(run), parts="model"), "teacher": Frozen(str(hf[0]))}
+  record_sources(tmp_path, sources)
+  record = json.loads((tmp_path / "sources.json").read_text())
+  assert record["start"]["step"] == 2 and record["teacher"]["step"] is None
+  assert "model.safetensors" in record["teacher"]["files"] and len(record["teacher"]["sha256"]) == 64
+  checked = check_sources(tmp_path, sources)
+  assert checked["start"] == dataclasses.replace(sources["start"], step=2)  # a later checkpoint is not taken
+  assert checked["teacher"] == sources["teacher"]
+  with pytest.raises(UserError, match="does not list the source 'reward'"):
+    check_sources(tmp_path, {"reward": Frozen(str(run))})
+
+
+def test_a_source_may_move_and_may_not_change(hf, tmp_path):
+  old, new = tmp_path / "old", tmp_path / "new"
+  shutil.copytree(hf[0], old)
+  sources = {"start": Start(str(old))}
+  record_sources(tmp_path, sources)
+  old.rename(new)
+  with pytest.raises(UserError, match=r"'start' .* is missing .*edit `path`.*--config.start.path=NEW") as error:
+    check_sources(tmp_path, sources)
+  assert "\n" not in str(error.value)
+  assert check_sources(tmp_path, {"start": Start(str(new))})["start"].path == str(new)
+  record = json.loads((tmp_path / "sources.json").read_text())
+  record["start"]["path"] = str(new)
+  (tmp_path / "sources.json").write_text(json.dumps(record))
+  assert check_sources(tmp_path, sources)["start"].path == str(new)
+  with (new / "config.json").open("a") as file:
+    file.write("\n")
+  with pytest.raises(UserError, match=r"has changed: config.json has"):
+    check_sources(tmp_path, sources)
+
+
+def test_map_boxes_gives_path_names():
+  names = []
+  map_boxes(lambda name, box: names.append((name, box.names)), named())
+  assert ("model/embed/table", ("vocabulary", "width")) in names
+
+
+def test_starting_from_scratch_imports_no_format():
+  code = "import sys, lmjax.storage.start, lmjax.storage.sources; print(*sys.modules)"
+  modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+  assert "lmjax.storage.base" in modules
+  assert not {"lmjax.storage.huggingface", "lmjax.storage.bilm", "lmjax.storage.run", "tokenizers"} & set(modules)

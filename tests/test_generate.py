@@ -1,0 +1,63 @@
+"""The generate command: the same continuations streamed, printed and written, and prompts from files."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from lmjax import notebook
+from lmjax.__main__ import main
+from lmjax.data.tokenizers.registry import train
+from lmjax.inference.generate import read_prompts
+from lmjax.storage import huggingface
+from lmjax.testing import init_params, tiny_decoder
+from lmjax.utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+  """A Hugging Face folder of a tiny decoder with random weights."""
+  tokenizer = train("bpe", ["the quick brown fox jumps over the lazy dog " * 20], 300)
+  model = tiny_decoder(vocabulary=tokenizer.size, length=32)
+  params = init_params(model, jnp.zeros((1, 4), jnp.int32))["params"]
+  path = tmp_path_factory.mktemp("generate") / "hf"
+  huggingface.save(path, model, {"model": params, "heads": {}}, tokenizer)
+  return path
+
+
+def generate(folder, *options):
+  return main(["generate", "--workdir", str(folder), "--max_new_tokens", "8", *map(str, options)])
+
+
+def test_streamed_printed_and_written_continuations_are_the_same(folder, tmp_path, capsys):
+  out = tmp_path / "out.jsonl"
+  options = ["--prompt", "the", "--prompt", "a fox", "--num_samples", 2]
+  assert generate(folder, *options, "--output", out) == 0
+  records = [json.loads(line) for line in out.read_text().splitlines()]
+  assert [(r["prompt"], r["sample"]) for r in records] == [("the", 0), ("the", 1), ("a fox", 0), ("a fox", 1)]
+  assert records[0]["text"] != records[1]["text"]  # another seed
+  assert generate(folder, *options, "--batch", 3) == 0  # batches do not matter
+  assert capsys.readouterr().out == "".join(f"--- sample {r['sample']}\n{r['prompt']}{r['text']}\n" for r in records)
+  assert generate(folder, "--prompt", "the", "--seed", 1) == 0
+  assert capsys.readouterr().out == f"the{records[1]['text']}\n"
+  assert notebook.load(folder).generate("the", new=8, seed=1) == records[1]["text"]
+
+
+def test_beams_are_printed_best_first(folder, capsys):
+  assert generate(folder, "--prompt", "the", "--beams", 2, "--num_samples", 2) == 0
+  lines = capsys.readouterr().out
+  assert lines.startswith("--- best 0\nthe\n") and "--- best 1\nthe\n" in lines
+  assert generate(folder, "--prompt", "the", "--beams", 1, "--num_samples", 2) == 2
+  assert "--num_samples 2 is more than --beams 1" in capsys.readouterr().err
+
+
+def test_prompts_come_from_files(tmp_path):
+  file = tmp_path / "prompts"
+  file.write_text('plain\n\n{"prompt": "from JSON"}\n')
+  assert read_prompts(file) == ["plain", "from JSON"]
+  for text, message in (("", "has no prompts"), ('{"text": 1}', ":1: not a JSON object with a 'prompt'")):
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+      read_prompts(file)
+  with pytest.raises(UserError, match="cannot read"):
+    read_prompts(tmp_path / "nowhere")
