@@ -3,13 +3,14 @@
     lmjax train --config configs/bert.py:size=base,files='data/*.txt',tokenizer=data/bert --workdir runs/bert
     lmjax train --config configs/bert.py:size=mini,books='books/*.txt.gz' --workdir runs/mini
 
-size: mini tiny small medium base large. Masked words and next sentences; 256 rows of 512 tokens, 1,000,000 steps, as in
-the paper (which took 128 tokens for the first 90 %). `tokenizer` is a folder with vocab.txt; without one, an uncased
-WordPiece of 8,192 pieces is learnt. Hardware: base on a v5e-16. Expected: not measured here.
+size: mini tiny small medium base large. Masked LM and next sentence prediction, 1,000,000 steps of 256 rows of 512
+tokens, as in the paper (which used 128 tokens for the first 90 % of the steps). `tokenizer` is a folder with vocab.txt;
+without it, an uncased WordPiece vocabulary of 8,192 tokens is trained. Hardware: base on a v5e-16. Time and expected
+result: not measured.
 
-books: Project Gutenberg's novels instead, a document a chapter; 32 rows of 64 tokens, 4,000 steps, float32, for two
-CPU cores: many small steps, since at first it is their number that counts. Expected: masked accuracy 0.25, next
-sentence 0.79, in 25 minutes; see benchmarks/README.md.
+books: novels of Project Gutenberg instead, with a document for each chapter; 4,000 steps of 32 rows of 64 tokens, in
+float32: early in training, the number of steps matters more than their size. Hardware: two CPU cores. Time: 25 minutes.
+Expected: masked LM accuracy 0.25, next sentence accuracy 0.79; see benchmarks/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,10 @@
 
     lmjax train --config configs/gpt.py:files='data/*.txt',tokenizer=my_tokenizer --workdir runs/gpt
 
-12 layers, width 768, post-norm, 512 positions; 116.5 M parameters with the paper's 40,478 pieces. The paper: 100
-epochs of 64 x 512 tokens of BooksCorpus, a month on 8 GPUs. Make a tokenizer of your text with `lmjax tokenizer train
---size 40478`. Expected: the paper's 18.4 perplexity on BooksCorpus, which is not public; not measured here.
+12 layers, width 768, post-norm, 512 positions; 116.5 M parameters with the paper's vocabulary of 40,478. Train a
+tokenizer on your text with `lmjax tokenizer train --size 40478`. Hardware and time in the paper: 8 GPUs, a month, for
+100 epochs of BooksCorpus in batches of 64 x 512 tokens. Expected: the paper's perplexity of 18.4 on BooksCorpus, which
+is not public; not measured.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,10 @@
 
     lmjax train --config configs/gpt2.py:size=124m,files='data/*.txt',tokenizer=data/gpt2 --workdir runs/gpt2
 
-size: 124m 355m 774m 1558m. `tokenizer` is a folder with OpenAI's encoder.json and vocab.bpe (or one you trained).
-Batch 480 x 1,024 = 491,520 tokens; 600,000 steps = 295 B tokens. With the reproductions on OpenWebText, 124m ends
-near 2.85 nats per token of validation text after about four days on 8 A100s; not measured here. Hardware: 124m trains
-on one GPU or a v5e-8; take rules=fsdp from 774m on.
+size: 124m 355m 774m 1558m. `tokenizer` is a folder with OpenAI's encoder.json and vocab.bpe, or one that you trained.
+600,000 steps of 480 x 1,024 = 491,520 tokens, 295 B tokens in total. Hardware: 124m on one GPU or a v5e-8. Time and
+expected result, from reproductions on OpenWebText: about four days on 8 A100s, 2.85 nats per token of validation text
+for 124m; not measured.
 """
 
 from ml_collections import ConfigDict

@@ -2,10 +2,10 @@
 
     lmjax train --config configs/gpt3.py:size=1.3b,files='data/*.txt',tokenizer=data/gpt2 --workdir runs/gpt3
 
-size: 125m 350m 760m 1.3b 2.7b 6.7b 13b 175b, with the peak rates and batches (in tokens) of the paper's table 2.1;
-300 B tokens each. 1.3b has 16 heads of 128, since the table's 24 do not divide its width; 13b has width 5,120, not
-5,140. Hardware: 1.3b on a v5e-16 and up; 175b on a v5p-1024. Expected: the paper's figure 3.1, validation loss 2.57
-C^-0.048 with C in PF-days; not measured here.
+size: 125m 350m 760m 1.3b 2.7b 6.7b 13b 175b, with the peak learning rates and batch sizes (in tokens) of the paper's
+table 2.1; 300 B tokens each. 1.3b has 16 heads of size 128, because the table's 24 heads do not divide its width; 13b
+has width 5,120 instead of 5,140. Hardware: 1.3b on a v5e-16 or larger, 175b on a v5p-1024. Time: see `lmjax plan`.
+Expected: the paper's figure 3.1, a validation loss of 2.57 C^-0.048 with C in PF-days; not measured.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from lmjax import config
 from lmjax.models.decoder import PRESETS
 
-TABLE = {  # peak rate, sequences of 2,048 tokens in a batch
+TABLE = {  # peak learning rate, sequences of 2,048 tokens in a batch
   "125m": (6e-4, 256), "350m": (3e-4, 256), "760m": (2.5e-4, 256), "1.3b": (2e-4, 512),
   "2.7b": (1.6e-4, 512), "6.7b": (1.2e-4, 1024), "13b": (1e-4, 1024), "175b": (6e-5, 1536),
 }  # fmt: skip

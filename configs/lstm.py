@@ -2,10 +2,10 @@
 
     lmjax train --config configs/lstm.py:size=small,train=ptb.train.txt.gz,validation=ptb.valid.txt --workdir runs/lstm
 
-train, validation: text already cut into words, a sentence a line, as the Penn Treebank is in Mikolov's form; every word
-is an id. size: small medium large. small: 2 layers of 256 cells, 20 rows of 32 words, 8,700 steps (6 epochs of the Penn
-Treebank); each row goes on where it ended in the batch before. Hardware: one CPU core, 30 minutes. Expected: a
-validation perplexity of 101.5, and after 2 epochs (10 minutes) 146.6, below the 151.3 of a Kneser-Ney 5-gram that the
+train, validation: tokenized text with one sentence per line, such as Mikolov's version of the Penn Treebank; every word
+is a token. size: small medium large. small: 2 layers of 256 cells, 8,700 steps of 20 rows of 32 words (6 epochs of the
+Penn Treebank); the state of each row is carried to the next batch. Hardware: one CPU core. Time: 30 minutes. Expected:
+validation perplexity 101.5, and 146.6 after 2 epochs (10 minutes), below the 151.3 of a Kneser-Ney 5-gram, which the
 run computes; see benchmarks/README.md.
 """
 
@@ -33,7 +33,7 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(kind="lmjax.models.recurrent:Recurrent", dropout=0.1, **PRESETS[f"lstm-{choice.size}"]),
       task=dict(kind="lmjax.tasks.continued_lm:ContinuedLM"),
-      # Plain gradient descent, as in the paper: it was after one epoch where Adam, at 3e-3, was after two.
+      # Plain SGD, as in the paper: its perplexity after one epoch was that of Adam (3e-3) after two.
       optim=dict(
         optimizer="sgd", momentum=0.0, peak_lr=20.0, warmup=200, final_lr_ratio=0.02, weight_decay=0.0, clip=0.25
       ),

@@ -1,10 +1,9 @@
-"""A small GPT on the documentation that ships with Python: the first thing to run.
+"""A small GPT on the documentation that ships with Python: the config to run first.
 
     lmjax train --config configs/quickstart.py --workdir runs/quickstart
 
-Hardware and time: two CPU cores, about three minutes.
-Expected: 1.85 bits per byte of validation text; the run prints the bigram baseline, 2.02, beside it (Python 3.11's
-text).
+Hardware: two CPU cores. Time: three minutes. Expected: 1.85 bits per byte of validation text (with the text of Python
+3.11), below the 2.02 of a bigram model, which the run computes.
 """
 
 from ml_collections import ConfigDict

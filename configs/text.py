@@ -1,12 +1,12 @@
-"""Your own text: a small GPT that learns a byte-level BPE of it first.
+"""Your own text: a small GPT with a byte-level BPE tokenizer that is trained on the text first.
 
     lmjax train --config configs/text.py:files=my/*.txt --workdir runs/text
     lmjax train --config configs/text.py:prepared=data/books --workdir runs/books
 
-files: a path or glob, plain or .gz. prepared: a folder that `lmjax prepare --validation 0.01` wrote, with its own
-tokenizer. 9 M parameters, meant for an accelerator; on a laptop lower `steps` and the model
-for a first look (`--config.model.depth=4 --config.steps=300`). Time: not measured. Expected: depends
-on the text; compare with the baselines that the run prints.
+files: a path or glob, plain or .gz. prepared: the output of `lmjax prepare --validation 0.01`, which includes a
+tokenizer. 9 M parameters. Hardware: one accelerator; on a laptop, use a smaller model and fewer steps
+(`--config.model.depth=4 --config.steps=300`). Time: not measured. Expected: depends on the text; compare with the
+baselines that the run computes.
 """
 
 from ml_collections import ConfigDict
@@ -44,7 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
       evals=dict(
         every=200,
         validation=dict(kind="lmjax.evals.perplexity:Perplexity", steps=40),
-        # Ngrams counts in memory.
+        # Ngrams keeps its counts in memory, too many for a large corpus.
         **({} if choice.prepared else dict(baseline=dict(kind="lmjax.evals.baselines.ngrams:Ngrams"))),
       ),
       checkpoint=dict(every=200),

@@ -3,10 +3,13 @@
     lmjax train --config configs/transformer.py:size=base,sources=train.en,targets=train.de --workdir runs/base
     lmjax train --config configs/transformer.py:multi30k,sources=train.en.gz,targets=train.de.gz --workdir runs/m30k
 
-size: base big. Line i of `targets` translates line i of `sources`; a joint SentencePiece BPE of 37,000 pieces is learnt
-unless `tokenizer` names one. 100,000 steps of about 25,000 source and target tokens, as in the paper, on 8 GPUs (base:
-12 hours); not measured here. multi30k: a small model of 8,000 pieces for two CPU cores; the model is chosen on the last
-1,000 pairs; `lmjax evaluate` then translates. Expected: see benchmarks/README.md.
+size: base big. Line i of `targets` is the translation of line i of `sources`. A joint SentencePiece BPE vocabulary of
+37,000 is trained unless `tokenizer` is given. 100,000 steps of about 25,000 source and target tokens. Hardware and time
+in the paper: 8 GPUs, 12 hours for base. Expected result: not measured.
+
+multi30k: a small model with a vocabulary of 8,000; the last 1,000 pairs select the checkpoint, and `lmjax evaluate`
+translates. Hardware: one CPU core. Time: 67 minutes. Expected: 37.6 BLEU on the validation set with greedy decoding,
+38.2 with 4 beams; see benchmarks/README.md.
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-# What the launchers share: options, --dry-run, and the plan before the launch; sourced by them.
+# Shared by the launchers, which source it: options, --dry-run, and the plan before a launch.
 # shellcheck shell=bash
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,20 +12,20 @@ stop() {
   exit 2
 }
 
-# Prints a command, and runs it unless this is a dry run.
+# Prints a command and, unless this is a dry run, runs it.
 run() {
   printf '%q ' "$@"
   echo
   [ -n "$dry" ] || "$@"
 }
 
-# The value of an option, or a message.
+# Prints the value of an option; stops if it is missing.
 value() {
   [ $# -ge 2 ] || stop "$1 needs a value"
   echo "$2"
 }
 
-# Refuses a launch that does not fit: plan TOPOLOGY SLICES TRAINING_ARGUMENTS...
+# Stops a launch whose step does not fit into memory: plan TOPOLOGY SLICES TRAINING_ARGUMENTS...
 plan() {
   local topology="$1" slices="$2" kept=()
   shift 2
@@ -38,5 +38,5 @@ plan() {
   done
   [ -z "${NO_PLAN:-}" ] || return 0
   run "${lmjax[@]}" plan --topology "$topology" --num_slices "$slices" "${kept[@]}" \
-    || stop "the plan above does not fit, or could not be made; nothing was launched (NO_PLAN=1 launches anyway)"
+    || stop "the step does not fit, or the plan failed (see above); nothing was launched; set NO_PLAN=1 to launch anyway"
 }

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# A run on GKE as a JobSet, one job a TPU slice: fills in launch/jobset.yaml and applies it.
+# Launches a run on GKE as a JobSet, with one job per TPU slice: fills in launch/jobset.yaml and applies it.
 #   bash launch/gke.sh --name llama --image REGION-docker.pkg.dev/PROJECT/lmjax --accelerator tpu-v5-lite-podslice \
 #     --grid 16x16 --slices 2 -- --config configs/llama.py:size=7b --workdir gs://bucket/runs/llama
-# Needs kubectl on a cluster with TPU node pools and JobSet installed, and an image with lmjax and jax[tpu] in it.
+# Requires kubectl for a cluster with TPU node pools and JobSet, and an image with lmjax and jax[tpu].
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" image="" accelerator="" grid="" slices=1 chips_per_host=4 restarts=100
@@ -17,18 +17,18 @@ while [ $# -gt 0 ]; do
     --restarts) restarts="$(value "$@")"; shift ;;
     --dry-run) dry=1 ;;
     --) shift; break ;;
-    *) stop "no option $1; the options of lmjax train follow after --" ;;
+    *) stop "unknown option $1; options of lmjax train come after --" ;;
   esac
   shift
 done
-[ -n "$name" ] && [ -n "$image" ] && [ -n "$grid" ] || stop "give --name, --image, --accelerator and --grid"
-case "$*" in *--workdir\ gs://*) ;; *) stop "a pod has no shared disk: give --workdir gs://..." ;; esac
+[ -n "$name" ] && [ -n "$image" ] && [ -n "$grid" ] || stop "--name, --image, --accelerator and --grid are required"
+case "$*" in *--workdir\ gs://*) ;; *) stop "--workdir must be gs://...: the hosts of a pod have no shared disk" ;; esac
 case "$accelerator" in
   tpu-v4-podslice) chip=v4 ;;
   tpu-v5-lite-podslice) chip=v5e ;;
   tpu-v5p-slice) chip=v5p ;;
   tpu-v6e-slice) chip=v6e ;;
-  *) stop "no accelerator '$accelerator'; known: tpu-v4-podslice tpu-v5-lite-podslice tpu-v5p-slice tpu-v6e-slice" ;;
+  *) stop "unknown --accelerator '$accelerator'; choose one of tpu-v4-podslice tpu-v5-lite-podslice tpu-v5p-slice tpu-v6e-slice" ;;
 esac
 
 plan "$chip:$grid" "$slices" "$@"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# A GPT trained on the documentation of your Python, and samples from it: bash launch/quickstart.sh
-# Honours PYTHON (which Python makes .venv) and WORKDIR (the run folder).
+# Trains a small GPT on the documentation of the installed Python and samples from it: bash launch/quickstart.sh
+# Environment: PYTHON (creates .venv), WORKDIR (the run folder).
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" ""
 workdir="${WORKDIR:-runs/quickstart}"
 
@@ -11,7 +11,7 @@ echo
 cat <<EOF
 
 The run folder is $workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, loss.png, summary.json.
-Try next:
+Next steps:
   $venv/bin/lmjax generate --workdir $workdir --prompt "Raised when"
   $venv/bin/lmjax train --config configs/text.py:files=my/*.txt --workdir runs/text
   $venv/bin/lmjax train --config configs/gpt2.py:size=124m,debug --workdir runs/debug

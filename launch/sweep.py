@@ -1,11 +1,11 @@
-"""A grid of runs, one after the other: prints the commands, or runs those that are not finished.
+"""Runs a grid of configs, one after the other; runs that are finished are skipped.
 
     python launch/sweep.py --workdir runs/sweep --grid optim.peak_lr=1e-3,3e-3 --grid model.depth=4,8 -- \
       --config configs/quickstart.py
     python launch/sweep.py ... --dry-run
 
-Every run has a folder of its own, named by its values; one that has a summary.json is done and left alone, one that was
-interrupted goes on. Needs nothing. At the end the runs are listed by their validation loss.
+Every run has its own folder, named by its values. A folder with summary.json is finished; an interrupted run is
+resumed. At the end, the runs are listed by validation loss.
 """
 
 import argparse
@@ -22,23 +22,25 @@ def main() -> int:
   cut = arguments.index("--") if "--" in arguments else len(arguments)
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument("--workdir", required=True, type=pathlib.Path)
-  parser.add_argument("--grid", action="append", required=True, metavar="KEY=VALUE,VALUE", help="a key of the config")
-  parser.add_argument("--topology", help="plan every run for these devices first, and leave out what does not fit")
+  parser.add_argument(
+    "--grid", action="append", required=True, metavar="KEY=VALUE,VALUE", help="a config key and its values"
+  )
+  parser.add_argument("--topology", help="plan every run for these devices first, and skip those that do not fit")
   parser.add_argument("--dry-run", action="store_true")
   options = parser.parse_args(arguments[:cut])
   axes = []
   for axis in options.grid:
-    key, given, values = axis.partition("=")
-    if not given or not values:
-      print(f"lmjax: --grid {axis}: give KEY=VALUE,VALUE", file=sys.stderr)
+    key, equals, values = axis.partition("=")
+    if not equals or not values:
+      print(f"lmjax: --grid {axis} must be KEY=VALUE,VALUE", file=sys.stderr)
       return 2
     axes.append([(key, value) for value in values.split(",")])
   worst, losses = 0, {}
   for point in itertools.product(*axes):
     folder = options.workdir / "_".join(f"{key.split('.')[-1]}-{value}" for key, value in point)
-    given = [*arguments[cut + 1 :], *(f"--config.{key}={value}" for key, value in point)]
-    train = [sys.executable, "-m", "lmjax", "train", *given, "--workdir", str(folder)]
-    plan = [sys.executable, "-m", "lmjax", "plan", *given, "--topology", options.topology] if options.topology else None
+    run = [*arguments[cut + 1 :], *(f"--config.{key}={value}" for key, value in point)]
+    train = [sys.executable, "-m", "lmjax", "train", *run, "--workdir", str(folder)]
+    plan = [sys.executable, "-m", "lmjax", "plan", *run, "--topology", options.topology] if options.topology else None
     if not (folder / "summary.json").exists():
       for command in filter(None, (plan, train)):
         print(shlex.join(command), flush=True)

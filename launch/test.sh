@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Ruff, mypy and the fast tests: bash launch/test.sh; with --all the slow ones too. Further arguments go to pytest.
-# Honours PYTHON (which Python makes .venv).
+# Runs ruff, mypy and the fast tests: bash launch/test.sh; --all adds the slow tests. Other arguments are passed to
+# pytest. Environment: PYTHON (creates .venv).
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "[test]"
 
 "$python" -m ruff check .

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# A run on a Cloud TPU slice: asks for it as a queued resource, installs lmjax on every host, trains, and starts again
-# after a preemption (exit code 75, or a slice that went away).
+# Launches a run on a Cloud TPU slice: creates a queued resource, installs lmjax on every host, trains, and starts again
+# after a preemption (exit code 75, or a lost slice).
 #   bash launch/tpu_pod.sh --name gpt2 --zone us-central1-a --type v5litepod-256 --topology v5e-256 --spot \
 #     -- --config configs/llama.py:size=7b --workdir gs://bucket/runs/llama
-# Needs gcloud with a project, quota for the TPU type, a bucket the slice may write, and this repository in --source
-# (a git URL the hosts can reach). --runtime is the software version of the TPU type.
+# Requires gcloud with a project, quota for the TPU type, a bucket that the slice can write, and this repository in
+# --source, a git URL that the hosts can reach. --runtime is the software version of the TPU type.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" zone="" type="" topology="" runtime=v2-alpha-tpuv5-lite spot=() slices=1 restarts=20
@@ -22,18 +22,18 @@ while [ $# -gt 0 ]; do
     --spot) spot=(--spot) ;;
     --dry-run) dry=1 ;;
     --) shift; break ;;
-    *) stop "no option $1; the options of lmjax train follow after --" ;;
+    *) stop "unknown option $1; options of lmjax train come after --" ;;
   esac
   shift
 done
-[ -n "$name" ] && [ -n "$zone" ] && [ -n "$type" ] || stop "give --name, --zone and --type (v5litepod-256, v5p-128, v4-32, v6e-64)"
-case "$*" in *--workdir\ gs://*) ;; *) stop "a pod has no shared disk: give --workdir gs://..." ;; esac
-[ -n "$dry" ] || command -v gcloud >/dev/null || stop "gcloud is not installed: cloud.google.com/sdk"
+[ -n "$name" ] && [ -n "$zone" ] && [ -n "$type" ] || stop "--name, --zone and --type are required (types: v5litepod-256, v5p-128, v4-32, v6e-64)"
+case "$*" in *--workdir\ gs://*) ;; *) stop "--workdir must be gs://...: the hosts of a pod have no shared disk" ;; esac
+[ -n "$dry" ] || command -v gcloud >/dev/null || stop "gcloud is not installed: see cloud.google.com/sdk"
 
 plan "${topology:-${type/v5litepod/v5e}}" "$slices" "$@"
 node=(--node-id "$name")
 [ "$slices" = 1 ] || node=(--node-count "$slices" --node-prefix "$name")
-# Collectives beside computation; what these flags gain was not measured.
+# Overlap collectives with computation; the gain was not measured.
 flags="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_overlap_compute_collective_tc=true"
 ssh=(gcloud compute tpus queued-resources ssh "$name" --zone "$zone" --node all --worker all --command)
 train="cd lmjax && LIBTPU_INIT_ARGS='$flags' .venv/bin/lmjax train $(printf '%q ' "$@")"
@@ -53,6 +53,6 @@ for ((attempt = 0; attempt < restarts; attempt++)); do
   code=0
   run "${ssh[@]}" "$train" || code=$?
   run gcloud compute tpus queued-resources delete "$name" --zone "$zone" --force --quiet
-  # 75: saved and preempted; 69: a host was lost; 255: ssh lost the slice itself.
-  case "$code" in 75 | 69 | 255) echo "preempted: asking for another slice" ;; *) exit "$code" ;; esac
+  # 75: saved and preempted; 69: a host was lost; 255: ssh lost the slice.
+  case "$code" in 75 | 69 | 255) echo "preempted: requesting another slice" ;; *) exit "$code" ;; esac
 done

@@ -1,4 +1,4 @@
-"""What README and the site tell people to type runs, in its order; the site builds without a warning."""
+"""Commands and snippets of README and the site run, in their order; the site builds without a warning."""
 
 import os
 import re
@@ -10,6 +10,7 @@ import pytest
 
 from lmjax import config
 from lmjax.__main__ import COMMANDS, main
+from lmjax.utils import renames
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "docs" / page for page in re.findall(r"\S+\.md", (ROOT / "mkdocs.yml").read_text())]
@@ -30,24 +31,24 @@ def test_commands_load(path):
 
 
 def blocks(path, language):
-  """Returns the blocks of a language in a page."""
+  """Returns the code blocks of a language in a page."""
   return re.findall(rf"```{language}\n(.*?)```", path.read_text(), re.DOTALL)
 
 
 def commands(text):
-  """Returns the lines of a block that start lmjax, as arguments."""
+  """Returns the arguments of the lmjax commands in a block."""
   lines = text.replace("\\\n", " ").splitlines()
   return [shlex.split(line, comments=True)[1:] for line in lines if line.startswith("lmjax ")]
 
 
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
-  """A folder with a text of one's own and the small runs that the pages speak of."""
+  """A folder with the text files and the small runs that the pages use."""
   (tmp_path / "configs").symlink_to(ROOT / "configs")
-  (tmp_path / "my").mkdir()
-  for name in ("one", "two"):
+  for name in ("my/one", "my/two", "other/three"):
     text = "".join(f"{name} line {i}, once upon a time there was another line\n" for i in range(20_000))
-    (tmp_path / "my" / f"{name}.txt").write_text(text)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / f"{name}.txt").write_text(text)
   (tmp_path / "sentences.txt").write_text("One sentence.\nAnd another one.\n")
   (tmp_path / "pairs.txt").write_text("One sentence.\tAnd another one.\n")
   (tmp_path / "prompts.txt").write_text("One\nAnother\n")
@@ -62,7 +63,7 @@ def folder(monkeypatch, tmp_path):
 
 @pytest.mark.docs
 def test_readme_runs(folder):
-  """Models are made tiny, and what wants data of GPT-2's is only loaded."""
+  """With tiny models; commands that need OpenAI's tokenizer are left out."""
   ran = []
   for arguments in commands("\n".join(blocks(ROOT / "README.md", "bash"))):
     if any("tokenizer=data/gpt2" in a for a in arguments):
@@ -75,7 +76,7 @@ def test_readme_runs(folder):
 
 @pytest.mark.docs
 def test_the_site_runs(folder, lmjax):
-  """Every page in its order: commands and snippets, but for what wants another library, which the next test runs."""
+  """Every page in order: commands and snippets, except those that need another library, which the next test runs."""
   ran = set()
   for page in PAGES:
     names: dict = {}
@@ -83,33 +84,33 @@ def test_the_site_runs(folder, lmjax):
       if language == "python":
         exec(compile(block, str(page), "exec"), names)
       for arguments in commands(block) if language == "bash" else ():
-        if {"--devices", "--profile"} & set(arguments):  # which are for a process of their own
+        if {"--devices", "--profile"} & set(arguments):  # these need their own process
           lmjax(*arguments, cwd=folder)
-        elif not elsewhere(arguments):
+        elif not needs_another_library(arguments):
           assert main(arguments) == 0, arguments
         ran.add(arguments[0])
   assert ran == set(COMMANDS)
 
 
-def elsewhere(arguments):
-  """Returns whether a command wants transformers or the TPU compiler."""
+def needs_another_library(arguments):
+  """Returns whether a command needs transformers or the TPU compiler."""
   return "--check" in arguments or any(a.startswith("v5") for a in arguments)
 
 
 @pytest.mark.torch
 @pytest.mark.tpu
 @pytest.mark.filterwarnings("ignore")
-def test_what_wants_transformers_or_a_compiler_runs(folder, lmjax):
+def test_commands_that_need_transformers_or_a_compiler_run(folder, lmjax):
   pytest.importorskip("libtpu", reason="needs the TPU compiler: pip install -e '.[plan]'")
   assert main(["convert", "--input", "runs/gpt2", "--output", "my-gpt2"]) == 0
-  found = [c for page in PAGES for block in blocks(page, "bash") for c in commands(block) if elsewhere(c)]
-  for arguments in found:
+  needing = [c for page in PAGES for block in blocks(page, "bash") for c in commands(block) if needs_another_library(c)]
+  for arguments in needing:
     lmjax(*arguments, cwd=folder) if arguments[0] == "plan" else main(arguments)
-  assert {c[0] for c in found} == {"convert", "plan"}
+  assert {c[0] for c in needing} == {"convert", "plan"}
 
 
 def test_the_site_is_built(tmp_path):
-  """Strictly: a dead link, a page left out or a module that is not there is an error."""
+  """Strictly: a dead link, a page that is not in the menu and a missing module are errors."""
   environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
   command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
   built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
@@ -126,3 +127,24 @@ def test_every_command_has_help(capsys):
     with pytest.raises(SystemExit) as stopped:
       main([command, "--help"])
     assert stopped.value.code == 0 and f"lmjax {command}" in capsys.readouterr().out
+
+
+def test_the_upgrading_page_lists_every_rename():
+  """In a row of a table with both names; a module's row may list a class of it instead."""
+  lines = (ROOT / "docs" / "upgrading.md").read_text().splitlines()
+  rows = [re.findall(r"[\w.:]+", line) for line in lines if line.startswith("|")]
+  pairs = [pair for table in (*renames.KEYS.values(), renames.AXES) for pair in table.items()]
+  pairs += [(value, new) for (_, _, value), new in renames.VALUES.items()]
+  pairs += [pair for pair in renames.MOVED.items() if ":" in pair[0]]
+  for old, new in pairs:
+    assert any(old in row and new in row for row in rows), (old, new)
+  for old, new in renames.MOVED.items():
+    assert any(f"{old}:" in f"{row[0]}:" and new in row[1] for row in rows if len(row) == 2), (old, new)
+  for old, new in renames.PARAMETERS:
+    assert f"| `{old}` | `{new}` |" in lines, (old, new)
+
+
+def test_links_of_the_readme_exist():
+  for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
+    for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+      assert (page.parent / target).exists(), f"{page.name}: {target}"

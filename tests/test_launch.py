@@ -1,4 +1,4 @@
-"""Launchers: clean shell, exact commands in a dry run, a plan first, manifests that Kubernetes takes."""
+"""Launchers: shellcheck, exact commands in a dry run, a plan before a launch, valid Kubernetes manifests."""
 
 import importlib.util
 import os
@@ -45,7 +45,7 @@ def test_local():
   assert output.count("lmjax train --config configs/quickstart.py:debug --workdir w") == 2
   assert "lmjax plan --topology cpu:4 --num_slices 1 --config configs/quickstart.py:debug" in output
   assert "LMJAX_PROCESS=0" in output and "LMJAX_PROCESS=1" in output
-  assert "no option --proceses" in launch("local.sh", "--proceses", 2, code=2)
+  assert "unknown option --proceses" in launch("local.sh", "--proceses", 2, code=2)
 
 
 @pytest.mark.slow
@@ -65,7 +65,7 @@ def test_tpu_pod():
   assert "lmjax\\ train\\ --config" in output and "gs://b/run" in output and "queued-resources delete n" in output
   assert "--node-count 2 --node-prefix n" in launch("tpu_pod.sh", *common, "--slices", 2, *run)
   assert "no shared disk" in launch("tpu_pod.sh", *common, "--", "--config", DEBUG, "--workdir", "w", code=2)
-  assert "give --name, --zone and --type" in launch("tpu_pod.sh", "--dry-run", "--", code=2)
+  assert "--name, --zone and --type are required" in launch("tpu_pod.sh", "--dry-run", "--", code=2)
 
 
 def test_slurm():
@@ -99,7 +99,7 @@ def test_gke():
   assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
   kind = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **pod}
   validate.validate(kind, "1.33", strict=True)
-  assert "known: tpu-v4-podslice" in launch(
+  assert "choose one of tpu-v4-podslice" in launch(
     "gke.sh", "--name", "n", "--image", "i", "--accelerator", "gpu", "--grid", "2x2", "--", "--workdir gs://b", code=2
   )
 
