@@ -1,34 +1,19 @@
 """Packers make rows of a fixed length out of documents of any length.
 
-A packer makes the next row of one stream from a position, a few integers, and returns the position after it; nothing
-else has to be saved to resume. Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted
-exactly once. Each row has a key `bytes`, the UTF-8 bytes of the text that its targets cover.
+Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted exactly once.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
-Row = dict[str, np.ndarray]
-Position = tuple[int, ...]
-# What a packer reads, and the UTF-8 bytes of its text. By default ids [T] between start and end; the objectives other
-# than causal LM give a list of arrays: the sentences, the two sides of a pair, ... Empty if there is nothing to read.
-Document = tuple[np.ndarray | list[np.ndarray], int]
-ReadDocument = Callable[[int], Document]  # document k of the stream; raises IndexError after the last one
+from lmjax.data.packer import Document, Position, ReadDocument, Row
+
 Span = tuple[np.ndarray, int, int, float]  # ids, index of the first target, index after the last one, bytes
 
 GROUP_ROWS = 64  # rows that first-fit fills from the same documents
-
-
-class Packer(Protocol):
-  """Makes the rows of one stream."""
-
-  length: int  # tokens in a row
-
-  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    """Returns the next row and the position after it; a row of padding if the stream is exhausted."""
 
 
 class Concatenate:

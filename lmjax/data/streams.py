@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from lmjax.data import packing
+from lmjax.data.packer import Document
 from lmjax.data.sources.base import BadRecord, Encoded, Source
 from lmjax.data.tokenizers.base import Tokenizer, fingerprint
 from lmjax.utils.errors import UserError
@@ -103,7 +103,7 @@ class Documents:
   def _fingerprint(self) -> str:
     return fingerprint(self.tokenizer)
 
-  def read(self, stream: int, number: int) -> packing.Document | BadRecord:
+  def read(self, stream: int, number: int) -> Document | BadRecord:
     """Returns document `number` of a stream; raises IndexError after the last one of a single pass."""
     if self.seed is None:
       if number >= len(self.source):
@@ -114,7 +114,7 @@ class Documents:
       part, number = self.source.draw(stream, number)
     return self._endless[part][stream + self.streams * number]
 
-  def encode(self, document: str | Encoded | BadRecord) -> packing.Document | BadRecord:
+  def encode(self, document: str | Encoded | BadRecord) -> Document | BadRecord:
     """Returns a document as the packers read it, and the UTF-8 bytes of its text.
 
     Raises:
@@ -133,7 +133,7 @@ class Documents:
       )
     return self._enclose(document.ids), document.bytes
 
-  def encode_text(self, document: str) -> packing.Document:
+  def encode_text(self, document: str) -> Document:
     """Returns a document of text as the packers read it: by default its ids [T] between start and end."""
     ids = self.tokenizer.encode(document) if document.strip() else []
     return self._enclose(ids), len(document.encode("utf-8"))

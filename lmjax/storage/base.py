@@ -10,7 +10,6 @@ A format is imported when a path matches it, so a training run that starts from 
 
 import abc
 import dataclasses
-import importlib
 import json
 import math
 from collections.abc import Callable
@@ -23,7 +22,7 @@ from etils import epath
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.tasks.base import Task
-from lmjax.utils import pytree
+from lmjax.utils import names, pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -202,8 +201,7 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
   folder = epath.Path(path).expanduser()
   for matches, name in FORMATS:
     if matches(folder):
-      module, _, cls = name.partition(":")
-      return getattr(importlib.import_module(module), cls)(folder, step)
+      return names.load(name)(folder, step)
   if not folder.exists():
     raise UserError(f"{path} does not exist; give a run folder, or a Hugging Face or bilm-tf folder")
   raise UserError(

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from lmjax.data.packing import Buckets, Concatenate, FirstFitText, Packer, Windows
+from lmjax.data.packer import Packer
+from lmjax.data.packing import Buckets, Concatenate, FirstFitText, Windows
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.streams import Documents, proportions, schedule

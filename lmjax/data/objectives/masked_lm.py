@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.data.packing import Document, Packer, Position, ReadDocument, Row
+from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
 from lmjax.data.streams import Documents

@@ -7,7 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmjax.data.objectives.denoising import Objective, SpanCorruption
-from lmjax.data.packing import GROUP_ROWS, Document, FirstFit, Packer, Position, ReadDocument, Row
+from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
+from lmjax.data.packing import GROUP_ROWS, FirstFit
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
 from lmjax.data.sources.pairs import Pair

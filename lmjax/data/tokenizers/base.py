@@ -86,6 +86,26 @@ class Characters:
     write_file(folder, "characters.json", json.dumps({"alphabet": self.alphabet}))
 
 
+def train_bytes(texts: Iterable[str], size: int) -> Bytes:
+  """Returns bytes, whatever the texts."""
+  return Bytes()
+
+
+def train_characters(texts: Iterable[str], size: int) -> Characters:
+  """Returns the characters of some texts."""
+  return Characters("".join(sorted(set().union(*texts))))
+
+
+def load_bytes(file: epath.Path) -> Bytes:
+  """Returns bytes, whatever bytes.json says."""
+  return Bytes()
+
+
+def load_characters(file: epath.Path) -> Characters:
+  """Returns the characters in characters.json."""
+  return Characters(json.loads(file.read_text())["alphabet"])
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
   """Returns a hash of the size, start, end and the ids of a sample text: equal for equal tokenizers."""
   sample = "The quick brown fox, 1234567890 times; naïve façade\n\tπ ≈ 3.14159 <|endoftext|>"

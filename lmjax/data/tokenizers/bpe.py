@@ -47,7 +47,13 @@ class BPE:
 
 
 def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
-  """Returns a byte-level BPE tokenizer of `size` ids, the end token included, trained on texts."""
+  """Returns a byte-level BPE tokenizer of `size` ids, the end token included, trained on texts.
+
+  Raises:
+    UserError: fewer ids than bytes and an end token.
+  """
+  if size < 257:
+    raise UserError(f"tokenizer: byte-level BPE needs at least 257 ids (256 bytes and an end), not {size}")
   tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
@@ -59,17 +65,19 @@ def train_bpe(texts: Iterable[str], size: int) -> Tokenizer:
   return BPE(tokenizer)
 
 
-def from_merges(vocabulary: str, merges: str) -> BPE:
-  """Returns the tokenizer of a vocabulary, a JSON object, and of merges, two tokens in each line.
+def load_merges(vocabulary: epath.Path, merges: epath.Path) -> BPE:
+  """Returns the tokenizer of a vocabulary, a JSON file, and of merges, a file with two tokens in each line.
 
   Raises:
     UserError: a line of the merges is malformed.
   """
-  pairs = [tuple(line.split(" ")) for line in merges.split("\n") if line and not line.startswith("#version")]
+  pairs = [
+    tuple(line.split(" ")) for line in merges.read_text().split("\n") if line and not line.startswith("#version")
+  ]
   if any(len(pair) != 2 for pair in pairs):
     malformed = next(" ".join(pair) for pair in pairs if len(pair) != 2)
     raise UserError(f"tokenizer: the merge {malformed!r} is not two tokens separated by a space")
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(vocabulary), pairs))
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(vocabulary.read_text()), pairs))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   tokenizer.add_special_tokens([END])

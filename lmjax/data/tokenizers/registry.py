@@ -5,18 +5,15 @@ contains `<|endoftext|>` is encoded as those characters.
 """
 
 import dataclasses
-import importlib
 import json
 from collections.abc import Iterable
+from fnmatch import fnmatch
 from typing import Any
 
-import tokenizers
 from etils import epath
 
-from lmjax.data.tokenizers import subword
-from lmjax.data.tokenizers.base import Bytes, Characters, Tokenizer
-from lmjax.data.tokenizers.bpe import BPE, from_merges, train_bpe
-from lmjax.utils import renames
+from lmjax.data.tokenizers.base import Bytes, Tokenizer
+from lmjax.utils import names, renames
 from lmjax.utils.errors import UserError, did_you_mean
 
 
@@ -54,14 +51,24 @@ class TokenizerConfig:
     return {"algorithm": "bytes"}
 
 
+# How each kind is trained on texts, and how it is loaded from the files it needs: the first that are all there.
 ALGORITHMS = {
-  "bpe": train_bpe,
-  "wordpiece": lambda texts, size: subword.train_wordpiece(texts, size),
-  "unigram": lambda texts, size: subword.train_sentencepiece(texts, size, "unigram"),
-  "sentencepiece_bpe": lambda texts, size: subword.train_sentencepiece(texts, size, "bpe"),
-  "characters": lambda texts, size: Characters("".join(sorted(set().union(*texts)))),
-  "bytes": lambda texts, size: Bytes(),
+  "bpe": "lmjax.data.tokenizers.bpe:train_bpe",
+  "wordpiece": "lmjax.data.tokenizers.subword:train_wordpiece",
+  "unigram": "lmjax.data.tokenizers.subword:train_unigram",
+  "sentencepiece_bpe": "lmjax.data.tokenizers.subword:train_sentencepiece_bpe",
+  "characters": "lmjax.data.tokenizers.base:train_characters",
+  "bytes": "lmjax.data.tokenizers.base:train_bytes",
 }
+FILES = (
+  (("bytes.json",), "lmjax.data.tokenizers.base:load_bytes"),
+  (("characters.json",), "lmjax.data.tokenizers.base:load_characters"),
+  (("tokenizer.json",), "lmjax.data.tokenizers.subword:load_json"),
+  (("vocab.txt",), "lmjax.data.tokenizers.subword:load_vocabulary"),
+  (("encoder.json", "vocab.bpe"), "lmjax.data.tokenizers.bpe:load_merges"),
+  (("vocab.json", "merges.txt"), "lmjax.data.tokenizers.bpe:load_merges"),
+  (("*.model",), "lmjax.data.tokenizers.subword:load_sentencepiece"),
+)
 
 
 def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
@@ -72,9 +79,7 @@ def train(algorithm: str, texts: Iterable[str], size: int) -> Tokenizer:
   """
   if algorithm not in ALGORITHMS:
     raise UserError(f"tokenizer: no algorithm {algorithm!r}{did_you_mean(algorithm, ALGORITHMS)}")
-  if algorithm == "bpe" and size < 257:
-    raise UserError(f"tokenizer: byte-level BPE needs at least 257 ids (256 bytes and an end), not {size}")
-  return ALGORITHMS[algorithm](texts, size)
+  return names.load(ALGORITHMS[algorithm])(texts, size)
 
 
 def load(path: epath.PathLike) -> Tokenizer:
@@ -92,40 +97,21 @@ def load(path: epath.PathLike) -> Tokenizer:
     raise UserError(f"tokenizer: {path} does not exist")
   if path.is_dir() and (path / "tokenizer").is_dir():
     path = path / "tokenizer"
-  files = {p.name: p for p in (path.iterdir() if path.is_dir() else [path])}
-  models = [p for name, p in sorted(files.items()) if name.endswith(".model")]
+  files = {p.name: p for p in (sorted(path.iterdir()) if path.is_dir() else [path])}
+  if not path.is_dir() and path.suffix == ".json" and path.name not in ("bytes.json", "characters.json"):
+    files = {"tokenizer.json": path}
   try:
     if "kind.json" in files:
-      kind = json.loads(files["kind.json"].read_text())["kind"]
-      module, _, name = renames.dotted(kind).partition(":")
-      return getattr(importlib.import_module(module), name).load(path)
-    if "bytes.json" in files:
-      return Bytes()
-    if "characters.json" in files:
-      return Characters(json.loads(files["characters.json"].read_text())["alphabet"])
-    if "tokenizer.json" in files:
-      return _from_json(files["tokenizer.json"].read_text())
-    if "vocab.txt" in files:
-      return subword.read_vocabulary(files)
-    for vocabulary, merges in (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt")):
-      if vocabulary in files and merges in files:
-        return from_merges(files[vocabulary].read_text(), files[merges].read_text())
-    if models:
-      return subword.SentencePiece(models[0].read_bytes())
-    if not path.is_dir() and path.suffix == ".json":
-      return _from_json(path.read_text())
+      return names.load(renames.dotted(json.loads(files["kind.json"].read_text())["kind"])).load(path)
+    for patterns, loader in FILES:
+      needed = [next((file for name, file in files.items() if fnmatch(name, p)), None) for p in patterns]
+      if None not in needed:
+        return names.load(loader)(*needed)
   except UserError:
     raise
   except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions of many kinds
     reason = str(error).strip().split("\n")[0]
     raise UserError(f"tokenizer: {path} is corrupt or has another format than its name says: {reason}") from error
   raise UserError(
-    f"tokenizer: {path} contains no tokenizer; supported files: tokenizer.json, encoder.json + vocab.bpe, "
-    "vocab.json + merges.txt, vocab.txt, *.model, characters.json, bytes.json"
+    f"tokenizer: {path} contains no tokenizer; supported files: {', '.join(' + '.join(p) for p, _ in FILES)}"
   )
-
-
-def _from_json(text: str) -> BPE:
-  tokenizer = tokenizers.Tokenizer.from_str(text)
-  is_wordpiece = isinstance(tokenizer.model, tokenizers.models.WordPiece)
-  return subword.WordPiece(tokenizer) if is_wordpiece else BPE(tokenizer)

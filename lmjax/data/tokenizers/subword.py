@@ -89,12 +89,25 @@ def train_wordpiece(texts: Iterable[str], size: int) -> WordPiece:
   return WordPiece(tokenizer)
 
 
-def train_sentencepiece(texts: Iterable[str], size: int, model: str) -> SentencePiece:
-  """Returns a SentencePiece model, `unigram` or `bpe`, of up to `size` pieces, trained on texts.
+def train_unigram(texts: Iterable[str], size: int) -> SentencePiece:
+  """Returns a SentencePiece unigram model of up to `size` pieces, trained on texts.
 
   Raises:
     UserError: SentencePiece fails, for instance because there is too little text.
   """
+  return _train_sentencepiece(texts, size, "unigram")
+
+
+def train_sentencepiece_bpe(texts: Iterable[str], size: int) -> SentencePiece:
+  """Returns a SentencePiece BPE model of up to `size` pieces, trained on texts.
+
+  Raises:
+    UserError: SentencePiece fails, for instance because there is too little text.
+  """
+  return _train_sentencepiece(texts, size, "bpe")
+
+
+def _train_sentencepiece(texts: Iterable[str], size: int, model: str) -> SentencePiece:
   lines = (line for text in texts for line in text.splitlines() if line.strip())
   model_file = io.BytesIO()
   try:
@@ -107,13 +120,26 @@ def train_sentencepiece(texts: Iterable[str], size: int, model: str) -> Sentence
   return SentencePiece(model_file.getvalue())
 
 
-def read_vocabulary(files: dict[str, epath.Path]) -> WordPiece:
+def load_vocabulary(file: epath.Path) -> WordPiece:
   """Returns the WordPiece tokenizer of vocab.txt.
 
-  Uncased if tokenizer_config.json sets do_lower_case; if it does not set it, unless a token has a capital.
+  Uncased if the tokenizer_config.json beside it sets do_lower_case; if that does not set it, unless a token has a
+  capital.
   """
-  tokens = files["vocab.txt"].read_text(encoding="utf-8").splitlines()
+  tokens = file.read_text(encoding="utf-8").splitlines()
   lowercase = not any(token.lower() != token for token in tokens if not token.startswith("["))
-  if "tokenizer_config.json" in files:
-    lowercase = json.loads(files["tokenizer_config.json"].read_text()).get("do_lower_case", lowercase)
+  settings = file.parent / "tokenizer_config.json"
+  if settings.exists():
+    lowercase = json.loads(settings.read_text()).get("do_lower_case", lowercase)
   return WordPiece.of(tokens, lowercase)
+
+
+def load_json(file: epath.Path) -> BPE:
+  """Returns the tokenizer of a tokenizer.json of the `tokenizers` library."""
+  tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
+  return WordPiece(tokenizer) if isinstance(tokenizer.model, tokenizers.models.WordPiece) else BPE(tokenizer)
+
+
+def load_sentencepiece(file: epath.Path) -> SentencePiece:
+  """Returns the tokenizer of a SentencePiece model."""
+  return SentencePiece(file.read_bytes())
