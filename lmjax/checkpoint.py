@@ -20,6 +20,7 @@ from lmjax.utils import renames
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
+CORRUPT = ("corrupt", "damaged")  # folders of corrupt checkpoints; the second is that of format 1
 UNKNOWN = 1e30  # loss of a checkpoint that was not evaluated; JSON has no NaN
 
 DataState = dict[str, np.ndarray]
@@ -137,7 +138,7 @@ class Checkpoints:
         self._say(f"checkpoint {self.folder / str(step)} is corrupt or does not fit, skipped ({_reason(error)})")
     if steps:
       raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
-    if (self.folder.parent / "corrupt").exists():
+    if any((self.folder.parent / name).exists() for name in CORRUPT):
       raise UserError(
         f"checkpoint: {self.folder} has no complete checkpoint, and {self.folder.parent / 'corrupt'} has corrupt ones; "
         "delete that folder to start from scratch, or choose another --workdir"

@@ -217,7 +217,7 @@ class Run:
     return Table(filled, columns, rows)
 
   def _batch(self, text: str) -> tuple[Batch, list[str]]:
-    """Returns text as a batch of one row, and the strings of its tokens."""
+    """Returns the batch of one row that text makes, and the strings of its tokens."""
     embedder = Embedder(self.loaded.task, self.tokenizer, self.loaded.length, batch=1)
     encoded = embedder.encode_text(text)
     labels = [token if isinstance(token, str) else self._token(int(token)) for token in encoded.tokens]

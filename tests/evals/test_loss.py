@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax import config, experiment
-from lmjax.evals.base import Context, sum_terms, weighted_loss
+from lmjax.evals.base import Context, sum_terms
 from lmjax.evals.perplexity import Perplexity
 from lmjax.evals.validation_loss import ValidationLoss
 from lmjax.parallel.sharding import use_layout
@@ -30,10 +30,6 @@ def test_the_loss_is_the_sum_of_the_terms_and_does_not_depend_on_the_batch(run):
   assert set(scores) == {"loss", "masked_lm", "masked_accuracy", "next_sentence", "next_accuracy"}
   assert scores["loss"] == scores["masked_lm"] + scores["next_sentence"], "metrics are not summed"
   assert scores == pytest.approx(whole, rel=1e-5)
-
-
-def test_values_that_are_not_loss_terms_do_not_count():
-  assert weighted_loss(None, {"a": 1.0, "b": 2.0, "accuracy": 4.0}, ("a", "b")) == 3.0
 
 
 def test_frozen_models_reach_the_task(run):

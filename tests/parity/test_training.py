@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from lmjax.storage.loading import task_of
 
 from lmjax.compression.base import Identity
 from lmjax.optim import Optimizer
@@ -14,6 +13,7 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
 from lmjax.state import init_state
 from lmjax.storage import huggingface
+from lmjax.storage.huggingface.folder import task_of
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.train import make_step
 

@@ -14,14 +14,16 @@ from flax import traverse_util
 
 from lmjax import storage
 from lmjax.__main__ import main
-from lmjax.layers.einsum import cast
+from lmjax.experiment import Start
+from lmjax.layers.leaves import cast
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.state import named_parameters
 from lmjax.storage import huggingface
 from lmjax.storage.base import map_boxes
 from lmjax.storage.sources import check_sources, record_sources
-from lmjax.storage.start import Frozen, Start, load, load_frozen
+from lmjax.storage.start import load, load_frozen
+from lmjax.tasks.base import Frozen
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.utils import pytree

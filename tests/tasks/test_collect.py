@@ -7,11 +7,11 @@ import signal
 import jax
 import numpy as np
 import pytest
-from lmjax.storage.saved import RunReader
 
 from lmjax import config, experiment
 from lmjax.__main__ import main
 from lmjax.parallel.sharding import use_layout
+from lmjax.storage.run import RunFolder
 from lmjax.train import COLLECT
 from tests import toys
 
@@ -76,7 +76,7 @@ def test_a_run_stopped_between_collects_resumes_bit_for_bit(whole, tmp_path, mon
 
   monkeypatch.setattr(toys.Noisy, "collect", interrupted)
   train(tmp_path, code=75)
-  assert RunReader(tmp_path).step == 4
+  assert RunFolder(tmp_path).step == 4
   train(tmp_path)
   assert len(calls) == CALLS, "no call is made twice, and none is left out"
   assert_same(whole, tmp_path)
@@ -94,14 +94,14 @@ def test_a_run_killed_in_a_collect_repeats_it(whole, tmp_path, monkeypatch):
   monkeypatch.setattr(toys.Noisy, "collect", killed)
   with pytest.raises(RuntimeError, match="killed"):
     main([*ARGUMENTS, f"--config.steps={STEPS}", "--workdir", str(tmp_path), "--traceback"])
-  assert RunReader(tmp_path).step == 4
+  assert RunFolder(tmp_path).step == 4
   monkeypatch.setattr(toys.Noisy, "collect", collect)
   train(tmp_path)
   assert_same(whole, tmp_path)
 
 
 def assert_same(first, second):
-  one, other = RunReader(first), RunReader(second)
+  one, other = RunFolder(first), RunFolder(second)
   assert one.step == other.step == STEPS and one.leaves.keys() == other.leaves.keys()
   for name in one.leaves:
     assert np.array_equal(one.read(name), other.read(name)), name
