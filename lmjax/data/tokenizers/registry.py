@@ -7,7 +7,7 @@ contains `<|endoftext|>` is encoded as those characters.
 import dataclasses
 import importlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import tokenizers
@@ -54,7 +54,7 @@ class TokenizerConfig:
     return {"algorithm": "bytes"}
 
 
-ALGORITHMS = {
+ALGORITHMS: dict[str, Callable[[Iterable[str], int], Tokenizer]] = {
   "bpe": train_bpe,
   "wordpiece": lambda texts, size: subword.train_wordpiece(texts, size),
   "unigram": lambda texts, size: subword.train_sentencepiece(texts, size, "unigram"),
