@@ -7,6 +7,7 @@ key and data position). It is written in the background and gets its name only w
 import dataclasses
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -42,7 +43,9 @@ class CheckpointConfig:
 class Checkpoints:
   """The checkpoints of one run folder."""
 
-  def __init__(self, workdir: epath.Path, settings: CheckpointConfig = CheckpointConfig(), say=print):
+  def __init__(
+    self, workdir: epath.Path, settings: CheckpointConfig = CheckpointConfig(), say: Callable[[str], None] = print
+  ):
     self.folder = _folder(workdir)
     self._say = say
     if jax.process_index() == 0:

@@ -17,10 +17,12 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax import linen as nn
 from matplotlib.figure import Figure
 
 from lmjax import storage
 from lmjax.data.batch import Batch
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.words import Words
 from lmjax.decode.logits import Sampling
 from lmjax.inference import table as tables
@@ -32,6 +34,7 @@ from lmjax.layers.leaves import dense
 from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
 
 # Distinguishable with every kind of colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -80,15 +83,15 @@ class Run:
     return self.saved.config
 
   @property
-  def model(self):
+  def model(self) -> nn.Module:
     return self.loaded.task.model
 
   @property
-  def params(self):
+  def params(self) -> Tree:
     return self.loaded.params
 
   @property
-  def tokenizer(self):
+  def tokenizer(self) -> Tokenizer:
     return self.loaded.tokenizer
 
   def table(self, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:

@@ -18,16 +18,14 @@ from lmjax.utils.pytree import Tree
 Loaded = Mapping[str, jax.Array]  # parameters by path name, on their shardings, that replace new ones
 
 
-@struct.dataclass
-class FrozenState:
+class FrozenState(struct.PyTreeNode):
   """What a step reads and no checkpoint holds."""
 
   transform: Tree  # of the transform: a LoRA base
   models: dict[str, FrozenModel]  # of the task: teachers, reference models, reward models
 
 
-@struct.dataclass
-class TrainState:
+class TrainState(struct.PyTreeNode):
   """One training state."""
 
   step: jax.Array

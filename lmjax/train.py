@@ -7,7 +7,7 @@ Rerun the same command on the same folder to resume.
 
 import datetime
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -38,7 +38,9 @@ COLLECT = 0x636F6C  # folded into the run's key for `collect`: no step folds it 
 PREEMPTED = 75  # exit code after SIGTERM: the state is saved, rerun the same command to resume
 
 
-def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1):
+def make_step(
+  task: Base, tx: optax.GradientTransformation, transform: ParamTransform, microbatches: int = 1
+) -> Callable[[TrainState, Batch, jax.Array], tuple[TrainState, dict[str, Any]]]:
   """Returns step(state, batch, rng) -> (state, metrics), to be jitted with its state donated.
 
   metrics: each loss term and metric of the task as a Mean, their weighted sum `loss`, `gradient_norm`, whether both are
@@ -62,15 +64,13 @@ def make_step(task: Base, tx: optax.GradientTransformation, transform: ParamTran
     loss = weighted_sum(task, terms, counts)
     metrics = terms | {"loss": Mean(loss, jnp.ones(())), "gradient_norm": norm, "finite": jnp.isfinite(loss + norm)}
     metrics |= transform.metrics(params, transform_state)
-    state = state.replace(
-      step=state.step + 1, params=params, opt_state=opt_state, transform=transform_state, carry=carry
-    )
-    return state, metrics
+    new = dict(step=state.step + 1, params=params, opt_state=opt_state, transform=transform_state, carry=carry)
+    return state.replace(**new), metrics
 
   return step
 
 
-def jit_step(run: Experiment, state: TrainState):
+def jit_step(run: Experiment, state: TrainState) -> jax.stages.Wrapped:
   """Returns the jitted step(state, frozen, batch, rng) of a run, which `train` executes and `plan` compiles.
 
   Its state has no frozen part (see `TrainState.split`), which is an argument of its own: the state is donated, and what
@@ -94,10 +94,10 @@ def jit_step(run: Experiment, state: TrainState):
 
 def _eager() -> bool:
   """Whether jax runs or checks every operation separately, for debugging."""
-  return jax.config.jax_disable_jit or jax.config.jax_debug_nans
+  return jax.config.jax_disable_jit or jax.config.jax_debug_nans  # type: ignore[attr-defined]  # added at import
 
 
-def accumulate(loss_fn, microbatches: int):
+def accumulate(loss_fn: Callable[..., Any], microbatches: int) -> Callable[..., Any]:
   """Returns fn(params, carry, batch, rng) -> (gradients, terms, carry), computed in microbatches.
 
   Exact, since the denominators in `loss_fn` are those of the whole batch.

@@ -15,8 +15,8 @@ PACKAGE = ROOT / "lmjax"
 FORBIDDEN = ("tensorflow", "torch", "transformers", "clu")
 
 # Lines of code of a training run: of the trunk, which every run imports, and of what its config names besides.
-# Docstrings, comments and blank lines are not counted: no explanation is left out to meet a budget. A part of each budget
-# stays free, so that a feature has room.
+# Docstrings, comments and blank lines are not counted: no explanation is left out to meet a budget. A part of each
+# budget stays free, so that a feature has room.
 TRUNK_LINES, CONFIG_LINES = 3500, 2000
 TOKENIZERS = ("lmjax.data.tokenizers.bpe", "lmjax.data.tokenizers.subword")  # named by a config's algorithm
 TRUNK_FREE, CONFIG_FREE = 0.04, 0.08

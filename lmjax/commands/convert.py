@@ -86,7 +86,7 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   outputs = task.forward(jax.tree.map(jnp.asarray, loaded.params), jax.tree.map(jnp.asarray, inputs))
   if loaded.labels == "span":
     values, expected = outputs.logits, torch.stack([hf_outputs.start_logits, hf_outputs.end_logits], -1)
-  elif isinstance(task, Encode) and not task.head:
+  elif isinstance(task, Encode) and not task.classifier:
     values, expected = outputs.hidden, hf_model.base_model(**hf_inputs).last_hidden_state
   else:
     key = "prediction_logits" if "prediction_logits" in hf_outputs else "logits"

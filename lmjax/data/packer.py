@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-Row = dict[str, np.ndarray]
+Row = dict[str, np.ndarray | np.generic]
 Position = tuple[int, ...]
 # What a packer reads, and the UTF-8 bytes of its text. By default ids [T] between start and end; the objectives other
 # than causal LM give a list of arrays: the sentences, the two sides of a pair, ... Empty if there is nothing to read.

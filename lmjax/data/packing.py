@@ -162,13 +162,13 @@ class Windows:
     ids = self.ids[start : start + self.length + 1]
     window[: len(ids)] = ids
     weights = (np.arange(self.length) < len(ids) - 1).astype(np.float32)
-    row = {"inputs": window[:-1], "targets": window[1:], "weights": weights}
+    row: Row = {"inputs": window[:-1], "targets": window[1:], "weights": weights}
     return row | {"bytes": np.float64(weights.sum() * self._bytes_per_token)}, (number + 1,)
 
 
 def fill(spans: Iterable[Span], length: int) -> Row:
   """Returns the row of some spans: inputs, targets, positions, segments and weights, each [L], and bytes."""
-  row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
+  row: Row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
   filled, text_bytes = 0, 0.0
   for segment, (ids, start, end, size) in enumerate(spans, 1):
     where = slice(filled, filled + end - start)

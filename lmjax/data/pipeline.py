@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import grain
@@ -140,7 +140,12 @@ class Batches:
   """An iterator of batches with the positions of its streams, the skipped records and the fraction of padding."""
 
   def __init__(
-    self, iterator: Iterator, positions: np.ndarray, streams: list[int], read: int, skipped: Sequence[BadRecord]
+    self,
+    iterator: grain.DatasetIterator,
+    positions: np.ndarray,
+    streams: list[int],
+    read: int,
+    skipped: Sequence[BadRecord],
   ):
     self._iterator = iterator
     self.streams = streams  # those of this process

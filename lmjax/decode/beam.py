@@ -141,7 +141,8 @@ class Beam:
     )
 
   def _logits(self, params: Tree, hidden: jax.Array) -> jax.Array:
-    return self.model.apply({"params": params}, hidden, method="logits")
+    logits: jax.Array = self.model.apply({"params": params}, hidden, method="logits")
+    return logits
 
   def _norm(self, length) -> jax.Array:
     return ((5.0 + length) / 6.0) ** self.penalty

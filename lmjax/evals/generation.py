@@ -65,7 +65,7 @@ def generate(
   penalty: float = 0.6,
 ) -> list[str]:
   """Returns the generated text of each source; sources of similar length are decoded together."""
-  decoder = Sampler(task.model, new + 1, Sampling(temperature=0.0), tokenizer.end)
+  decoder: Sampler | Beam = Sampler(task.model, new + 1, Sampling(temperature=0.0), tokenizer.end)
   if beams > 1:
     decoder = Beam(task.model, new + 1, beams, penalty, tokenizer.end)
   params = decoder.prepare(params["model"])

@@ -13,7 +13,7 @@ from lmjax.data.batch import Batch
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.bpe import BPE
 from lmjax.data.tokenizers.subword import WordPiece
-from lmjax.data.tokenizers.words import spell
+from lmjax.data.tokenizers.words import Words, spell
 from lmjax.storage.base import LoadedModel
 from lmjax.storage.huggingface.sentence import read_pooling
 from lmjax.tasks.base import Task
@@ -65,6 +65,7 @@ class Embedder:
     """
     by_characters = self.task.model.kind == "bidirectional_lm"
     if by_characters:
+      assert isinstance(self.tokenizer, Words)  # the only one that a bidirectional LM can have
       tokens = self.tokenizer.words(text.strip()) if not by_word else text.split()
       start, separator, end = (self.tokenizer.vocabulary[i] for i in (0, 1, 1))
       second = [] if other is None else self.tokenizer.words(other.strip())

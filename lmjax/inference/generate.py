@@ -70,8 +70,8 @@ class Generator:
     if self.beams:
       prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
       best = beam_texts(self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens)
-      best = dict(zip(prompts, best, strict=True))
-      return [best[prompt][sample] for prompt, sample in rows]
+      best_by_prompt = dict(zip(prompts, best, strict=True))
+      return [best_by_prompt[prompt][sample] for prompt, sample in rows]
     return ["".join(parts) for parts in zip(*self.stream(rows), strict=True)]
 
 

@@ -6,7 +6,7 @@ The platform is that of the mesh's devices, which may be absent while a step is 
 import functools
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lmjax.parallel.sharding import current_layout
 
 LANES = 128  # of a TPU's vector unit
+Attention = Literal["splash", "cpu", "cudnn", "xla"]  # the kernel that computes it
 
 
 def platform() -> str:
@@ -48,7 +49,7 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   return call
 
 
-def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jnp.dtype) -> str:
+def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jnp.dtype) -> Attention:
   """Returns which kernel computes attention: splash, cpu, cudnn or xla.
 
   Args:

@@ -1,12 +1,13 @@
 """The key/value cache of decoding: static shapes, one buffer a layer, so that every write is in place."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import struct
 
 
-@struct.dataclass
-class Cache:
+class Cache(struct.PyTreeNode):
   """The keys and values of up to `M` tokens.
 
   Tokens fill the slots in order; `valid` marks those that count. Rows of different prompt lengths are
@@ -21,7 +22,9 @@ class Cache:
   index: jax.Array  # slots filled so far
 
   @classmethod
-  def empty(cls, depth: int, batch: int, max_tokens: int, kv_heads: int, head_size: int, dtype=jnp.float32) -> "Cache":
+  def empty(
+    cls, depth: int, batch: int, max_tokens: int, kv_heads: int, head_size: int, dtype: Any = jnp.float32
+  ) -> "Cache":
     """Returns an empty cache of `max_tokens` slots for `batch` rows."""
 
     def buffer(*shape):

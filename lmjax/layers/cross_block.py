@@ -23,8 +23,7 @@ class Source:
   x_BxMxD: jax.Array | None = None  # None where the cache holds its keys and values
 
 
-@struct.dataclass
-class CrossCache:
+class CrossCache(struct.PyTreeNode):
   """The cache of self-attention, and each layer's keys and values [B, M, H, K] of the source, computed once."""
 
   self_cache: Cache

@@ -6,6 +6,7 @@ kernel or a kernel plus low-rank factors. Layers read both through `einsum`, `ta
 
 import math
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -60,8 +61,9 @@ def is_leaf(value: Any) -> bool:
 
 
 def param(
-  module: nn.Module, name: str, init, names: tuple[str | None, ...], shape: tuple[int, ...], rows: int | None = None
-) -> Parameter:
+  module: nn.Module, name: str, init: Callable[..., jax.Array], names: tuple[str | None, ...], shape: tuple[int, ...],
+  rows: int | None = None,
+) -> Parameter:  # fmt: skip
   """Returns a parameter of a module: the one it was given, array or Leaf, else a new one with logical axis names.
 
   Args:
@@ -71,8 +73,12 @@ def param(
   Raises:
     ValueError: the array given has another shape.
   """
+
+  def boxed(*args: Any) -> Any:  # `module.param` unboxes it
+    return LogicallyPartitioned(init(*args), names, rows)
+
   if not module.has_variable("params", name):
-    return module.param(name, lambda *args: LogicallyPartitioned(init(*args), names, rows), shape, jnp.float32)
+    return module.param(name, boxed, shape, jnp.float32)
   value = nn.unbox(module.get_variable("params", name))
   if not is_leaf(value) and value.shape != shape:
     raise ValueError(f"parameter {'/'.join((*module.path, name))} has shape {value.shape}, the model wants {shape}")
@@ -98,7 +104,7 @@ def scores(x: jax.Array, table: Parameter) -> jax.Array:
 
 def dense(value: Parameter, dtype: jnp.dtype | None = None) -> jax.Array:
   """Returns a parameter as one array, in its own dtype (float32 for a Leaf) or another."""
-  if is_leaf(value):
+  if isinstance(value, Leaf):
     return value.dense(dtype or jnp.float32)
   return value if dtype is None else value.astype(dtype)
 
@@ -139,8 +145,7 @@ def partition(leaf: Leaf, parameter: LogicallyPartitioned) -> Leaf:
   return pytree.map_named(component, leaf)
 
 
-@struct.dataclass
-class Transposed(Leaf):
+class Transposed(Leaf, struct.PyTreeNode):
   """A kernel stored as a matrix [outputs, inputs], which products of single tokens read fastest on a CPU."""
 
   values: jax.Array

@@ -1,6 +1,7 @@
 """Layers applied in turn: parameters stacked along a leading axis, computed by a scan or unrolled."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -80,7 +81,8 @@ class Stack(nn.Module):
     """Returns the output for new tokens and the cache with their keys and values; always unrolled."""
     layers = self.get_variable("params", "layers")
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
-      x_BxLxD, cache, _ = self._block().apply({"params": params}, x_BxLxD, positions_BxL, mask, cache, layer=i)
+      outputs: Any = self._block().apply({"params": params}, x_BxLxD, positions_BxL, mask, cache, layer=i)
+      x_BxLxD, cache, _ = outputs
     return x_BxLxD, cache
 
   def _block(self) -> nn.Module:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from lmjax.layers.einsum import Einsum, Embed, padded
-from lmjax.layers.leaves import param
+from lmjax.layers.leaves import dense, param
 from lmjax.layers.mlp import ACTIVATIONS
 from lmjax.layers.norms import NORMS
 from lmjax.models.base import Table
@@ -58,4 +58,4 @@ class Softmax(nn.Module):
 
 
 def _vocabulary_bias(module: nn.Module, vocabulary: int) -> jax.Array:
-  return param(module, "bias", nn.initializers.zeros, ("vocabulary",), (padded(vocabulary),), vocabulary)
+  return dense(param(module, "bias", nn.initializers.zeros, ("vocabulary",), (padded(vocabulary),), vocabulary))

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 import optax.contrib
 
-from lmjax.optim.schedules import SCHEDULES, schedule
+from lmjax.optim.schedules import SCHEDULES, Schedule, schedule
 from lmjax.utils import pytree
 from lmjax.utils.pytree import Tree
 
@@ -56,7 +56,7 @@ class Optimizer:
     if self.microbatches < 1:
       raise ValueError(f"microbatches must be at least 1, not {self.microbatches}")
 
-  def learning_rate(self, steps: int):
+  def learning_rate(self, steps: int) -> Schedule:
     """Returns the learning rate of a run of `steps` steps, as a function of the step."""
     return schedule(self.schedule, self.peak_lr, steps, self.warmup, self.final_lr_ratio, self.decay)
 

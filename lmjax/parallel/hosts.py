@@ -13,6 +13,7 @@ import socket
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -86,7 +87,7 @@ def _timeout() -> float:
 
 def _read_variables() -> tuple[str, int, int] | None:
   """Returns coordinator address, number of processes and index of this one, or None where they are not set."""
-  values = [os.environ.get(name) for name in VARIABLES]
+  values = [os.environ.get(name, "") for name in VARIABLES]
   if not any(values):
     return None
   if not all(values):
@@ -197,7 +198,7 @@ def _watch() -> None:
 
 
 @contextlib.contextmanager
-def joined():
+def joined() -> Iterator[None]:
   """Connects to the other processes of the run, if there are any, and disconnects together with them.
 
   With several processes an error exits immediately: a clean shutdown would wait for processes that wait for this one.

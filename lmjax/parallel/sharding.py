@@ -8,6 +8,7 @@ import contextlib
 import contextvars
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,8 +24,7 @@ from lmjax.utils.errors import UserError, did_you_mean
 Tree = Any
 
 
-@struct.dataclass
-class LogicallyPartitioned(nn.meta.AxisMetadata):
+class LogicallyPartitioned(struct.PyTreeNode, nn.meta.AxisMetadata):
   """A parameter with its logical axis names, from initialisation until `unbox`.
 
   `rows` is the size of axis 0 without padding where it is padded (a vocabulary table), else None.
@@ -143,7 +143,7 @@ class Layout:
   def rows(self, batch: int) -> list[int]:
     """Returns the rows of a global batch on the devices of this host; hosts that share one model replica share rows."""
     indices = self.sharding("batch", shape=(batch,)).addressable_devices_indices_map((batch,)).values()
-    return sorted({row for (index,) in indices for row in range(batch)[index]})
+    return sorted({row for index in indices if index for row in range(batch)[index[0]]})
 
   def shard_batch(self, spec: Tree, batch: Tree, rows: list[int]) -> Tree:
     """Returns the global batch as sharded arrays.
@@ -176,7 +176,7 @@ _current: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout
 
 
 @contextlib.contextmanager
-def use_layout(layout: Layout):
+def use_layout(layout: Layout) -> Iterator[Layout]:
   """Makes this the layout of `constrain` and of the attention kernels, and its mesh the mesh of jax."""
   token = _current.set(layout)
   try:

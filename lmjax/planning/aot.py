@@ -111,7 +111,7 @@ def compile_step(lowered: jax.stages.Lowered, capacity: float, slices: int, star
     capacity: bytes of memory of a device.
     start: the `time.perf_counter()` from which the seconds of compilation are counted.
   """
-  cached = jax.config.jax_enable_compilation_cache
+  cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # jax adds its options at import
   _use_cache(False)  # programs compiled for absent devices cannot be loaded
   dump = tempfile.TemporaryDirectory()
   try:

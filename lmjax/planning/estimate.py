@@ -1,6 +1,7 @@
 """FLOPs and memory of a step without a compiler, from its jaxpr."""
 
 import math
+from typing import Any
 
 import jax
 from jax.extend import core
@@ -71,9 +72,8 @@ def _residuals(jaxpr: core.Jaxpr, scores: int) -> int:
   for equation in jaxpr.eqns:
     if equation.primitive.name == "scan":
       carried = equation.params["num_carry"]
-      stacked = equation.outvars[carried:]
-      shapes = [v.aval for v in stacked if v.aval.shape[-2:] != (scores, scores)]
-      total += sum(math.prod(aval.shape) * aval.dtype.itemsize for aval in shapes)
+      stacked: list[Any] = [v.aval for v in equation.outvars[carried:]]
+      total += sum(math.prod(a.shape) * a.dtype.itemsize for a in stacked if a.shape[-2:] != (scores, scores))
     else:
       total += sum(_residuals(inner, scores) for inner in inner_functions(equation.params))
   return total

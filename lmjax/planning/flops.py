@@ -2,6 +2,8 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
 from flax import linen as nn
@@ -53,7 +55,7 @@ def train_step_flops(task: Task, models: dict[str, FrozenModel], rows: int, leng
   return count(loss, nn.unbox(named_parameters(task, 1, 1)), frozen, task.spec(1, length)) * (3 * rows)
 
 
-def count(function, *arguments) -> Flops:
+def count(function: Callable[..., Any], *arguments: Any) -> Flops:
   """Returns the FLOPs of a function's matrix products, each times its loop's length; nothing is computed."""
   cpu = MeshShape().build(jax.devices("cpu")[:1])  # where attention is matrix products, not a kernel
   with use_layout(Layout(cpu, ())):
@@ -65,8 +67,9 @@ def _count(jaxpr: core.Jaxpr) -> Flops:
   for equation in jaxpr.eqns:
     if equation.primitive.name == "dot_general":
       (contracted, _), (batch, _) = equation.params["dimension_numbers"]
-      shape = equation.invars[0].aval.shape
-      flops = 2.0 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[i] for i in contracted)
+      left: Any = equation.invars[0].aval  # an array's; AbstractValue declares no shape
+      product: Any = equation.outvars[0].aval
+      flops = 2.0 * math.prod(product.shape) * math.prod(left.shape[i] for i in contracted)
       weights, attention = (weights, attention + flops) if batch else (weights + flops, attention)
       continue
     times = equation.params["length"] if equation.primitive.name == "scan" else 1
@@ -76,7 +79,7 @@ def _count(jaxpr: core.Jaxpr) -> Flops:
   return Flops(weights, attention)
 
 
-def inner_functions(params: dict):
+def inner_functions(params: dict[str, Any]) -> Iterator[core.Jaxpr]:
   """Yields the jaxprs inside an operation's parameters; of a conditional, the last branch only."""
   for name, value in params.items():
     values = value if isinstance(value, tuple | list) else (value,)

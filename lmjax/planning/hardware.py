@@ -15,6 +15,7 @@ import pathlib
 import threading
 import time
 import warnings
+from collections.abc import Iterable
 
 import jax
 
@@ -72,7 +73,7 @@ class EnergyMeter:
   the rated watts of the devices. Counters cover only their own component; only rated watts are multiplied by the PUE.
   """
 
-  def __init__(self, devices):
+  def __init__(self, devices: Iterable[jax.Device]):
     self.devices, self.start = list(devices), time.time()
     self.joules, self._last, self._ended = 0.0, self._counters(), threading.Event()
     self._tracker = None if self._last else _codecarbon()

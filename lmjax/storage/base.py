@@ -56,9 +56,9 @@ class LazyArray(Protocol):
   dtype: np.dtype
   rows: int | None
 
-  def __getitem__(self, index) -> np.ndarray: ...
+  def __getitem__(self, index: Any) -> np.ndarray: ...
 
-  def __array__(self, dtype=None, copy=None) -> np.ndarray: ...
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,12 +79,36 @@ class SavedModel(abc.ABC):
   """A model on disk, in one format. Creating the object reads metadata at most."""
 
   path: epath.Path
-  step: int | None = None  # of the checkpoint; None where the format has no steps
-  config: dict[str, Any]  # the plain data that describes the model
-  task: Task
-  tokenizer: Tokenizer | None
-  named: Tree  # the abstract parameters of `task`, with their axis names
-  leaves: dict[str, Leaf]  # under the names of the format
+
+  @property
+  def step(self) -> int | None:
+    """The step of the checkpoint; None where the format has no steps."""
+    return None
+
+  @property
+  @abc.abstractmethod
+  def config(self) -> dict[str, Any]:
+    """The plain data that describes the model."""
+
+  @property
+  @abc.abstractmethod
+  def task(self) -> Task:
+    """The task that the model is for."""
+
+  @property
+  @abc.abstractmethod
+  def tokenizer(self) -> Tokenizer | None:
+    """The tokenizer; None where the folder has none."""
+
+  @property
+  @abc.abstractmethod
+  def named(self) -> Tree:
+    """The abstract parameters of `task`, with their axis names."""
+
+  @property
+  @abc.abstractmethod
+  def leaves(self) -> dict[str, Leaf]:
+    """The stored arrays, under the names of the format."""
 
   @abc.abstractmethod
   def read(self, name: str) -> np.ndarray:

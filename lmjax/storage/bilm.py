@@ -62,7 +62,7 @@ class BilmFolder(SavedModel):
 
   def parameters(self) -> dict[str, LazyArray]:
     arrays = pytree.named_leaves({"model": self._loaded[1]})
-    return {name: LazyTensor(lambda _, array=array: array) for name, array in arrays.items()}
+    return {name: _lazy(array) for name, array in arrays.items()}
 
   def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
     refuse_step(self.path, None, best)
@@ -74,6 +74,10 @@ class BilmFolder(SavedModel):
 
   def files(self) -> dict[str, epath.Path]:
     return {file.name: file for file in (self.path / "options.json", *sorted(self.path.glob("*weights*.hdf5")))}
+
+
+def _lazy(array: np.ndarray) -> LazyTensor:
+  return LazyTensor(lambda _: array)
 
 
 def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:

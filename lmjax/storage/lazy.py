@@ -1,6 +1,7 @@
 """Parameters in a file of another library: shape and dtype are known, values are read slice by slice."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -28,7 +29,7 @@ class LazyTensor:
     self.ndim = len(self.shape)
     self.size = int(np.prod(self.shape, dtype=np.int64))
 
-  def __getitem__(self, index) -> np.ndarray:
+  def __getitem__(self, index: Any) -> np.ndarray:
     """Returns the values that integers and slices select; nothing else is read."""
     index = index if isinstance(index, tuple) else (index,)
     if self._layers is None:
@@ -42,7 +43,7 @@ class LazyTensor:
       values[i] = self._read(layer, rest)
     return values
 
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return self[()].astype(dtype or self.dtype, copy=False)
 
   def _read(self, layer: int | None, index: tuple) -> np.ndarray:

@@ -15,11 +15,13 @@ from lmjax import checkpoint
 from lmjax import config as configs
 from lmjax import experiment as experiments
 from lmjax.compression.base import Identity
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.experiment import Experiment
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, map_boxes
 from lmjax.storage.sources import attach_sources
 from lmjax.storage.start import with_frozen
+from lmjax.tasks.base import Task
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -73,11 +75,11 @@ class RunFolder(SavedModel):
     return experiments.build(self.config | {"mesh": {}}, self.folder)
 
   @property
-  def task(self):
+  def task(self) -> Task:
     return self.experiment.task
 
   @property
-  def tokenizer(self):
+  def tokenizer(self) -> Tokenizer:
     return self.experiment.tokenizer
 
   @property
@@ -126,6 +128,9 @@ class RunFolder(SavedModel):
   def _merged(self) -> dict[str, jax.Array]:
     return self._merge(self.experiment)
 
+  def _read_merged(self, name: str) -> np.ndarray:
+    return np.asarray(self._merged[name])
+
   def _merge(self, run: Experiment) -> dict[str, jax.Array]:
     run = attach_sources(run, self.folder)
     state, _ = run.load(self.path, self.step)
@@ -143,7 +148,7 @@ class RunFolder(SavedModel):
         for name, leaf in self.leaves.items()
       }
     return {
-      name: _Deferred(box.value.shape, box.value.dtype, box.rows, lambda name=name: np.asarray(self._merged[name]))
+      name: _Deferred(box.value.shape, box.value.dtype, box.rows, functools.partial(self._read_merged, name))
       for name, box in self._boxes.items()
     }
 

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -115,7 +116,8 @@ def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...],
 
 def write(file: epath.Path, shapes: dict[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]) -> None:
   """Writes a file, taking the tensors one at a time in the order of the shapes."""
-  header, offset = {"__metadata__": {"format": "pt"}}, 0
+  header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+  offset = 0
   for name, (dtype, shape) in shapes.items():
     size = math.prod(shape) * np.dtype(dtype).itemsize
     header[name] = {"dtype": NAMES[np.dtype(dtype)], "shape": list(shape), "data_offsets": [offset, offset + size]}

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterable, Mapping
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +127,8 @@ class Base:
 
   def hidden(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the model's forward pass in its compute dtype; without rng, no dropout."""
-    return self.model.apply({"params": self.compute(params)}, batch, taps=taps, rngs=self.rngs(rng))
+    hidden: Hidden = self.model.apply({"params": self.compute(params)}, batch, taps=taps, rngs=self.rngs(rng))
+    return hidden
 
   def compute(self, params: Tree) -> Tree:
     """Returns the model's parameters in its compute dtype."""
@@ -137,7 +138,7 @@ class Base:
     """Returns the random streams of a forward pass."""
     return {} if rng is None else {"dropout": rng}
 
-  def head(self, name: str, params: Tree, x: jax.Array):
+  def head(self, name: str, params: Tree, x: jax.Array) -> Any:
     """Returns what a head computes of vectors."""
     return self.heads()[name].apply({"params": params["heads"][name]}, x)
 
@@ -171,4 +172,6 @@ Task = Base  # the type of any task
 def weighted_sum(task: Base, terms: Mapping[str, Mean], counts: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the loss: sum over the task's terms of coefficient * total / count of the whole global batch."""
   coefficients = task.terms
-  return sum(coefficients[key] * (terms[key].total / jnp.maximum(count, 1e-9)) for key, count in counts.items())
+  parts = (coefficients[key] * (terms[key].total / jnp.maximum(count, 1e-9)) for key, count in counts.items())
+  loss: jax.Array = sum(parts)  # not the int 0: a task has at least one term
+  return loss

@@ -31,7 +31,7 @@ class MaskedLM(Base):
   next_sentence: bool = True
 
   @property
-  def terms(self) -> dict[str, float]:
+  def terms(self) -> dict[str, float]:  # type: ignore[override]  # here they depend on a field
     return {"masked_lm": 1.0} | ({"next_sentence": 1.0} if self.next_sentence else {})
 
   def spec(self, batch: int, length: int) -> Spec:

@@ -50,6 +50,7 @@ class CharacterDocuments(Documents):
   """Documents as the characters of each word and the id of the word after it, in both directions."""
 
   requires = "the characters of words"
+  tokenizer: Words
 
   def __init__(self, source: Source, tokenizer: Words, seed: int | None, streams: int, characters: int, split_by: str):
     super().__init__(source, tokenizer, seed, streams)
@@ -82,7 +83,7 @@ class BidirectionalRows:
     self.shapes = {"characters": (length, characters), "targets": (length,)}
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    row = {key: np.zeros(self.shapes[key.removeprefix("reverse_")], np.int32) for key in self.KEYS}
+    row: Row = {key: np.zeros(self.shapes[key.removeprefix("reverse_")], np.int32) for key in self.KEYS}
     row |= {"weights": np.zeros(self.length, np.float32), "bytes": np.float64(0)}
     filled, (document, used) = 0, position
     while filled < self.length:

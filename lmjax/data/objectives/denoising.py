@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.utils.errors import UserError
 
 Ids = np.ndarray
@@ -96,7 +97,7 @@ class SpanCorruption:
     if len(ids) < 2:
       return ids, ids[:0]
     kept, noise, spans = self._sizes(len(ids))
-    if spans > getattr(tokenizer, "sentinels", 0):
+    if not isinstance(tokenizer, Sentinels) or spans > tokenizer.sentinels:
       raise UserError(
         f"data: {spans} noise spans need as many sentinels: set data.tokenizer.kind="
         f"lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig and data.tokenizer.sentinels={spans}"

@@ -87,6 +87,7 @@ class Sentences(Documents):
   """Documents as lists of sentences, each the ids of its tokens."""
 
   requires = "sentences"
+  tokenizer: WordPiece
 
   def __init__(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int, split_by: str):
     super().__init__(source, tokenizer, seed, streams)
@@ -103,7 +104,7 @@ class SentencePairRows:
   Position: the document, the sentence in it, and the rows made so far, which seed the random choices.
   """
 
-  def __init__(self, settings: SentencePairs, documents: Documents, stream: int):
+  def __init__(self, settings: SentencePairs, documents: Sentences, stream: int):
     self.settings, self.stream = settings, stream
     self.length = settings.length
     self.seed = documents.seed or 0
@@ -143,8 +144,7 @@ class SentencePairRows:
       b, random = np.concatenate(sentences[boundary:last]), 0
     else:
       b, random, last = self._random_b(read, sentences, boundary, target - len(a), rng), 1, boundary
-    a, b = _truncate(a.tolist(), b.tolist(), space, rng)
-    return a, b, random, last
+    return *_truncate(a.tolist(), b.tolist(), space, rng), random, last
 
   def _random_b(
     self, read: ReadDocument, sentences: list[np.ndarray], boundary: int, size: int, rng: np.random.Generator
@@ -168,7 +168,7 @@ class SentencePairRows:
   def _fill(self, a: list[int], b: list[int], random: int, rng: np.random.Generator) -> Row:
     """Returns the row of A and B with masked tokens; a row of padding if A is empty."""
     keys, predictions = ("inputs", "token_types", "positions", "segments"), self.settings.max_predictions
-    row = {key: np.zeros(self.length, np.int32) for key in keys}
+    row: Row = {key: np.zeros(self.length, np.int32) for key in keys}
     row |= {"masked_positions": np.zeros(predictions, np.int32), "labels": np.zeros(predictions, np.int32)}
     row |= {"weights": np.zeros(predictions, np.float32), "bytes": np.float64(0)}
     if self.settings.next_sentence:

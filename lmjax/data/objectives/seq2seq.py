@@ -102,8 +102,8 @@ class PairRows(FirstFit):
   def items(self, document: Document) -> Iterable[tuple[Sequence[int], tuple[PairIds, float]]]:
     sides, size = document
     if len(sides):
-      pair = tuple(_truncate(side, length) for side, length in zip(sides, self.lengths, strict=True))
-      yield [len(side) for side in pair], (pair, size)
+      source, target = (_truncate(side, length) for side, length in zip(sides, self.lengths, strict=True))
+      yield [len(source), len(target)], ((source, target), size)
 
   def fill(self, items: list[tuple[PairIds, float]]) -> Row:
     return fill(items, self.lengths, self.start)
@@ -144,8 +144,8 @@ class DenoisingRows:
     rng = np.random.default_rng([self.seed, self.stream, made])
     source, target = self.objective(np.concatenate(chunks), self.tokenizer, rng)
     end = np.array([self.tokenizer.end], np.int32)
-    pair = tuple(np.concatenate([side, end])[:n] for side, n in zip((source, target), self.lengths, strict=True))
-    return fill([(pair, text_bytes)], self.lengths, self.tokenizer.start), (document, used, made + 1)
+    source, target = (np.concatenate([s, end])[:n] for s, n in zip((source, target), self.lengths, strict=True))
+    return fill([((source, target), text_bytes)], self.lengths, self.tokenizer.start), (document, used, made + 1)
 
 
 def fill(pairs: list[tuple[PairIds, float]], lengths: tuple[int, int], start: int) -> Row:
@@ -154,7 +154,7 @@ def fill(pairs: list[tuple[PairIds, float]], lengths: tuple[int, int], start: in
   inputs, positions, segments [M]; targets, decoder_inputs, decoder_positions, decoder_segments, weights [L]; bytes.
   """
   names = (("inputs", "positions", "segments"), ("targets", "decoder_positions", "decoder_segments"))
-  row = {key: np.zeros(n, np.int32) for keys, n in zip(names, lengths, strict=True) for key in keys}
+  row: Row = {key: np.zeros(n, np.int32) for keys, n in zip(names, lengths, strict=True) for key in keys}
   row["decoder_inputs"] = np.zeros(lengths[1], np.int32)
   filled, text_bytes = [0, 0], 0.0
   for number, (pair, size) in enumerate(pairs, 1):

@@ -37,7 +37,7 @@ class PythonDocs:
 class PythonDocPairs(PythonDocs):
   """Pairs for debugging: the first 8 words of each document, and the next 8."""
 
-  def __getitem__(self, index: int) -> Pair:
+  def __getitem__(self, index: int) -> Pair:  # type: ignore[override]  # pairs, not text
     words = super().__getitem__(index).split()
     return Pair(" ".join(words[:8]), " ".join(words[8:16]))
 

@@ -138,7 +138,7 @@ class TFDS:
       return BadRecord(where, f"is not UTF-8: {error.reason}")
 
 
-def tfds_builder(name: str, folder: str = ""):
+def tfds_builder(name: str, folder: str = "") -> Any:
   """Returns the TFDS builder of a dataset by name, or of the one prepared in `folder`.
 
   Raises:

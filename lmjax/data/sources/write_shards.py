@@ -173,8 +173,8 @@ class _Writer:
 
   def write(self, records: list[tuple[bytes, bytes]], counts: dict[str, int]) -> None:
     """Writes the documents of a chunk to the open shards."""
-    for key, value in counts.items():
-      self.counts[key] += value
+    for name, value in counts.items():
+      self.counts[name] += value
     width = np.dtype(self.preparation.dtype).itemsize
     for key, record in records:
       if self.preparation.deduplicate:
@@ -218,7 +218,7 @@ class _Writer:
     self.finish_shards(len(self.preparation.source))
     for writer in self._writers.values():
       writer.close()
-    index = {
+    index: dict[str, Any] = {
       "version": VERSION,
       "made": self.preparation.metadata(),
       "tokenizer": base.fingerprint(self.preparation.tokenizer),
@@ -253,6 +253,9 @@ def _encoded_chunks(preparation: Preparation, firsts: range, workers: int) -> It
       yield futures.popleft().result()
   finally:
     pool.shutdown(wait=True, cancel_futures=True)
+
+
+_preparation: Preparation  # of this worker process
 
 
 def _start_worker(preparation: Preparation) -> None:

@@ -14,14 +14,19 @@ from etils import epath
 class Tokenizer(Protocol):
   """Text to ids below `size` and back; `start` precedes a document and `end` follows it (often the same id)."""
 
-  size: int
-  start: int
-  end: int
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def start(self) -> int: ...
+
+  @property
+  def end(self) -> int: ...
 
   def encode(self, text: str) -> list[int]:
     """Returns the ids of a string, without start and end."""
 
-  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+  def encode_many(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
     """Returns the ids of several strings: the same as `encode` of each, faster."""
 
   def decode(self, ids: Iterable[int]) -> str:
@@ -42,7 +47,7 @@ class Bytes:
   def encode(self, text: str) -> list[int]:
     return list(text.encode("utf-8"))
 
-  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+  def encode_many(self, texts: Sequence[str]) -> list[np.ndarray]:
     return [np.frombuffer(text.encode("utf-8"), np.uint8) for text in texts]
 
   def decode(self, ids: Iterable[int]) -> str:

@@ -25,7 +25,8 @@ class BPE:
     if not ends:
       tokenizer.add_special_tokens([END])
       self.size += 1
-    self.end = ends[0] if ends else tokenizer.token_to_id(END)
+      ends = self._known_ids(END)
+    self.end = ends[0]
     starts = self._known_ids("<|begin_of_text|>", "<s>", "<S>", "[CLS]")
     self.start = starts[0] if starts else self.end
 
@@ -36,7 +37,7 @@ class BPE:
   def encode(self, text: str) -> list[int]:
     return self.encode_many([text])[0]
 
-  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+  def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
 
   def decode(self, ids: Iterable[int]) -> str:

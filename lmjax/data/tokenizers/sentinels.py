@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers import registry
@@ -51,7 +52,7 @@ class Sentinels:
   def encode(self, text: str) -> list[int]:
     return self.inner.encode(text)
 
-  def encode_many(self, texts: Sequence[str]) -> list[Sequence[int]]:
+  def encode_many(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
     return self.inner.encode_many(texts)
 
   def decode(self, ids: Iterable[int]) -> str:

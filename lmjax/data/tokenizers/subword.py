@@ -25,11 +25,11 @@ class WordPiece(BPE):
       if tokenizer.token_to_id(name) is None:
         raise UserError(f"tokenizer: a WordPiece vocabulary needs {name}")
     super().__init__(tokenizer)
-    self.padding, self.unknown, self.start, self.end, self.mask = map(tokenizer.token_to_id, self.SPECIAL)
+    self.padding, self.unknown, self.start, self.end, self.mask = self._known_ids(*self.SPECIAL)
 
   def token(self, number: int) -> str:
-    """Returns the token of an id as in the vocabulary; `##` marks the continuation of a word."""
-    return self.fast.id_to_token(number)
+    """Returns the token of an id as in the vocabulary, empty without one; `##` continues a word."""
+    return self.fast.id_to_token(number) or ""
 
   @classmethod
   def of(cls, tokens: Iterable[str], lowercase: bool) -> "WordPiece":

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from lmjax.data.sources.base import texts
+from lmjax.data.sources.base import Source, texts
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Context, Measure
 
@@ -71,7 +71,7 @@ def perplexity(train: np.ndarray, test: np.ndarray, order: int, size: int) -> fl
   return math.exp(-np.log(probs[~in_train & real]).mean())
 
 
-def token_lines(source, tokenizer: Tokenizer, order: int) -> np.ndarray:
+def token_lines(source: Source, tokenizer: Tokenizer, order: int) -> np.ndarray:
   """Returns the ids of all lines in one array: per line `order - 1` ids of -1 (not predicted), tokens, end token."""
   start = [-1] * (order - 1)
   ids = []

@@ -8,6 +8,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models.heads import Classifier
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
@@ -58,7 +59,7 @@ class HuggingFaceFolder(SavedModel):
     return task_of(self._loaded)
 
   @property
-  def tokenizer(self):
+  def tokenizer(self) -> Tokenizer | None:
     return self._loaded.tokenizer
 
   @functools.cached_property

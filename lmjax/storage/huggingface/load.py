@@ -1,6 +1,7 @@
 """Reads a Hugging Face folder: config.json, tensors and tokenizer files."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -106,7 +107,7 @@ def load(folder: epath.PathLike) -> Loaded:
   if unused:
     names = ", ".join(sorted(unused)[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
     raise UserError(f"{folder}: the model does not use the tensors {names}")
-  tokenizer = _load_tokenizer(folder)
+  tokenizer: Any = _load_tokenizer(folder)  # a Tokenizer, or None; its start is read-only in some classes
   if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
     tokenizer.start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
   tree = {"heads": {}} | traverse_util.unflatten_dict(params, sep="/")
@@ -163,7 +164,7 @@ class _Reader:
     rows = padded(self.sizes["V"]) if weight.layout.startswith("V") else None
     for i, path in enumerate(weight.paths):
       number = i if len(weight.paths) > 1 else None
-      yield path, LazyTensor(lambda layer, number=number: self._arrange(weight, prefix, layer, number), layers, rows)
+      yield path, LazyTensor(functools.partial(self._arrange, weight, prefix, number=number), layers, rows)
 
   def _arrange(self, weight: WeightMap, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
     """Returns a tensor in lmjax's arrangement, or one of the parameters in it; a view of the mapped file."""

@@ -103,7 +103,7 @@ def _words(tokenizer: Words) -> tokenizers.Tokenizer:
 def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
   from sentencepiece import sentencepiece_model_pb2  # needs protobuf
 
-  proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)
+  proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]  # made at import
   trainer, text = proto.trainer_spec, proto.normalizer_spec
   pieces = [(piece.piece, piece.score) for piece in proto.pieces]
   if trainer.model_type == UNIGRAM:
@@ -117,7 +117,8 @@ def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
   else:
     raise UserError(f"SentencePiece word and character models have no transformers equivalent; {ADVICE}")
   fast = tokenizers.Tokenizer(model)
-  steps = [normalizers.Precompiled(text.precompiled_charsmap)] if text.precompiled_charsmap else []
+  charsmap = text.precompiled_charsmap
+  steps: list[normalizers.Normalizer] = [normalizers.Precompiled(charsmap)] if charsmap else []
   if text.remove_extra_whitespaces:
     steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
   fast.normalizer = normalizers.Sequence(steps)
