@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parent.parent
 DATA = pathlib.Path(os.environ.get("LMJAX_DATA", ROOT.parent / "shared" / "data"))
 
-jax.config.update("jax_numpy_rank_promotion", "allow")
+jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "lmjax" / "tests"))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 

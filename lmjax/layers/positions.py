@@ -44,7 +44,8 @@ class Rotary:
 
   def __call__(self, x_BxLxHxK: jax.Array, positions_BxL: jax.Array) -> jax.Array:
     """Returns x with dimension i of the first half rotated against dimension i of the second."""
-    angles = positions_BxL[..., None, None].astype(jnp.float32) * self.frequencies(x_BxLxHxK.shape[-1])
+    frequencies = self.frequencies(x_BxLxHxK.shape[-1])
+    angles = positions_BxL[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
@@ -92,5 +93,5 @@ class RelativeBias(nn.Module):
 def sinusoids(positions_BxL: jax.Array, width: int) -> jax.Array:
   """Returns sin(p w_i) and cos(p w_i), w_i = 10000^(-2i / width), side by side: [B, L, D] (Vaswani et al., 2017)."""
   rates = 10_000.0 ** (-jnp.arange(0, width, 2, dtype=jnp.float32) / width)
-  angles = positions_BxL[..., None].astype(jnp.float32) * rates
+  angles = positions_BxL[..., None].astype(jnp.float32) * rates[None, None]
   return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)[..., :width]

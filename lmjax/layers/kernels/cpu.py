@@ -44,7 +44,7 @@ def softmax_attention_forward(
     scores += bias
   if causal or allowed is not None:
     reach = True if allowed is None else allowed[:, None]
-    reach &= jnp.tril(jnp.ones((length, keys), bool)) if causal else True
+    reach &= jnp.tril(jnp.ones((length, keys), bool))[None, None] if causal else True
     scores = jnp.where(reach, scores, jnp.finfo(jnp.float32).min)
   weights = barrier(jnp.exp(scores - jnp.max(scores, -1, keepdims=True)))
   weights = weights.reshape(batch, groups, -1, keys)
