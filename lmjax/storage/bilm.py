@@ -136,8 +136,8 @@ def _parameters(config: Config, read) -> Tree:
   size = sum(count for _, count in config.filters)
   words = {"table": take("char_embed", 261, config.embedding)}
   for i, (width, count) in enumerate(config.filters):
-    words[f"filter_{i}"] = take(f"CNN/W_cnn_{i}", 1, width, config.embedding, count)[0]
-    words[f"bias_{i}"] = take(f"CNN/b_cnn_{i}", count)
+    kernel = take(f"CNN/W_cnn_{i}", 1, width, config.embedding, count)[0]
+    words[f"filter_{i}"] = {"kernel": kernel, "bias": take(f"CNN/b_cnn_{i}", count)}
   for i in range(config.highways):
     for name, stored in (("gate", "carry"), ("transform", "transform")):
       kernel = take(f"CNN_high_{i}/W_{stored}", size, size)
@@ -150,8 +150,8 @@ def _parameters(config: Config, read) -> Tree:
       cell = f"RNN_{number}/RNN/MultiRNNCell/Cell{i}/LSTMCell"
       kernel = take(f"{cell}/W_0", 2 * config.width, 4 * config.cells).reshape(2, config.width, 4, config.cells)
       bias = take(f"{cell}/B", 4 * config.cells).reshape(4, config.cells)
-      layer = {"input": {"kernel": kernel[0], "bias": bias}, "hidden": kernel[1]}
+      layer = {"input": {"kernel": kernel[0], "bias": bias}, "hidden": {"kernel": kernel[1]}}
       if config.cells != config.width:
-        layer["project"] = take(f"{cell}/W_P_0", config.cells, config.width)
+        layer["project"] = {"kernel": take(f"{cell}/W_P_0", config.cells, config.width)}
       params[f"{direction}_{i}"] = layer
   return params

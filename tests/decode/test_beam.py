@@ -24,13 +24,13 @@ def family(name: str):
   """Returns a model, its parameters, and a source for an encoder-decoder."""
   ids = jnp.zeros((1, 4), jnp.int32)
   if name == "decoder":
-    model, given = tiny_decoder(vocabulary=WORDS), (ids,)
+    model, batch = tiny_decoder(vocabulary=WORDS), {"inputs": ids}
   elif name == "recurrent":
-    model, given = Recurrent(recurrent.Config(WORDS, 16, width=16, cells=16)), (ids,)
+    model, batch = Recurrent(recurrent.Config(WORDS, 16, width=16, cells=16)), {"inputs": ids}
   else:
     shape = dict(vocabulary=WORDS, length=8, width=16, depth=2, heads=2, head_size=8, mlp=32)
-    model, given = EncoderDecoder(encoder_decoder.Config(**shape)), (ids, ids)
-  params = init_params(model, *given, seed=1)["params"]
+    model, batch = EncoderDecoder(encoder_decoder.Config(**shape)), {"inputs": ids, "decoder_inputs": ids}
+  params = init_params(model, batch, seed=1)["params"]
   params = jax.tree.map(lambda p: 4 * p if p.ndim > 1 else p, params)  # for larger differences between tokens
   return model, params, None if name != "encdec" else [1, 2, 0, 1]
 
@@ -40,9 +40,11 @@ def exhaustive(model, params, prompt, source, penalty):
   continuations = np.array(list(itertools.product(range(WORDS), repeat=NEW)))
   count = len(continuations)
   rows = jnp.concatenate([jnp.tile(jnp.array(prompt), (count, 1)), continuations], axis=1)
-  given = (rows,) if source is None else (jnp.tile(jnp.array(source), (count, 1)), rows)
-  hidden, _ = model.apply({"params": params}, *given)
-  log_probs = jax.nn.log_softmax(model.apply({"params": params}, hidden, method="logits"))
+  batch = {"inputs": rows}
+  if source is not None:
+    batch = {"inputs": jnp.tile(jnp.array(source), (count, 1)), "decoder_inputs": rows}
+  hidden = model.apply({"params": params}, batch)
+  log_probs = jax.nn.log_softmax(model.apply({"params": params}, hidden.tokens, method="logits"))
   scores = {}
   for tokens, row in zip(continuations.tolist(), np.asarray(log_probs, np.float64), strict=True):
     tokens = tokens[: tokens.index(END) + 1] if END in tokens else tokens
@@ -87,6 +89,6 @@ def test_one_beam_is_greedy():
 
 def test_beam_texts_returns_every_beam():
   model = tiny_decoder(vocabulary=257)
-  params = init_params(model, jnp.zeros((1, 4), jnp.int32))["params"]
+  params = init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"]
   texts = beam_texts(Beam(model, 16, 3, end=256), params, Bytes(), ["ab", "c"], 4)
   assert [len(beams) for beams in texts] == [3, 3]

@@ -29,8 +29,8 @@ def test_greedy_is_the_argmax_of_the_full_forward_pass(shape):
 
   @jax.jit
   def best(ids_1xL):
-    hidden, _ = model.apply({"params": params}, ids_1xL)
-    return model.apply({"params": params}, hidden, method="logits").argmax(-1)
+    hidden = model.apply({"params": params}, {"inputs": ids_1xL})
+    return model.apply({"params": params}, hidden.tokens, method="logits").argmax(-1)
 
   for row, prompt in enumerate(PROMPTS):
     ids = list(prompt)

@@ -108,7 +108,7 @@ def test_a_probe_weights_the_informative_layer():
 def test_generated_texts_keep_the_order_of_their_sources():
   shape = dict(vocabulary=257, length=8, width=16, depth=1, heads=2, head_size=8, mlp=16)
   task, ids = Seq2Seq(EncoderDecoder(Config(**shape))), jnp.zeros((1, 4), jnp.int32)
-  params = {"model": init_params(task.model, ids, ids)["params"], "heads": {}}
+  params = {"model": init_params(task.model, {"inputs": ids, "decoder_inputs": ids})["params"], "heads": {}}
   sources = [[5, 256], [7, 8, 9, 256], [1] * 20 + [256]]
   together = generate(task, Bytes(), params, sources, 6)
   assert together == [generate(task, Bytes(), params, [source], 6)[0] for source in sources]

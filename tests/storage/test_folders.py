@@ -29,7 +29,7 @@ def folder(tmp_path):
   """A tiny GPT-2 with its tokenizer, as transformers would write it."""
   tokenizer = train("bpe", [TEXT], 300)
   model = tiny_decoder(vocabulary=tokenizer.size)
-  params = init_params(model, jnp.zeros((1, 4), jnp.int32))["params"]
+  params = init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"]
   huggingface.save(tmp_path / "gpt2", model, {"model": params, "heads": {}}, tokenizer)
   return tmp_path / "gpt2"
 
@@ -251,7 +251,7 @@ class Halved(Identity):
   """A transform of a user: the model uses half of each trained parameter, by a factor in its own state."""
 
   def init(self, params):
-    return params, {"factor": jnp.full((), 0.5)}
+    return params, {"factor": jnp.full((), 0.5)}, {}
 
   def forward(self, params, state, frozen):
     return jax.tree.map(lambda leaf: leaf * state["factor"], params)

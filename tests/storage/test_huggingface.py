@@ -10,6 +10,7 @@ from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.storage import huggingface
 from lmjax.storage.safetensors import Tensors
+from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -101,20 +102,20 @@ def lmjax_outputs(loaded, case: str) -> dict[str, np.ndarray]:
   model, params = loaded.model, jax.tree.map(jnp.asarray, loaded.params)
   ids, segments = jnp.asarray(IDS), jnp.asarray(VALID, jnp.int32)
   if case.startswith("t5"):
-    own = jnp.ones(TARGET.shape, jnp.int32)
-    hidden, _ = model.apply({"params": params["model"]}, ids, jnp.asarray(TARGET), None, segments, None, own)
-    return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
+    batch = {"inputs": ids, "segments": segments, "decoder_inputs": jnp.asarray(TARGET)}
+    batch["decoder_segments"] = jnp.ones(TARGET.shape, jnp.int32)
+    return {"logits": CausalLM(model).forward(params, batch).logits}
   if case.startswith(("bert", "roberta", "distilbert")):
     types = jnp.asarray(TYPES) if case.startswith("bert") else jnp.zeros_like(ids)
     positions = jnp.broadcast_to(jnp.arange(12), ids.shape)
     if case == "bert-bare":
-      hidden, pooled, _ = model.apply({"params": params["model"]}, ids, positions, segments, types)
-      return {"hidden": hidden, "pooled": pooled}
+      batch = {"inputs": ids, "positions": positions, "segments": segments, "token_types": types}
+      hidden = model.apply({"params": params["model"]}, batch)
+      return {"hidden": hidden.tokens, "pooled": hidden.pooled}
     task = MaskedLM(model, next_sentence="next_sentence" in params["heads"])
     out = task.forward(params, dict(inputs=ids, positions=positions, segments=segments, token_types=types))
     return {"logits": out.logits} | {k: v for k, v in out.taps.items() if k == "next_sentence"}
-  hidden, _ = model.apply({"params": params["model"]}, ids)
-  return {"logits": model.apply({"params": params["model"]}, hidden, method="logits")}
+  return {"logits": CausalLM(model).forward(params, {"inputs": ids}).logits}
 
 
 @pytest.mark.parametrize("case", CASES)

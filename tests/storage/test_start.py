@@ -46,7 +46,7 @@ def run(tmp_path_factory):
 def hf(tmp_path_factory):
   """A Hugging Face folder of a tiny GPT-2, and its parameters by path name."""
   folder, model = tmp_path_factory.mktemp("start") / "hf", tiny_decoder()
-  params = {"model": init_params(model, jnp.zeros((1, 4), jnp.int32))["params"], "heads": {}}
+  params = {"model": init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"], "heads": {}}
   huggingface.save(folder, model, params)
   return folder, pytree.named_leaves(params)
 
