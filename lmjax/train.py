@@ -374,7 +374,7 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
   speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
   if chip and speed:
-    flops = train_step_flops(run.task, run.models, run.batch, run.data.length)
+    flops = train_step_flops(run.task, run.batch, run.data.length, run.models)
     utilisation = flops.executed(run.task.model.causal) / tokens * speed / chip.flops / run.layout.mesh.size
   used = meter.used()
   return {

@@ -42,7 +42,9 @@ class Flops:
     return Flops(self.weights * factor, self.attention * factor)
 
 
-def train_step_flops(task: Task, models: dict[str, FrozenModel], rows: int, length: int) -> Flops:
+def train_step_flops(
+  task: Task, rows: int, length: int, models: dict[str, FrozenModel] | None = None
+) -> Flops:
   """Returns the FLOPs of a training step of [rows, length] tokens, recomputation not counted.
 
   FLOPs = 3 x forward, of which 2 x forward is the backward pass
@@ -51,7 +53,7 @@ def train_step_flops(task: Task, models: dict[str, FrozenModel], rows: int, leng
   def loss(params, frozen, batch):
     return task.loss(params, frozen, task.initial_carry(1), batch)[0]
 
-  frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), models)
+  frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), models or {})
   return count(loss, nn.unbox(named_parameters(task, 1, 1)), frozen, task.spec(1, length)) * (3 * rows)
 
 

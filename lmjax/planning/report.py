@@ -36,7 +36,7 @@ def make_report(
   run = _build(settings, target, vocabulary)
   capacity = target.chip.memory if target.chip else math.inf
   compiled = _compile(run, target, jit_step, capacity, start) if target.compiles else estimate(run, capacity)
-  useful = train_step_flops(run.task, run.models, run.batch, run.data.length)
+  useful = train_step_flops(run.task, run.batch, run.data.length, run.models)
   return {
     "parameters": run.parameters,
     "topology": f"{target.name}:{'x'.join(map(str, target.grid)) or target.count}",
