@@ -19,7 +19,7 @@ def folder(tmp_path_factory):
   """A Hugging Face folder of a tiny decoder with random weights."""
   tokenizer = train("bpe", ["the quick brown fox jumps over the lazy dog " * 20], 300)
   model = tiny_decoder(vocabulary=tokenizer.size, length=32)
-  params = init_params(model, jnp.zeros((1, 4), jnp.int32))["params"]
+  params = init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"]
   path = tmp_path_factory.mktemp("generate") / "hf"
   huggingface.save(path, model, {"model": params, "heads": {}}, tokenizer)
   return path

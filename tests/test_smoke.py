@@ -142,4 +142,4 @@ def test_an_encoder_trains_and_does_not_generate(tmp_path, capsys):
   assert {"masked_lm", "next_sentence", "masked_accuracy", "next_accuracy"} <= set(lines[0])
   assert lines[0]["train_loss"] == pytest.approx(lines[0]["masked_lm"] + lines[0]["next_sentence"], rel=1e-5)
   assert main(["generate", "--workdir", run, "--prompt", "x"]) == 2
-  assert "holds Encoder, which writes no text" in capsys.readouterr().err
+  assert "Encoder models cannot generate text" in capsys.readouterr().err

@@ -86,7 +86,7 @@ class Beam:
       logits=self._logits(params, hidden[:, -1])[rows],
       step=jnp.zeros((), jnp.int32),
       # All live continuations start equal, so only one of them counts.
-      live_log_probs_BxK=jnp.where(jnp.arange(size) == 0, 0.0, NEG_INF) * jnp.ones((batch, 1)),
+      live_log_probs_BxK=jnp.full((batch, size), NEG_INF).at[:, 0].set(0.0),
       live_tokens_BxKxT=empty,
       finished_scores_BxK=jnp.full((batch, size), NEG_INF),
       finished_tokens_BxKxT=empty,

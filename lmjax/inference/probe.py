@@ -51,7 +51,7 @@ class Probe:
 
 def scores(params: Tree, layers_NxTxD: jax.Array) -> jax.Array:
   """Returns the logits of the classes [T, classes]."""
-  return scalar_mix(layers_NxTxD, params["weights"], params["gamma"]) @ params["kernel"] + params["bias"]
+  return scalar_mix(layers_NxTxD, params["weights"], params["gamma"]) @ params["kernel"] + params["bias"][None]
 
 
 def token_f1(predicted: np.ndarray, labels: np.ndarray, outside: int = 0) -> float:

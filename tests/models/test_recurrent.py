@@ -53,7 +53,7 @@ def test_an_lstm_is_the_formula():
   h, c = np.zeros((2, 3)), np.zeros((2, 5))
   sigmoid = lambda a: 1 / (1 + np.exp(-a))  # noqa: E731
   for t in range(4):
-    a = np.einsum("bd,dqf->bqf", x[:, t], params["input"]["kernel"]) + params["input"]["bias"]
+    a = np.einsum("bd,dqf->bqf", x[:, t], params["input"]["kernel"]) + params["input"]["bias"][None]
     i, g, f, o = (a + np.einsum("bd,dqf->bqf", h, params["hidden"]["kernel"])).swapaxes(0, 1)
     c = np.clip(sigmoid(f + 1) * c + sigmoid(i) * np.tanh(g), -0.2, 0.2)
     h = np.clip(sigmoid(o) * np.tanh(c) @ params["project"]["kernel"], -0.2, 0.2)
@@ -199,7 +199,7 @@ def test_states_continue_from_batch_to_batch():
 def test_sampled_words_stand_for_all():
   x, table, bias = floats(2, 3, 8), floats(128, 8), floats(128)
   targets, weights = jnp.asarray(RNG.integers(0, 100, (2, 3))), jnp.asarray([[1, 1, 0.5], [1, 0, 1]])
-  scores = np.einsum("bld,vd->blv", x, table[:100]) + bias[:100]
+  scores = np.einsum("bld,vd->blv", x, table[:100]) + bias[None, None, :100]
   log_z = np.log(np.exp(scores).sum(-1))
   full = np.sum(weights * (log_z - np.take_along_axis(scores, np.asarray(targets)[..., None], -1)[..., 0]))
   table = Table(table, bias)
