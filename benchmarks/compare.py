@@ -11,7 +11,6 @@ to the rounding of float32: the largest difference is printed for each case.
 """
 
 import argparse
-import json
 import os
 import pathlib
 import sys
@@ -96,6 +95,7 @@ def record_case(name: str, output: pathlib.Path, start: pathlib.Path | None, dev
     first = next(batches)
     spec = run.task.spec(run.batch, first["inputs"].shape[1] if "inputs" in first else run.data.length)
     rows = list(range(run.batch))
+    # The older commit calls it `place`.
     place = getattr(run.layout, "shard_batch", None) or run.layout.place
     batch = place(spec, first, rows)
     rng = jax.random.key(1)
@@ -133,6 +133,7 @@ def check(options: argparse.Namespace) -> int:
   """Prints the largest difference of every case, relative to the largest value of its array; 1 if one is too large."""
   import numpy as np
 
+  sys.path[0] = os.getcwd()
   failed = False
   for name in CASES:
     files = [pathlib.Path(folder) / f"{name}.npz" for folder in (options.old, options.new)]
@@ -141,12 +142,11 @@ def check(options: argparse.Namespace) -> int:
       failed = True
       continue
     old, new = map(np.load, files)
-    table = json.loads(pathlib.Path(options.renames).read_text()) if options.renames else {}
     worst = {"losses": 0.0, "logits": 0.0, "gradient": 0.0}
     equal = True
     for key in old:
       kind = key.split("/")[0]
-      other = new[f"{kind}/{rename(key.removeprefix(kind + '/'), table)}" if "/" in key else key]
+      other = new[f"{kind}/{renamed(key.removeprefix(kind + '/'))}" if "/" in key else key]
       equal &= np.array_equal(old[key], other, equal_nan=True)
       if kind in worst:
         scale = max(float(np.abs(old[key]).max()), 1e-6)
@@ -157,11 +157,6 @@ def check(options: argparse.Namespace) -> int:
     told = ", ".join(f"{kind} {value:.1e}" for kind, value in worst.items())
     print(f"{name}: {'equal' if equal else told}{'  <-- differs' if bad else ''}")
   return int(failed)
-
-
-def rename(name: str, table: dict[str, str]) -> str:
-  sys.path.insert(0, os.getcwd())
-  return table.get(name) or renamed(name)
 
 
 def main() -> int:
@@ -176,7 +171,6 @@ def main() -> int:
   two.add_argument("old")
   two.add_argument("new")
   two.add_argument("--rtol", type=float, default=0.0)
-  two.add_argument("--renames", help="JSON {old name: new name}, where the package has no table yet")
   options = parser.parse_args()
   if options.command == "check":
     return check(options)
