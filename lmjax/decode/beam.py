@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.sample import pad_prompts, pad_sources, prefill
-from lmjax.layers.backend import jit
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -75,7 +74,7 @@ class Beam:
     continuations, scores = self._search(params, tokens, valid, new, pad_sources(sources))
     return np.asarray(continuations), np.asarray(scores)
 
-  @functools.partial(jit, static_argnums=(0, 4))
+  @functools.partial(jax.jit, static_argnums=(0, 4))
   def _search(self, params, tokens_BxL, valid_BxL, new, source):
     batch, size = len(tokens_BxL), self.beams
     hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, tokens_BxL.shape[1] + new, source)

@@ -11,7 +11,6 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.logits import Sampling
-from lmjax.layers.backend import jit
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -80,7 +79,7 @@ class Sampler:
       made += drawn.shape[1]
       yield np.asarray(drawn)
 
-  @functools.partial(jit, static_argnums=(0, 5))
+  @functools.partial(jax.jit, static_argnums=(0, 5))
   def _prefill(self, params, tokens_BxL, valid_BxL, seeds_B, max_tokens, source):
     rngs_B = jax.vmap(jax.random.key)(seeds_B)
     hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, max_tokens, source)
@@ -89,7 +88,7 @@ class Sampler:
     seen = seen.at[rows, tokens_BxL].max(valid_BxL)
     return self._draw(params, _Decoding(cache, tokens_BxL[:, -1], rngs_B, seen, valid_BxL[:, -1]), hidden[:, -1])
 
-  @functools.partial(jit, static_argnums=(0, 3), donate_argnums=2)
+  @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
   def _extend(self, params, decoding, count):
     def one(decoding, _):
       hidden, cache = self.model.apply(

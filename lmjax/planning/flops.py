@@ -42,9 +42,7 @@ class Flops:
     return Flops(self.weights * factor, self.attention * factor)
 
 
-def train_step_flops(
-  task: Task, rows: int, length: int, models: dict[str, FrozenModel] | None = None
-) -> Flops:
+def train_step_flops(task: Task, rows: int, length: int, models: dict[str, FrozenModel] | None = None) -> Flops:
   """Returns the FLOPs of a training step of [rows, length] tokens, recomputation not counted.
 
   FLOPs = 3 x forward, of which 2 x forward is the backward pass
