@@ -71,9 +71,10 @@ def _residuals(jaxpr: core.Jaxpr, scores: int) -> int:
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "scan":
-      body = equation.params["jaxpr"].jaxpr.outvars  # an output that is stacked has one more axis than the body's
-      pairs = zip(equation.outvars, body, strict=True)
-      stacked: list[Any] = [outer.aval for outer, inner in pairs if outer.aval.ndim > inner.aval.ndim]
+      outputs: list[Any] = [v.aval for v in equation.outvars]
+      body: list[Any] = [v.aval for v in equation.params["jaxpr"].jaxpr.outvars]
+      # A stacked output has one more axis than the body's.
+      stacked = [outer for outer, inner in zip(outputs, body, strict=True) if outer.ndim > inner.ndim]
       total += sum(math.prod(a.shape) * a.dtype.itemsize for a in stacked if a.shape[-2:] != (scores, scores))
     else:
       total += sum(_residuals(inner, scores) for inner in inner_functions(equation.params))
