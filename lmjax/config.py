@@ -323,13 +323,15 @@ def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tu
 def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
   """Returns a command's options; what argparse would print in many lines is a UserError."""
 
+  command = parser.prog.removeprefix("lmjax ")  # every error already opens with the program's name
+
   def fail(message: str):
-    raise UserError(f"{parser.prog}: {message}; see {parser.prog} --help")
+    raise UserError(f"{command}: {message}; see {parser.prog} --help")
 
   parser.error = fail
   parser.allow_abbrev = False
   options, unknown = parser.parse_known_intermixed_args(arguments)
   if unknown:
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
-    raise UserError(f"{parser.prog}: no option {unknown[0]!r}{did_you_mean(unknown[0].partition('=')[0], known)}")
+    raise UserError(f"{command}: no option {unknown[0]!r}{did_you_mean(unknown[0].partition('=')[0], known)}")
   return options

@@ -114,7 +114,7 @@ def test_commands_end_in_one_line_and_code_2(arguments, words, capsys, tmp_path,
   arguments = [str(tmp_path / "w") if argument == "W" else argument for argument in arguments]
   assert main(arguments) == 2
   errors = capsys.readouterr().err.strip()
-  assert words in errors and "\n" not in errors and errors.startswith("lmjax: ")
+  assert words in errors and "\n" not in errors and errors.startswith("lmjax: ") and "lmjax: lmjax" not in errors
 
 
 def test_traceback_shows_where(capsys):
