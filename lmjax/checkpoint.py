@@ -18,7 +18,7 @@ from orbax.checkpoint import v1 as ocp
 from lmjax.parallel import hosts
 from lmjax.state import TrainState
 from lmjax.utils import renames
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, reason
 from lmjax.utils.pytree import Tree
 
 CORRUPT = ("corrupt", "damaged")  # folders of corrupt checkpoints; the second is that of format 1
@@ -73,7 +73,7 @@ class Checkpoints:
       except (OSError, ValueError) as error:
         corrupt = self.folder.parent / "corrupt" / path.name
         corrupt.parent.mkdir(exist_ok=True)
-        self._say(f"checkpoint {path} is corrupt, moved to {corrupt} ({_reason(error)})")
+        self._say(f"checkpoint {path} is corrupt, moved to {corrupt} ({reason(error)})")
         if corrupt.exists():
           corrupt.rmtree()
         path.rename(corrupt)
@@ -114,9 +114,8 @@ class Checkpoints:
   def _failed(self, step: int, error: Exception) -> UserError:
     good = [s for s in sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if s != step]
     last = f"the last complete one is step {good[-1]}" if good else "there is no earlier one"
-    reason = _reason(error)
     return UserError(
-      f"checkpoint: step {step} could not be written to {self.folder}: {reason}; {last}. "
+      f"checkpoint: step {step} could not be written to {self.folder}: {reason(error)}; {last}. "
       "Free some space or choose another --workdir, then rerun the same command to resume"
     )
 
@@ -137,8 +136,8 @@ class Checkpoints:
           raise ValueError(f"it holds step {int(loaded['step'])}")
         return state.replace(**loaded), data
       except Exception as error:  # what a corrupt file raises depends on where it is corrupt
-        failures.append(f"step {step}: {_reason(error)}")
-        self._say(f"checkpoint {self.folder / str(step)} is corrupt or does not fit, skipped ({_reason(error)})")
+        failures.append(f"step {step}: {reason(error)}")
+        self._say(f"checkpoint {self.folder / str(step)} is corrupt or does not fit, skipped ({reason(error)})")
     if steps:
       raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
     if any((self.folder.parent / name).exists() for name in CORRUPT):
@@ -190,7 +189,7 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
         state = ocp.load_checkpointables(steps[candidate], {"state": abstract})["state"]
       return renames.tree(state, renames.parameter) if old else state, candidate
     except Exception as error:  # what a corrupt file raises depends on where it is corrupt
-      failure = f"checkpoint: {steps[candidate]} cannot be read: {_reason(error)}"
+      failure = f"checkpoint: {steps[candidate]} cannot be read: {reason(error)}"
   raise UserError(failure)
 
 
@@ -208,7 +207,7 @@ def metadata(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, in
     params = ocp.checkpointables_metadata(steps[step]).metadata["state"]["params"]
     return renames.tree(params, renames.parameter) if _is_old(steps[step]) else params, step
   except Exception as error:  # what a corrupt file raises depends on where it is corrupt
-    raise UserError(f"checkpoint: {steps[step]} cannot be read: {_reason(error)}") from error
+    raise UserError(f"checkpoint: {steps[step]} cannot be read: {reason(error)}") from error
 
 
 def best(workdir: epath.PathLike) -> int:
@@ -263,11 +262,3 @@ def data_state(rng: jax.Array, positions: np.ndarray, version: int, collects: in
 def _is_old(checkpoint: epath.Path) -> bool:
   """Returns whether a checkpoint is in the names of format 1."""
   return (checkpoint / "place").exists()
-
-
-def _reason(error: BaseException) -> str:
-  """Returns the innermost cause of an error in one line."""
-  while error.__cause__ is not None:
-    error = error.__cause__
-  lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-  return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,0 +1,76 @@
+"""Small files: whole or not at all, JSON or a clear error."""
+
+import json
+import os
+
+import pytest
+
+from lmjax.utils import files
+from lmjax.utils.errors import UserError, one_line
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
+  file = tmp_path / "a.json"
+  files.write(file, "before")
+  with pytest.raises(ZeroDivisionError), files.replacing(file) as stream:
+    stream.write(b"half")
+    raise ZeroDivisionError
+  assert file.read_text() == "before"
+  with pytest.raises(UserError, match="could not be written: No space"), files.replacing(file) as stream:
+    raise OSError(28, os.strerror(28))
+  files.write(file, "after")
+  assert file.read_text() == "after" and os.listdir(tmp_path) == ["a.json"]
+
+
+def test_an_unchanged_file_is_left_alone(tmp_path):
+  file = tmp_path / "a.json"
+  files.write(file, "same")
+  os.utime(file, (1, 1))
+  files.write(file, b"same")
+  assert file.stat().st_mtime == 1
+  files.write(file, "other")
+  assert file.stat().st_mtime > 1
+
+
+def test_a_link_stays_a_link_and_a_pipe_is_written_to(tmp_path):
+  (tmp_path / "link").symlink_to("target")
+  files.write(tmp_path / "link", "text")
+  assert (tmp_path / "link").is_symlink() and (tmp_path / "target").read_text() == "text"
+  os.mkfifo(tmp_path / "pipe")
+  reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+  files.write(tmp_path / "pipe", "text")
+  assert os.read(reader, 9) == b"text"
+  os.close(reader)
+
+
+@pytest.mark.parametrize("path", ["missing/a.json", "file/a.json", "folder", "n" * 300])
+def test_what_cannot_be_written_is_an_error(tmp_path, path):
+  (tmp_path / "file").write_text("")
+  (tmp_path / "folder").mkdir()
+  with pytest.raises(UserError, match="could not be written"):
+    files.write(tmp_path / path, "text")
+  assert sorted(os.listdir(tmp_path)) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+  "content",
+  [b"", b"{", b'{"a": "\xff"}', b'{"a": "\\ud83d"}', b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}", b"[1]", b"null"],
+)
+def test_what_is_not_json_is_an_error(tmp_path, content):
+  (tmp_path / "a.json").write_bytes(content)
+  with pytest.raises(UserError, match="a.json"):
+    files.read_json(tmp_path / "a.json")
+
+
+def test_json_is_read(tmp_path):
+  (tmp_path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"a": "🙂"}).encode())
+  assert files.read_json(tmp_path / "a.json") == {"a": "🙂"}
+  for path in (tmp_path, tmp_path / "b.json"):
+    with pytest.raises(UserError, match="cannot be read"):
+      files.read_json(path)
+
+
+def test_messages_are_one_printable_line():
+  assert one_line("a\nb\x1b[31m\x00\ud83d") == "a\\nb\\x1b[31m\\x00\\ud83d"
+  assert len(str(UserError("x" * 10_000))) <= 2000 and "\n" not in str(UserError("a\nb"))
+  assert one_line("naïve π 🙂") == "naïve π 🙂"
