@@ -72,7 +72,7 @@ class Fields:
       raise UserError(f"{self.where}: {self._parent}{key} {value!r} is not supported{did_you_mean(value, choices)}")
     return value
 
-  def list(self, key: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
+  def sequence(self, key: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
     """Returns a list of values of a kind, or the default."""
     value = self.get(key, default)
     if key in self:

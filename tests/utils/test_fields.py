@@ -29,10 +29,10 @@ def test_types_and_ranges(value):
     "number": number and math.isfinite(value) and value >= -0.5,
     "boolean": isinstance(value, bool),
     "text": value in ("relu", "gelu") if isinstance(value, str) else False,
-    "list": isinstance(value, list) and all(type(item) is int for item in value),
+    "sequence": isinstance(value, list) and all(type(item) is int for item in value),
     "section": isinstance(value, dict),
   }
-  options = {"number": {"least": -0.5}, "text": {"choices": ("relu", "gelu")}, "list": {"kind": int}}
+  options = {"number": {"least": -0.5}, "text": {"choices": ("relu", "gelu")}, "sequence": {"kind": int}}
   for name, fits in right.items():
     take = lambda name=name: getattr(fields, name)("key", **options.get(name, {}))  # noqa: E731
     if fits:
