@@ -336,7 +336,7 @@ def _restore_or_init(
     return with_frozen(run, state), abstract, data
   loaded, report = load(run.start, run.named, run.layout)
   if run.start.path:
-    console.print(report, markup=False)
+    console.print(str(report), markup=False)
   return init(loaded), abstract, data
 
 

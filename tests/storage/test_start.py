@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -62,6 +63,13 @@ def test_all_parameters_of_a_run_folder_are_loaded(run):
   for name, array in arrays.items():
     np.testing.assert_array_equal(array, saved.read(name), err_msg=name)
   assert report.step == 2 and str(report) == f"start: loaded {len(arrays)} parameters from {run} at step 2"
+
+
+def test_training_prints_the_report_in_words(run, tmp_path, capsys):
+  options = [*DEBUG, "--config.steps=1", f"--config.start.path={run}", "--workdir", str(tmp_path / "run")]
+  assert main(["train", *options]) == 0
+  out = " ".join(capsys.readouterr().out.split())
+  assert re.search(rf"start: loaded \d+ parameters from {re.escape(str(run))} at step 2", out) and "Report(" not in out
 
 
 def test_the_step_is_the_one_asked_for(run):
