@@ -5,7 +5,6 @@ that names a class, `kind = "lmjax.tasks.causal_lm:CausalLM"`, is built by `buil
 the class itself.
 """
 
-import argparse
 import ast
 import collections.abc
 import copy
@@ -292,46 +291,3 @@ def _value(value: Any, hint: Any, where: str) -> Any:
 
 def _article(hint: type) -> str:
   return {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[hint]
-
-
-def parser(command: str, description: str) -> argparse.ArgumentParser:
-  """Returns the parser of a command; the description is the docstring of its module."""
-  return argparse.ArgumentParser(
-    prog=f"lmjax {command}", description=description, formatter_class=argparse.RawTextHelpFormatter
-  )
-
-
-def parse_overrides(parser: argparse.ArgumentParser, arguments: list[str]) -> tuple[argparse.Namespace, dict[str, str]]:
-  """Returns a command's own options, and the `--config.key=value` among its arguments as {key: value}.
-
-  Raises:
-    UserError: an option that the command does not have.
-  """
-  overrides, others, waiting = {}, [], list(arguments)
-  while waiting:
-    argument = waiting.pop(0)
-    if argument.startswith("--config."):
-      key, given, value = argument[len("--config.") :].partition("=")
-      if not given and not waiting:
-        raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
-      overrides[key] = value if given else waiting.pop(0)
-    else:
-      others.append(argument)
-  return parse(parser, others), overrides
-
-
-def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Namespace:
-  """Returns a command's options; what argparse would print in many lines is a UserError."""
-
-  command = parser.prog.removeprefix("lmjax ")  # every error already opens with the program's name
-
-  def fail(message: str):
-    raise UserError(f"{command}: {message}; see {parser.prog} --help")
-
-  parser.error = fail
-  parser.allow_abbrev = False
-  options, unknown = parser.parse_known_intermixed_args(arguments)
-  if unknown:
-    known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
-    raise UserError(f"{command}: no option {unknown[0]!r}{did_you_mean(unknown[0].partition('=')[0], known)}")
-  return options

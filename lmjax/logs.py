@@ -9,18 +9,13 @@ from typing import Any
 
 import jax
 from etils import epath
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.utils.errors import UserError
 
 console = Console(highlight=False, soft_wrap=True)
-
-
-def show(table: RenderableType) -> None:
-  """Prints a table as wide as the terminal; 160 columns where the output is not a terminal."""
-  Console(highlight=False, width=None if console.is_terminal else 160).print(table)
 
 
 @dataclasses.dataclass(frozen=True)

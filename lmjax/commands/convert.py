@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lmjax import config as configs
 from lmjax import storage
+from lmjax.commands.options import new_parser, parse
 from lmjax.logs import console
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.folder import HuggingFaceFolder, task_of
@@ -27,13 +27,13 @@ from lmjax.utils.errors import UserError
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax convert`."""
-  parser = configs.parser("convert", __doc__)
+  parser = new_parser("convert", __doc__)
   parser.add_argument("--input", help="a run folder, a Hugging Face folder, or hf:owner/name")
   parser.add_argument("--output", help="the Hugging Face folder to write")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
-  options = configs.parse(parser, arguments)
+  options = parse(parser, arguments)
   if options.check:
     console.print(f"largest difference of logits: {check(options.check):.2e}", markup=False)
     return 0

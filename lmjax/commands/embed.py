@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from etils import epath
 from rich.progress import Progress
 
-from lmjax import config as configs
 from lmjax import storage
+from lmjax.commands.options import new_parser, parse
 from lmjax.inference.embed import POOLINGS, Embedder, TokenizedText, chunks, make_embedder
 from lmjax.inference.output import write_npz, write_npz_rows
 from lmjax.logs import console
@@ -27,7 +27,7 @@ CHUNK = 2048  # lines in memory at a time, batched by their length
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax embed`."""
-  parser = configs.parser("embed", __doc__)
+  parser = new_parser("embed", __doc__)
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face or bilm-tf folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--input", required=True, help="a text file, one sequence per line")
@@ -38,7 +38,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--layer", type=int, default=0, help="a layer from 1; default the output of the model")
   parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
   parser.add_argument("--batch", type=int, default=32, help="sequences computed together")
-  options = configs.parse(parser, arguments)
+  options = parse(parser, arguments)
   if options.words and options.level != "token":
     raise UserError("embed: --words needs --level token")
   count = sum(1 for _ in _read_lines(options.input))

@@ -10,8 +10,8 @@ import json
 import jax
 from etils import epath
 
-from lmjax import config as configs
 from lmjax import storage
+from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.inference.evaluate import evaluate, make_evaluation
 from lmjax.inference.output import main_process_output
 from lmjax.logs import console
@@ -23,14 +23,14 @@ FREE = ("data", "evals", "batch", "model", "mesh", "rules")  # sections that may
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax evaluate`."""
-  parser = configs.parser("evaluate", __doc__)
+  parser = new_parser("evaluate", __doc__)
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
   parser.add_argument("--config", help="for a Hugging Face folder: a config whose task, data and evaluators are used")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
   parser.add_argument("--only", action="append", help="the name of an evaluator in config.evals; default all")
   parser.add_argument("--output", help="a JSON file to write the metrics to, too")
-  options, overrides = configs.parse_overrides(parser, arguments)
+  options, overrides = parse_overrides(parser, arguments)
   for key in overrides:
     if key.split(".")[0] not in FREE:
       raise UserError(f"evaluate: --config.{key}: only the sections {', '.join(FREE)} may differ from the run's")

@@ -5,8 +5,8 @@ lmjax fill --workdir runs/bert "Jim made [MASK] for his girlfriend and [MASK] wa
 
 from rich.table import Table
 
-from lmjax import config as configs
 from lmjax import storage
+from lmjax.commands.options import new_parser, parse
 from lmjax.inference.fill_mask import MASK, candidates
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
@@ -16,12 +16,12 @@ from lmjax.utils.errors import UserError
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax fill`."""
-  parser = configs.parser("fill", __doc__)
+  parser = new_parser("fill", __doc__)
   parser.add_argument("text", nargs="+", help=f"one or more sentences with {MASK} in them")
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--top", type=int, default=5, help=f"predictions of each {MASK}")
-  options = configs.parse(parser, arguments)
+  options = parse(parser, arguments)
   loaded = storage.open(options.workdir, options.step).load()
   task, tokenizer = loaded.task, loaded.tokenizer
   if not isinstance(task, MaskedLM):

@@ -10,8 +10,8 @@ continuation, with `prompt`, `sample` and `text`.
 
 import sys
 
-from lmjax import config as configs
 from lmjax import storage
+from lmjax.commands.options import new_parser, parse
 from lmjax.decode.logits import Sampling
 from lmjax.inference.generate import Generator, Row, read_prompts
 from lmjax.inference.output import main_process_output, write_jsonl
@@ -22,7 +22,7 @@ from lmjax.utils.errors import UserError
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax generate`."""
-  parser = configs.parser("generate", __doc__)
+  parser = new_parser("generate", __doc__)
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--length_penalty", type=float, default=0.6, help="of beam search; 0 prefers short continuations")
   parser.add_argument("--stop", action="append", default=[], help="a string before which a continuation ends")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
-  options = configs.parse(parser, arguments)
+  options = parse(parser, arguments)
   if bool(options.prompt) == bool(options.prompts_file):
     raise UserError("generate: give --prompt or --prompts_file")
   for name in ("num_samples", "batch", "max_new_tokens"):

@@ -12,7 +12,9 @@ import math
 from typing import Any
 
 from lmjax import config as configs
-from lmjax.logs import console, show
+from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.inference.output import show
+from lmjax.logs import console
 from lmjax.planning import energy, tables
 from lmjax.planning.aot import parse_topology
 from lmjax.planning.hardware import PUE
@@ -23,9 +25,7 @@ from lmjax.utils.errors import UserError, did_you_mean
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax plan`; the exit code is 1 where the step does not fit."""
-  parser = argparse.ArgumentParser(
-    prog="lmjax plan", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = new_parser("plan", __doc__)
   parser.add_argument("--config", help="configs/NAME.py[:variant,...]; --config.key=value as for train")
   parser.add_argument("--topology", help="v5e:16x16 (chips), v5e-256 (product name), also v4 v5p v6e; h100:8, cpu:8")
   parser.add_argument("--num_slices", type=int, default=1, help="TPU slices, joined by the data-centre network")
@@ -39,7 +39,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--price", type=float, help="dollars per device and hour")
   parser.add_argument("--json", action="store_true", help="print the report as JSON")
   parser.add_argument("--strubell", action="store_true", help="the table of Strubell et al. (2019), recomputed")
-  options, overrides = configs.parse_overrides(parser, arguments)
+  options, overrides = parse_overrides(parser, arguments)
   if options.strubell:
     _print_strubell(options.json)
     return 0

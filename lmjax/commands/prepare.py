@@ -16,21 +16,21 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmjax import config as configs
+from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.data import preview
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources import files, records
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
 from lmjax.experiment import load_config
-from lmjax.logs import console, show
+from lmjax.inference.output import show
+from lmjax.logs import console
 from lmjax.utils.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax prepare`."""
-  parser = argparse.ArgumentParser(
-    prog="lmjax prepare", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = new_parser("prepare", __doc__)
   add = parser.add_argument
   add("tfds", nargs="*", help="tfds NAME: prepare a dataset of TensorFlow Datasets")
   add("--output", help="folder to write")
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> int:
   add("--inspect", metavar="PATH", help="show prepared data, or the batches of a run or a config")
   add("--rows", type=int, default=2, help="inspect: rows to show")
   add("--tokens", type=int, default=12, help="inspect: tokens of each row to list")
-  options, overrides = configs.parse_overrides(parser, arguments)
+  options, overrides = parse_overrides(parser, arguments)
   run = _inspect if options.inspect else _prepare_tfds if options.tfds else _prepare
   run(options, overrides)
   return 0

@@ -5,20 +5,20 @@ lmjax show runs/gpt2 --pattern attention --values
 lmjax show path/to/huggingface/folder --depth 3
 """
 
-from lmjax import config as configs
 from lmjax import storage
+from lmjax.commands.options import new_parser, parse
+from lmjax.inference.output import show
 from lmjax.inference.table import table
-from lmjax.logs import show
 
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax show`."""
-  parser = configs.parser("show", __doc__)
+  parser = new_parser("show", __doc__)
   parser.add_argument("path", help="a run folder, a checkpoint, or a Hugging Face or bilm-tf folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--depth", type=int, help="group parameters by so many parts of their names; default none")
   parser.add_argument("--pattern", default="", help="a regular expression that names must match")
   parser.add_argument("--values", action="store_true", help="read the parameters, for their norms and zeros")
-  options = configs.parse(parser, arguments)
+  options = parse(parser, arguments)
   show(table(storage.open(options.path, options.step), options.depth, options.pattern, options.values).rich())
   return 0

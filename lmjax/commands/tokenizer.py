@@ -10,7 +10,7 @@ import sys
 
 from etils import epath
 
-from lmjax import config as configs
+from lmjax.commands.options import new_parser, parse
 from lmjax.data.sources import base, python_docs
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import registry
@@ -19,9 +19,7 @@ from lmjax.utils.errors import UserError
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax tokenizer`."""
-  parser = argparse.ArgumentParser(
-    prog="lmjax tokenizer", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-  )
+  parser = new_parser("tokenizer", __doc__)
   parser.add_argument("action", choices=("train", "encode", "decode"))
   parser.add_argument("text", nargs="*", help="text to encode or ids to decode, by default standard input")
   parser.add_argument("--path", help="tokenizer to use: a folder, a file or a run")
@@ -29,7 +27,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--size", type=int, default=8000, help="number of ids, if the algorithm lets one choose it")
   parser.add_argument("--files", action="append", help="text to train on, by default the documentation of this Python")
   parser.add_argument("--output", help="folder for the trained tokenizer")
-  options = configs.parse(parser, arguments)
+  options = parse(parser, arguments)
   if options.action == "train":
     return _train(options)
   if not options.path:

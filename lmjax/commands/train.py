@@ -6,17 +6,18 @@ Run the same command with the same --workdir to resume.
 """
 
 from lmjax import config as configs
+from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.train import train
 from lmjax.utils.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax train`."""
-  parser = configs.parser("train", __doc__)
+  parser = new_parser("train", __doc__)
   parser.add_argument("--config", required=True, help="configs/NAME.py[:variant,...], or a run's config.json")
   parser.add_argument("--workdir", required=True, help="the run folder; a run in it is resumed")
   parser.add_argument("--profile", metavar="FIRST:LAST", help="write a jax.profiler trace of these steps")
-  options, overrides = configs.parse_overrides(parser, arguments)
+  options, overrides = parse_overrides(parser, arguments)
   profile = None
   if options.profile:
     try:

@@ -11,13 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from rich.console import Console, RenderableType
 
+from lmjax.logs import console
 from lmjax.utils.errors import UserError
 
 
 def main_process_output() -> contextlib.AbstractContextManager:
   """Returns a context in which the first host prints and the others, which compute the same, do not."""
   return contextlib.redirect_stdout(io.StringIO()) if jax.process_index() else contextlib.nullcontext()
+
+
+def show(table: RenderableType) -> None:
+  """Prints a table as wide as the terminal; 160 columns where the output is not a terminal."""
+  Console(highlight=False, width=None if console.is_terminal else 160).print(table)
 
 
 def write_jsonl(path: epath.PathLike, records: Iterable[dict[str, Any]]) -> None:
