@@ -9,9 +9,9 @@ import grain
 import numpy as np
 
 from lmjax.data.batch import Batch
+from lmjax.data.documents import Documents
 from lmjax.data.packer import Document, Packer
 from lmjax.data.sources.base import MIN_RECORDS, BadRecord, Source, check_skipped_fraction, texts
-from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError

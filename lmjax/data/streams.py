@@ -1,20 +1,11 @@
-"""Streams: which documents each row of the batch reads, in an order that depends on the seed alone.
-
-Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle; in a
-mixture, it reads every part in that way.
-"""
+"""Mixtures of sources: which of them each stream reads next."""
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 
-import grain
 import numpy as np
 
-from lmjax.data.packer import Document
 from lmjax.data.sources.base import BadRecord, Encoded, Source
-from lmjax.data.tokenizers.base import Tokenizer, fingerprint
-from lmjax.utils.errors import UserError
 
 PERIOD = 10_000  # weights are rounded to multiples of 1 / PERIOD of their sum
 
@@ -57,7 +48,12 @@ class Mixture:
 
   @functools.cached_property
   def _ends(self) -> np.ndarray:
-    return np.cumsum([len(part.source) for part in self.parts.values()])
+    return np.cumsum([len(source) for source in self.sources])
+
+  @property
+  def sources(self) -> list[Source]:
+    """The sources, in the order of the parts."""
+    return [part.source for part in self.parts.values()]
 
   def draw(self, stream: int, number: int) -> tuple[int, int]:
     """Returns the part of a stream's document `number`, and how many documents of it the stream has read before."""
@@ -74,95 +70,7 @@ class Mixture:
   def __getitem__(self, index: int) -> str | Encoded | BadRecord:
     part = int(np.searchsorted(self._ends, index, side="right"))
     before = int(self._ends[part - 1]) if part else 0
-    return list(self.parts.values())[part].source[index - before]
-
-
-class Documents:
-  """The encoded documents of a source in the order the streams read them; without a seed, one pass of one stream.
-
-  A subclass whose documents are not just ids overrides `encode_text`, and says in `requires` what ids lack.
-  """
-
-  requires = ""
-
-  def __init__(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int):
-    self.source, self.tokenizer, self.seed, self.streams = source, tokenizer, seed, streams
-    self.report: tuple[int, list[BadRecord]] = (0, [])  # records read and skipped before the first batch
-
-  @functools.cached_property
-  def _endless(self) -> list[grain.MapDataset]:
-    """Each part of the source, shuffled anew in every epoch."""
-    parts = [p.source for p in self.source.parts.values()] if isinstance(self.source, Mixture) else [self.source]
-    seeds = [(self.seed + 104_729 * i) % 2**32 for i in range(len(parts))]
-    return [
-      grain.MapDataset.source(part).map(self.encode).seed(seed).shuffle().repeat()
-      for part, seed in zip(parts, seeds, strict=True)
-    ]
-
-  @functools.cached_property
-  def _fingerprint(self) -> str:
-    return fingerprint(self.tokenizer)
-
-  def read(self, stream: int, number: int) -> Document | BadRecord:
-    """Returns document `number` of a stream; raises IndexError after the last one of a single pass."""
-    if self.seed is None:
-      if number >= len(self.source):
-        raise IndexError(number)
-      return self.encode(self.source[number])
-    part = 0
-    if isinstance(self.source, Mixture):
-      part, number = self.source.draw(stream, number)
-    return self._endless[part][stream + self.streams * number]
-
-  def encode(self, document: str | Encoded | BadRecord) -> Document | BadRecord:
-    """Returns a document as the packers read it, and the UTF-8 bytes of its text.
-
-    Raises:
-      UserError: the ids were prepared with another tokenizer, or more than ids is required.
-    """
-    if isinstance(document, BadRecord):
-      return document
-    if not isinstance(document, Encoded):
-      return self.encode_text(document)
-    if self.requires:
-      raise UserError(f"data: prepared ids are not enough, this data needs {self.requires}; use the text itself")
-    if document.tokenizer != self._fingerprint:
-      raise UserError(
-        f"data: the prepared ids come from another tokenizer ({document.tokenizer}) than the run's "
-        f"({self._fingerprint}): set config.data.tokenizer.path to the prepared folder, or prepare the text again"
-      )
-    return self._enclose(document.ids), document.bytes
-
-  def encode_text(self, document: str) -> Document:
-    """Returns a document of text as the packers read it: by default its ids [T] between start and end."""
-    ids = self.tokenizer.encode(document) if document.strip() else []
-    return self._enclose(ids), len(document.encode("utf-8"))
-
-  def _enclose(self, ids: Sequence[int]) -> np.ndarray:
-    """Returns the ids between start and end; empty if there are none."""
-    enclosed = np.zeros(len(ids) + 2 if len(ids) else 0, np.int32)
-    if len(ids):
-      enclosed[0], enclosed[1:-1], enclosed[-1] = self.tokenizer.start, ids, self.tokenizer.end
-    return enclosed
-
-  def check_tokenizer(self) -> None:
-    """Raises UserError before training starts if a source was prepared with another tokenizer."""
-    parts = self.source.parts.values() if isinstance(self.source, Mixture) else ()
-    for first in [part.source[0] for part in parts] or [self.source[0]]:
-      if isinstance(first, Encoded):
-        self.encode(first)
-
-  @functools.cached_property
-  def concatenated(self) -> tuple[np.ndarray, int]:
-    """The ids of all documents [T], without start and end, and the bytes of their text."""
-    encoded = [self.encode(self.source[i]) for i in range(len(self.source))]
-    skipped = [document for document in encoded if isinstance(document, BadRecord)]
-    documents = [document for document in encoded if not isinstance(document, BadRecord)]
-    ids = np.concatenate([ids[1:-1] for ids, _ in documents]) if documents else np.zeros(0, np.int32)
-    if len(ids) < 2:
-      raise UserError("data: the source contains no text")
-    self.report = (len(encoded), skipped)
-    return ids, sum(size for _, size in documents)
+    return self.sources[part][index - before]
 
 
 def proportions(weights: list[float]) -> np.ndarray:

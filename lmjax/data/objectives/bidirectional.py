@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.data.documents import Documents
 from lmjax.data.objectives.masked_lm import SPLITTERS
 from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
-from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.words import Words, spell
 from lmjax.utils.errors import UserError

@@ -5,11 +5,12 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lmjax.data.documents import Documents
 from lmjax.data.packer import Packer
 from lmjax.data.packing import Buckets, Concatenate, FirstFitText, Windows
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.streams import Documents, proportions, schedule
+from lmjax.data.streams import proportions, schedule
 from lmjax.utils.errors import UserError
 
 PACKINGS = ("concatenate", "first_fit", "buckets", "windows")

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.data.documents import Documents
 from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
-from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.utils.errors import UserError

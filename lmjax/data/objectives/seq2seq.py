@@ -6,13 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from lmjax.data.documents import Documents
 from lmjax.data.objectives.denoising import Objective, SpanCorruption
 from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
 from lmjax.data.packing import GROUP_ROWS, FirstFit
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
 from lmjax.data.sources.pairs import Pair
-from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError
 

@@ -5,9 +5,9 @@ import math
 
 import numpy as np
 
+from lmjax.data.documents import Documents
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.streams import Documents
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Context, Measure
 
