@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
       mesh=dict(data=1, fsdp=-1),
       rules="fsdp",
       data=dict(
-        kind="lmjax.data.objectives.seq2seq:Denoising",
+        kind="lmjax.data.objectives.denoising:Denoising",
         length=512,
         objective=dict(kind=f"lmjax.data.objectives.denoising:{objective}"),
         tokenizer=dict(

@@ -26,6 +26,7 @@ NAMES = {
   "lmjax.data.streams": "Mixture",
   "lmjax.data.pairs": "SentencePairs Sentences",
   "lmjax.data.seq2seq": "TextToText Denoising",
+  "lmjax.data.objectives.seq2seq": "Denoising",  # format 2 at first
   "lmjax.data.denoising": "Consecutive PrefixLM SpanCorruption Denoisers",
   "lmjax.data.both_ways": "BothWays",
   "lmjax.data.words": "Settings Words",

@@ -35,6 +35,8 @@ MOVED: dict[str, str] = {
   "lmjax.data.corpus:Embedded": "lmjax.data.sources.python_docs:PythonDocs",
   "lmjax.data.corpus:EmbeddedPairs": "lmjax.data.sources.python_docs:PythonDocPairs",
   "lmjax.data.both_ways:BothWays": "lmjax.data.objectives.bidirectional:BidirectionalText",
+  "lmjax.data.seq2seq:Denoising": "lmjax.data.objectives.denoising:Denoising",
+  "lmjax.data.objectives.seq2seq:Denoising": "lmjax.data.objectives.denoising:Denoising",  # format 2 at first
   "lmjax.data.denoising:Denoisers": "lmjax.data.objectives.denoising:MixtureOfDenoisers",
   "lmjax.data.tokenizers:Settings": "lmjax.data.tokenizers.registry:TokenizerConfig",
   "lmjax.data.words:Settings": "lmjax.data.tokenizers.words:WordTokenizerConfig",

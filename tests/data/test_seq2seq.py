@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.data.objectives.denoising import Consecutive, MixtureOfDenoisers, PrefixLM, SpanCorruption
-from lmjax.data.objectives.seq2seq import Denoising, TextToText
+from lmjax.data.objectives.denoising import Consecutive, Denoising, MixtureOfDenoisers, PrefixLM, SpanCorruption
+from lmjax.data.objectives.seq2seq import TextToText
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.pairs import JsonPairs, Pair, ParallelLines, PatternLines
 from lmjax.data.sources.python_docs import PythonDocs

@@ -1,14 +1,19 @@
-"""Objectives that make a source and a target from text: span corruption, consecutive sequences, prefix LM, mixtures.
+"""Rows with a source and a target that an objective makes of text: span corruption, prefix LM, mixtures and others.
 
 An objective is a function of ids and a random generator that returns the source, which the encoder reads, and the
 target, which the decoder predicts. The text can be restored from both.
 """
 
 import dataclasses
-from typing import Protocol
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import numpy as np
 
+from lmjax.data.documents import Documents
+from lmjax.data.objectives.seq2seq import fill
+from lmjax.data.packer import Packer, Position, ReadDocument, Row
+from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.utils.errors import UserError
@@ -146,6 +151,66 @@ class MixtureOfDenoisers:
     weights = np.array([self.weights.get(name, 1.0) for name in self.parts])
     name = list(self.parts)[int(rng.choice(len(weights), p=weights / weights.sum()))]
     return self.parts[name](ids, tokenizer, rng)
+
+
+@dataclasses.dataclass(frozen=True)
+class Denoising(Reader):
+  """Text from which an objective makes a source and a target, one example in each row.
+
+  objective: SpanCorruption by default. length: tokens of the source; the objective determines those
+  of the target.
+  """
+
+  objective: Objective = SpanCorruption()
+
+  def shared(self) -> dict[str, Any]:
+    return {"target_length": self.objective.target_tokens(self.length)}
+
+  def position_size(self, training: bool) -> int:
+    return 3  # document, tokens used, rows made
+
+  def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
+    documents.check_tokenizer()
+    return {stream: DenoisingRows(self, documents, stream) for stream in streams}
+
+
+class DenoisingRows:
+  """Makes the rows of one stream: the documents are concatenated and cut into windows, one example each.
+
+  Position: the document to read next, how many of its tokens have been used, and the rows made so far, which seed the
+  random choices.
+  """
+
+  def __init__(self, settings: Denoising, documents: Documents, stream: int):
+    self.objective, self.tokenizer = settings.objective, documents.tokenizer
+    self.length = settings.length
+    self.lengths = (settings.length, settings.objective.target_tokens(settings.length))
+    self.input_tokens = settings.objective.input_tokens(settings.length)
+    self.seed, self.stream = documents.seed or 0, stream
+
+  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
+    document, used, made = position
+    chunks, filled, text_bytes = [], 0, 0.0
+    while filled < self.input_tokens:
+      try:
+        ids, size = read(document)
+      except IndexError:
+        break
+      text = ids[1:-1]
+      taken = min(self.input_tokens - filled, len(text) - used)
+      if taken > 0:
+        chunks.append(text[used : used + taken])
+        text_bytes += size * taken / len(text)
+      filled, used = filled + max(taken, 0), used + max(taken, 0)
+      if used >= len(text):
+        document, used = document + 1, 0
+    if filled < 2:
+      return fill([], self.lengths, self.tokenizer.start), (document, used, made)
+    rng = np.random.default_rng([self.seed, self.stream, made])
+    source, target = self.objective(np.concatenate(chunks), self.tokenizer, rng)
+    end = np.array([self.tokenizer.end], np.int32)
+    source, target = (np.concatenate([s, end])[:n] for s, n in zip((source, target), self.lengths, strict=True))
+    return fill([((source, target), text_bytes)], self.lengths, self.tokenizer.start), (document, used, made + 1)
 
 
 def _max_target(part: Objective, text: int) -> int:

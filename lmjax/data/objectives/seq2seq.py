@@ -1,4 +1,4 @@
-"""Rows with a source and a target: pairs of texts, or text from which an objective makes pairs."""
+"""Rows with a source and a target, from pairs of texts."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -7,9 +7,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from lmjax.data.documents import Documents
-from lmjax.data.objectives.denoising import Objective, SpanCorruption
-from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
-from lmjax.data.packing import GROUP_ROWS, FirstFit
+from lmjax.data.first_fit import GROUP_ROWS, FirstFit
+from lmjax.data.packer import Document, Packer, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
 from lmjax.data.sources.pairs import Pair
@@ -54,27 +53,6 @@ class TextToText(Reader):
     return {stream: PairRows(lengths, documents.tokenizer.start, self.packed) for stream in streams}
 
 
-@dataclasses.dataclass(frozen=True)
-class Denoising(Reader):
-  """Text from which an objective makes a source and a target, one example in each row.
-
-  objective: SpanCorruption by default; see denoising.py. length: tokens of the source; the objective determines those
-  of the target.
-  """
-
-  objective: Objective = SpanCorruption()
-
-  def shared(self) -> dict[str, Any]:
-    return {"target_length": self.objective.target_tokens(self.length)}
-
-  def position_size(self, training: bool) -> int:
-    return 3  # document, tokens used, rows made
-
-  def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
-    documents.check_tokenizer()
-    return {stream: DenoisingRows(self, documents, stream) for stream in streams}
-
-
 class PairDocuments(Documents):
   """Documents as the ids of source and target, each with an end token."""
 
@@ -84,7 +62,7 @@ class PairDocuments(Documents):
     if not isinstance(document, Pair):
       raise UserError(
         "data: text to text needs pairs: use a source of lmjax.data.sources.pairs, or "
-        "data.kind=lmjax.data.objectives.seq2seq:Denoising"
+        "data.kind=lmjax.data.objectives.denoising:Denoising"
       )
     ids = self.tokenizer.encode_many([document.source, document.target])
     if not len(ids[0]) and not len(ids[1]):
@@ -107,45 +85,6 @@ class PairRows(FirstFit):
 
   def fill(self, items: list[tuple[PairIds, float]]) -> Row:
     return fill(items, self.lengths, self.start)
-
-
-class DenoisingRows:
-  """Makes the rows of one stream: the documents are concatenated and cut into windows, one example each.
-
-  Position: the document to read next, how many of its tokens have been used, and the rows made so far, which seed the
-  random choices.
-  """
-
-  def __init__(self, settings: Denoising, documents: Documents, stream: int):
-    self.objective, self.tokenizer = settings.objective, documents.tokenizer
-    self.length = settings.length
-    self.lengths = (settings.length, settings.objective.target_tokens(settings.length))
-    self.input_tokens = settings.objective.input_tokens(settings.length)
-    self.seed, self.stream = documents.seed or 0, stream
-
-  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    document, used, made = position
-    chunks, filled, text_bytes = [], 0, 0.0
-    while filled < self.input_tokens:
-      try:
-        ids, size = read(document)
-      except IndexError:
-        break
-      text = ids[1:-1]
-      taken = min(self.input_tokens - filled, len(text) - used)
-      if taken > 0:
-        chunks.append(text[used : used + taken])
-        text_bytes += size * taken / len(text)
-      filled, used = filled + max(taken, 0), used + max(taken, 0)
-      if used >= len(text):
-        document, used = document + 1, 0
-    if filled < 2:
-      return fill([], self.lengths, self.tokenizer.start), (document, used, made)
-    rng = np.random.default_rng([self.seed, self.stream, made])
-    source, target = self.objective(np.concatenate(chunks), self.tokenizer, rng)
-    end = np.array([self.tokenizer.end], np.int32)
-    source, target = (np.concatenate([s, end])[:n] for s, n in zip((source, target), self.lengths, strict=True))
-    return fill([((source, target), text_bytes)], self.lengths, self.tokenizer.start), (document, used, made + 1)
 
 
 def fill(pairs: list[tuple[PairIds, float]], lengths: tuple[int, int], start: int) -> Row:
