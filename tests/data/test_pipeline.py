@@ -11,9 +11,10 @@ from absl import flags
 from lmjax.data import packing
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources import python_docs
-from lmjax.data.sources.base import BadRecord, split_range
+from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.sources.records import JsonLines
+from lmjax.data.sources.splits import split_range
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.registry import TokenizerConfig

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from lmjax.data.sources.base import Clean, Source, expand_paths
+from lmjax.data.sources.base import Source
+from lmjax.data.sources.indexed import Clean, expand_paths
 from lmjax.data.sources.records import JsonLines, Parquet
 from lmjax.data.sources.text import TextFiles
 from lmjax.utils.errors import UserError

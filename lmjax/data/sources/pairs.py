@@ -6,7 +6,8 @@ import json
 import re
 from typing import NamedTuple
 
-from lmjax.data.sources.base import BadRecord, Index, Lines, expand_paths, line_starts
+from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.indexed import Index, Lines, expand_paths, line_starts
 from lmjax.utils.errors import UserError
 
 

@@ -9,8 +9,8 @@ import inspect
 import pathlib
 import sysconfig
 
-from lmjax.data.sources.base import split_range
 from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.splits import split_range
 from lmjax.utils.errors import UserError
 
 EXCLUDED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "__phello__")

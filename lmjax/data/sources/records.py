@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from lmjax.data.sources.base import MAX_DOCUMENT, BadRecord, Lines, expand_paths, parse_split, split_range
+from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.indexed import MAX_DOCUMENT, Lines, expand_paths
+from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils.errors import UserError, did_you_mean
 
 

@@ -20,7 +20,8 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from lmjax.data.sources.base import BadRecord, Encoded, parse_split, split_range
+from lmjax.data.sources.base import BadRecord, Encoded
+from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils.errors import UserError, did_you_mean
 
 VERSION = 1

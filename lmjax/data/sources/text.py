@@ -7,7 +7,8 @@ import re
 
 import numpy as np
 
-from lmjax.data.sources.base import BadRecord, Clean, Index, expand_paths, line_starts
+from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.indexed import Clean, Index, expand_paths, line_starts
 
 # "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; each line of a table of contents becomes a document.
 CHAPTER = re.compile(

@@ -1,0 +1,156 @@
+"""What the sources of files share: paths, and the offsets of the documents in files.
+
+Files may be plain or gzipped, local or remote (`gs://...`). A plain local file is memory-mapped. A gzipped, cleaned or
+remote file is read as a whole, and the last few are cached.
+"""
+
+import fnmatch
+import functools
+import glob
+import gzip
+import mmap
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.splits import split_range
+from lmjax.utils.errors import UserError
+
+FindStarts = Callable[[bytes], np.ndarray]  # offsets at which the documents of a file start
+Clean = Callable[[bytes], bytes]  # from the bytes of a file to those to read
+
+MAX_DOCUMENT = 16 * 2**20  # bytes; a larger document is a mistake in splitting
+
+
+def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
+  """Returns the files of paths and globs, sorted.
+
+  Raises:
+    UserError: a path or glob matches nothing.
+  """
+  patterns = [files] if isinstance(files, str) else list(files)
+  paths: list[epath.Path] = []
+  for pattern in patterns:
+    path = epath.Path(pattern).expanduser()
+    if "://" not in pattern:
+      matches = [epath.Path(p) for p in glob.glob(str(path), recursive=True)]
+    elif glob.has_magic(path.name):  # in a remote path, only the file name may be a pattern
+      matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
+    else:
+      matches = [path]
+    matches = sorted(p for p in matches if p.exists() and not p.is_dir())
+    if not matches:
+      raise UserError(
+        f"data: no file matches {pattern!r} (the current directory is {epath.Path().resolve()}); "
+        "set your text with --config configs/text.py:files=my/*.txt"
+      )
+    paths += matches
+  return paths
+
+
+class Index:
+  """The offsets of the documents in some files."""
+
+  def __init__(
+    self, files: list[epath.Path], find_starts: FindStarts, split: str, clean: Clean | None = None,
+    shuffle: bool = False,
+  ):  # fmt: skip
+    self.files, self.clean = files, clean
+    starts, file_of, self.ends = [], [], []
+    for number, path in enumerate(files):
+      data = read(path, clean)
+      starts.append(find_starts(data) if len(data) else np.zeros(0, np.int64))
+      file_of.append(np.full(len(starts[-1]), number, np.int32))
+      self.ends.append(len(data))
+    self.starts, self.file_of = np.concatenate(starts), np.concatenate(file_of)
+    order = np.arange(len(self.starts))
+    if shuffle:
+      np.random.default_rng(0).shuffle(order)
+    self.order = order[split_range(len(order), split)]
+
+  def __len__(self) -> int:
+    return len(self.order)
+
+  def _locate(self, index: int) -> tuple[int, int, int]:
+    """Returns the number of the file, and the start and end of the document in it."""
+    i = self.order[index]
+    file = int(self.file_of[i])
+    is_last = i + 1 == len(self.starts) or self.file_of[i + 1] != file
+    return file, int(self.starts[i]), self.ends[file] if is_last else int(self.starts[i + 1])
+
+  def document(self, index: int) -> str | BadRecord:
+    file, start, end = self._locate(index)
+    if end - start > MAX_DOCUMENT:
+      reason = f"has {end - start:,} bytes, more than the maximum of {MAX_DOCUMENT:,}: split it into smaller documents"
+      return BadRecord(self.where(index), reason)
+    try:
+      return read(self.files[file], self.clean)[start:end].decode("utf-8")
+    except UnicodeDecodeError as error:
+      return BadRecord(self.where(index, error.start), f"is not UTF-8: {error.reason}")
+
+  def where(self, index: int, offset: int = 0) -> str:
+    """Returns `file:line` of a document, or of a byte in it."""
+    file, start, _ = self._locate(index)
+    data, end = read(self.files[file], self.clean), start + offset
+    line = sum(data[i : min(i + 2**20, end)].count(b"\n") for i in range(0, end, 2**20)) + 1
+    return f"{self.files[file]}:{line}"
+
+
+class Lines:
+  """A document for each line of some files; a subclass is a dataclass with `files` and `split`, and parses a line."""
+
+  files: str | tuple[str, ...]
+  split: str
+  shuffle = False
+
+  @functools.cached_property
+  def _index(self) -> Index:
+    return Index(expand_paths(self.files), line_starts, self.split, None, self.shuffle)
+
+  def parse(self, line: str) -> Any:
+    """Returns the document of a line.
+
+    Raises:
+      ValueError: what is wrong with the line, as it continues "FILE:LINE ...".
+    """
+    raise NotImplementedError
+
+  def __len__(self) -> int:
+    return len(self._index)
+
+  def __getitem__(self, index: int) -> Any:
+    line = self._index.document(index)
+    if isinstance(line, BadRecord):
+      return line
+    try:
+      return self.parse(line)
+    except ValueError as error:
+      return BadRecord(self._index.where(index), str(error))
+
+
+@functools.lru_cache(maxsize=16)
+def read(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
+  """Returns the bytes of a file, unzipped and cleaned; the last few are cached."""
+  try:
+    if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
+      with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    data = path.read_bytes()
+    data = gzip.decompress(data) if path.suffix == ".gz" else data
+  except (OSError, EOFError, zlib.error) as error:
+    raise UserError(f"data: cannot read {path}: {error}") from error
+  return clean(data) if clean else data
+
+
+def line_starts(data: bytes | mmap.mmap) -> np.ndarray:
+  """Returns the offsets at which lines start, int64."""
+  starts = [np.zeros(1, np.int64)]
+  for offset in range(0, len(data), 2**26):
+    block = np.frombuffer(data, np.uint8, min(2**26, len(data) - offset), offset)
+    starts.append(np.flatnonzero(block == ord("\n")) + offset + 1)
+  offsets = np.concatenate(starts)
+  return offsets[offsets < len(data)]
