@@ -17,11 +17,12 @@ from orbax.checkpoint import v1 as ocp
 
 from lmjax.parallel import hosts
 from lmjax.state import TrainState
-from lmjax.utils import renames
+from lmjax.utils import names
 from lmjax.utils.errors import UserError, reason
 from lmjax.utils.pytree import Tree
 
 CORRUPT = ("corrupt", "damaged")  # folders of corrupt checkpoints; the second is that of format 1
+OLD_NAMES, NEW_NAMES = "lmjax.utils.renames:old_tree", "lmjax.utils.renames:new_tree"  # for format 1 alone
 UNKNOWN = 1e30  # loss of a checkpoint that was not evaluated; JSON has no NaN
 
 DataState = dict[str, np.ndarray]
@@ -153,9 +154,9 @@ class Checkpoints:
       items = self._checkpointer.load_checkpointables(step, {"state": wanted, "data_state": data_state})
       return items["state"], items["data_state"]
     old = {key: value for key, value in data_state.items() if key != "collects"}
-    wanted = renames.tree(wanted, renames.old_parameter)
+    wanted = names.load(OLD_NAMES)(wanted)
     items = self._checkpointer.load_checkpointables(step, {"state": wanted, "place": old})
-    return renames.tree(items["state"], renames.parameter), items["place"] | {"collects": np.asarray(step, np.int64)}
+    return names.load(NEW_NAMES)(items["state"]), items["place"] | {"collects": np.asarray(step, np.int64)}
 
   def close(self) -> None:
     """Waits for the last write."""
@@ -183,11 +184,11 @@ def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = No
   partial = ocp.options.PyTreeOptions.Loading(partial_load=True)
   for candidate in [step] if step is not None else reversed(steps):
     old = _is_old(steps[candidate])
-    abstract = renames.tree(wanted, renames.old_parameter) if old else wanted
+    abstract = names.load(OLD_NAMES)(wanted) if old else wanted
     try:
       with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial)):
         state = ocp.load_checkpointables(steps[candidate], {"state": abstract})["state"]
-      return renames.tree(state, renames.parameter) if old else state, candidate
+      return names.load(NEW_NAMES)(state) if old else state, candidate
     except Exception as error:  # what a corrupt file raises depends on where it is corrupt
       failure = f"checkpoint: {steps[candidate]} cannot be read: {reason(error)}"
   raise UserError(failure)
@@ -205,7 +206,7 @@ def metadata(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, in
   step = max(steps) if step is None else step
   try:
     params = ocp.checkpointables_metadata(steps[step]).metadata["state"]["params"]
-    return renames.tree(params, renames.parameter) if _is_old(steps[step]) else params, step
+    return names.load(NEW_NAMES)(params) if _is_old(steps[step]) else params, step
   except Exception as error:  # what a corrupt file raises depends on where it is corrupt
     raise UserError(f"checkpoint: {steps[step]} cannot be read: {reason(error)}") from error
 

@@ -21,10 +21,10 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from lmjax.utils import renames
+from lmjax.utils import names
 from lmjax.utils.errors import UserError, did_you_mean
 
-FORMAT = renames.FORMAT
+FORMAT = 2  # of config.json; the first had no number
 
 # The sections of a config; those with a default may be left out.
 KEYS: dict[str, Any] = {
@@ -110,11 +110,14 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
   config = _complete(config)
   for key, text in (overrides or {}).items():
     override(config, key, text)
-  return upgrade(config, path)
+  return upgrade(config, path, edited=bool(overrides))
 
 
-def upgrade(config: dict[str, Any], where: str) -> dict[str, Any]:
+def upgrade(config: dict[str, Any], where: str, edited: bool = False) -> dict[str, Any]:
   """Returns the plain data of a config in the names of this version, with all sections and without its format number.
+
+  Args:
+    edited: keys of it were set after it was written, in the names of any version.
 
   Raises:
     UserError: a newer format than this version knows, an unknown or a missing section.
@@ -122,7 +125,11 @@ def upgrade(config: dict[str, Any], where: str) -> dict[str, Any]:
   version = config.get("format", 1)
   if not isinstance(version, int) or version > FORMAT:
     raise UserError(f"{where} has format {version}, this lmjax reads up to {FORMAT}: install a newer lmjax")
-  config = renames.config({key: value for key, value in config.items() if key != "format"})
+  config = {key: value for key, value in config.items() if key != "format"}
+  # The table of older names is loaded, as a format of saved models is, only for what may have them: an older config, or
+  # one that a person wrote, which has no number. The runs of this version do not import it.
+  if version < FORMAT or edited:
+    config = names.load("lmjax.utils.renames:config")(config)
   for key in config:
     if key not in KEYS:
       raise UserError(f"config.{key}: no such key{did_you_mean(key, KEYS)}")
@@ -165,14 +172,14 @@ def resolve(name: str, where: str) -> Any:
   """
   if not name.partition(":")[2]:
     raise UserError(f"config.{where}: {name!r} is not of the form package.module:Name")
-  module_name, _, attribute = renames.dotted(name).partition(":")
+  module_name, _, attribute = names.current(name).partition(":")
   try:
     module = importlib.import_module(module_name)
   except ImportError as error:
     raise UserError(f"config.{where}: cannot import {module_name!r}: {error}") from error
   if not hasattr(module, attribute):
-    names = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{did_you_mean(attribute, names)}")
+    known = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
+    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{did_you_mean(attribute, known)}")
   return getattr(module, attribute)
 
 
@@ -229,7 +236,7 @@ def complete(spec: Any, where: str, cls: type | None = None) -> Any:
   values: dict[str, Any] = {}
   if "kind" in spec:
     cls = resolve(spec["kind"], f"{where}.kind")
-    values["kind"] = renames.dotted(spec["kind"])
+    values["kind"] = names.current(spec["kind"])
   hints = typing.get_type_hints(cls)
   if isinstance(cls, type) and issubclass(cls, nn.Module) and "config" in hints:
     cls, hints = hints["config"], typing.get_type_hints(hints["config"])

@@ -4,12 +4,14 @@ tests/compatibility/ holds a config in the old names, and the same in the new on
 """
 
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
 
 from lmjax import checkpoint, config
+from lmjax.data.tokenizers import registry, words
 from lmjax.utils import pytree, renames
 from tests.conftest import ROOT
 from tests.snapshots import build
@@ -60,6 +62,37 @@ def read(name: str) -> dict:
 def test_an_old_config_becomes_the_new_one_and_that_stays_as_it_is():
   assert renames.config(read("old.json")) == read("new.json")
   assert renames.config(read("new.json")) == read("new.json")
+
+
+def test_old_names_are_read_wherever_a_config_comes_from(tmp_path, monkeypatch):
+  def load(settings, overrides=None):
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    return config.load(str(tmp_path / "config.json"), overrides)
+
+  new = config.load("configs/gpt2.py:debug")
+  del new["optim"]["peak_lr"]
+  numbered = {"format": config.FORMAT} | new
+  assert load(new) == load(numbered) == new
+  changed = load(new, {"optim.peak_lr": "0.5", "rules": "[['kv_heads', ['model']]]"})
+  for settings in (new, numbered):  # the number says nothing about the command line
+    assert load(settings, {"optim.peak_rate": "0.5", "rules": "[['groups', ['model']]]"}) == changed != new
+  old = changed | {"optim": new["optim"] | {"peak_rate": 0.5}, "rules": [["groups", ["model"]]]}
+  old |= {"data": new["data"] | {"kind": "lmjax.data.pipeline:Text"}}
+  assert load(old) == load(old | {"format": 1}) == changed
+  monkeypatch.delitem(sys.modules, "lmjax.utils.renames")
+  assert load(numbered) == new and config.resolve(new["task"]["kind"], "task.kind")
+  assert "lmjax.utils.renames" not in sys.modules, "the table is loaded only for what may be old"
+
+
+def test_an_old_word_tokenizer_is_read(tmp_path):
+  saved = words.Words((*words.SPECIAL, "a", "b"), "spaces")
+  saved.save(tmp_path)
+  assert registry.load(tmp_path) == saved
+  content = json.loads((tmp_path / "words.json").read_text())
+  content["split"] = content.pop("split_by")
+  (tmp_path / "words.json").write_text(json.dumps(content))
+  (tmp_path / "kind.json").write_text('{"kind": "lmjax.data.words:Words"}')
+  assert registry.load(tmp_path) == saved
 
 
 @pytest.mark.parametrize(

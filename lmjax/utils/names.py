@@ -12,3 +12,14 @@ def load(name: str) -> Any:
   """
   module, _, attribute = name.partition(":")
   return getattr(importlib.import_module(module), attribute)
+
+
+def current(name: str) -> str:
+  """Returns what a dotted name is called now; the table of older names is loaded for one that lmjax does not have."""
+  if not name.startswith("lmjax."):
+    return name
+  try:
+    load(name)
+  except (ImportError, AttributeError):
+    return load("lmjax.utils.renames:dotted")(name)
+  return name

@@ -7,8 +7,6 @@ from typing import Any
 import jax
 from flax import traverse_util
 
-FORMAT = 2  # of config.json; the first had no number
-
 # Dotted names, `package.module:Name`; a module alone stands for every name in it.
 MOVED: dict[str, str] = {
   "lmjax.data.sources": "lmjax.data.sources.text",
@@ -109,6 +107,16 @@ def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
     if match := re.search(rf"(?<![a-z_]){pattern}$", name):
       return name[: match.start()] + target.format(**match.groupdict())
   return name
+
+
+def new_tree(state: Any) -> Any:
+  """Returns a tree of format 1 with its parameters in the names of today."""
+  return tree(state, parameter)
+
+
+def old_tree(state: Any) -> Any:
+  """Returns a tree with its parameters in the names of format 1."""
+  return tree(state, old_parameter)
 
 
 def tree(state: Any, rename: Callable[[str], str]) -> Any:

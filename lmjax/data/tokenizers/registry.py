@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from lmjax.data.tokenizers.base import Bytes, Tokenizer
-from lmjax.utils import names, renames
+from lmjax.utils import names
 from lmjax.utils.errors import UserError, did_you_mean
 
 
@@ -102,7 +102,7 @@ def load(path: epath.PathLike) -> Tokenizer:
     files = {"tokenizer.json": path}
   try:
     if "kind.json" in files:
-      return names.load(renames.dotted(json.loads(files["kind.json"].read_text())["kind"])).load(path)
+      return names.load(names.current(json.loads(files["kind.json"].read_text())["kind"])).load(path)
     for patterns, loader in FILES:
       needed = [next((file for name, file in files.items() if fnmatch(name, p)), None) for p in patterns]
       if None not in needed:

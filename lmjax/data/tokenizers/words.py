@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers import registry
-from lmjax.utils import renames
+from lmjax.utils import names
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
@@ -80,7 +80,9 @@ class Words:
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Words":
-    saved = renames.section(json.loads((folder / "words.json").read_text()), "data.tokenizer")
+    saved = json.loads((folder / "words.json").read_text())
+    if "split_by" not in saved:  # format 1
+      saved = names.load("lmjax.utils.renames:section")(saved, "data.tokenizer")
     return cls(tuple(saved.pop("vocabulary")), **saved)
 
 
