@@ -18,7 +18,7 @@ FORBIDDEN = ("tensorflow", "torch", "transformers", "clu")
 # Docstrings, comments and blank lines are not counted: no explanation is left out to meet a budget. A part of each
 # budget stays free, so that a feature has room.
 TRUNK_LINES, CONFIG_LINES = 3500, 2000
-TOKENIZERS = ("lmjax.data.tokenizers.bpe", "lmjax.data.tokenizers.subword")  # named by a config's algorithm
+TOKENIZERS = ("lmjax.data.tokenizers.bpe", "lmjax.data.tokenizers.subword")  # of a config's algorithm, the longest
 TRUNK_FREE, CONFIG_FREE = 0.03, 0.05
 
 # The order of imports: a file imports those of its own line and of lines above it. A folder stands for its files.

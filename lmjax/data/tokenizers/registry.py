@@ -57,12 +57,12 @@ ALGORITHMS = {
   "wordpiece": "lmjax.data.tokenizers.subword:train_wordpiece",
   "unigram": "lmjax.data.tokenizers.subword:train_unigram",
   "sentencepiece_bpe": "lmjax.data.tokenizers.subword:train_sentencepiece_bpe",
-  "characters": "lmjax.data.tokenizers.base:train_characters",
+  "characters": "lmjax.data.tokenizers.characters:train_characters",
   "bytes": "lmjax.data.tokenizers.base:train_bytes",
 }
 FILES = (
   (("bytes.json",), "lmjax.data.tokenizers.base:load_bytes"),
-  (("characters.json",), "lmjax.data.tokenizers.base:load_characters"),
+  (("characters.json",), "lmjax.data.tokenizers.characters:load_characters"),
   (("tokenizer.json",), "lmjax.data.tokenizers.subword:load_json"),
   (("vocab.txt",), "lmjax.data.tokenizers.subword:load_vocabulary"),
   (("encoder.json", "vocab.bpe"), "lmjax.data.tokenizers.bpe:load_merges"),

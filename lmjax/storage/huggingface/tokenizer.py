@@ -7,8 +7,9 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from lmjax.data.tokenizers.base import Bytes, Characters, Tokenizer
+from lmjax.data.tokenizers.base import Bytes, Tokenizer
 from lmjax.data.tokenizers.bpe import BPE, END
+from lmjax.data.tokenizers.characters import Characters
 from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.data.tokenizers.subword import SentencePiece
 from lmjax.data.tokenizers.words import PATTERNS, Words
