@@ -16,7 +16,6 @@ from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Evaluator
-from lmjax.layers.leaves import dense_tree
 from lmjax.optim import Optimizer, averaged
 from lmjax.parallel import hosts
 from lmjax.parallel.mesh import MeshShape
@@ -97,8 +96,7 @@ class Experiment:
 
   def frozen(self, loaded: Loaded, abstract: TrainState) -> Tree:
     """Returns what the transform keeps frozen, made again from the weights that the run started from."""
-    make = make_frozen(self.task, self.transform, self.batch, self.data.length, self.seed, abstract)
-    return make(loaded)
+    return make_frozen(self.init()[0], abstract)(loaded)
 
   def model_params(self, state: TrainState) -> Tree:
     """Returns the parameters as the model sees them in training."""
@@ -107,18 +105,6 @@ class Experiment:
   def eval_params(self, state: TrainState) -> Tree:
     """Returns the parameters as the model sees them in evaluation: the moving average, where one is kept."""
     return self.model_params(state.replace(params=averaged(state.opt_state, state.params)))
-
-  def merged(self, state: TrainState) -> Tree:
-    """Returns the parameters of `eval_params` as a plain tree of arrays, the transform merged in."""
-    params = averaged(state.opt_state, state.params)
-    return dense_tree(self.transform.merge(params, state.transform, state.frozen.transform))
-
-  def load(self, workdir: epath.PathLike, step: int | None = None) -> tuple[TrainState, int]:
-    """Returns a state with only what the model's parameters depend on loaded, and its step; the frozen part is not."""
-    state = self.state(abstract=True)
-    names = ("params", "opt_state", "transform") if self.optimizer.ema else ("params", "transform")
-    parts, step = checkpoint.load(workdir, {name: getattr(state, name) for name in names}, step)
-    return state.replace(**parts), step
 
 
 def build(

@@ -97,18 +97,13 @@ def make_init(
   return jax.jit(lambda loaded: nn.unbox(build(loaded)), out_shardings=shardings), abstract
 
 
-def make_frozen(
-  task: Base, transform: ParamTransform, batch: int, length: int, seed: int, abstract: TrainState
-) -> Callable[[Loaded], Tree]:
-  """Returns frozen(loaded) -> what the transform keeps frozen, made again when a run resumes or is opened."""
-  spec = task.spec(batch, length)
+def make_frozen(init: Callable[[Loaded], TrainState], abstract: TrainState) -> Callable[[Loaded], Tree]:
+  """Returns frozen(loaded) -> what the transform keeps frozen, made again when a run resumes or is opened.
 
-  def build(loaded: Loaded) -> Tree:
-    rng = jax.random.fold_in(jax.random.key(seed), 1)
-    zeros = {key: jnp.zeros((1, *leaf.shape[1:]), leaf.dtype) for key, leaf in spec.items()}
-    return nn.unbox(transform.init(_replace(task.init(rng, zeros), loaded))[2])
-
-  return jax.jit(build, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract.frozen.transform))
+  Only that is computed: what else `init` makes is not an output.
+  """
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract.frozen.transform)
+  return jax.jit(lambda loaded: init(loaded).frozen.transform, out_shardings=shardings)
 
 
 def with_models(state: TrainState, models: dict[str, FrozenModel]) -> TrainState:

@@ -17,7 +17,10 @@ from lmjax import experiment as experiments
 from lmjax.compression.base import Identity
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.experiment import Experiment
+from lmjax.layers.leaves import dense_tree
+from lmjax.optim import averaged
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.state import TrainState
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, map_boxes
 from lmjax.storage.sources import attach_sources
 from lmjax.storage.start import with_frozen
@@ -133,8 +136,10 @@ class RunFolder(SavedModel):
 
   def _merge(self, run: Experiment) -> dict[str, jax.Array]:
     run = attach_sources(run, self.folder)
-    state, _ = run.load(self.path, self.step)
-    return pytree.named_leaves(run.merged(with_frozen(run, state)))
+    state, _ = _load_state(run, self.path, self.step)
+    state = with_frozen(run, state)
+    params = averaged(state.opt_state, state.params)
+    return pytree.named_leaves(dense_tree(run.transform.merge(params, state.transform, state.frozen.transform)))
 
   def parameters(self) -> dict[str, LazyArray]:
     if self._is_plain:
@@ -179,7 +184,7 @@ class RunFolder(SavedModel):
     if dtype:
       settings["model"]["dtype"] = dtype
     run = attach_sources(experiments.build(settings, self.folder), self.folder)
-    state, step = run.load(self.path, checkpoint.best(self.folder) if best else self._step)
+    state, step = _load_state(run, self.path, checkpoint.best(self.folder) if best else self._step)
     params = run.eval_params(with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
@@ -187,6 +192,14 @@ class RunFolder(SavedModel):
     is_checkpoint = self.folder != self.path
     state = (self.path if is_checkpoint else self.path / "checkpoints" / str(self.step)) / "state"
     return _walk(state, "state")
+
+
+def _load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tuple[TrainState, int]:
+  """Returns a state with only what the model's parameters depend on loaded, and its step; the frozen part is not."""
+  state = run.state(abstract=True)
+  names = ("params", "opt_state", "transform") if run.optimizer.ema else ("params", "transform")
+  parts, step = checkpoint.load(path, {name: getattr(state, name) for name in names}, step)
+  return state.replace(**parts), step
 
 
 def _walk(folder: epath.Path, name: str) -> dict[str, epath.Path]:

@@ -12,7 +12,7 @@ from lmjax.compression.base import Chain, Identity, ParamTransform
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state, make_frozen
+from lmjax.state import init_state, make_frozen, make_init
 from lmjax.testing import fake_batch
 from lmjax.train import make_step
 from lmjax.utils.errors import UserError
@@ -57,9 +57,8 @@ def test_a_chain_of_two_trains_what_their_composition_says():
 
 def test_what_is_frozen_is_made_again_from_the_seed_or_from_loaded_weights():
   task = tiny_task("GPT")
-  state = init_state(task, SGD.build(10), CHAIN, LAYOUT, 4, 16, 7)
-  abstract = init_state(task, SGD.build(10), CHAIN, LAYOUT, 4, 16, 7, abstract=True)
-  make = make_frozen(task, CHAIN, 4, 16, 7, abstract)
+  init, abstract = make_init(task, SGD.build(10), CHAIN, LAYOUT, 4, 16, 7)
+  state, make = init({}), make_frozen(init, abstract)
   jax.tree.map(np.testing.assert_array_equal, make({}), state.frozen.transform)
   table = np.full((128, 32), 0.5, np.float32)
   base = make({"model/embed/table": table})["difference"]["model"]
