@@ -44,7 +44,7 @@ NAMES = {
   "lmjax.tasks.masked_lm": "MaskedLM",
   "lmjax.tasks.seq2seq": "Seq2Seq",
   "lmjax.tasks.bilm": "BiLM",
-  "lmjax.compression.base": "Identity",
+  "lmjax.compression.base": "Identity Chain",
   "lmjax.evals.commonest": "Commonest",
   "lmjax.evals.held_out": "HeldOut",
   "lmjax.evals.perplexity": "Perplexity",

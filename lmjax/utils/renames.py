@@ -34,7 +34,6 @@ MOVED: dict[str, str] = {
   "lmjax.data.corpus:EmbeddedPairs": "lmjax.data.sources.python_docs:PythonDocPairs",
   "lmjax.data.both_ways:BothWays": "lmjax.data.objectives.bidirectional:BidirectionalText",
   "lmjax.data.seq2seq:Denoising": "lmjax.data.objectives.denoising:Denoising",
-  "lmjax.data.objectives.seq2seq:Denoising": "lmjax.data.objectives.denoising:Denoising",  # format 2 at first
   "lmjax.data.denoising:Denoisers": "lmjax.data.objectives.denoising:MixtureOfDenoisers",
   "lmjax.data.tokenizers:Settings": "lmjax.data.tokenizers.registry:TokenizerConfig",
   "lmjax.data.words:Settings": "lmjax.data.tokenizers.words:WordTokenizerConfig",
@@ -42,6 +41,9 @@ MOVED: dict[str, str] = {
   "lmjax.evals.commonest:Commonest": "lmjax.evals.baselines.unigram:UnigramBaseline",
   "lmjax.evals.held_out:HeldOut": "lmjax.evals.validation_loss:ValidationLoss",
   "lmjax.tasks.bilm:BiLM": "lmjax.tasks.bidirectional_lm:BidirectionalLM",
+  # Format 2 at first.
+  "lmjax.data.objectives.seq2seq:Denoising": "lmjax.data.objectives.denoising:Denoising",
+  "lmjax.compression.base:Chain": "lmjax.compression.chain:Chain",
 }
 
 # Keys of a config by the section they stand in, `data.source` for its validation and the parts of a mixture too.

@@ -8,7 +8,8 @@ import pytest
 
 from lmjax import config
 from lmjax.__main__ import main
-from lmjax.compression.base import Chain, Identity, ParamTransform
+from lmjax.compression.base import Identity, ParamTransform
+from lmjax.compression.chain import Chain
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
@@ -70,10 +71,10 @@ def test_what_is_frozen_is_made_again_from_the_seed_or_from_loaded_weights():
 def test_a_chain_is_named_in_a_config():
   kind = "tests.toys:"
   parts = {"base": dict(kind=kind + "Difference"), "twice": dict(kind=kind + "Multiple", factor=3)}
-  chain: ParamTransform = config.build(dict(kind="lmjax.compression.base:Chain", transforms=parts), "transform")
+  chain: ParamTransform = config.build(dict(kind="lmjax.compression.chain:Chain", transforms=parts), "transform")
   assert chain == Chain({"base": Difference(), "twice": Multiple(3.0)})
   with pytest.raises(UserError, match="config.transform: transforms"):
-    config.build(dict(kind="lmjax.compression.base:Chain", transforms={}), "transform")
+    config.build(dict(kind="lmjax.compression.chain:Chain", transforms={}), "transform")
 
 
 def test_metrics_of_a_transform_are_logged(tmp_path):
