@@ -128,18 +128,19 @@ def accumulate(loss_fn: Callable[..., Any], microbatches: int) -> Callable[..., 
 def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
   """Trains the model of a config into a run folder, and returns the exit code.
 
+  On several hosts, connect them first: `with lmjax.parallel.processes.joined(): train(...)`.
+
   Raises:
     UserError: a problem that the user can fix; the last complete checkpoint is kept.
   """
-  with hosts.joined():
-    workdir = epath.Path(workdir)
-    clock = Clock()
-    run = experiments.build(settings, workdir)
-    experiments.check_or_save_config(settings, run.tokenizer, workdir)
-    checkpoints = Checkpoints(workdir, run.checkpoint)
-    with use_layout(run.layout):
-      run = attach_sources(run, workdir, new=not checkpoints.steps())
-      return _train(run, settings, workdir, checkpoints, clock, profile)
+  workdir = epath.Path(workdir)
+  clock = Clock()
+  run = experiments.build(settings, workdir)
+  experiments.check_or_save_config(settings, run.tokenizer, workdir)
+  checkpoints = Checkpoints(workdir, run.checkpoint)
+  with use_layout(run.layout):
+    run = attach_sources(run, workdir, new=not checkpoints.steps())
+    return _train(run, settings, workdir, checkpoints, clock, profile)
 
 
 def _train(

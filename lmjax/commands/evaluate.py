@@ -15,7 +15,7 @@ from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.inference.evaluate import evaluate, make_evaluation
 from lmjax.inference.output import main_process_output
 from lmjax.logs import console
-from lmjax.parallel import hosts
+from lmjax.parallel import processes
 from lmjax.utils.errors import UserError
 
 FREE = ("data", "evals", "batch", "model", "mesh", "rules")  # sections that may differ from those of the run
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> int:
   for key in overrides:
     if key.split(".")[0] not in FREE:
       raise UserError(f"evaluate: --config.{key}: only the sections {', '.join(FREE)} may differ from the run's")
-  with hosts.joined(), main_process_output():
+  with processes.joined(), main_process_output():
     loaded = storage.open(options.workdir, options.step).load(overrides=overrides, best=options.best)
     evaluation = make_evaluation(loaded, options.workdir, options.config, overrides)
     metrics = evaluate(loaded, evaluation, options.only or ())

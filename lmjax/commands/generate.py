@@ -15,7 +15,7 @@ from lmjax.commands.options import new_parser, parse
 from lmjax.decode.logits import Sampling
 from lmjax.inference.generate import Generator, Row, read_prompts
 from lmjax.inference.output import main_process_output, write_jsonl
-from lmjax.parallel import hosts
+from lmjax.parallel import processes
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
 
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
   prompts = options.prompt or read_prompts(options.prompts_file)
   rows = [(prompt, sample) for prompt in prompts for sample in range(options.num_samples)]
   groups = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
-  with hosts.joined(), main_process_output():
+  with processes.joined(), main_process_output():
     loaded = storage.open(options.workdir, options.step).load(options.dtype)
     generator = Generator(
       loaded, sampling, options.max_new_tokens, options.beams, options.length_penalty, tuple(options.stop),

@@ -7,6 +7,7 @@ Run the same command with the same --workdir to resume.
 
 from lmjax import config as configs
 from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.parallel import processes
 from lmjax.train import train
 from lmjax.utils.errors import UserError
 
@@ -27,4 +28,6 @@ def main(arguments: list[str]) -> int:
       raise UserError(f"--profile {options.profile}: give two steps, FIRST:LAST") from error
     if not 0 < first <= last:
       raise UserError(f"--profile {options.profile}: FIRST must be at least 1 and not after LAST")
-  return train(configs.load(options.config, overrides), options.workdir, profile)
+  settings = configs.load(options.config, overrides)
+  with processes.joined():
+    return train(settings, options.workdir, profile)

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax.parallel import hosts
+from lmjax.parallel import hosts, processes
 from lmjax.utils.errors import UserError
 
 
@@ -30,7 +30,7 @@ def rendezvous(address, count, indices, timeout):
 
   def process(index):
     try:
-      messages[index] = hosts._rendezvous(address, count, index, timeout)
+      messages[index] = processes._rendezvous(address, count, index, timeout)
     except UserError as error:
       messages[index] = str(error)
 
@@ -77,7 +77,7 @@ def test_another_client_of_the_port_does_not_count(address, line):
 
 def test_a_port_in_use_is_reported(address):
   with socket.create_server(("", int(address.rpartition(":")[2]) + 1)), pytest.raises(UserError, match="cannot listen"):
-    hosts._rendezvous(address, 2, 0, 1)
+    processes._rendezvous(address, 2, 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -90,22 +90,22 @@ def test_a_port_in_use_is_reported(address):
   ],
 )
 def test_incomplete_variables_are_refused(monkeypatch, values, words):
-  for name, value in zip(hosts.VARIABLES, values, strict=True):
+  for name, value in zip(processes.VARIABLES, values, strict=True):
     monkeypatch.delenv(name, raising=False)
     if value:
       monkeypatch.setenv(name, value)
   with pytest.raises(UserError, match=words):
-    hosts.join()
+    processes.join()
 
 
 def test_variables_of_one_process_connect_nothing(monkeypatch):
-  for name, value in zip(hosts.VARIABLES, ("localhost:1", "1", "0"), strict=True):
+  for name, value in zip(processes.VARIABLES, ("localhost:1", "1", "0"), strict=True):
     monkeypatch.setenv(name, value)
   monkeypatch.setattr(jax.distributed, "initialize", lambda **options: pytest.fail("connected"))
-  hosts.join()
+  processes.join()
   monkeypatch.setenv("LMJAX_TIMEOUT", "soon")
   with pytest.raises(UserError, match="number of seconds, not 'soon'"):
-    hosts.join()
+    processes.join()
 
 
 def test_gather_takes_each_entry_from_its_owner(monkeypatch):
@@ -160,7 +160,7 @@ def exits(monkeypatch):
     calls.append((message, code))
     raise Exited
 
-  monkeypatch.setattr(hosts, "_stop", stop)
+  monkeypatch.setattr(processes, "_stop", stop)
   return calls
 
 
@@ -175,12 +175,12 @@ def exits(monkeypatch):
   ],
 )
 def test_an_error_of_one_of_several_processes_exits_at_once(monkeypatch, exits, error, code, words):
-  monkeypatch.setattr(hosts, "join", lambda: None)
-  with pytest.raises(type(error)), hosts.joined():
+  monkeypatch.setattr(processes, "join", lambda: None)
+  with pytest.raises(type(error)), processes.joined():
     raise error
   assert not exits, "a single process raises"
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  with pytest.raises(Exited), hosts.joined():
+  with pytest.raises(Exited), processes.joined():
     raise error
   ((message, exit_code),) = exits
   assert exit_code == code and words in message
@@ -218,11 +218,11 @@ def watch(monkeypatch, beats, rounds):
     def is_set(self):
       return False
 
-  monkeypatch.setattr(hosts, "_leaving", Leaving())
-  monkeypatch.setattr(hosts, "distributed", types.SimpleNamespace(global_state=types.SimpleNamespace(client=store)))
-  monkeypatch.setattr(hosts.time, "monotonic", lambda: clock[0])
+  monkeypatch.setattr(processes, "_leaving", Leaving())
+  monkeypatch.setattr(processes, "distributed", types.SimpleNamespace(global_state=types.SimpleNamespace(client=store)))
+  monkeypatch.setattr(processes.time, "monotonic", lambda: clock[0])
   monkeypatch.setattr(jax, "process_count", lambda: 2)
-  hosts._watch()
+  processes._watch()
   return store
 
 
@@ -235,7 +235,7 @@ def test_a_process_without_a_heartbeat_is_lost(monkeypatch, exits):
   with pytest.raises(Exited):
     watch(monkeypatch, [2, 3, 3, 3, 3, 3], 20)
   ((message, code),) = exits
-  assert code == 69 and "lost process 1 (no heartbeat for 25 s)" in message and hosts.RESUME in message
+  assert code == 69 and "lost process 1 (no heartbeat for 25 s)" in message and processes.RESUME in message
 
 
 def test_a_process_that_is_done_is_not_lost(monkeypatch, exits):
