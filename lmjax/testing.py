@@ -8,7 +8,7 @@ import numpy as np
 from flax import linen as nn
 
 from lmjax.data.batch import LEGEND, Batch, key_axes
-from lmjax.data.tokenizers.words import PAD_CHARACTER
+from lmjax.data.tokenizers.spelling import PAD_CHARACTER
 from lmjax.models.decoder import Config, Decoder
 from lmjax.tasks.base import Task
 from lmjax.utils.pytree import Tree

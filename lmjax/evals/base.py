@@ -4,16 +4,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Protocol
 
-import jax
-import numpy as np
-
-from lmjax.data.batch import Batch, check
 from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.layers.backend import jit
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import FrozenModel, Task
-from lmjax.utils.metrics import Mean, add
 from lmjax.utils.pytree import Tree
 
 Measure = Callable[[Tree], dict[str, float]]
@@ -36,30 +30,3 @@ class Evaluator(Protocol):
 
   def prepare(self, context: Context) -> Measure:
     """Returns measure(params) -> {name: value}, where params are those that the model is applied to."""
-
-
-def sum_terms(context: Context, batches: list[Batch]) -> Callable[[Tree], dict[str, Mean]]:
-  """Returns measure(params) -> the task's loss terms and metrics, summed over the batches.
-
-  If the task carries state between batches, each row continues the same row of the previous batch.
-  """
-  task = context.task
-  rows = len(batches[0]["weights"])
-  keys = task.spec(rows, context.data.length)
-  check(batches[0], keys)
-  batches = [{key: batch[key] for key in keys} for batch in batches]
-  start = task.initial_carry(rows)
-  if jax.tree.leaves(start):
-    whole = {key: np.concatenate([batch[key] for batch in batches]) for key in keys}
-    streams = {key: a.reshape(rows, len(batches), *a.shape[1:]) for key, a in whole.items()}
-    batches = [{key: a[:, i] for key, a in streams.items()} for i in range(len(batches))]
-  loss = jit(task.loss)
-
-  def measure(params: Tree) -> dict[str, Mean]:
-    terms, carry = {}, start
-    for batch in batches:
-      batch_terms, carry = loss(params, context.frozen, carry, jax.device_put(batch, context.layout.batch(batch)))
-      terms = add(terms, batch_terms)
-    return terms
-
-  return measure

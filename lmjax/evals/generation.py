@@ -1,17 +1,18 @@
 """Generated text against the references."""
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import sacrebleu
 
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.evals.base import Context, Measure
 from lmjax.tasks.base import Task
+from lmjax.utils import names
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -65,9 +66,9 @@ def generate(
   penalty: float = 0.6,
 ) -> list[str]:
   """Returns the generated text of each source; sources of similar length are decoded together."""
-  decoder: Sampler | Beam = Sampler(task.model, new + 1, Sampling(temperature=0.0), tokenizer.end)
-  if beams > 1:
-    decoder = Beam(task.model, new + 1, beams, penalty, tokenizer.end)
+  decoder: Any = Sampler(task.model, new + 1, Sampling(temperature=0.0), tokenizer.end)
+  if beams > 1:  # named, since most runs are greedy
+    decoder = names.load("lmjax.decode.beam:Beam")(task.model, new + 1, beams, penalty, tokenizer.end)
   params = decoder.prepare(params["model"])
   outputs = [""] * len(sources)
   order = sorted(range(len(sources)), key=lambda i: len(sources[i]))

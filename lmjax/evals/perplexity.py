@@ -3,7 +3,8 @@
 import dataclasses
 import math
 
-from lmjax.evals.base import Context, Measure, sum_terms
+from lmjax.evals.base import Context, Measure
+from lmjax.evals.terms import sum_terms
 from lmjax.utils.pytree import Tree
 
 

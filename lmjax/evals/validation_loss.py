@@ -2,7 +2,8 @@
 
 import dataclasses
 
-from lmjax.evals.base import Context, Measure, sum_terms
+from lmjax.evals.base import Context, Measure
+from lmjax.evals.terms import sum_terms
 from lmjax.utils.pytree import Tree
 
 

@@ -12,8 +12,9 @@ from etils import epath
 from lmjax.data.batch import Batch
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.bpe import BPE
+from lmjax.data.tokenizers.spelling import spell
 from lmjax.data.tokenizers.subword import WordPiece
-from lmjax.data.tokenizers.words import Words, spell
+from lmjax.data.tokenizers.words import Words
 from lmjax.storage.base import LoadedModel
 from lmjax.storage.huggingface.sentence import read_pooling
 from lmjax.tasks.base import Task

@@ -12,7 +12,7 @@ from flax import struct
 from lmjax.data.batch import Batch
 from lmjax.layers.leaves import cast
 from lmjax.models.base import Hidden, Table
-from lmjax.tasks.losses import token_log_probs
+from lmjax.tasks.log_probs import token_log_probs
 from lmjax.utils.metrics import Mean
 from lmjax.utils.pytree import Tree
 

@@ -9,6 +9,7 @@ import numpy as np
 from lmjax.layers.backend import barrier, einsum_f32
 from lmjax.layers.leaves import dense
 from lmjax.models.base import Table
+from lmjax.tasks.log_probs import table_logits
 
 
 def cross_entropy(
@@ -53,36 +54,9 @@ def cross_entropy(
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
-def token_log_probs(x_BxLxD: jax.Array, table: Table, targets_BxL: jax.Array, vocabulary: int) -> jax.Array:
-  """Returns log p(target) = score(target) - log Z of each vector, float32 [B, L].
-
-  Rows are scored one at a time, again in the backward pass, so that no more than one row's scores are in memory.
-  """
-  values = dense(table.values)
-
-  @jax.checkpoint
-  def row(inputs):
-    x_LxD, targets_L = inputs
-    logits_LxV = _logits(x_LxD, values, table.bias, vocabulary)
-    score_L = jnp.take_along_axis(logits_LxV, targets_L[:, None], axis=-1)[:, 0]
-    return score_L - jax.nn.logsumexp(logits_LxV, axis=-1)
-
-  return jax.lax.map(row, (x_BxLxD, targets_BxL))
-
-
-def _logits(x_TxD: jax.Array, table_VxD: jax.Array, bias_V: jax.Array | None, vocabulary: int) -> jax.Array:
-  """Returns float32 scores [T, V padded], -inf for padded rows of the table."""
-  logits_TxV = jnp.einsum("td,vd->tv", x_TxD, table_VxD.astype(x_TxD.dtype), preferred_element_type=jnp.float32)
-  if bias_V is not None:
-    logits_TxV += bias_V[None]
-  if table_VxD.shape[0] > vocabulary:
-    logits_TxV += jnp.where(jnp.arange(table_VxD.shape[0]) < vocabulary, 0.0, -jnp.inf)[None]
-  return logits_TxV
-
-
 def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, smoothing):
   """Returns the three totals of one chunk, and what its gradient needs."""
-  scores_TxV = _logits(x_TxD, table_VxD, bias_V, vocabulary)
+  scores_TxV = table_logits(x_TxD, table_VxD, bias_V, vocabulary)
   top_T = jnp.max(scores_TxV, axis=-1)
   exp_TxV = barrier(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
   total_T = jnp.sum(exp_TxV, axis=-1)

@@ -7,6 +7,7 @@ from lmjax.data.objectives.bidirectional import BidirectionalText
 from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import base, registry, words
+from lmjax.data.tokenizers.spelling import spell
 from lmjax.utils.errors import UserError
 
 
@@ -33,9 +34,9 @@ def test_a_folder_of_an_unknown_kind_is_named(tmp_path):
 
 
 def test_characters_are_those_of_bilm_tf():
-  assert words.spell("né", 8).tolist() == [259, 111, 196, 170, 260, 261, 261, 261]
-  assert words.spell("</S>", 5).tolist() == [259, 258, 260, 261, 261]
-  assert words.spell("abcdefgh", 5).tolist() == [259, 98, 99, 100, 260]
+  assert spell("né", 8).tolist() == [259, 111, 196, 170, 260, 261, 261, 261]
+  assert spell("</S>", 5).tolist() == [259, 258, 260, 261, 261]
+  assert spell("abcdefgh", 5).tolist() == [259, 98, 99, 100, 260]
 
 
 def reader(tmp_path, **changes) -> tuple[BidirectionalText, registry.Tokenizer]:
@@ -58,7 +59,7 @@ def test_rows_continue_where_the_last_one_ended_in_both_directions(tmp_path):
   assert name(ahead) == "One two three . </S> Four five . </S> Six seven eight nine ten eleven . </S>"
   assert name(back) == ". eleven ten nine eight seven Six <S> . five Four <S> . three two One <S>"
   read = np.concatenate([row["reverse_characters"][0] for row in rows])[weights]
-  assert read[0].tolist() == words.spell("</S>", 12).tolist() and read[1].tolist() == words.spell(".", 12).tolist()
+  assert read[0].tolist() == spell("</S>", 12).tolist() and read[1].tolist() == spell(".", 12).tolist()
   assert sum(row["bytes"][0] for row in rows) == pytest.approx(len((tmp_path / "text.txt").read_bytes()))
 
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from lmjax import config, experiment
-from lmjax.evals.base import Context, sum_terms
+from lmjax.evals.base import Context
 from lmjax.evals.perplexity import Perplexity
+from lmjax.evals.terms import sum_terms
 from lmjax.evals.validation_loss import ValidationLoss
 from lmjax.parallel.sharding import use_layout
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.tokenizers.words import spell
+from lmjax.data.tokenizers.spelling import spell
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.layers import lstm

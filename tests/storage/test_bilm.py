@@ -11,7 +11,7 @@ import pytest
 
 from lmjax import notebook
 from lmjax.__main__ import main
-from lmjax.data.tokenizers.words import spell
+from lmjax.data.tokenizers.spelling import spell
 from lmjax.storage import bilm
 from lmjax.utils.errors import UserError
 

@@ -7,7 +7,8 @@ import pytest
 
 from lmjax import config, experiment
 from lmjax.__main__ import main
-from lmjax.evals.base import Context, sum_terms
+from lmjax.evals.base import Context
+from lmjax.evals.terms import sum_terms
 from lmjax.models.recurrent import Config, Recurrent
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.run import RunFolder

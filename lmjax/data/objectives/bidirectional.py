@@ -12,7 +12,8 @@ from lmjax.data.packer import Document, Packer, Position, ReadDocument, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.data.tokenizers.words import Words, spell
+from lmjax.data.tokenizers.spelling import spell
+from lmjax.data.tokenizers.words import Words
 from lmjax.utils.errors import UserError
 
 

@@ -1,4 +1,4 @@
-"""Whole words as ids, and as characters."""
+"""Whole words as ids."""
 
 import collections
 import dataclasses
@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 
-import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers import registry
@@ -15,8 +14,6 @@ from lmjax.utils import names
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
-# Characters of bilm-tf besides the UTF-8 bytes; all are increased by 1 here, because 0 means that there is no word.
-BOS_CHARACTER, EOS_CHARACTER, BOW_CHARACTER, EOW_CHARACTER, PAD_CHARACTER = range(257, 262)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,15 +90,3 @@ def train(texts: Iterable[str], size: int, split_by: str = "words") -> Words:
     counts.update(splitter.words(text))
   frequent = [word for word, _ in counts.most_common() if word not in (*SPECIAL, "\n")]
   return Words((*SPECIAL, *frequent[: size - len(SPECIAL)]), split_by)
-
-
-def spell(word: str, characters: int = 50) -> np.ndarray:
-  """Returns the characters of a word, int32 [C]: its bytes between begin and end of word, truncated or padded to C.
-
-  The tokens `<S>` and `</S>` are a single character each, as in bilm-tf.
-  """
-  special = {SPECIAL[0]: [BOS_CHARACTER], SPECIAL[1]: [EOS_CHARACTER], "\n": [EOS_CHARACTER]}
-  content = special.get(word) or [byte + 1 for byte in word.encode("utf-8")[: characters - 2]]
-  ids = np.full(characters, PAD_CHARACTER, np.int32)
-  ids[: len(content) + 2] = [BOW_CHARACTER, *content, EOW_CHARACTER]
-  return ids
