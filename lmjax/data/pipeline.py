@@ -114,7 +114,8 @@ class Reader:
       dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
     dataset = dataset.batch(own, batch_fn=_join)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.ahead)
-    return Batches(iter(dataset), positions, numbers, *documents.report)
+    read, skipped = documents.report
+    return Batches(iter(dataset), positions, numbers, read, list(skipped))
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
     """Returns the batches of one pass over the validation data, or its first `steps`; the last one is padded.
@@ -136,23 +137,16 @@ class Reader:
     return [{key: b[key] for key in b if key not in ("position", "report")} for b in joined]
 
 
+@dataclasses.dataclass(eq=False)
 class Batches:
   """An iterator of batches with the positions of its streams, the skipped records and the fraction of padding."""
 
-  def __init__(
-    self,
-    iterator: grain.DatasetIterator,
-    positions: np.ndarray,
-    streams: list[int],
-    read: int,
-    skipped: Sequence[BadRecord],
-  ):
-    self._iterator = iterator
-    self.streams = streams  # those of this process
-    self.positions = positions  # of all streams, after the last batch; only those of this process advance
-    self.read = read  # records
-    self.skipped = list(skipped)
-    self.padding = 0.0  # fraction of the last batch
+  iterator: grain.DatasetIterator
+  positions: np.ndarray  # of all streams, after the last batch; only those of this process advance
+  streams: list[int]  # those of this process
+  read: int  # records
+  skipped: list[BadRecord]
+  padding: float = 0.0  # fraction of the last batch
 
   def __iter__(self) -> "Batches":
     return self
@@ -163,7 +157,7 @@ class Batches:
     Raises:
       UserError: more than 1 % of at least 100 records were skipped.
     """
-    batch = next(self._iterator)
+    batch = next(self.iterator)
     self.positions = self.positions.copy()
     self.positions[self.streams] = batch.pop("position")
     batch.pop("bytes")
@@ -176,7 +170,7 @@ class Batches:
 
   def close(self) -> None:
     """Stops the threads and processes that read ahead."""
-    self._iterator.close()
+    self.iterator.close()
 
 
 class _Rows(grain.IterDataset):
@@ -208,17 +202,18 @@ class _RowIterator(grain.DatasetIterator):
     self._turn = 0
     self._streams = list(rows.packers)
     self._positions = {s: tuple(map(int, rows.positions[s])) for s in self._streams}
-    # The last documents of each stream, so that a long one is tokenized once and not for each of its rows.
-    self._cache: dict[int, dict[int, Document]] = {stream: {} for stream in self._streams}
+    # They keep the last documents, so that a long one is tokenized once and not for each of its rows.
+    cache = functools.lru_cache(CACHED_DOCUMENTS)
+    self._readers = {stream: cache(functools.partial(self._read, stream)) for stream in self._streams}
     self._report: tuple[int, list[BadRecord]] = (0, [])  # records read and skipped since the last element
     self._empty = 0  # consecutive documents without text
 
   def __next__(self) -> dict:
     stream = self._streams[self._turn % len(self._streams)]
     self._turn += 1
-    read, made = functools.partial(self._read, stream), []
+    made = []
     for _ in range(self._rows.rows):
-      row, self._positions[stream] = self._rows.packers[stream].row(read, self._positions[stream])
+      row, self._positions[stream] = self._rows.packers[stream].row(self._readers[stream], self._positions[stream])
       made.append(row)
     element = {key: np.stack([row[key] for row in made]) for key in made[0]}
     element["position"] = np.array([self._positions[stream]], np.int64)
@@ -226,10 +221,6 @@ class _RowIterator(grain.DatasetIterator):
     return element
 
   def _read(self, stream: int, number: int) -> Document:
-    cache = self._cache[stream]
-    if number in cache:
-      cache[number] = cache.pop(number)  # now the most recently used
-      return cache[number]
     document = self._rows.documents.read(stream, number)
     read, skipped = self._report
     if isinstance(document, BadRecord):
@@ -240,9 +231,6 @@ class _RowIterator(grain.DatasetIterator):
     if self._empty >= max(MIN_RECORDS, len(self._rows.documents.source)):
       last = f"; the last: {skipped[-1].where} {skipped[-1].why}" if skipped else ""
       raise UserError(f"data: no text in {self._empty:,} consecutive records{last}")
-    if len(cache) == CACHED_DOCUMENTS:
-      del cache[next(iter(cache))]
-    cache[number] = document
     return document
 
   def get_state(self) -> dict:
