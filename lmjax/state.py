@@ -88,10 +88,12 @@ def make_init(
 
   boxed = jax.eval_shape(build, {})
   shapes = nn.unbox(boxed)
-  shardings = layout.inherited(shapes, named_parameters(task, batch, length), boxed.params)
-  for name in ("params", "transform", "frozen"):  # what a transform names itself is not inherited
-    part = _own_shardings(getattr(boxed, name), getattr(shardings, name), layout)
-    shardings = shardings.replace(**{name: part})
+
+  def place(leaf, inherited):  # what a transform names itself is not inherited
+    return layout.sharding(*leaf.names, shape=leaf.value.shape) if is_partitioned(leaf) else inherited
+
+  inherited = layout.inherited(shapes, named_parameters(task, batch, length), boxed.params)
+  shardings = jax.tree.map(place, boxed, inherited, is_leaf=is_partitioned)
   shardings = shardings.replace(carry=jax.tree.map(lambda s: _by_rows(s.shape, batch, layout), shapes.carry))
   abstract = jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), shapes, shardings)
   return jax.jit(lambda loaded: nn.unbox(build(loaded)), out_shardings=shardings), abstract
@@ -116,15 +118,6 @@ def _replace(named: Tree, loaded: Loaded) -> Tree:
   return pytree.map_named(
     lambda name, leaf: leaf.replace(value=loaded[name]) if name in loaded else leaf, named, is_leaf=is_partitioned
   )
-
-
-def _own_shardings(boxed: Tree, inherited: Tree, layout: Layout) -> Tree:
-  """Returns the shardings of a boxed tree by its own names; an array without names keeps the inherited one."""
-
-  def leaf(value, sharding):
-    return layout.sharding(*value.names, shape=value.value.shape) if is_partitioned(value) else sharding
-
-  return jax.tree.map(leaf, boxed, inherited, is_leaf=is_partitioned)
 
 
 def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding.NamedSharding:
