@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from lmjax.utils import names
 from lmjax.utils.errors import UserError, did_you_mean
 
-FORMAT = 2  # of config.json; the first had no number
+FORMAT = 3  # of config.json; the first had no number
 
 # The sections of a config; those with a default may be left out.
 KEYS: dict[str, Any] = {

@@ -17,7 +17,7 @@ from tests.conftest import ROOT
 from tests.snapshots import build
 
 FOLDER = ROOT / "tests" / "compatibility"
-# Every class and function that format 1 could name, by its module then.
+# Every class and function that format 1 could name, by its module then, and those that have moved since format 2.
 NAMES = {
   "lmjax.data.sources": "TextFiles JsonLines",
   "lmjax.data.tables": "JsonLines Parquet TFDS",
@@ -28,7 +28,7 @@ NAMES = {
   "lmjax.data.streams": "Mixture",
   "lmjax.data.pairs": "SentencePairs Sentences",
   "lmjax.data.seq2seq": "TextToText Denoising",
-  "lmjax.data.objectives.seq2seq": "Denoising",  # format 2 at first
+  "lmjax.data.objectives.seq2seq": "Denoising",  # in format 2
   "lmjax.data.denoising": "Consecutive PrefixLM SpanCorruption Denoisers",
   "lmjax.data.both_ways": "BothWays",
   "lmjax.data.words": "Settings Words",

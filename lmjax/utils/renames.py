@@ -41,7 +41,7 @@ MOVED: dict[str, str] = {
   "lmjax.evals.commonest:Commonest": "lmjax.evals.baselines.unigram:UnigramBaseline",
   "lmjax.evals.held_out:HeldOut": "lmjax.evals.validation_loss:ValidationLoss",
   "lmjax.tasks.bilm:BiLM": "lmjax.tasks.bidirectional_lm:BidirectionalLM",
-  # Format 2 at first.
+  # Since format 2.
   "lmjax.data.objectives.seq2seq:Denoising": "lmjax.data.objectives.denoising:Denoising",
   "lmjax.compression.base:Chain": "lmjax.compression.chain:Chain",
 }
