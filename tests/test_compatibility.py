@@ -79,6 +79,8 @@ def test_old_names_are_read_wherever_a_config_comes_from(tmp_path, monkeypatch):
   old = changed | {"optim": new["optim"] | {"peak_rate": 0.5}, "rules": [["groups", ["model"]]]}
   old |= {"data": new["data"] | {"kind": "lmjax.data.pipeline:Text"}}
   assert load(old) == load(old | {"format": 1}) == changed
+  moved = {"format": 2, "data": new["data"] | {"kind": "lmjax.data.objectives.seq2seq:Denoising"}}
+  assert load(new | moved)["data"]["kind"] == "lmjax.data.objectives.denoising:Denoising"
   monkeypatch.delitem(sys.modules, "lmjax.utils.renames")
   assert load(numbered) == new and config.resolve(new["task"]["kind"], "task.kind")
   assert "lmjax.utils.renames" not in sys.modules, "the table is loaded only for what may be old"
