@@ -98,15 +98,3 @@ class Documents:
     for first in (source[0] for source in self.sources):
       if isinstance(first, Encoded):
         self.encode(first)
-
-  @functools.cached_property
-  def concatenated(self) -> tuple[np.ndarray, int]:
-    """The ids of all documents [T], without start and end, and the bytes of their text."""
-    encoded = [self.encode(self.source[i]) for i in range(len(self.source))]
-    skipped = [document for document in encoded if isinstance(document, BadRecord)]
-    documents = [document for document in encoded if not isinstance(document, BadRecord)]
-    ids = np.concatenate([ids[1:-1] for ids, _ in documents]) if documents else np.zeros(0, np.int32)
-    if len(ids) < 2:
-      raise UserError("data: the source contains no text")
-    self.report = (len(encoded), skipped)
-    return ids, sum(size for _, size in documents)

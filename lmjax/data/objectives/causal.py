@@ -45,7 +45,7 @@ class Text(Reader):
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
     documents.check_tokenizer()
     if self.packing == "windows":
-      ids, size = documents.concatenated
+      ids, size = _concatenate(documents)
       return {s: Windows(ids, size, self.length, documents.seed, s) for s in streams}
     if self.packing == "buckets":
       buckets, order = (self.length,), [0]  # in a single pass, all rows have one length
@@ -64,3 +64,15 @@ class Text(Reader):
       raise UserError("data: the source contains no text")
     buckets = np.minimum(np.searchsorted(sorted(self.buckets), lengths), len(self.buckets) - 1)
     return schedule(proportions(np.bincount(buckets, minlength=len(self.buckets)))).tolist()
+
+
+def _concatenate(documents: Documents) -> tuple[np.ndarray, int]:
+  """Returns the ids of all documents [T], without start and end, and the bytes of their text."""
+  encoded = [documents.encode(documents.source[i]) for i in range(len(documents.source))]
+  skipped = [document for document in encoded if isinstance(document, BadRecord)]
+  read = [document for document in encoded if not isinstance(document, BadRecord)]
+  ids = np.concatenate([ids[1:-1] for ids, _ in read]) if read else np.zeros(0, np.int32)
+  if len(ids) < 2:
+    raise UserError("data: the source contains no text")
+  documents.report = (len(encoded), skipped)
+  return ids, sum(size for _, size in read)
