@@ -1,4 +1,4 @@
-"""Packers make rows of a fixed length out of documents of any length.
+"""Packers of text: rows of a fixed length out of documents of any length.
 
 Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted exactly once.
 """
@@ -11,13 +11,13 @@ import numpy as np
 
 from lmjax.data.packer import Document, Position, ReadDocument, Row
 
-Span = tuple[np.ndarray, int, int, float]  # ids, index of the first target, index after the last one, bytes
+Span = tuple[np.ndarray, int, int, float]  # ids, index of the first input, index after the last one, bytes
 
-GROUP_ROWS = 64  # rows that first-fit fills from the same documents
+GROUP_ROWS = 64  # size of a group of first fit, in rows or in rows' worth of tokens
 
 
 class Concatenate:
-  """Documents one after the other; the one that reaches the end of a row is split and continues in the next row.
+  """Documents one after the other; a document that does not fit into the rest of a row continues in the next row.
 
   Position: the document to read next, and how many of its targets have been used.
   """
@@ -43,11 +43,12 @@ class Concatenate:
 
 
 class FirstFit:
-  """Places each item in the first row with space for it; an item has one length for every sequence of a row.
+  """Places each item in the first row that has space for it.
 
-  The documents of a whole group of rows are placed at once, so that a row is a pure function of its position: the first
-  document of its group, and the row's number in the group. A group is complete when it has `max_rows` rows, or
-  `max_tokens` tokens in the first of its sequences; the document that completes it still belongs to it.
+  A row may have several sequences, such as a source and a target; `lengths` are their lengths, and an item has a length
+  in each of them. The documents of a whole group of rows are placed at once, so that a row is a pure function of its
+  position: the first document of its group, and the row's number in the group. A group is complete when it has
+  `max_rows` rows, or `max_tokens` tokens in its first sequence, and includes the document that completes it.
   """
 
   def __init__(self, lengths: tuple[int, ...], max_rows: float = math.inf, max_tokens: float = math.inf):
@@ -56,11 +57,11 @@ class FirstFit:
     self._group: tuple[int, list[list], int] = (-1, [], 0)  # first document, items of each row, next document
 
   def items(self, document: Document) -> Iterable[tuple[Sequence[int], Any]]:
-    """Yields the items of a document, each with its lengths, at most those of a row."""
+    """Yields (lengths, item) for each item of a document; no item is longer than a row."""
     raise NotImplementedError
 
   def fill(self, items: list) -> Row:
-    """Returns the row of some items."""
+    """Returns the row that holds these items."""
     raise NotImplementedError
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
@@ -95,7 +96,7 @@ class FirstFit:
 
 
 class FirstFitText(FirstFit):
-  """Documents by first fit; only those longer than a row are split, and some rows end in padding."""
+  """Documents by first fit: only documents longer than a row are split, and rows may end in padding."""
 
   def __init__(self, length: int):
     super().__init__((length,), max_tokens=GROUP_ROWS * length)
@@ -111,7 +112,7 @@ class FirstFitText(FirstFit):
 
 
 class Buckets:
-  """One document in each row, in rows of a few lengths; documents longer than the longest are truncated.
+  """One document in each row, in rows of a few lengths; a document longer than the longest row is truncated.
 
   All streams make rows of the same length at the same time, by a fixed schedule in which each length occurs as often as
   in a sample of the documents. Position: the row's number, then for each length the document to read next.
@@ -136,7 +137,7 @@ class Buckets:
     return fill([_span(ids, size, 0, min(length, len(ids) - 1))], length), (number + 1, *documents)
 
   def bucket(self, targets: int) -> int:
-    """Returns the index of the shortest scheduled length of at least `targets`, or else of the longest."""
+    """Returns the index of the shortest scheduled length that is at least `targets`, otherwise of the longest one."""
     scheduled = sorted(set(self.schedule))
     return next((b for b in scheduled if targets <= self.lengths[b]), scheduled[-1])
 
@@ -167,7 +168,7 @@ class Windows:
 
 
 def fill(spans: Iterable[Span], length: int) -> Row:
-  """Returns the row of some spans: inputs, targets, positions, segments and weights, each [L], and bytes."""
+  """Returns the row that holds these spans: inputs, targets, positions, segments and weights, each [L], and bytes."""
   row: Row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
   filled, text_bytes = 0, 0.0
   for segment, (ids, start, end, size) in enumerate(spans, 1):

@@ -1,7 +1,7 @@
-"""Streams: which documents each row of the batch reads, in an order that depends on the seed alone.
+"""Streams: which documents the rows of a batch are made of, in an order that depends on the seed alone.
 
-Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle; in a
-mixture, it reads every part in that way.
+Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence, which is shuffled anew in every epoch. Each
+part of a mixture is read in that way.
 """
 
 import dataclasses
@@ -29,17 +29,17 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Several sources, mixed by weight; a source that is exhausted starts again, in another order.
+  """Several sources, mixed by weight; when a source is exhausted, it starts again in another order.
 
-  Every stream takes documents in exact proportion to the weights over each period of a fixed, even schedule. Indexed,
-  as for a single pass over validation data, a mixture is the concatenation of its sources.
+  Every stream takes documents in exact proportion to the weights over each period of a fixed, even schedule. By
+  index, as in the single pass over validation data, a mixture is the concatenation of its sources.
   """
 
   parts: dict[str, Part]
 
   def __post_init__(self):
     if not self.parts or any(not part.weight > 0 for part in self.parts.values()):
-      raise ValueError("a mixture needs at least one part, and weights above 0")
+      raise ValueError("a mixture needs at least one part, and all weights must be above 0")
     if len(self.counts) and min(self.counts) == 0:
       name = list(self.parts)[int(np.argmin(self.counts))]
       raise ValueError(f"the weight of {name!r} is less than 1/{PERIOD:,} of the sum of the weights")
@@ -51,7 +51,7 @@ class Mixture:
 
   @functools.cached_property
   def _occurred(self) -> np.ndarray:
-    """How often each part occurred before each place of a period [period + 1, parts]."""
+    """How often each part occurs before each index of a period [period + 1, parts]."""
     one_hot = np.eye(len(self.counts), dtype=np.int64)[schedule(self.counts)]
     return np.concatenate([np.zeros((1, len(self.counts)), np.int64), np.cumsum(one_hot, axis=0)])
 
@@ -60,7 +60,7 @@ class Mixture:
     return np.cumsum([len(part.source) for part in self.parts.values()])
 
   def draw(self, stream: int, number: int) -> tuple[int, int]:
-    """Returns the part of a stream's document `number`, and how many documents of it the stream has read before."""
+    """Returns the part of a stream's document `number`, by index, and how many of its documents precede it."""
     occurred = self._occurred
     period = len(occurred) - 1
     offset = stream * (period // 7 + 1) % period  # so that the streams do not all read the same part at a time
@@ -78,9 +78,9 @@ class Mixture:
 
 
 class Documents:
-  """The encoded documents of a source in the order the streams read them; without a seed, one pass of one stream.
+  """The encoded documents of a source in the order in which streams read them; without a seed, one pass of one stream.
 
-  A subclass whose documents are not just ids overrides `encode_text`, and says in `requires` what ids lack.
+  A subclass whose documents are more than ids overrides `encode_text`, and names what else it needs in `requires`.
   """
 
   requires = ""
@@ -115,17 +115,17 @@ class Documents:
     return self._endless[part][stream + self.streams * number]
 
   def encode(self, document: str | Encoded | BadRecord) -> Document | BadRecord:
-    """Returns a document as the packers read it, and the UTF-8 bytes of its text.
+    """Returns the content of a document for the packers and the number of UTF-8 bytes of its text.
 
     Raises:
-      UserError: the ids were prepared with another tokenizer, or more than ids is required.
+      UserError: the ids were prepared with another tokenizer, or ids alone are not enough (see `requires`).
     """
     if isinstance(document, BadRecord):
       return document
     if not isinstance(document, Encoded):
       return self.encode_text(document)
     if self.requires:
-      raise UserError(f"data: prepared ids are not enough, this data needs {self.requires}; use the text itself")
+      raise UserError(f"data: prepared ids are not enough, the objective needs {self.requires}; use a source of text")
     if document.tokenizer != self._fingerprint:
       raise UserError(
         f"data: the prepared ids come from another tokenizer ({document.tokenizer}) than the run's "
@@ -134,7 +134,7 @@ class Documents:
     return self._enclose(document.ids), document.bytes
 
   def encode_text(self, document: str) -> Document:
-    """Returns a document of text as the packers read it: by default its ids [T] between start and end."""
+    """Returns the document of a string for the packers: by default its ids [T] from the start to the end token."""
     ids = self.tokenizer.encode(document) if document.strip() else []
     return self._enclose(ids), len(document.encode("utf-8"))
 
@@ -154,7 +154,7 @@ class Documents:
 
   @functools.cached_property
   def concatenated(self) -> tuple[np.ndarray, int]:
-    """The ids of all documents [T], without start and end, and the bytes of their text."""
+    """The ids of all documents [T], without start and end tokens, and the number of UTF-8 bytes of their text."""
     encoded = [self.encode(self.source[i]) for i in range(len(self.source))]
     skipped = [document for document in encoded if isinstance(document, BadRecord)]
     documents = [document for document in encoded if not isinstance(document, BadRecord)]
@@ -166,7 +166,7 @@ class Documents:
 
 
 def proportions(weights: list[float]) -> np.ndarray:
-  """Returns the smallest whole numbers in proportion to the weights, which are rounded to 1 / PERIOD of their sum."""
+  """Returns the smallest integers in proportion to the weights, rounded to multiples of 1 / PERIOD of their sum."""
   scaled = np.array(weights) / np.sum(weights) * PERIOD
   counts = np.floor(scaled + 1e-9).astype(np.int64)
   for i in np.argsort(counts - scaled, kind="stable")[: PERIOD - counts.sum()]:  # largest remainders first
@@ -175,7 +175,7 @@ def proportions(weights: list[float]) -> np.ndarray:
 
 
 def schedule(counts: np.ndarray) -> np.ndarray:
-  """Returns a period of indices in which i occurs `counts[i]` times, as evenly spaced as possible."""
+  """Returns a sequence of indices in which i occurs `counts[i]` times, evenly spaced (smooth weighted round robin)."""
   credit = np.zeros(len(counts))
   order = np.zeros(int(counts.sum()), np.int64)
   for place in range(len(order)):
