@@ -1,4 +1,4 @@
-"""Evaluator: a measurement of parameters that takes the same number of steps on every host."""
+"""The interface of evaluators, which measure parameters and take the same number of steps on every host."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,20 +28,23 @@ class Context:
   tokenizer: Tokenizer
   batch: int  # rows of a global batch
   layout: Layout
-  frozen: dict[str, FrozenModel] = dataclasses.field(default_factory=dict)  # the models that the task only reads
+  frozen: dict[str, FrozenModel] = dataclasses.field(default_factory=dict)  # models the task uses, not trained
 
 
 class Evaluator(Protocol):
-  """A frozen dataclass that a config names."""
+  """A frozen dataclass that a config names under `evals`."""
 
   def prepare(self, context: Context) -> Measure:
-    """Returns measure(params) -> {name: value}, where params are those that the model is applied to."""
+    """Returns measure(params) -> {name: value}; params are {"model", "heads"} as the model uses them."""
 
 
 def sum_terms(context: Context, batches: list[Batch]) -> Callable[[Tree], dict[str, Mean]]:
-  """Returns measure(params) -> the task's loss terms and metrics, summed over the batches.
+  """Returns measure(params) -> the (total, count) of each loss term and metric of the task, summed over the batches.
 
-  If the task carries state between batches, each row continues the same row of the previous batch.
+  If the task carries state between batches, the rows are rearranged so that each continues that of the batch before.
+
+  Raises:
+    UserError: the batches do not have the keys or shapes that the task needs.
   """
   task = context.task
   rows = len(batches[0]["weights"])
