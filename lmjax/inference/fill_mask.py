@@ -15,9 +15,13 @@ MASK = "[MASK]"
 def candidates(
   task: MaskedLM, tokenizer: WordPiece, params: Tree, text: str, length: int, top: int
 ) -> tuple[list[list[tuple[str, float]]], str]:
-  """Returns the likeliest tokens of each [MASK] with their probabilities, and the text with the first of each.
+  """Returns the most probable tokens for each [MASK] with their probabilities, and the text with the best filled in.
 
-  Every [MASK] is predicted while the others stay masked.
+  Each [MASK] is predicted while the others stay masked.
+
+  Args:
+    length: maximum tokens of the model.
+    top: number of tokens for each [MASK].
 
   Raises:
     UserError: the text has no [MASK], or is longer than `length` tokens.
