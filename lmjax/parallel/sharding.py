@@ -131,7 +131,7 @@ class Layout:
     return jax.tree.map(lambda leaf, axes: self.sharding(*axes, shape=leaf.shape), tree, names)
 
   def replicated(self, boxed: Tree) -> list[str]:
-    """Returns a line for each dimension that is replicated although a rule shards it, because the mesh does not divide its size."""
+    """Returns a line for each dimension that a rule shards but that is replicated, as the mesh does not divide it."""
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_partitioned):
       shape = leaf.value.shape
