@@ -160,7 +160,7 @@ class Documents:
     documents = [document for document in encoded if not isinstance(document, BadRecord)]
     ids = np.concatenate([ids[1:-1] for ids, _ in documents]) if documents else np.zeros(0, np.int32)
     if len(ids) < 2:
-      raise UserError("data: the source contains no text")
+      raise UserError("data: the source contains no text; check config.data.source")
     self.report = (len(encoded), skipped)
     return ids, sum(size for _, size in documents)
 

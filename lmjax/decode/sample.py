@@ -128,7 +128,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> 
     raise UserError("generate: a prompt has no tokens; start it with the start token")
   if longest + new > max_tokens:
     raise UserError(
-      f"generate: a prompt of {longest} tokens and {new} new tokens exceed the model's {max_tokens}; "
+      f"generate: a prompt of {longest} tokens and {new} new tokens exceed the model's maximum of {max_tokens}; "
       f"generate at most {max(max_tokens - longest, 0)}"
     )
   width = longest if longest == 1 else min(-(-longest // STEP) * STEP, max_tokens - new)

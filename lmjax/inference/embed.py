@@ -55,7 +55,7 @@ class Embedder:
     if self.pooling not in POOLINGS:
       raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
     if self.layer < 0 or self.batch < 1:
-      raise ValueError("layer must be at least 0, batch at least 1")
+      raise ValueError("layer must be at least 0, and batch at least 1")
 
   def encode_text(self, text: str, other: str | None = None, by_word: bool = False) -> TokenizedText:
     """Returns a sequence, or a pair of them, as the input of the model, truncated to `length` tokens.

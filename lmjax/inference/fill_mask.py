@@ -32,9 +32,9 @@ def candidates(
   ids.append(tokenizer.end)
   masked = [i for i, token in enumerate(ids) if token == tokenizer.mask]
   if not masked:
-    raise UserError(f"fill: {text!r} has no {MASK}")
+    raise UserError(f"fill: {text!r} has no {MASK}; write it where a word is to be predicted")
   if len(ids) > length:
-    raise UserError(f"fill: the text has {len(ids)} tokens, but the model takes at most {length}")
+    raise UserError(f"fill: the text has {len(ids)} tokens, but the model takes at most {length}; shorten it")
   inputs = jnp.asarray([ids])
   batch = {"inputs": inputs, "token_types": jnp.zeros_like(inputs), "segments": jnp.ones_like(inputs)}
   batch["positions"] = jnp.arange(len(ids))[None]

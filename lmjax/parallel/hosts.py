@@ -92,7 +92,7 @@ def _read_variables() -> tuple[str, int, int] | None:
     return None
   if not all(values):
     missing = [name for name, value in zip(VARIABLES, values, strict=True) if not value]
-    raise UserError(f"hosts: {', '.join(missing)} is not set; set all of {', '.join(VARIABLES)}, or none")
+    raise UserError(f"hosts: not set: {', '.join(missing)}; set all of {', '.join(VARIABLES)}, or none")
   coordinator, count, index = values
   if not (count.isdigit() and index.isdigit() and int(index) < int(count) and ":" in coordinator):
     settings = ", ".join(f"{name}={value}" for name, value in zip(VARIABLES, values, strict=True))

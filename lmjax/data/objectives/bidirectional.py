@@ -31,7 +31,7 @@ class BidirectionalText(Reader):
   def __post_init__(self):
     super().__post_init__()
     if self.split_by not in SPLITTERS or self.characters < 4:
-      raise ValueError(f"split_by must be one of {', '.join(SPLITTERS)}, characters at least 4")
+      raise ValueError(f"split_by must be {' or '.join(SPLITTERS)}, and characters at least 4")
 
   def shared(self) -> dict[str, Any]:
     return {"characters": self.characters}

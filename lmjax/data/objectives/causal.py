@@ -60,6 +60,6 @@ class Text(Reader):
     sample = (documents.encode(source[i]) for i in range(0, len(source), max(len(source) // BUCKET_SAMPLE, 1)))
     lengths = [len(doc[0]) - 1 for doc in sample if not isinstance(doc, BadRecord) and len(doc[0])]
     if not lengths:
-      raise UserError("data: the source contains no text")
+      raise UserError("data: the source contains no text; check config.data.source")
     buckets = np.minimum(np.searchsorted(sorted(self.buckets), lengths), len(self.buckets) - 1)
     return schedule(proportions(np.bincount(buckets, minlength=len(self.buckets)))).tolist()

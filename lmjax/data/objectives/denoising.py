@@ -77,7 +77,7 @@ class SpanCorruption:
 
   def __post_init__(self):
     if not 0 < self.noise_density < 1 or self.mean_span_length < 1:
-      raise ValueError("noise_density must be between 0 and 1, mean_span_length at least 1")
+      raise ValueError("noise_density must be between 0 and 1, and mean_span_length at least 1")
 
   def input_tokens(self, length: int) -> int:
     """Returns how many tokens of text give a source of at most `length`, its end token included: 568 for 512."""
@@ -137,7 +137,7 @@ class MixtureOfDenoisers:
   def __post_init__(self):
     weights = [self.weights.get(name, 1.0) for name in self.parts]
     if not self.parts or set(self.weights) - set(self.parts) or min(weights) < 0 or not sum(weights):
-      raise ValueError("weights must be at least 0, not all 0, and each must name a part")
+      raise ValueError("weights must be at least 0 and not all 0, and each must name a part")
 
   def input_tokens(self, length: int) -> int:
     return min(part.input_tokens(length) for part in self.parts.values())  # so that the source fits for every part

@@ -61,10 +61,10 @@ class SentencePairs(Reader):
   def __post_init__(self):
     super().__post_init__()
     if self.split_by not in SPLITTERS or self.negatives not in ("document", "same_document"):
-      raise ValueError(f"split_by must be one of {', '.join(SPLITTERS)}, negatives document or same_document")
+      raise ValueError(f"split_by must be {' or '.join(SPLITTERS)}, and negatives document or same_document")
     if not 0 < self.mask_rate < 1 or not 0 <= self.short_seq_prob <= 1 or self.max_predictions < 1 or self.length < 8:
       raise ValueError(
-        "mask_rate must be between 0 and 1, short_seq_prob from 0 to 1, max_predictions at least 1, length at least 8"
+        "mask_rate must be between 0 and 1, short_seq_prob 0 to 1, max_predictions at least 1, and length at least 8"
       )
 
   def shared(self) -> dict[str, Any]:

@@ -60,7 +60,8 @@ def check_skipped_fraction(read: int, skipped: Sequence[BadRecord]) -> None:
   if read >= MIN_RECORDS and len(skipped) > MAX_SKIPPED_FRACTION * read:
     last = skipped[-1]
     raise UserError(
-      f"data: {len(skipped)} of {read} records are malformed, more than 1 %; the last: {last.where} {last.why}"
+      f"data: {len(skipped)} of {read} records are malformed, more than 1 %; fix or remove them; the last: "
+      f"{last.where} {last.why}"
     )
 
 
