@@ -3,9 +3,9 @@
     lmjax train --config configs/gpt.py:files='data/*.txt',tokenizer=my_tokenizer --workdir runs/gpt
 
 12 layers, width 768, post-norm, 512 positions; 116.5 M parameters with the paper's vocabulary of 40,478. Train a
-tokenizer on your text with `lmjax tokenizer train --size 40478`. Hardware and time in the paper: 8 GPUs, a month, for
-100 epochs of BooksCorpus in batches of 64 x 512 tokens. Expected: the paper's perplexity of 18.4 on BooksCorpus, which
-is not public; not measured.
+tokenizer on your text with `lmjax tokenizer train --size 40478`. 800,000 steps of 64 x 512 = 32,768 tokens. Hardware
+and time of the original: 8 GPUs, a month, for 100 epochs of BooksCorpus in batches of this size. Expected: the paper's
+perplexity of 18.4 on BooksCorpus, which is not public; not measured.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
 
 size: 124m 355m 774m 1558m. `tokenizer` is a folder with OpenAI's encoder.json and vocab.bpe, or one that you trained.
 600,000 steps of 480 x 1,024 = 491,520 tokens, 295 B tokens in total. Hardware: 124m on one GPU or a v5e-8. Time and
-expected result, from reproductions on OpenWebText: about four days on 8 A100s, 2.85 nats per token of validation text
-for 124m; not measured.
+expected result of 124m, from nanoGPT's reproduction on OpenWebText: about four days on 8 A100s, 2.85 nats per token of
+validation text; not measured.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     lmjax train --config configs/gpt3.py:size=1.3b,files='data/*.txt',tokenizer=data/gpt2 --workdir runs/gpt3
 
 size: 125m 350m 760m 1.3b 2.7b 6.7b 13b 175b, with the peak learning rates and batch sizes (in tokens) of the paper's
-table 2.1; 300 B tokens each. 1.3b has 16 heads of size 128, because the table's 24 heads do not divide its width; 13b
-has width 5,120 instead of 5,140. Hardware: 1.3b on a v5e-16 or larger, 175b on a v5p-1024. Time: see `lmjax plan`.
-Expected: the paper's figure 3.1, a validation loss of 2.57 C^-0.048 with C in PF-days; not measured.
+table 2.1, and 300 B tokens for each. 1.3b has 16 heads of size 128, because the table's 24 heads do not divide its
+width; 13b has width 5,120 instead of 5,140. Hardware: 1.3b on a v5e-16 or larger, 175b on a v5p-1024. Time: see `lmjax
+plan`. Expected: the paper's figure 3.1, a validation loss of 2.57 C^-0.048 for C petaflop/s-days; not measured.
 """
 
 from ml_collections import ConfigDict

@@ -3,9 +3,9 @@
     lmjax train --config configs/llama.py:size=7b,files='data/*.txt',tokenizer=data/llama2 --workdir runs/llama
 
 size: 7b (Llama 2: vocabulary 32,000, length 4,096) or 8b (Llama 3: vocabulary 128,256, length 8,192, grouped-query
-attention). `tokenizer` is a folder with tokenizer.model (7b) or tokenizer.json (8b). Batches of 4 M tokens, 2 T tokens
-in total. Hardware: a v5e-256 or larger. Time: see `lmjax plan`. Expected: the Llama 2 paper's figure 5, a training loss
-of about 1.75 nats per token after 2 T tokens; not measured.
+attention). `tokenizer` is a folder with tokenizer.model (7b) or tokenizer.json (8b). 500,000 steps of 4 M tokens, 2 T
+tokens in total. Hardware: a v5e-256 or larger. Time: see `lmjax plan`. Expected: the Llama 2 paper's figure 5, a
+training loss of about 1.75 nats per token after 2 T tokens; not measured.
 """
 
 from ml_collections import ConfigDict

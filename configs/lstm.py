@@ -1,12 +1,13 @@
-"""LSTM language models: Zaremba et al. (2014), arXiv:1409.2329, with variational dropout (Gal and Ghahramani, 2016).
+"""LSTM language models: "Recurrent neural network regularization" (Zaremba et al., 2014), arXiv:1409.2329.
 
     lmjax train --config configs/lstm.py:size=small,train=ptb.train.txt.gz,validation=ptb.valid.txt --workdir runs/lstm
 
 train, validation: tokenized text with one sentence per line, such as Mikolov's version of the Penn Treebank; every word
-is a token. size: small medium large. small: 2 layers of 256 cells, 8,700 steps of 20 rows of 32 words (6 epochs of the
-Penn Treebank); the state of each row is carried to the next batch. Hardware: one CPU core. Time: 30 minutes. Expected:
-validation perplexity 101.5, and 146.6 after 2 epochs (10 minutes), below the 151.3 of a Kneser-Ney 5-gram, which the
-run computes; see benchmarks/README.md.
+is a token. size: small medium large, 2 layers of 256, 650 and 1,500 cells. Dropout is variational (Gal and Ghahramani,
+2016, arXiv:1512.05287). 8,700 steps of 20 rows of 32 words, 6 epochs of the Penn Treebank; the state of each row is
+carried to the next batch. small: Hardware: one CPU core. Time: 31 minutes. Expected: validation perplexity 101.5, and
+146.6 after 2 epochs (10 minutes), below the 151.3 of a Kneser-Ney 5-gram, which the run computes; see
+benchmarks/README.md. medium, large: not measured.
 """
 
 from ml_collections import ConfigDict

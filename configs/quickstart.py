@@ -2,8 +2,9 @@
 
     lmjax train --config configs/quickstart.py --workdir runs/quickstart
 
-Hardware: two CPU cores. Time: three minutes. Expected: 1.85 bits per byte of validation text (with the text of Python
-3.11), below the 2.02 of a bigram model, which the run computes.
+4 layers of width 192, 250 steps of 16 x 256 tokens. Hardware: two CPU cores. Time: three minutes. Expected: 1.85 bits
+per byte of validation text with the documentation of Python 3.11, below the 2.02 of a bigram model, which the run
+computes; see benchmarks/README.md.
 """
 
 from ml_collections import ConfigDict

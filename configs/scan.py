@@ -4,9 +4,10 @@
     lmjax evaluate --workdir runs/scan --best --config.data.validation.files=tasks_test_simple.txt.gz \
       --config.data.validation.split=:
 
-The simple split, with 16,728 training commands; a random 5 % of them select the checkpoint. A 2-layer encoder-decoder
-of width 128 with sinusoidal positions and no dropout, 5,000 steps of 16 packed rows. Hardware: one CPU core. Time: 24
-minutes. Expected: an exact match for all 4,182 test commands; see benchmarks/README.md.
+The simple split has 16,728 training commands; a random 5 % of them select the checkpoint. The model is an
+encoder-decoder of 2 + 2 layers of width 128 with sinusoidal positions and no dropout, 5,000 steps of 16 packed rows.
+Hardware: one CPU core. Time: 24 minutes. Expected: an exact match for all 4,182 test commands; see
+benchmarks/README.md.
 """
 
 from ml_collections import ConfigDict

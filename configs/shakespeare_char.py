@@ -2,7 +2,7 @@
 
     lmjax train --config configs/shakespeare_char.py:file=input.txt --workdir runs/shakespeare
 
-file: the 1.1 MB `input.txt` of nanoGPT, of which the first 90 % are for training. 4 layers, width 128, windows of 64
+file: nanoGPT's `input.txt` of 1.1 MB; its first 90 % are for training. 4 layers, width 128, windows of 64
 characters, 2,000 steps of 12 windows = 1.5 M characters. Hardware: two CPU cores. Time: 67 to 98 seconds. Expected: at
 most 1.90 nats per character over the whole validation text; see benchmarks/README.md.
 """

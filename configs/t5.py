@@ -4,13 +4,15 @@
     lmjax train --config configs/t5.py:size=mini,books='books/*.txt.gz' --workdir runs/mini
 
 size: mini small base large 3b 11b v1_1-small v1_1-base v1_1-large v1_1-xl v1_1-xxl. Span corruption of 15 % of the
-tokens in spans of mean length 3, sources of 512 tokens; 524,288 steps of 128 rows, Adafactor and inverse square root
-schedule, as in the paper. consecutive: predict the second half of a sequence from the first half instead. `tokenizer`
-is a folder with a SentencePiece model; without it, a vocabulary of 32,000 is trained; 100 sentinels follow it.
-Hardware, time and expected result: not measured.
+tokens in spans of mean length 3, sources of 512 tokens; 524,288 steps of 128 rows, Adafactor and the inverse square
+root schedule, as in the paper (whose learning rate is constant where this one rises, in the first 10,000 steps).
+consecutive: predict the second half of a sequence from the first half instead. `tokenizer` is a folder with a
+SentencePiece model; without it, a vocabulary of 32,000 is trained; 100 sentinels are added. Hardware, time and expected
+result: not measured.
 
-books: novels of Project Gutenberg, a vocabulary of 8,000, sources of 128 tokens, 1,200 steps of 16 rows. Hardware: one
-CPU core. Time: 19 minutes. Expected: validation loss 4.69 nats per token; see benchmarks/README.md.
+books: novels of Project Gutenberg instead, a vocabulary of 8,000, sources of 128 tokens, 1,200 steps of 16 rows.
+Hardware: one CPU core. Time: 19 minutes. Expected: validation loss 4.69 nats per target token; see
+benchmarks/README.md.
 """
 
 from ml_collections import ConfigDict
@@ -58,7 +60,7 @@ def get_config(argument: str = "") -> ConfigDict:
       log=dict(every=100),
     )
   )  # fmt: skip
-  if choice.size in ("3b", "11b", "v1_1-xl", "v1_1-xxl"):  # such a model needs more devices than 128 rows can use
+  if choice.size in ("3b", "11b", "v1_1-xl", "v1_1-xxl"):  # these need more devices than there are rows in a batch
     settings.rules, settings.mesh.model = "fsdp_tp", 8
   if choice.books:
     novels = dict(files=choice.books, clean="lmjax.data.sources.text:gutenberg_body")

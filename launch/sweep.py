@@ -1,11 +1,11 @@
-"""Runs a grid of configs, one after the other; runs that are finished are skipped.
+"""Runs a grid of configs, one after the other; finished runs are skipped.
 
     python launch/sweep.py --workdir runs/sweep --grid optim.peak_lr=1e-3,3e-3 --grid model.depth=4,8 -- \
       --config configs/quickstart.py
     python launch/sweep.py ... --dry-run
 
-Every run has its own folder, named by its values. A folder with summary.json is finished; an interrupted run is
-resumed. At the end, the runs are listed by validation loss.
+Every run has its own folder, named after its values. A run is finished if its folder has a summary.json; an interrupted
+run is resumed. At the end, the runs are listed by validation loss.
 """
 
 import argparse

@@ -3,8 +3,8 @@
 # after a preemption (exit code 75, or a lost slice).
 #   bash launch/tpu_pod.sh --name gpt2 --zone us-central1-a --type v5litepod-256 --topology v5e-256 --spot \
 #     -- --config configs/llama.py:size=7b --workdir gs://bucket/runs/llama
-# Requires gcloud with a project, quota for the TPU type, a bucket that the slice can write, and this repository in
-# --source, a git URL that the hosts can reach. --runtime is the software version of the TPU type.
+# Requires gcloud with a project, quota for the TPU type, a bucket that the slice can write to, and in --source a
+# git URL of this repository that the hosts can reach. --runtime is the software version of the TPU type.
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" zone="" type="" topology="" runtime=v2-alpha-tpuv5-lite spot=() slices=1 restarts=20

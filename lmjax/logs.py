@@ -1,4 +1,4 @@
-"""Logging of a run: progress bar, metrics.jsonl, TensorBoard, wandb, loss.png, summary.json; process 0 only."""
+"""Logging of a run: progress bar, metrics.jsonl, TensorBoard, wandb, loss.png, summary.json; on process 0 only."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ class LogConfig:
 
   every: int = 10  # steps between lines of metrics.jsonl
   tensorboard: bool = True
-  wandb: str = ""  # project; needs `pip install wandb`
+  wandb: str = ""  # name of a project; empty disables it; needs `pip install 'lmjax[wandb]'`
 
   def __post_init__(self):
     if self.every < 1:
@@ -32,7 +32,7 @@ class LogConfig:
 
 
 class Clock:
-  """Seconds of a run by the name of the activity."""
+  """Seconds that a run spends on each activity, by name."""
 
   def __init__(self):
     self.start = time.perf_counter()
@@ -52,7 +52,10 @@ class Clock:
 
 
 class Log:
-  """The log of one run folder; silent on every process but the first."""
+  """The log of one run folder; it does nothing on processes other than 0.
+
+  first: the step from which the run starts or resumes; later lines of metrics.jsonl are removed. steps: the last step.
+  """
 
   def __init__(self, workdir: epath.Path, settings: LogConfig, first: int, steps: int, config: dict[str, Any]):
     self.workdir, self.settings = workdir, settings
@@ -60,7 +63,7 @@ class Log:
     self._lines = read_metrics(workdir)
     self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run repeats the later ones
     self._tensorboard = self._wandb = None
-    self._skipped = 0  # skipped records written so far
+    self._skipped = 0  # number of skipped records in debug.log
     if not self._enabled:
       return
     self._write(self._lines, "metrics.jsonl")
@@ -100,7 +103,7 @@ class Log:
       self._wandb.log(metrics, step=step)
 
   def skipped_records(self, skipped: list[BadRecord]) -> None:
-    """Writes the new ones of all skipped records into debug.log, a line each."""
+    """Appends to debug.log a line for each record skipped since the last call; `skipped` are all of this run."""
     if self._enabled and len(skipped) > self._skipped:
       with (self.workdir / "debug.log").open("a") as file:
         file.writelines(f"skipped {record.where}: {record.why}\n" for record in skipped[self._skipped :])

@@ -1,4 +1,4 @@
-"""ParamTransform: how the trained tree differs from what the model sees."""
+"""ParamTransform: how the trained parameters differ from those that the model uses."""
 
 import dataclasses
 from typing import Protocol
@@ -9,39 +9,40 @@ from lmjax.utils.pytree import Tree
 
 
 class ParamTransform(Protocol):
-  """A change of the parameter tree, kept out of the models: pruning, LoRA, quantization-aware training, freezing."""
+  """A function on the parameter tree, of which models do not know: pruning, LoRA, quantization-aware training."""
 
   def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
     """Returns (trained, state, frozen) for new parameters.
 
-    Every array of `params` is a LogicallyPartitioned with its axis names. What is returned may be too (see
-    `layers.leaves.partition`); an array without names is sharded like the parameter whose path occurs in its own.
+    Every array of `params` is a LogicallyPartitioned with its axis names. The returned arrays may be too (see
+    `layers.leaves.partition`); an array without names is sharded like the parameter whose path is part of its own.
 
-    trained: what the optimizer updates and checkpoints hold; replaces `params`. state: saved too, not trained: masks,
-    ranges. frozen: on the mesh but never saved, made again from `config.start` or the seed: the base of LoRA.
+    trained: takes the place of `params`; the optimizer updates it, and checkpoints contain it. state: saved but not
+    trained, such as masks and ranges. frozen: never saved, but made again from `config.start` or the seed, such as the
+    base of LoRA.
     """
     ...
 
   def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
-    """Returns what the model sees of the trained tree; inside the loss: may wrap leaves, never materialises them."""
+    """Returns the model's parameters; called inside the loss. It may wrap leaves, but not materialise them."""
     ...
 
   def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
-    """Returns the trained tree and state after an optimizer update."""
+    """Returns the trained tree and the state; called after each update of the optimizer, with its gradients."""
     ...
 
   def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
-    """Returns the model's parameters as a plain tree of arrays, for export only."""
+    """Returns the model's parameters as a tree of arrays, without leaf types; for export only."""
     ...
 
   def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
-    """Returns scalars to log: sparsity, ranges."""
+    """Returns scalars to log, such as the sparsity."""
     ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-  """The model sees what is trained."""
+  """No transform: the model uses the trained parameters."""
 
   def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
     return params, {}, {}

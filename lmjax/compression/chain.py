@@ -10,17 +10,17 @@ from lmjax.utils.pytree import Tree
 
 @dataclasses.dataclass(frozen=True)
 class Chain:
-  """Several transforms by name, the first nearest to the model: each one's trained tree is the next one's parameters.
+  """Several transforms by name: the trained tree of each is the `params` of the next; the first is next to the model.
 
-  The optimizer updates what the last one trains. `update` passes that tree from the last to the first, so only the last
-  may change the structure of the tree if an earlier one has an `update` of its own.
+  The optimizer updates the trained tree of the last one. `update` passes this tree from the last to the first, so if an
+  earlier transform has an `update` of its own, only the last one may change the structure of the tree.
   """
 
   transforms: dict[str, ParamTransform]
 
   def __post_init__(self):
     if not self.transforms:
-      raise ValueError("transforms is not empty")
+      raise ValueError("transforms must not be empty")
 
   def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
     states, frozen = {}, {}

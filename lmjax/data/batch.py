@@ -1,4 +1,4 @@
-"""The keys of a batch: what a data pipeline produces and a task consumes, under one set of names."""
+"""The keys of a batch, which the data pipeline makes and the task reads: names, shapes, types and meaning."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -13,8 +13,8 @@ Batch = dict[str, Any]
 
 AXES = {
   "B": "rows",
-  "L": "tokens of a row; of its source, where the row has a source and a target",
-  "T": "tokens of the target, where the row has a source and a target",
+  "L": "tokens of a row; tokens of its source if the row has a source and a target",
+  "T": "tokens of the target if the row has a source and a target",
   "P": "masked positions of a row",
   "C": "characters of a word",
 }
@@ -36,29 +36,29 @@ class Key:
 
 
 LEGEND = {
-  "inputs": Key("BL", "int32", "token", "ids the model reads; of the source, where there is a target"),
+  "inputs": Key("BL", "int32", "token", "ids that the model reads; those of the source if there is a target"),
   "targets": Key("BT BL", "int32", "next_token", "ids to predict"),
   "weights": Key("BP BT BL", "float32", "weight", "loss weight of each target or label, 0 on padding"),
   "positions": Key("BL", "int32", "position", "position of each token in its own document, from 0"),
   "segments": Key("BL", "int32", "segment", "number of the packed document a token belongs to, from 1; 0 is padding"),
   "token_types": Key("BL", "int32", "token_type", "0 for sentence A, 1 for sentence B"),
   "masked_positions": Key("BP", "int32", "position", "positions whose original ids are to be predicted"),
-  "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of a row"),
-  "next_sentence_label": Key("B", "int32", "label", "BERT's: 1 if sentence B is random, 0 if it follows A"),
-  "decoder_inputs": Key("BT", "int32", "token", "ids the decoder reads"),
+  "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of each row"),
+  "next_sentence_label": Key("B", "int32", "label", "1 if sentence B is random, 0 if it follows A (BERT)"),
+  "decoder_inputs": Key("BT", "int32", "token", "ids that the decoder reads"),
   "decoder_positions": Key("BT", "int32", "position", "position of each target token in its own target"),
   "decoder_segments": Key("BT", "int32", "segment", "number of the packed pair of a target token, as in `segments`"),
-  "characters": Key("BLC", "int32", "character", "characters of the words read left to right, 0 for no word"),
-  "reverse_characters": Key("BLC", "int32", "character", "characters of the words that are read right to left"),
-  "reverse_targets": Key("BL", "int32", "previous_token", "ids to predict, of the words that are read right to left"),
+  "characters": Key("BLC", "int32", "character", "characters of the words read left to right, 0 for padding"),
+  "reverse_characters": Key("BLC", "int32", "character", "characters of the words read right to left"),
+  "reverse_targets": Key("BL", "int32", "previous_token", "ids to predict for the words read right to left"),
 }
 
 
 def key_axes(keys: Iterable[str]) -> dict[str, str]:
   """Returns the axes of each key in a batch that has these keys; a key that LEGEND does not list is left out.
 
-  Of a key with alternatives, the first whose letters all occur in the keys without alternatives: `weights` is [B, P]
-  beside `masked_positions`, [B, T] beside `decoder_inputs` and [B, L] otherwise.
+  A key with alternatives gets the first one whose letters all occur in keys without alternatives: `weights` is [B, P]
+  in a batch with `masked_positions`, [B, T] in one with `decoder_inputs`, and [B, L] otherwise.
   """
   listed = {key: LEGEND[key].axes.split() for key in keys if key in LEGEND}
   known = {"B"}.union(*(axes[0] for axes in listed.values() if len(axes) == 1))
@@ -66,7 +66,7 @@ def key_axes(keys: Iterable[str]) -> dict[str, str]:
 
 
 def check(batch: Batch, spec: dict[str, jax.ShapeDtypeStruct]) -> None:
-  """Raises UserError if a batch lacks a key of a task's spec, or has another shape or dtype."""
+  """Raises UserError if a batch lacks a key of a task's spec, or has another shape (rows apart) or dtype."""
   for key, wanted in spec.items():
     if key not in batch:
       meaning = f" ({LEGEND[key].meaning})" if key in LEGEND else ""

@@ -1,7 +1,7 @@
 """Documents: what the streams read, encoded for the packers, in an order that depends on the seed alone.
 
-Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence in which every epoch is a new shuffle; in a
-mixture, it reads every part in that way.
+Stream s of S reads documents s, s + S, s + 2S, ... of an endless sequence, which is shuffled anew in every epoch. Each
+part of a mixture is read in that way.
 """
 
 import functools
@@ -29,9 +29,9 @@ class Mixed(Protocol):
 
 
 class Documents:
-  """The encoded documents of a source in the order the streams read them; without a seed, one pass of one stream.
+  """The encoded documents of a source in the order in which streams read them; without a seed, one pass of one stream.
 
-  A subclass whose documents are not just ids overrides `encode_text`, and says in `requires` what ids lack.
+  A subclass whose documents are more than ids overrides `encode_text`, and names what else it needs in `requires`.
   """
 
   requires = ""
@@ -63,17 +63,17 @@ class Documents:
     return self._endless[part][stream + self.streams * number]
 
   def encode(self, document: str | Encoded | BadRecord) -> Document | BadRecord:
-    """Returns a document as the packers read it, and the UTF-8 bytes of its text.
+    """Returns the content of a document for the packers and the number of UTF-8 bytes of its text.
 
     Raises:
-      UserError: the ids were prepared with another tokenizer, or more than ids is required.
+      UserError: the ids were prepared with another tokenizer, or ids alone are not enough (see `requires`).
     """
     if isinstance(document, BadRecord):
       return document
     if not isinstance(document, Encoded):
       return self.encode_text(document)
     if self.requires:
-      raise UserError(f"data: prepared ids are not enough, this data needs {self.requires}; use the text itself")
+      raise UserError(f"data: prepared ids are not enough, the objective needs {self.requires}; use a source of text")
     if document.tokenizer != self._fingerprint:
       raise UserError(
         f"data: the prepared ids come from another tokenizer ({document.tokenizer}) than the run's "
@@ -82,7 +82,7 @@ class Documents:
     return self._enclose(document.ids), document.bytes
 
   def encode_text(self, document: str) -> Document:
-    """Returns a document of text as the packers read it: by default its ids [T] between start and end."""
+    """Returns the document of a string for the packers: by default its ids [T] from the start to the end token."""
     ids = self.tokenizer.encode(document) if document.strip() else []
     return self._enclose(ids), len(document.encode("utf-8"))
 

@@ -8,15 +8,16 @@ import numpy as np
 
 from lmjax.data.packer import Document, Position, ReadDocument, Row
 
-GROUP_ROWS = 64  # rows that first-fit fills from the same documents
+GROUP_ROWS = 64  # size of a group of first fit, in rows or in rows' worth of tokens
 
 
 class FirstFit:
-  """Places each item in the first row with space for it; an item has one length for every sequence of a row.
+  """Places each item in the first row that has space for it.
 
-  The documents of a whole group of rows are placed at once, so that a row is a pure function of its position: the first
-  document of its group, and the row's number in the group. A group is complete when it has `max_rows` rows, or
-  `max_tokens` tokens in the first of its sequences; the document that completes it still belongs to it.
+  A row may have several sequences, such as a source and a target; `lengths` are their lengths, and an item has a length
+  in each of them. The documents of a whole group of rows are placed at once, so that a row is a pure function of its
+  position: the first document of its group, and the row's number in the group. A group is complete when it has
+  `max_rows` rows, or `max_tokens` tokens in its first sequence, and includes the document that completes it.
   """
 
   def __init__(self, lengths: tuple[int, ...], max_rows: float = math.inf, max_tokens: float = math.inf):
@@ -25,11 +26,11 @@ class FirstFit:
     self._group: tuple[int, list[list], int] = (-1, [], 0)  # first document, items of each row, next document
 
   def items(self, document: Document) -> Iterable[tuple[Sequence[int], Any]]:
-    """Yields the items of a document, each with its lengths, at most those of a row."""
+    """Yields (lengths, item) for each item of a document; no item is longer than a row."""
     raise NotImplementedError
 
   def fill(self, items: list) -> Row:
-    """Returns the row of some items."""
+    """Returns the row that holds these items."""
     raise NotImplementedError
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:

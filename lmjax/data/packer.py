@@ -1,7 +1,7 @@
-"""What a packer is: it makes the rows of one stream out of documents of any length.
+"""The interface of packers, which make rows of a fixed length out of the documents of one stream.
 
-It makes the next row from a position, a few integers, and returns the position after it; nothing else has to be saved
-to resume. Each row has a key `bytes`, the UTF-8 bytes of the text that its targets cover.
+A packer makes the row at a position, which is a few integers, and returns the position of the next row; nothing else
+has to be saved to resume a run. Every row has a key `bytes`: how many UTF-8 bytes of text its targets cover.
 """
 
 from collections.abc import Callable
@@ -11,8 +11,9 @@ import numpy as np
 
 Row = dict[str, np.ndarray | np.generic]
 Position = tuple[int, ...]
-# What a packer reads, and the UTF-8 bytes of its text. By default ids [T] between start and end; the objectives other
-# than causal LM give a list of arrays: the sentences, the two sides of a pair, ... Empty if there is nothing to read.
+# The content of a document and the number of UTF-8 bytes of its text. By default the content is ids [T] from the start
+# to the end token; some objectives use a list of arrays instead: sentences, or the two sides of a pair. Empty if the
+# document has no text.
 Document = tuple[np.ndarray | list[np.ndarray], int]
 ReadDocument = Callable[[int], Document]  # document k of the stream; raises IndexError after the last one
 
@@ -23,4 +24,4 @@ class Packer(Protocol):
   length: int  # tokens in a row
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    """Returns the next row and the position after it; a row of padding if the stream is exhausted."""
+    """Returns the row at a position and the position of the next row; after the last document, a row of padding."""

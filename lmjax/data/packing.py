@@ -1,4 +1,4 @@
-"""Packers make rows of a fixed length out of documents of any length.
+"""Packers of text: rows of a fixed length out of documents of any length.
 
 Inputs are `[start] + ids` and targets `ids + [end]`, so every token is predicted exactly once.
 """
@@ -10,11 +10,11 @@ import numpy as np
 from lmjax.data.first_fit import GROUP_ROWS, FirstFit
 from lmjax.data.packer import Document, Position, ReadDocument, Row
 
-Span = tuple[np.ndarray, int, int, float]  # ids, index of the first target, index after the last one, bytes
+Span = tuple[np.ndarray, int, int, float]  # ids, index of the first input, index after the last one, bytes
 
 
 class Concatenate:
-  """Documents one after the other; the one that reaches the end of a row is split and continues in the next row.
+  """Documents one after the other; a document that does not fit into the rest of a row continues in the next row.
 
   Position: the document to read next, and how many of its targets have been used.
   """
@@ -40,7 +40,7 @@ class Concatenate:
 
 
 class FirstFitText(FirstFit):
-  """Documents by first fit; only those longer than a row are split, and some rows end in padding."""
+  """Documents by first fit: only documents longer than a row are split, and rows may end in padding."""
 
   def __init__(self, length: int):
     super().__init__((length,), max_tokens=GROUP_ROWS * length)
@@ -56,7 +56,7 @@ class FirstFitText(FirstFit):
 
 
 class Buckets:
-  """One document in each row, in rows of a few lengths; documents longer than the longest are truncated.
+  """One document in each row, in rows of a few lengths; a document longer than the longest row is truncated.
 
   All streams make rows of the same length at the same time, by a fixed schedule in which each length occurs as often as
   in a sample of the documents. Position: the row's number, then for each length the document to read next.
@@ -81,7 +81,7 @@ class Buckets:
     return fill([_span(ids, size, 0, min(length, len(ids) - 1))], length), (number + 1, *documents)
 
   def bucket(self, targets: int) -> int:
-    """Returns the index of the shortest scheduled length of at least `targets`, or else of the longest."""
+    """Returns the index of the shortest scheduled length that is at least `targets`, otherwise of the longest one."""
     scheduled = sorted(set(self.schedule))
     return next((b for b in scheduled if targets <= self.lengths[b]), scheduled[-1])
 
@@ -112,7 +112,7 @@ class Windows:
 
 
 def fill(spans: Iterable[Span], length: int) -> Row:
-  """Returns the row of some spans: inputs, targets, positions, segments and weights, each [L], and bytes."""
+  """Returns the row that holds these spans: inputs, targets, positions, segments and weights, each [L], and bytes."""
   row: Row = {key: np.zeros(length, np.int32) for key in ("inputs", "targets", "positions", "segments")}
   filled, text_bytes = 0, 0.0
   for segment, (ids, start, end, size) in enumerate(spans, 1):

@@ -1,4 +1,4 @@
-"""From sources to batches: Grain tokenizes documents, packs them into rows and batches these, ahead of the step."""
+"""From sources to batches: Grain tokenizes documents, packs them into rows and makes batches, ahead of training."""
 
 import dataclasses
 import functools
@@ -21,11 +21,12 @@ CACHED_DOCUMENTS = 4  # of each stream
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-  """Makes batches from sources, with a tokenizer; a subclass for each objective decides what a row is.
+  """Makes batches from the documents of sources; each objective has a subclass, which decides what a row is.
 
-  length: tokens of a row. streams: a divisor of the batch; 0 is one stream for each row. workers: processes that read
-  and tokenize, rounded down to a divisor of the streams; 0 reads in a thread. version: increase it to continue a run
-  with other data; the order of the documents then starts again.
+  length: tokens in a row. streams: number of independent sequences of documents (see `data.streams`), a divisor of the
+  batch; 0 is one stream for each row. workers: processes that read and tokenize, rounded down to a divisor of the
+  streams; 0 reads in a thread. version: increase it to continue a run with other data; the order of documents then
+  starts again.
   """
 
   source: Source
@@ -34,19 +35,19 @@ class Reader:
   tokenizer: TokenizerConfig = TokenizerConfig()
   streams: int = 0
   workers: int = 0
-  ahead: int = 4  # batches made in advance
+  prefetch: int = 4  # batches made in advance
   version: int = 0
   debug_source: ClassVar[str] = "lmjax.data.sources.python_docs:PythonDocs"
 
   def __post_init__(self):
     if self.length < 1:
-      raise ValueError(f"length is at least 1 token, not {self.length}")
-    if min(self.streams, self.workers, self.ahead, self.version) < 0:
-      raise ValueError("streams, workers, ahead and version are at least 0")
+      raise ValueError(f"length must be at least 1 token, not {self.length}")
+    if min(self.streams, self.workers, self.prefetch, self.version) < 0:
+      raise ValueError("streams, workers, prefetch and version must be at least 0")
 
   @classmethod
   def debug(cls, settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the config section `data` shrunk for debugging: a few short rows of the documentation of this Python."""
+    """Returns the config section `data` shrunk for debugging: short rows of the documentation of this Python."""
     return settings | {
       "length": 32,
       "workers": 0,
@@ -56,7 +57,7 @@ class Reader:
     }
 
   def make_tokenizer(self) -> Tokenizer:
-    """Returns the tokenizer: the one at its path, or one trained on the training text."""
+    """Returns the tokenizer: the one at `tokenizer.path` if it is set, otherwise one trained on the training text."""
     return self.tokenizer.make(texts(self.source))
 
   def start(self, batch: int) -> np.ndarray:
@@ -64,11 +65,11 @@ class Reader:
     return np.zeros((self.streams or batch, self.position_size(training=True)), np.int64)
 
   def shared(self) -> dict[str, Any]:
-    """Returns the settings that the task takes from the data, so that a config gives them once."""
+    """Returns the settings of the task that follow from the data, so that a config states them only once."""
     return {}
 
   def position_size(self, training: bool) -> int:
-    """Returns the number of integers of a position."""
+    """Returns the number of integers in a position of a stream."""
     return 2
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
@@ -90,7 +91,7 @@ class Reader:
       rows: the rows of each batch that this process makes, in order; by default all.
 
     Raises:
-      UserError: the streams or the saved positions do not fit the batch; prepared data has another tokenizer.
+      UserError: the streams or the saved positions do not fit the batch; the data was prepared with another tokenizer.
     """
     start = self.start(batch)
     streams, rows = len(start), range(batch) if rows is None else rows
@@ -113,14 +114,17 @@ class Reader:
     if workers:
       dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
     dataset = dataset.batch(own, batch_fn=_join)
-    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.ahead)
+    dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.prefetch)
     read, skipped = documents.report
     return Batches(iter(dataset), positions, numbers, read, list(skipped))
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
-    """Returns the batches of one pass over the validation data, or its first `steps`; the last one is padded.
+    """Returns the batches of one pass over the validation data, or the first `steps` of them; the last one is padded.
 
-    Each has a key `bytes` [B], the UTF-8 bytes of the text that its targets cover, which no task reads.
+    Each has a key `bytes` [B], the number of UTF-8 bytes of text that the targets of a row cover, for bits per byte.
+
+    Raises:
+      UserError: the validation data has no text, or was prepared with another tokenizer.
     """
     documents = self.documents(self.validation, tokenizer, None, 1)
     start = np.zeros((1, self.position_size(training=False)), np.int64)
@@ -139,14 +143,14 @@ class Reader:
 
 @dataclasses.dataclass(eq=False)
 class Batches:
-  """An iterator of batches with the positions of its streams, the skipped records and the fraction of padding."""
+  """An iterator over batches that also has the positions of its streams, the skipped records and the padding."""
 
   iterator: grain.DatasetIterator
-  positions: np.ndarray  # of all streams, after the last batch; only those of this process advance
+  positions: np.ndarray  # of all streams [streams, integers]; only those of this process advance
   streams: list[int]  # those of this process
   read: int  # records
   skipped: list[BadRecord]
-  padding: float = 0.0  # fraction of the last batch
+  padding: float = 0.0  # fraction of padding in the last batch
 
   def __iter__(self) -> "Batches":
     return self

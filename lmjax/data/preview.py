@@ -1,4 +1,4 @@
-"""Previews of data as a model sees it: rows in colour, tables of tokens, histograms of document lengths."""
+"""Previews of data as the model reads it: rows in colour, tables of tokens, histograms of document lengths."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -26,7 +26,7 @@ SENTINEL = r"<extra_id_\d+>"
 
 
 def open_prepared(folder: epath.PathLike) -> tuple[Reader, Tokenizer, str]:
-  """Opens prepared data: the first split as rows of 256 tokens, its tokenizer, and the counts as a string.
+  """Returns the first split of prepared data in rows of 256 tokens, its tokenizer, and its counts as a string.
 
   Raises:
     UserError: the folder is not prepared data, or a checksum differs.
@@ -46,7 +46,10 @@ def preview(
 ) -> Iterator[str | RenderableType]:
   """Yields the first rows of the first batch of a run, then the number of documents and their lengths.
 
-  tokens: how many of each row to list. plot: image file for the histogram of lengths.
+  Args:
+    rows: number of rows.
+    tokens: number of tokens of each row to list.
+    plot: an image file for the histogram of lengths, or None.
   """
   batches = data.train(tokenizer, batch, seed)
   first = next(batches)
@@ -71,7 +74,7 @@ def preview(
 def render_row(batch: Batch, row: int, tokenizer: Tokenizer) -> RichText:
   """Returns a row as text: a colour for each packed document, dim where the loss weight is 0, sentinels reversed.
 
-  Shows the targets; with masked positions, the inputs; with a source and a target, both.
+  The text is that of the targets, of the inputs if there are masked positions, or of both the source and the target.
   """
   if "decoder_inputs" in batch:
     text = _coloured(batch["inputs"][row], batch["segments"][row], None, tokenizer)
@@ -123,20 +126,24 @@ def token_table(batch: Batch, row: int, tokenizer: Tokenizer, tokens: int) -> Ta
 
 
 def _token(number: int, tokenizer: Tokenizer) -> str:
-  """Returns the text of an id, or the name of start and end."""
+  """Returns the text of an id; `<start>` and `<end>` for the start and end tokens."""
   if number in (tokenizer.start, tokenizer.end):
     return "<end>" if number == tokenizer.end else "<start>"
   return tokenizer.decode([number])
 
 
 def document_lengths(source: Source, tokenizer: Tokenizer, sample: int = 5000) -> list[int]:
-  """Returns the tokens of about `sample` documents at regular intervals; of pairs, those of the target."""
+  """Returns the number of tokens in about `sample` documents at regular intervals; in pairs, those of the target.
+
+  Raises:
+    UserError: no document can be read.
+  """
   documents = [source[i] for i in range(0, len(source), max(len(source) // sample, 1))]
   encoded = [len(document.ids) for document in documents if isinstance(document, Encoded)]
   texts = [d if isinstance(d, str) else d.target for d in documents if isinstance(d, str | Pair)]
   lengths = encoded + [len(ids) for ids in tokenizer.encode_many(texts)]
   if not lengths:
-    raise UserError("prepare: no document of the source can be read")
+    raise UserError("prepare: none of the documents in the source can be read")
   return lengths
 
 
@@ -168,7 +175,7 @@ def plot_lengths(lengths: Sequence[int], file: epath.PathLike) -> None:
 
 
 def _histogram(lengths: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the counts of bins and their integer edges, which grow by a constant factor."""
+  """Returns the counts of bins and their integer edges, each about the same factor above the one before."""
   edges = np.geomspace(max(min(lengths), 1), max(lengths) + 1, NUM_BINS + 1)
   edges = np.unique(np.concatenate([np.floor(edges[:-1]), [max(lengths) + 1]]))
   return np.histogram(np.maximum(lengths, 1), edges)[0], edges

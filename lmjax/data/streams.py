@@ -20,17 +20,17 @@ class Part:
 
 @dataclasses.dataclass(frozen=True)
 class Mixture:
-  """Several sources, mixed by weight; a source that is exhausted starts again, in another order.
+  """Several sources, mixed by weight; when a source is exhausted, it starts again in another order.
 
-  Every stream takes documents in exact proportion to the weights over each period of a fixed, even schedule. Indexed,
-  as for a single pass over validation data, a mixture is the concatenation of its sources.
+  Every stream takes documents in exact proportion to the weights over each period of a fixed, even schedule. By
+  index, as in the single pass over validation data, a mixture is the concatenation of its sources.
   """
 
   parts: dict[str, Part]
 
   def __post_init__(self):
     if not self.parts or any(not part.weight > 0 for part in self.parts.values()):
-      raise ValueError("a mixture needs at least one part, and weights above 0")
+      raise ValueError("a mixture needs at least one part, and all weights must be above 0")
     if len(self.counts) and min(self.counts) == 0:
       name = list(self.parts)[int(np.argmin(self.counts))]
       raise ValueError(f"the weight of {name!r} is less than 1/{PERIOD:,} of the sum of the weights")
@@ -42,7 +42,7 @@ class Mixture:
 
   @functools.cached_property
   def _occurred(self) -> np.ndarray:
-    """How often each part occurred before each place of a period [period + 1, parts]."""
+    """How often each part occurs before each index of a period [period + 1, parts]."""
     one_hot = np.eye(len(self.counts), dtype=np.int64)[schedule(self.counts)]
     return np.concatenate([np.zeros((1, len(self.counts)), np.int64), np.cumsum(one_hot, axis=0)])
 
@@ -56,7 +56,7 @@ class Mixture:
     return [part.source for part in self.parts.values()]
 
   def draw(self, stream: int, number: int) -> tuple[int, int]:
-    """Returns the part of a stream's document `number`, and how many documents of it the stream has read before."""
+    """Returns the part of a stream's document `number`, by index, and how many of its documents precede it."""
     occurred = self._occurred
     period = len(occurred) - 1
     offset = stream * (period // 7 + 1) % period  # so that the streams do not all read the same part at a time
@@ -74,7 +74,7 @@ class Mixture:
 
 
 def proportions(weights: list[float]) -> np.ndarray:
-  """Returns the smallest whole numbers in proportion to the weights, which are rounded to 1 / PERIOD of their sum."""
+  """Returns the smallest integers in proportion to the weights, rounded to multiples of 1 / PERIOD of their sum."""
   scaled = np.array(weights) / np.sum(weights) * PERIOD
   counts = np.floor(scaled + 1e-9).astype(np.int64)
   for i in np.argsort(counts - scaled, kind="stable")[: PERIOD - counts.sum()]:  # largest remainders first
@@ -83,7 +83,7 @@ def proportions(weights: list[float]) -> np.ndarray:
 
 
 def schedule(counts: np.ndarray) -> np.ndarray:
-  """Returns a period of indices in which i occurs `counts[i]` times, as evenly spaced as possible."""
+  """Returns a sequence of indices in which i occurs `counts[i]` times, evenly spaced (smooth weighted round robin)."""
   credit = np.zeros(len(counts))
   order = np.zeros(int(counts.sum()), np.int64)
   for place in range(len(order)):

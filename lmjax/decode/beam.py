@@ -1,4 +1,4 @@
-"""Beam search with a static cache."""
+"""Beam search with a cache of fixed size."""
 
 import dataclasses
 import functools
@@ -36,9 +36,9 @@ class Beam:
 
     score(y) = log p(y) / ((5 + |y|) / 6)^penalty       (Wu et al., 2016, arXiv:1609.08144; |y| counts the end token)
 
-  beams: live continuations of each prompt. penalty: length penalty; 0 favours short continuations, 1 nearly normalises
-  by length. max_tokens, end: as in `Sampler`. Continuations without an end token after the last step are candidates
-  too.
+  beams: live continuations of each prompt. penalty: the exponent of the length penalty; 0 favours short continuations,
+  1 nearly divides by their length. max_tokens, end: as in `Sampler`. After the last step, continuations without an end
+  token are candidates too.
   """
 
   model: nn.Module
@@ -68,7 +68,10 @@ class Beam:
       params: as `prepare` returns them.
       prompts: token ids, at least one each.
       new: maximum number of tokens of a continuation.
-      sources: encoder inputs, one for each prompt.
+      sources: ids that the encoder reads, one list for each prompt; None for a decoder.
+
+    Raises:
+      UserError: a prompt is empty, or a prompt and its continuation exceed `max_tokens`.
     """
     tokens, valid = pad_prompts(prompts, new, self.max_tokens)
     continuations, scores = self._search(params, tokens, valid, new, pad_sources(sources))

@@ -1,4 +1,4 @@
-"""Sampling the next token from logits: filters and random draw."""
+"""Sampling the next token from logits: filters and a random draw."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-  """How the next token is sampled: the filters, in the order they apply. The default of each field disables it.
+  """How the next token is sampled: filters, in the order in which they are applied. Their defaults change nothing.
 
   repetition_penalty: divides positive and multiplies negative logits of tokens that occurred before (Keskar et al.,
   2019, arXiv:1909.05858). temperature: divides the logits; 0 is greedy. top_k: keeps the k most probable tokens.
@@ -35,7 +35,7 @@ class Sampling:
       raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
 
   def filter(self, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
-    """Returns the filtered logits [B, V] in float32; tokens that are filtered out have -inf."""
+    """Returns the filtered logits [B, V] in float32, -inf for excluded tokens; seen: tokens that occurred before."""
     x = logits_BxV.astype(jnp.float32)
     if self.repetition_penalty != 1:
       x = jnp.where(seen_BxV, jnp.where(x > 0, x / self.repetition_penalty, x * self.repetition_penalty), x)
@@ -54,7 +54,7 @@ class Sampling:
     return x
 
   def draw(self, rngs_B: jax.Array, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
-    """Returns a token for each row [B], sampled with the key of the row, so that rows are independent."""
+    """Returns a token for each row [B], sampled with its own key, so that rows do not depend on each other."""
     if self.temperature == 0 and self.repetition_penalty == 1:
       return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
     x = self.filter(logits_BxV, seen_BxV)

@@ -1,4 +1,4 @@
-"""Sampling: a prefill of the prompts, then one token at a time with a static cache."""
+"""Sampling: a prefill of the prompts, then one token at a time with a cache of fixed size."""
 
 import dataclasses
 import functools
@@ -15,12 +15,12 @@ from lmjax.parallel.sharding import constrain
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-STEP = 16  # prompts and sources are padded to a multiple of this, so that few widths are compiled
+STEP = 16  # prompts and sources are padded to a multiple of this length, so that few lengths are compiled
 
 
 @struct.dataclass
 class _Decoding:
-  """The state between two tokens."""
+  """The state of sampling between two tokens."""
 
   cache: Tree
   tokens_B: jax.Array  # sampled, not yet in the cache
@@ -33,7 +33,7 @@ class _Decoding:
 class Sampler:
   """Continues prompts with a decoder or an encoder-decoder.
 
-  max_tokens: maximum number of tokens of a prompt and its continuation. end: id that ends a continuation, or None.
+  max_tokens: maximum number of tokens in a prompt and its continuation. end: the id that ends a continuation, or None.
   """
 
   model: nn.Module
@@ -54,15 +54,15 @@ class Sampler:
     every: int = 1,
     sources: Sequence[Sequence[int]] | None = None,
   ) -> Iterator[np.ndarray]:
-    """Yields the continuations, up to `every` tokens of each at a time, [B, T]; after a row's end token it has -1.
+    """Yields the continuations, up to `every` tokens of each at a time, [B, T]; after its end token, a row has -1.
 
     Args:
       params: as `prepare` returns them.
       prompts: token ids, at least one each, of any lengths.
       new: maximum number of tokens of a continuation.
-      seeds: one per row; the same seed and prompt give the same continuation in any batch.
-      every: tokens per transfer to the host; 1 streams, more is faster.
-      sources: encoder inputs, one for each prompt.
+      seeds: one for each row; the same seed and prompt give the same continuation in any batch.
+      every: tokens of each transfer to the host; 1 for streaming, larger is faster.
+      sources: ids that the encoder reads, one list for each prompt; None for a decoder.
 
     Raises:
       UserError: a prompt and its continuation exceed `max_tokens`, or a prompt is empty.
@@ -105,7 +105,7 @@ class Sampler:
     return decoding, constrain(drawn.T)  # replicated, as every process reads them
 
   def _draw(self, params, decoding: _Decoding, hidden_BxD: jax.Array) -> _Decoding:
-    """Samples the next token of every row; rows that have ended get -1."""
+    """Samples the next token of every row; a row that has ended gets -1."""
     logits_BxV = self.model.apply({"params": params}, hidden_BxD, method="logits")
     keys = jax.vmap(jax.random.split)(decoding.rngs_B)
     drawn_B = self.sampling.draw(keys[:, 1], logits_BxV, decoding.seen_BxV)
@@ -128,13 +128,13 @@ def pad_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> 
     raise UserError("generate: a prompt has no tokens; start it with the start token")
   if longest + new > max_tokens:
     raise UserError(
-      f"generate: a prompt of {longest} tokens and {new} new tokens exceed the model's {max_tokens}; "
+      f"generate: a prompt of {longest} tokens and {new} new tokens exceed the model's maximum of {max_tokens}; "
       f"generate at most {max(max_tokens - longest, 0)}"
     )
   width = longest if longest == 1 else min(-(-longest // STEP) * STEP, max_tokens - new)
   tokens = np.zeros((len(prompts), max(width, longest)), np.int32)
   valid = np.zeros(tokens.shape, bool)
-  for row, prompt in enumerate(prompts):  # every row's last token is in the last column
+  for row, prompt in enumerate(prompts):  # the last token of every row is in the last column
     tokens[row, -len(prompt) :] = prompt
     valid[row, -len(prompt) :] = True
   return tokens, valid
@@ -156,7 +156,11 @@ def prefill(
   model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int,
   source: tuple[jax.Array, jax.Array] | None,
 ) -> tuple[jax.Array, Tree]:  # fmt: skip
-  """Returns the final vectors [B, L, D] of prompts and a cache that holds them and the source, if any."""
+  """Returns the final vectors [B, L, D] of prompts, and a cache with space for `max_tokens` that contains them.
+
+  Args:
+    source: ids that the encoder reads [B, M] and which of them are valid [B, M]; None for a decoder.
+  """
   prompt = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
   if source is not None:
     tokens_BxM, valid_BxM = source

@@ -1,4 +1,4 @@
-"""Evaluator: a measurement of parameters that takes the same number of steps on every host."""
+"""The interface of evaluators, which measure parameters and take the same number of steps on every host."""
 
 import dataclasses
 from collections.abc import Callable
@@ -22,11 +22,11 @@ class Context:
   tokenizer: Tokenizer
   batch: int  # rows of a global batch
   layout: Layout
-  frozen: dict[str, FrozenModel] = dataclasses.field(default_factory=dict)  # the models that the task only reads
+  frozen: dict[str, FrozenModel] = dataclasses.field(default_factory=dict)  # models the task uses, not trained
 
 
 class Evaluator(Protocol):
-  """A frozen dataclass that a config names."""
+  """A frozen dataclass that a config names under `evals`."""
 
   def prepare(self, context: Context) -> Measure:
-    """Returns measure(params) -> {name: value}, where params are those that the model is applied to."""
+    """Returns measure(params) -> {name: value}; params are {"model", "heads"} as the model uses them."""

@@ -1,4 +1,4 @@
-"""Generated text against the references."""
+"""Generated text compared with references: exact match and BLEU."""
 
 import dataclasses
 from typing import Any
@@ -26,14 +26,15 @@ class Generation:
     exact = fraction of targets equal to the reference, after stripping white space at both ends
     bleu = corpus sacreBLEU, 13a tokenization, case-sensitive (Post, 2018, arXiv:1804.08771)
 
-  beams: 1 is greedy decoding. penalty: length penalty, see `Beam`. pairs: how many of the first pairs; 0 is all.
-  new: maximum number of generated tokens.
+  beams: 1 is greedy decoding. length_penalty: of beam search, see `Beam`. pairs: number of validation pairs to use; 0
+  is all. max_new_tokens: maximum tokens of a generated target; 0 is the target length of the data. bleu: whether to
+  compute BLEU.
   """
 
   beams: int = 1
-  penalty: float = 0.6
+  length_penalty: float = 0.6
   pairs: int = 0
-  new: int = 0  # 0 is the target length of the data
+  max_new_tokens: int = 0
   bleu: bool = True
 
   def prepare(self, context: Context) -> Measure:
@@ -43,10 +44,10 @@ class Generation:
     if not pairs:
       raise UserError("evals: generation needs validation data of source-target pairs; remove it from config.evals")
     sources = [[*tokenizer.encode(pair.source)[: data.length - 1], tokenizer.end] for pair in pairs]
-    new = self.new or data.shared()["target_length"]
+    new = self.max_new_tokens or data.shared()["target_length"]
 
     def measure(params: Tree) -> dict[str, float]:
-      outputs = generate(context.task, tokenizer, params, sources, new, self.beams, self.penalty)
+      outputs = generate(context.task, tokenizer, params, sources, new, self.beams, self.length_penalty)
       equal = [output.strip() == pair.target.strip() for output, pair in zip(outputs, pairs, strict=True)]
       scores = {"exact": float(np.mean(equal))}
       if self.bleu:
@@ -65,7 +66,13 @@ def generate(
   beams: int = 1,
   penalty: float = 0.6,
 ) -> list[str]:
-  """Returns the generated text of each source; sources of similar length are decoded together."""
+  """Returns the generated text of each source; sources of similar length are decoded together.
+
+  Args:
+    sources: token ids, each with its end token.
+    new: maximum number of tokens of a target.
+    penalty: length penalty of beam search.
+  """
   decoder: Any = Sampler(task.model, new + 1, Sampling(temperature=0.0), tokenizer.end)
   if beams > 1:  # named, since most runs are greedy
     decoder = names.load("lmjax.decode.beam:Beam")(task.model, new + 1, beams, penalty, tokenizer.end)

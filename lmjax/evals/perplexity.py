@@ -13,8 +13,9 @@ class Perplexity:
   """The mean negative log-likelihood of the validation text.
 
     loss = nats per token;  perplexity = exp(loss);  bits_per_byte = total nats / ln 2 / UTF-8 bytes of the text
+    accuracy = fraction of tokens that are the most probable prediction
 
-  steps: number of batches; 0 is one full pass.
+  steps: number of validation batches; 0 is one full pass.
   """
 
   steps: int = 0

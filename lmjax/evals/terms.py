@@ -13,9 +13,12 @@ from lmjax.utils.pytree import Tree
 
 
 def sum_terms(context: Context, batches: list[Batch]) -> Callable[[Tree], dict[str, Mean]]:
-  """Returns measure(params) -> the task's loss terms and metrics, summed over the batches.
+  """Returns measure(params) -> the (total, count) of each loss term and metric of the task, summed over the batches.
 
-  If the task carries state between batches, each row continues the same row of the previous batch.
+  If the task carries state between batches, the rows are rearranged so that each continues that of the batch before.
+
+  Raises:
+    UserError: the batches do not have the keys or shapes that the task needs.
   """
   task = context.task
   rows = len(batches[0]["weights"])

@@ -13,7 +13,7 @@ class ValidationLoss:
 
     loss = sum over the loss terms of coefficient x total / count
 
-  steps: number of batches; 0 is one full pass.
+  steps: number of validation batches; 0 is one full pass.
   """
 
   steps: int = 0

@@ -22,14 +22,14 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 POOLINGS = ("first", "mean", "last")
-STEP = 16  # lengths are padded to a multiple of it, so that few shapes are compiled
+STEP = 16  # sequences are padded to a multiple of this length, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizedText:
-  """A sequence as the model's input."""
+  """A sequence, or a pair of sequences, as the input of a model."""
 
-  tokens: list  # ids, or the words themselves for a model that reads characters
+  tokens: list  # ids; for a model that reads characters, the words themselves
   token_types: list[int]  # 0 for the first sequence, 1 for the second of a pair
   content: slice  # the tokens of the first sequence, without special tokens
   words: list[slice] | None = None  # the tokens of each word
@@ -37,11 +37,11 @@ class TokenizedText:
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
-  """Embeds texts with a trained task's model.
+  """Embeds text with the model of a trained task.
 
-  pooling: the vector of a sequence is that of its `first` token ([CLS]), of its `last`, or the `mean` over all.
-  layer: the layer whose vectors are taken, from 1; 0 is the model's output. ELMo's layer 1 is its character CNN.
-  normalize: scale vectors to length 1. batch: sequences computed together.
+  length: maximum tokens of a sequence. pooling: the vector of a sequence is that of its `first` token ([CLS]), of its
+  `last` one, or the `mean` over all. layer: the layer whose vectors are used, counted from 1; 0 is the model's output.
+  ELMo's layer 1 is its character CNN. normalize: scale vectors to length 1. batch: sequences computed together.
   """
 
   task: Task
@@ -54,12 +54,16 @@ class Embedder:
 
   def __post_init__(self):
     if self.pooling not in POOLINGS:
-      raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+      raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
     if self.layer < 0 or self.batch < 1:
-      raise ValueError("layer is at least 0, batch at least 1")
+      raise ValueError("layer must be at least 0, and batch at least 1")
 
   def encode_text(self, text: str, other: str | None = None, by_word: bool = False) -> TokenizedText:
-    """Returns a sequence, or a pair, as the model's input, truncated to the model's length.
+    """Returns a sequence, or a pair of them, as the input of the model, truncated to `length` tokens.
+
+    Args:
+      other: the second sequence of a pair.
+      by_word: also return the tokens of each word; words are separated by spaces.
 
     Raises:
       UserError: `by_word` is set and the tokenizer has tokens that span several words.
@@ -89,20 +93,20 @@ class Embedder:
     return TokenizedText(inputs, token_types, slice(1, 1 + len(tokens)), words if by_word else None)
 
   def vectors(self, params: Tree, texts: Sequence[TokenizedText]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields the number of each sequence and the vectors of all its tokens [L, D], in the order of their length."""
+    """Yields (index, vectors of all its tokens [L, D]) for each sequence, from the shortest to the longest."""
     order = sorted(range(len(texts)), key=lambda i: len(texts[i].tokens))
     for start in range(0, len(order), self.batch):
       group = order[start : start + self.batch]
       longest = max(len(texts[i].tokens) for i in group)
       width = min(-(-longest // STEP) * STEP, max(self.length, longest))
-      missing = self.batch - len(group)  # always the same number of rows, so that each width is compiled once
+      missing = self.batch - len(group)  # with the same number of rows everywhere, each width is compiled once
       batch = self.rows([texts[i] for i in group] + [texts[group[0]]] * missing, width)
       hidden_BxLxD = np.asarray(self._forward(params, batch))
       for row, i in enumerate(group):
         yield i, hidden_BxLxD[row, : len(texts[i].tokens)]
 
   def tokens(self, params: Tree, texts: Sequence[TokenizedText]) -> list[np.ndarray]:
-    """Returns for each sequence the vectors of its tokens [tokens, D], or of its words, which are means over tokens."""
+    """Returns the vectors of each sequence's tokens [tokens, D], or of its words, each the mean over its tokens."""
     outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for i, vectors in self.vectors(params, texts):
       words = texts[i].words
@@ -121,7 +125,7 @@ class Embedder:
     return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) if self.normalize else x
 
   def rows(self, texts: list[TokenizedText], width: int) -> Batch:
-    """Returns a batch of the task, one row per sequence."""
+    """Returns a batch for the task, with a row of `width` tokens for each sequence."""
     shape = (len(texts), width)
     batch = {key: np.zeros(shape, np.int32) for key in ("inputs", "positions", "segments", "token_types")}
     spec = self.task.spec(*shape)
@@ -144,12 +148,12 @@ class Embedder:
       return self.task.forward(params, batch).hidden.astype(jnp.float32)
     layers = self.task.forward(params, batch, taps=("hidden",)).taps["hidden"]
     if self.layer > len(layers):
-      raise UserError(f"embed: layer {self.layer} does not exist; the model has {len(layers)}")
+      raise UserError(f"embed: layer {self.layer} does not exist; the model has layers 1 to {len(layers)}")
     return layers[self.layer - 1].astype(jnp.float32)
 
 
 def _encode_words(tokenizer: Tokenizer, text: str) -> tuple[list[slice], list[int]]:
-  """Returns which tokens belong to each word (words are separated by spaces), and all tokens."""
+  """Returns the slice of tokens of each word, and all tokens; words are separated by spaces."""
   words, tokens, slices = text.split(), [], []
   spaced = not isinstance(tokenizer, WordPiece) and (isinstance(tokenizer, BPE) or hasattr(tokenizer, "alphabet"))
   for i, word in enumerate(words):
@@ -157,7 +161,7 @@ def _encode_words(tokenizer: Tokenizer, text: str) -> tuple[list[slice], list[in
     slices.append(slice(len(tokens), len(tokens) + len(ids)))
     tokens += ids
   if tokens != list(tokenizer.encode(" ".join(words))):
-    raise UserError("embed: this tokenizer has tokens that span several words, so words have no vectors of their own")
+    raise UserError("embed: tokens of this tokenizer span several words, so words have no vectors; leave out --words")
   return slices, tokens
 
 
@@ -176,7 +180,10 @@ def chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 def make_embedder(
   loaded: LoadedModel, path: epath.PathLike, pooling: str | None, layer: int, normalize: bool, batch: int
 ) -> Embedder:
-  """Returns the embedder of a loaded model; by default it pools as its folder says, else by [CLS] in BERT or the mean.
+  """Returns the embedder of a loaded model.
+
+  By default, its pooling is that of the sentence-transformers folder, or else the first token for a model with a pooler
+  (BERT) and the mean for others.
 
   Raises:
     UserError: an option is out of range.

@@ -1,4 +1,4 @@
-"""Evaluates a loaded model: with the evaluators of its own run, or with those of a config."""
+"""Evaluation of a loaded model, with the evaluators of its own run or with those of a config."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from lmjax.utils.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-  """What is evaluated: a task on the validation data of `data`, in batches of `batch` rows."""
+  """What to evaluate: a task on the validation data of `data`, in batches of `batch` rows."""
 
   task: Task
   data: Reader
@@ -31,19 +31,21 @@ def make_evaluation(
   """Returns the evaluation of a run folder, or of another model with the task, data and evaluators of a config.
 
   Args:
-    config: of a model that is not a run, a config file; its task is applied to the model.
-    overrides: of that config; those of a run were applied when it was loaded.
+    config: the path of a config, for a model that is not a run folder; its task is applied to the model.
+    overrides: changes of that config; those of a run were applied when it was loaded.
 
   Raises:
     UserError: the config is missing, not needed, or its task does not fit the model.
   """
   if loaded.run is not None:
     if config:
-      raise UserError(f"evaluate: {path} is a run with a config of its own; change it with --config.key=value")
+      raise UserError(
+        f"evaluate: {path} is a run with a config of its own: leave out --config, or use --config.key=value"
+      )
     return Evaluation(loaded.task, loaded.run.data, loaded.run.evaluators, loaded.run.batch)
   if not config:
     raise UserError(
-      f"evaluate: {path} is not a run folder and has no evaluators; name a config that has, "
+      f"evaluate: {path} is not a run folder and has no evaluators; give a config that has, such as "
       "--config configs/text.py:files='val/*.txt'"
     )
   settings = configs.load(config, overrides)
@@ -60,10 +62,10 @@ def make_evaluation(
 
 
 def evaluate(loaded: LoadedModel, evaluation: Evaluation, only: Sequence[str] = ()) -> dict[str, float]:
-  """Returns {evaluator_metric: value} and the step.
+  """Returns {evaluator_metric: value}, and the step of the parameters as `step`.
 
   Args:
-    only: names of evaluators; default all.
+    only: the names of the evaluators to run; empty for all.
 
   Raises:
     UserError: `only` names an evaluator that does not exist.

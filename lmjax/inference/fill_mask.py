@@ -15,9 +15,13 @@ MASK = "[MASK]"
 def candidates(
   task: MaskedLM, tokenizer: WordPiece, params: Tree, text: str, length: int, top: int
 ) -> tuple[list[list[tuple[str, float]]], str]:
-  """Returns the likeliest tokens of each [MASK] with their probabilities, and the text with the first of each.
+  """Returns the most probable tokens for each [MASK] with their probabilities, and the text with the best filled in.
 
-  Every [MASK] is predicted while the others stay masked.
+  Each [MASK] is predicted while the others stay masked.
+
+  Args:
+    length: maximum tokens of the model.
+    top: number of tokens for each [MASK].
 
   Raises:
     UserError: the text has no [MASK], or is longer than `length` tokens.
@@ -28,9 +32,9 @@ def candidates(
   ids.append(tokenizer.end)
   masked = [i for i, token in enumerate(ids) if token == tokenizer.mask]
   if not masked:
-    raise UserError(f"fill: {text!r} has no {MASK}")
+    raise UserError(f"fill: {text!r} has no {MASK}; write it where a word is to be predicted")
   if len(ids) > length:
-    raise UserError(f"fill: the text has {len(ids)} tokens, but the model takes at most {length}")
+    raise UserError(f"fill: the text has {len(ids)} tokens, but the model takes at most {length}; shorten it")
   inputs = jnp.asarray([ids])
   batch = {"inputs": inputs, "token_types": jnp.zeros_like(inputs), "segments": jnp.ones_like(inputs)}
   batch["positions"] = jnp.arange(len(ids))[None]

@@ -1,4 +1,4 @@
-"""Continues prompts with a loaded model: shared by the generate command and notebooks."""
+"""Continuing prompts with a loaded model, for the command `generate` and for notebooks."""
 
 import dataclasses
 import functools
@@ -17,15 +17,15 @@ from lmjax.storage.base import LoadedModel
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-Row = tuple[str, int]  # a prompt and the number of its sample
+Row = tuple[str, int]  # a prompt, and the number of its sample from 0
 
 
 @dataclasses.dataclass(frozen=True)
 class Generator:
   """Continues prompts by sampling or by beam search.
 
-  beams: of beam search; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
-  ends. seed: of the first sample of each prompt. dtype: of the weights, `bfloat16` to cast them.
+  beams: number of beams; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
+  ends. seed: of the first sample of each prompt; sample n has seed + n. dtype: `bfloat16` casts the weights.
   """
 
   loaded: LoadedModel
@@ -66,7 +66,7 @@ class Generator:
     )
 
   def texts(self, rows: list[Row]) -> list[str]:
-    """Returns the continuation of each row; with beams, sample n is the n-th best of its prompt."""
+    """Returns the continuation of each row; with beam search, sample 0 of a prompt is the best, 1 the second best."""
     if self.beams:
       prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
       best = beam_texts(self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens)
@@ -76,7 +76,7 @@ class Generator:
 
 
 def read_prompts(path: epath.PathLike) -> list[str]:
-  """Returns the prompts of a file, one per line, either plain or a JSON object with a `prompt`.
+  """Returns the prompts of a file: one in each line, plain or as a JSON object with a `prompt`.
 
   Raises:
     UserError: the file cannot be read or has no prompts, or a JSON line has no `prompt`.

@@ -18,7 +18,7 @@ class Probe:
 
     loss = mean cross-entropy + decay / 2 |kernel|^2
 
-  With one layer the mix only scales.
+  classes: number of labels. decay: L2 penalty. steps: maximum iterations. With a single layer, the mix only scales it.
   """
 
   classes: int
@@ -26,7 +26,7 @@ class Probe:
   steps: int = 200
 
   def fit(self, layers_NxTxD: np.ndarray, labels_T: np.ndarray) -> Tree:
-    """Returns the fitted parameters {"weights" [N], "gamma" [], "kernel" [D, classes], "bias" [classes]}."""
+    """Returns parameters fitted to vectors of T tokens: weights [N], gamma [], kernel [D, classes], bias [classes]."""
     count, _, width = layers_NxTxD.shape
     start = dict(weights=(count,), gamma=(), kernel=(width, self.classes), bias=(self.classes,))
     start = {key: np.zeros(shape) for key, shape in start.items()} | {"gamma": np.ones(())}
@@ -55,7 +55,7 @@ def scores(params: Tree, layers_NxTxD: jax.Array) -> jax.Array:
 
 
 def token_f1(predicted: np.ndarray, labels: np.ndarray, outside: int = 0) -> float:
-  """Returns F1 over single tokens of all classes but `outside`: 2 P R / (P + R)."""
+  """Returns F1 over single tokens, 2 precision recall / (precision + recall), of all classes but `outside`."""
   true_positives = ((predicted == labels) & (labels != outside)).sum()
   num_predicted, num_labels = (predicted != outside).sum(), (labels != outside).sum()
   return float(2 * true_positives / max(num_predicted + num_labels, 1))

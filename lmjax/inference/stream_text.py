@@ -1,4 +1,4 @@
-"""Text as a model generates it."""
+"""Text while a model generates it."""
 
 from collections.abc import Iterable, Iterator
 
@@ -11,7 +11,7 @@ from lmjax.utils.pytree import Tree
 
 
 class StreamedText:
-  """The growing text of one continuation, decoded as tokens come and cut at the first stop string."""
+  """The growing text of one continuation, decoded as tokens arrive and cut before the first stop string."""
 
   def __init__(self, tokenizer: Tokenizer, prompt: list[int], stops: list[str]):
     self._tokenizer, self._prompt, self._stops = tokenizer, prompt, stops
@@ -22,11 +22,11 @@ class StreamedText:
     self.stopped = False
 
   def add(self, ids: Iterable[int]) -> str:
-    """Takes new ids, and returns the new text that later ids cannot change."""
+    """Adds new ids, and returns the new text that later ids cannot change."""
     if self.stopped:
       return ""
     self._ids += [int(i) for i in ids if i >= 0 and i != self._tokenizer.end]
-    # Decoded with the prompt, since the text of a token may depend on those before it.
+    # Decoded with the prompt, since the text of a token may depend on the tokens before it.
     self.text = self._tokenizer.decode([*self._prompt, *self._ids])[self._skip :]
     cuts = [at for at in (self.text.find(stop) for stop in self._stops) if at >= 0]
     if cuts:
@@ -51,9 +51,14 @@ def continue_texts(
   sampler: Sampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
   stops: list[str] = (), every: int = 16,
 ) -> Iterator[list[str]]:  # fmt: skip
-  """Yields the new text of each prompt's continuation after every `every` tokens; at last, what was held back.
+  """Yields the new text of each prompt's continuation after every `every` tokens; at the end, what was held back.
 
-  An encoder-decoder takes the prompt as its source, and decodes from the start token.
+  An encoder-decoder reads the prompt as its source, and its continuation begins after the start token.
+
+  Args:
+    new: maximum number of tokens of a continuation.
+    seeds: one for each prompt.
+    stops: strings before which a continuation ends.
   """
   ids, sources = model_inputs(sampler.model, tokenizer, prompts)
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
@@ -67,7 +72,7 @@ def continue_texts(
 def model_inputs(
   model: nn.Module, tokenizer: Tokenizer, prompts: list[str]
 ) -> tuple[list[list[int]], list[list[int]] | None]:
-  """Returns the ids from which the decoder continues, and the encoder's source ids where there is an encoder."""
+  """Returns the ids that the decoder continues, and the ids that the encoder reads (None for a decoder)."""
   if model.kind == "encoder_decoder":
     return [[tokenizer.start]] * len(prompts), [[*tokenizer.encode(p), tokenizer.end] for p in prompts]
   return [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts], None

@@ -42,7 +42,7 @@ class Table:
 
 
 def matching(saved: SavedModel, pattern: str = "") -> list[str]:
-  """Returns the names of the parameters that match a regular expression; default all.
+  """Returns the names of the parameters that match a regular expression; by default all.
 
   Raises:
     UserError: the pattern is not a regular expression, or matches no parameter.
@@ -60,12 +60,12 @@ def table(saved: SavedModel, depth: int | None = None, pattern: str = "", values
   """Returns a table of parameters: name, shape, dtype, axes, sharding, count, bytes.
 
   Args:
-    depth: group parameters by the first so many parts of their names.
+    depth: number of parts of a name by which to group parameters; None lists each of them.
     pattern: a regular expression that names must match.
-    values: read the parameters, and add their norms and fractions of zeros.
+    values: read the parameters, and add columns with their norms and fractions of zeros.
 
   Raises:
-    UserError: as `matching`.
+    UserError: as in `matching`.
   """
   chosen = [saved.leaves[name] for name in matching(saved, pattern)]
   groups: dict[str, list[Leaf]] = {}

@@ -1,6 +1,7 @@
 """The optimizer as an optax chain.
 
-Clipping, the update rule, decoupled weight decay, learning rates and freezing by path name, and the moving average.
+Its links are gradient clipping, the update rule, decoupled weight decay, learning rates by parameter path, the
+schedule, freezing by path, and the moving average.
 """
 
 import dataclasses
@@ -19,21 +20,22 @@ OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 
 @dataclasses.dataclass(frozen=True)
 class Optimizer:
-  """Settings of the optimizer. Patterns are regular expressions, searched in the path name of a parameter.
+  """Settings of the optimizer. Patterns are regular expressions, which are searched in the path of a parameter.
 
   adamw: Loshchilov and Hutter, 2019, arXiv:1711.05101. adafactor: Shazeer and Stern, 2018, arXiv:1804.04235.
-  lion: Chen et al., 2023, arXiv:2302.06675. muon: Jordan et al., 2024, for matrices, and Adam for other parameters.
+  lion: Chen et al., 2023, arXiv:2302.06675. muon: Jordan et al., 2024, for the stacked kernels of
+  layers, and Adam for other parameters. sgd: with momentum.
   """
 
   optimizer: str = "adamw"
   peak_lr: float = 6e-4
-  schedule: str = "cosine"
+  schedule: str = "cosine"  # see optim/schedules.py
   warmup: int = 0  # steps of linear warm-up
   decay: int = 0  # steps of the final decay of warmup_stable_decay
-  final_lr_ratio: float = 0.1  # the last learning rate, as a fraction of the peak
-  b1: float = 0.9
-  b2: float = 0.95
-  epsilon: float = 1e-8
+  final_lr_ratio: float = 0.1  # the last learning rate as a fraction of the peak; not of inverse_sqrt and constant
+  b1: float = 0.9  # first decay rate, of adamw and lion
+  b2: float = 0.95  # second decay rate, of adamw and lion; the momentum of muon
+  epsilon: float = 1e-8  # of adamw
   momentum: float = 0.9  # of sgd
   weight_decay: float = 0.1
   decay_pattern: str = "kernel|table"  # parameters with weight decay: by default not biases and norms
@@ -102,7 +104,7 @@ class Optimizer:
 
 
 def _matrices(params: Tree) -> Tree:
-  """Returns the row and column axes of each stacked kernel for muon; None for parameters that are not matrices."""
+  """Returns the row and column axes of each kernel for muon, whose axis 0 is the layer; None for other parameters."""
 
   def leaf(name, p):
     if not name.endswith("kernel") or p.ndim < 3:
@@ -137,13 +139,13 @@ def average(decay: float) -> optax.GradientTransformation:
 
 
 def averaged(opt_state: Tree, params: Tree) -> Tree:
-  """Returns the moving average from an optimizer state, or `params` where the optimizer does not keep one."""
+  """Returns the moving average in an optimizer state, or `params` if the optimizer does not keep one."""
   last = opt_state[-1] if isinstance(opt_state, tuple) and opt_state else None
   return last.params if isinstance(last, Average) else params
 
 
 def _scale_by_pattern(factors: dict[str, float]) -> optax.GradientTransformation:
-  """Multiplies each update by the factor of the first pattern that matches its path name."""
+  """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does."""
 
   def update(updates, state, params=None):
     return pytree.map_named(lambda name, u: u * pytree.first_match(factors, name, 1.0), updates), state

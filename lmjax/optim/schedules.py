@@ -1,6 +1,6 @@
 """Learning rate schedules, as fractions of the peak learning rate.
 
-With `progress(a, b) = clip((step - a) / (b - a), 0, 1)`, each shape is a function of the step after warm-up.
+Each is a function of the step after the warm-up; progress(a, b) = clip((step - a) / (b - a), 0, 1).
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def cosine(steps: int, warmup: int, final: float, decay: int) -> Schedule:
 
 
 def linear(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Linear decay.
+  """Linear decay (as in Devlin et al., 2019, arXiv:1810.04805).
 
   1 - (1 - final) progress(warmup, steps)
   """
@@ -29,7 +29,7 @@ def linear(steps: int, warmup: int, final: float, decay: int) -> Schedule:
 def inverse_sqrt(steps: int, warmup: int, final: float, decay: int) -> Schedule:
   """Inverse square root decay (Vaswani et al., 2017, arXiv:1706.03762, section 5.3).
 
-  sqrt(warmup / step)
+  sqrt(warmup / step); `final` has no effect
   """
   return lambda step: jnp.sqrt(max(warmup, 1) / jnp.maximum(step, max(warmup, 1)))
 
@@ -43,9 +43,9 @@ def warmup_stable_decay(steps: int, warmup: int, final: float, decay: int) -> Sc
 
 
 def constant(steps: int, warmup: int, final: float, decay: int) -> Schedule:
-  """Constant.
+  """The peak learning rate at every step.
 
-  1
+  1; `final` has no effect
   """
   return lambda step: jnp.ones_like(step, dtype=jnp.float32)
 
@@ -66,8 +66,8 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final_lr_ratio: fl
 
   Args:
     name: a key of `SCHEDULES`.
-    steps, warmup, decay: numbers of steps of the run, of the warm-up and of the decay of `warmup_stable_decay`.
-    final_lr_ratio: the last learning rate, as a fraction of `peak`.
+    steps, warmup, decay: numbers of steps of the run, of the warm-up, and of the decay of `warmup_stable_decay`.
+    final_lr_ratio: the last learning rate as a fraction of `peak`.
   """
   shape = SCHEDULES[name](steps, warmup, final_lr_ratio, decay)
 
@@ -79,5 +79,5 @@ def schedule(name: str, peak: float, steps: int, warmup: int, final_lr_ratio: fl
 
 
 def _progress(step, start: int, end: int):
-  """Returns the fraction of the way from start to end, clipped to [0, 1]."""
+  """Returns progress(start, end) at a step."""
   return jnp.clip((step - start) / max(end - start, 1), 0.0, 1.0)

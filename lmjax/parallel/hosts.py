@@ -16,6 +16,7 @@ def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
   """Returns `values` with each entry from the process that owns it; every process must call this.
 
   Args:
+    values: an array whose axis 0 is divided between the processes.
     own: the indices along axis 0 that this process owns.
   """
   if jax.process_count() == 1:
@@ -35,7 +36,7 @@ def wait_for_all(name: str) -> None:
 
 
 class Signals:
-  """Records the first SIGTERM or SIGINT, so that the loop can save and exit; the second one acts immediately.
+  """Records the first SIGTERM or SIGINT, so that the loop can save and exit; a second one ends the process at once.
 
   With several processes jax handles SIGTERM: it makes all of them stop at the same step, whichever received it.
   """

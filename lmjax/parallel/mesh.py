@@ -2,10 +2,10 @@
 
 A rule is `(logical axis, mesh axis or axes)`. Each mesh axis shards at most one dimension of an array, the first whose
 rule names it; a logical axis without a rule is replicated. Parameters use the names of `utils.shapes.LEGEND`.
-Activations use `batch` and `length`, the names of the parameters inside attention and MLP, and `residual_length` for
-the length of the residual stream between them. That may be sharded over the devices that share the heads of a layer,
-as norms and sums act on each token separately (sequence parallelism, Korthikanti et al., 2022, arXiv:2205.05198);
-otherwise each of these devices would keep the whole residual stream for the backward pass.
+Activations use `batch` and `length`, inside attention and MLP also the names of the parameters, and `residual_length`
+for the length of the residual stream between them. This length may be sharded over the devices that share the heads of
+a layer, because norms and sums act on each token separately (sequence parallelism, Korthikanti et al., 2022,
+arXiv:2205.05198); otherwise each of these devices would keep the whole residual stream for the backward pass.
 """
 
 import dataclasses
@@ -40,9 +40,9 @@ RULES: dict[str, Rules] = {
 
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
-  """The number of devices along each mesh axis; one axis may be -1, which takes the remaining devices.
+  """The number of devices along each mesh axis; one axis may be -1, for the remaining devices.
 
-  With several TPU slices, which the data-centre network joins, `data` must be a multiple of their number: it is the
+  With several TPU slices, which a data-centre network connects, `data` must be a multiple of their number: it is the
   only axis that spans slices.
   """
 
@@ -81,7 +81,7 @@ class MeshShape:
       return Mesh(
         mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices), tuple(shape), axis_types=auto
       )
-    if len(set(devices)) < len(devices):  # copies of one device, which `planning` only counts
+    if len(set(devices)) < len(devices):  # copies of one device, which stand for absent ones in `planning`
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto, devices=devices)
 

@@ -24,10 +24,10 @@ from lmjax.utils.errors import UserError
 VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
 TIMEOUT = 300.0  # seconds to wait for all processes at the start; LMJAX_TIMEOUT overrides it
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as lost
-EXIT_PEER_LOST = 69  # exit code of the remaining processes
+EXIT_PEER_LOST = 69  # exit code of the other processes when one is lost
 RESUME = "rerun the same command to resume from the last checkpoint"
 
-# XLA's error messages when another process has exited; any other error comes from this process.
+# In XLA's error messages when another process has exited; any other error has its cause in this process.
 PEER_ERROR = re.compile(
   "UNAVAILABLE|ABORTED|CANCELLED|DEADLINE_EXCEEDED|heartbeat|Gloo|Connection (reset|closed)", re.I
 )
@@ -36,7 +36,7 @@ _leaving = threading.Event()  # set at the end of a run: other processes may alr
 
 
 def join() -> None:
-  """Connects this process to the others of its run, if there are any; call before jax initialises its devices.
+  """Connects this process to the others of its run, if any; to be called before jax initialises its devices.
 
   Raises:
     UserError: processes are missing after the timeout, or have different numbers of devices.
@@ -83,17 +83,17 @@ def _timeout() -> float:
 
 
 def _read_variables() -> tuple[str, int, int] | None:
-  """Returns coordinator address, number of processes and index of this one, or None where they are not set."""
+  """Returns the coordinator's address, the number of processes and this one's index, or None if they are not set."""
   values = [os.environ.get(name, "") for name in VARIABLES]
   if not any(values):
     return None
   if not all(values):
     missing = [name for name, value in zip(VARIABLES, values, strict=True) if not value]
-    raise UserError(f"hosts: {', '.join(missing)} is not set; set all of {', '.join(VARIABLES)}, or none")
+    raise UserError(f"hosts: not set: {', '.join(missing)}; set all of {', '.join(VARIABLES)}, or none")
   coordinator, count, index = values
   if not (count.isdigit() and index.isdigit() and int(index) < int(count) and ":" in coordinator):
     settings = ", ".join(f"{name}={value}" for name, value in zip(VARIABLES, values, strict=True))
-    raise UserError(f"hosts: {settings}: the coordinator must be host:port, and the process index below their number")
+    raise UserError(f"hosts: {settings}: the coordinator must be host:port, and LMJAX_PROCESS below LMJAX_PROCESSES")
   return coordinator, int(count), int(index)
 
 
@@ -107,7 +107,7 @@ def _launched_by_cluster() -> bool:
 
 
 def _rendezvous(coordinator: str, count: int, index: int, timeout: float) -> None:
-  """Waits until all processes are running; jax would abort without naming the missing ones.
+  """Waits until all processes are running; jax alone would abort without naming the missing ones.
 
   Process 0 listens on the port after the coordinator's. The others send it their index and receive the missing ones.
   """
@@ -168,7 +168,7 @@ def _announce(host: str, port: int, index: int, deadline: float) -> list[int]:
 
 
 def _watch() -> None:
-  """Stops this process with a message when another one's heartbeat stops; jax would abort without a message.
+  """Stops this process with a message when the heartbeat of another one stops; jax alone would abort without one.
 
   Heartbeats are counters in jax's key-value store, which needs no device.
   """
@@ -220,6 +220,6 @@ def joined() -> Iterator[None]:
 
 
 def _stop(message: str, code: int) -> None:
-  """Exits from any thread, as the main one may be blocked in a collective with a lost process."""
+  """Exits the process from any thread, since the main thread may be waiting for a lost process in a collective."""
   os.write(2, f"lmjax: {message}\n".encode())
   os._exit(code)

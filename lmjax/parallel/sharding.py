@@ -1,4 +1,4 @@
-"""Shardings from logical axis names: parameters are created with names, and a Layout resolves them once.
+"""Shardings from logical axis names: parameters are created with names, which a Layout maps to mesh axes once.
 
 Only `parallel/` knows mesh axes. Activations are sharded by `constrain`, which is the identity outside `use_layout`.
 """
@@ -27,7 +27,7 @@ Tree = Any
 class LogicallyPartitioned(struct.PyTreeNode, nn.meta.AxisMetadata):
   """A parameter with its logical axis names, from initialisation until `unbox`.
 
-  `rows` is the size of axis 0 without padding where it is padded (a vocabulary table), else None.
+  `rows` is the size of axis 0 without padding if it is padded (as in a vocabulary table), otherwise None.
   """
 
   value: Any
@@ -100,7 +100,7 @@ class Layout:
     return cls(mesh, rules)
 
   def spec(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> PartitionSpec:
-    """Returns the mesh axes of each dimension; given `shape`, a dimension that does not divide is replicated."""
+    """Returns the mesh axes of each dimension; with `shape`, a dimension that they do not divide evenly has none."""
     rules, used, entries = dict(self.rules), set(), []
     for dimension, axis in enumerate(logical):
       axes = tuple(a for a in rules.get(axis, ()) if a not in used and self.mesh.shape[a] > 1)
@@ -111,12 +111,12 @@ class Layout:
     return PartitionSpec(*entries)
 
   def num_shards(self, logical: str, size: int | None = None) -> int:
-    """Returns the number of shards of a logical axis; 1 where `size` does not divide."""
+    """Returns the number of shards of a logical axis; 1 if they would not divide `size` evenly."""
     axes = self.spec(logical, shape=None if size is None else (size,))[0] or ()
     return math.prod(self.mesh.shape[axis] for axis in ((axes,) if isinstance(axes, str) else axes))
 
   def sharding(self, *logical: str | None, shape: tuple[int, ...] | None = None) -> NamedSharding:
-    """Returns the NamedSharding of an array by its logical axes; without any, a replicated one."""
+    """Returns the NamedSharding of an array with these logical axes; replicated if there are none."""
     return NamedSharding(self.mesh, self.spec(*logical, shape=shape))
 
   def shardings(self, boxed: Tree) -> Tree:
@@ -131,13 +131,15 @@ class Layout:
     return jax.tree.map(lambda leaf, axes: self.sharding(*axes, shape=leaf.shape), tree, names)
 
   def replicated(self, boxed: Tree) -> list[str]:
-    """Returns a line for each dimension of a parameter that a rule shards but whose size does not divide."""
+    """Returns a line for each dimension that a rule shards but that is replicated, as the mesh does not divide it."""
     lines = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(boxed, is_leaf=is_partitioned):
       shape = leaf.value.shape
       wanted, actual = self.spec(*leaf.names), self.spec(*leaf.names, shape=shape)
       axes = [name for name, before, after in zip(leaf.names, wanted, actual, strict=True) if before and not after]
-      lines += [f"{pytree.name(path)} {shape} is replicated along {axis!r}: its size does not divide" for axis in axes]
+      lines += [
+        f"{pytree.name(path)} {shape} is replicated along {axis!r}, which the mesh does not divide" for axis in axes
+      ]
     return lines
 
   def rows(self, batch: int) -> list[int]:
@@ -177,7 +179,7 @@ _current: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout
 
 @contextlib.contextmanager
 def use_layout(layout: Layout) -> Iterator[Layout]:
-  """Makes this the layout of `constrain` and of the attention kernels, and its mesh the mesh of jax."""
+  """Makes this the layout of `constrain` and of the attention kernels, and its mesh the current mesh of jax."""
   token = _current.set(layout)
   try:
     with jax.set_mesh(layout.mesh):

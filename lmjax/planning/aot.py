@@ -16,8 +16,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from lmjax.planning.hardware import CHIPS, Chip
 from lmjax.utils.errors import UserError, did_you_mean
 
-PLANES = {n: (2 ** (k // 2), 2 ** (k - k // 2)) for k in range(9) for n in [2**k]}  # v5e and v6e: 8 chips are 2x4
-# v4 and v5p.
+# Grids by the number of chips: two axes on v5e and v6e (8 chips are 2x4), three on v4 and v5p.
+PLANES = {n: (2 ** (k // 2), 2 ** (k - k // 2)) for k in range(9) for n in [2**k]}
 CUBES = {4: (2, 2, 1), 8: (2, 2, 2), 16: (2, 2, 4)} | {
   2**k: tuple(2 ** ((k + i) // 3) for i in range(3)) for k in range(5, 14)
 }
@@ -26,7 +26,7 @@ KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Target devices: the chip, their number, and for TPUs the grid of a slice and the number of slices."""
+  """The devices to plan for: their chip and number, and for TPUs the grid of a slice and the number of slices."""
 
   name: str
   chip: Chip | None  # None for a CPU
@@ -36,11 +36,11 @@ class Topology:
 
   @property
   def compiles(self) -> bool:
-    """Whether there is a compiler for these devices where they are absent."""
+    """Whether a step can be compiled for these devices on a machine that does not have them."""
     return bool(self.grid)
 
   def devices(self) -> list[jax.Device]:
-    """Returns the descriptions of the absent devices that the TPU compiler compiles for.
+    """Returns descriptions of the absent devices, for which the TPU compiler compiles.
 
     Raises:
       UserError: libtpu is not installed, or does not support the grid.
@@ -63,7 +63,7 @@ class Topology:
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
-  """Returns the topology of `v5e:16x16` (grid of chips), `v5e-256` (product name), `h100:8` or `cpu:8`.
+  """Returns the topology of a string: `v5e:16x16` (grid of chips), `v5e-256` (product name), `h100:8` or `cpu:8`.
 
   Product names of v4 and v5p count TensorCores, two per chip: v5p-1024 has 512 chips.
 
@@ -90,7 +90,11 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
 
 @dataclasses.dataclass
 class Compiled:
-  """Memory of a step in bytes per device, and its collectives as `collectives` returns them (None: unknown)."""
+  """The memory of a step in bytes per device, and its collectives as `collectives` returns them (None: unknown).
+
+  arguments: of the state and the batch. output: what is not written in place of an argument. total: the sum of the
+  three.
+  """
 
   arguments: int
   temporaries: int
@@ -105,10 +109,11 @@ class Compiled:
 
 
 def compile_step(lowered: jax.stages.Lowered, capacity: float, slices: int, start: float) -> Compiled:
-  """Compiles a lowered step and returns its memory and collectives; those of a step that does not fit are None.
+  """Compiles a lowered step and returns its memory and collectives; if it does not fit, its collectives are None.
 
   Args:
     capacity: bytes of memory of a device.
+    slices: number of TPU slices, between which collectives use the network.
     start: the `time.perf_counter()` from which the seconds of compilation are counted.
   """
   cached = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]  # jax adds its options at import
@@ -145,9 +150,9 @@ def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
   """Returns {kind: {count, bytes, network_bytes}} per step and device of an optimized HLO module.
 
   Collectives in loops count once per iteration. Bytes are what a ring algorithm moves through each of n devices:
-  (n - 1) / n of the whole array for all-gather, reduce-scatter and all-to-all, twice that for all-reduce.
-  network_bytes is the part between slices. An asynchronous collective appears in several fused computations under one
-  channel id and is counted once.
+  (n - 1) / n of the whole array for all-gather, reduce-scatter and all-to-all, twice that for all-reduce; all of it for
+  collective-permute. network_bytes is the part of them between slices. An asynchronous collective appears in several
+  fused computations with one channel id, and is counted once.
   """
   bodies = {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$", text, re.M | re.S)}
   times = _multiplicities(text, bodies)
@@ -177,7 +182,7 @@ def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
 
 
 def _multiplicities(text: str, bodies: dict[str, str]) -> dict[str, float]:
-  """Returns how often each computation runs per step; a loop's trip count is the constant in its condition."""
+  """Returns how often each computation runs in a step; a loop's trip count is the constant in its condition."""
   entry = re.search(r"^ENTRY %?([\w.\-]+)", text, re.M)[1]
   times: dict[str, float] = {}
 
@@ -206,7 +211,7 @@ def _trips(condition: str, bodies: dict[str, str], depth: int = 3) -> int:
 
 
 def _group(rest: str, slices: int) -> tuple[int, int]:
-  """Returns the devices of one replica group, and the slices they span; the devices of a slice have adjacent ids."""
+  """Returns the number of devices in a replica group and of slices it spans; devices of a slice have adjacent ids."""
   mesh = re.search(r"replica_groups=mesh\[(.*?)\] \{(.*?)\}", rest)
   if mesh:
     sizes = {axis: int(n) for axis, n in re.findall(r"'?([\w]+)'?=(\d+)", mesh[1])}

@@ -1,4 +1,4 @@
-"""Energy, carbon emissions and cost of a run, and a published table that checks the formula.
+"""Energy, carbon emissions and cost of a run, and a published table against which the formula is checked.
 
     kWh = PUE x hours x watts / 1000,  CO2e = carbon intensity x kWh          (Strubell et al., 2019, arXiv:1906.02243)
 
@@ -58,7 +58,8 @@ def run_costs(
 
   Args:
     report: as `planning.report.make_report` returns it.
-    region: a key of `INTENSITY`, by default the paper's average of the United States.
+    pue: power usage effectiveness of the data centre: its energy divided by that of the machines.
+    region: a key of `INTENSITY`; by default, the paper's average of the United States.
     watts: per device, by default the chip's.
     price: dollars per device and hour, by default the chip's.
   """

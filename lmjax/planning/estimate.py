@@ -1,4 +1,4 @@
-"""FLOPs and memory of a step without a compiler, from its jaxpr."""
+"""FLOPs and memory of a step from its jaxpr, for devices without a compiler."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from lmjax.planning.flops import Flops, count, inner_functions
 
 
 def executed_flops(run: Experiment) -> Flops:
-  """Returns the FLOPs of a step's loss and gradient, including what the backward pass recomputes."""
+  """Returns the FLOPs of the loss and gradient of a batch, with those that the backward pass recomputes."""
   gradient, arguments = _gradient(run)
   return count(gradient, *arguments) * run.batch
 
@@ -20,9 +20,9 @@ def executed_flops(run: Experiment) -> Flops:
 def estimate(run: Experiment, capacity: float) -> Compiled:
   """Returns the memory of a step in bytes per device: exact for state and batch, estimated for temporaries.
 
-    temporaries = residuals of one row x rows per device + gradients + parameters in the compute dtype
+    temporaries = residuals of a row x rows of a microbatch per device + gradients + parameters in the compute dtype
 
-  Residuals are what the loops over layers keep for the backward pass.
+  Residuals are the arrays that the loops over layers keep for the backward pass.
 
   Args:
     capacity: bytes of memory of a device; infinite for a CPU.
@@ -34,7 +34,7 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
   for key, leaf in spec.items():
     arguments += math.prod(shardings[key].shard_shape(leaf.shape)) * leaf.dtype.itemsize
   gradient, abstract = _gradient(run)
-  # Attention kernels of accelerators do not keep the scores of all pairs of tokens; XLA's attention on a CPU does.
+  # Attention kernels of accelerators do not keep the scores of all pairs of tokens; attention on a CPU does.
   scores = run.data.length if math.isfinite(capacity) else 0
   residuals = _residuals(jax.make_jaxpr(gradient)(*abstract).jaxpr, scores)
   rows = run.batch / run.layout.num_shards("batch") / run.optimizer.microbatches
@@ -67,13 +67,13 @@ def _stored(leaf: jax.ShapeDtypeStruct) -> int:
 
 
 def _residuals(jaxpr: core.Jaxpr, scores: int) -> int:
-  """Returns the bytes that loops stack up for the backward pass, except arrays that end in [scores, scores]."""
+  """Returns the bytes that loops keep for the backward pass, without arrays that end in [scores, scores]."""
   total = 0
   for equation in jaxpr.eqns:
     if equation.primitive.name == "scan":
       outputs: list[Any] = [v.aval for v in equation.outvars]
       body: list[Any] = [v.aval for v in equation.params["jaxpr"].jaxpr.outvars]
-      # A stacked output has one more axis than the body's.
+      # An output that is stacked over the iterations has one axis more than in the body.
       stacked = [outer for outer, inner in zip(outputs, body, strict=True) if outer.ndim > inner.ndim]
       total += sum(math.prod(a.shape) * a.dtype.itemsize for a in stacked if a.shape[-2:] != (scores, scores))
     else:

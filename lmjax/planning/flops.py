@@ -1,4 +1,4 @@
-"""FLOPs of any model, by counting the matrix products of its function."""
+"""FLOPs of a model of any kind, by counting the matrix products in its jaxpr."""
 
 import dataclasses
 import math
@@ -26,16 +26,16 @@ class Flops:
 
   @property
   def full(self) -> float:
-    """With attention between all pairs of tokens, as PaLM and MaxText count utilisation."""
+    """With attention between all pairs of tokens, as in the utilisation of PaLM (arXiv:2204.02311) and MaxText."""
     return self.weights + self.attention
 
   @property
   def causal(self) -> float:
-    """With attention to earlier tokens only, half of the pairs, as a causal kernel computes it."""
+    """With attention to earlier tokens only, which is half of the pairs, as a causal kernel computes it."""
     return self.weights + self.attention / 2
 
   def executed(self, causal: bool) -> float:
-    """What a kernel that skips masked blocks executes."""
+    """The FLOPs that a kernel executes which skips masked blocks; causal: whether the model is."""
     return self.causal if causal else self.full
 
   def __mul__(self, factor: float) -> "Flops":
@@ -43,9 +43,11 @@ class Flops:
 
 
 def train_step_flops(task: Task, rows: int, length: int, models: dict[str, FrozenModel] | None = None) -> Flops:
-  """Returns the FLOPs of a training step of [rows, length] tokens, recomputation not counted.
+  """Returns the FLOPs of a training step on [rows, length] tokens, recomputation not counted.
 
-  FLOPs = 3 x forward, of which 2 x forward is the backward pass
+    FLOPs = 3 x forward: the forward pass, and twice as much for the backward pass
+
+  models: the frozen models that the task uses, by name.
   """
 
   def loss(params, frozen, batch):
@@ -56,7 +58,10 @@ def train_step_flops(task: Task, rows: int, length: int, models: dict[str, Froze
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> Flops:
-  """Returns the FLOPs of a function's matrix products, each times its loop's length; nothing is computed."""
+  """Returns the FLOPs of a function's matrix products, those in loops for every iteration; nothing is computed.
+
+  Products without batch dimensions are counted as products with weights, the others as attention.
+  """
   cpu = MeshShape().build(jax.devices("cpu")[:1])  # where attention is matrix products, not a kernel
   with use_layout(Layout(cpu, ())):
     return _count(jax.make_jaxpr(function)(*arguments).jaxpr)

@@ -3,9 +3,9 @@
 TPUs: bfloat16 FLOP/s, memory, memory bandwidth, inter-chip bandwidth over all ports, and a chip's share of the
 data-centre network, from Google Cloud's pages "TPU v5e" and "TPU v6e" (2026-11); v4 and v5p from the pages of 2025.
 GPUs: NVIDIA's data sheets; links are NVLink in both directions, and each GPU has one 400 Gb/s (A100: 200) adapter.
-Watts: TPU v4 is the mean in production (Jouppi et al., 2023, arXiv:2304.01433), GPUs the rated board power; Google has
-not published those of the other TPUs. Prices: Google Cloud's on-demand list of 2025, an eight-GPU machine divided by
-eight. Prices change: set the current one with --price.
+Watts: of TPU v4 the mean in production (Jouppi et al., 2023, arXiv:2304.01433), of GPUs the rated board power; Google
+has not published those of the other TPUs. Prices: Google Cloud's on-demand list of 2025, an eight-GPU machine divided
+by eight. Prices change: set the current one with --price.
 """
 
 import contextlib
@@ -19,12 +19,12 @@ from collections.abc import Iterable
 
 import jax
 
-PUE = 1.58  # world average of 2018 (Strubell et al., 2019, arXiv:1906.02243); Google reports 1.09 for its own (2024)
+PUE = 1.58  # world average of 2018 (Strubell et al., 2019, arXiv:1906.02243); Google reports 1.09 of its own (2024)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """The data sheet of one jax device."""
+  """The data sheet of a device, as jax counts devices."""
 
   kind: str  # a substring of jax's device_kind
   flops: float  # dense bfloat16 FLOP/s
@@ -48,19 +48,19 @@ CHIPS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-  """Returns the data sheet of a device, or None where it is not listed (a CPU)."""
+  """Returns the data sheet of a device, or None if it is not listed, as for a CPU."""
   chips = [chip for chip in CHIPS.values() if chip.kind in device.device_kind]
   return max(chips, key=lambda chip: len(chip.kind), default=None)  # "TPU v5 lite" before "TPU v5"
 
 
 def kilowatt_hours(watts: float, hours: float, pue: float = PUE) -> float:
-  """Returns the energy of `hours` at `watts`, times the power usage effectiveness (PUE) of the data centre."""
+  """Returns PUE x watts x hours / 1000; PUE is the power usage effectiveness of the data centre."""
   return pue * watts * hours / 1000
 
 
 @dataclasses.dataclass(frozen=True)
 class Energy:
-  """The energy of a run (None: not measured), and the method."""
+  """The energy of a run in kWh (None: not measured), and how it was determined."""
 
   kwh: float | None
   method: str
@@ -69,8 +69,9 @@ class Energy:
 class EnergyMeter:
   """Measures the energy that this machine uses from the construction of the meter to `used`.
 
-  It reads the counters of the GPUs (NVML) or the processors (RAPL); otherwise it uses CodeCarbon where installed, or
-  the rated watts of the devices. Counters cover only their own component; only rated watts are multiplied by the PUE.
+  It reads the counters of the GPUs (NVML) or of the processors (RAPL). If there are none, it uses CodeCarbon if that is
+  installed, or else the rated watts of the devices. Counters cover only the GPUs or processors that have them. Only
+  rated watts are multiplied by the PUE.
   """
 
   def __init__(self, devices: Iterable[jax.Device]):
@@ -81,7 +82,7 @@ class EnergyMeter:
       threading.Thread(target=self._watch, daemon=True).start()
 
   def used(self) -> Energy:
-    """Returns the energy used since the construction; call once, at the end."""
+    """Returns the energy used since the construction; to be called once, at the end."""
     self._ended.set()
     hours = (time.time() - self.start) / 3600
     if self._last:
@@ -102,14 +103,14 @@ class EnergyMeter:
       self._count()
 
   def _count(self) -> None:
-    """Adds the increase of each counter; a RAPL counter wraps around, and the part before it did so is lost."""
+    """Adds the increase of each counter; when a RAPL counter wraps around, the energy just before that is lost."""
     for name, joules in self._counters().items():
       before = self._last.get(name, joules)
       self.joules += joules - before if joules >= before else joules
       self._last[name] = joules
 
   def _counters(self) -> dict[str, float]:
-    """Returns the readable counters by name, in joules."""
+    """Returns the counters that can be read, in joules, by name."""
     return self._nvml() if self.devices[0].platform == "gpu" else self._rapl()
 
   def _nvml(self) -> dict[str, float]:
@@ -131,7 +132,7 @@ class EnergyMeter:
 
 
 def _codecarbon():
-  """Returns a running offline CodeCarbon tracker, or None where it is not installed or cannot run."""
+  """Returns a running offline CodeCarbon tracker, or None if it is not installed or cannot run."""
   try:
     import codecarbon
   except ImportError:

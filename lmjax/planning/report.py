@@ -1,4 +1,4 @@
-"""The report of `lmjax plan`: memory, FLOPs, communication and the least time of a step, as plain data."""
+"""The report of `lmjax plan`: memory, FLOPs, communication and a lower bound on the time of a step, as plain data."""
 
 import math
 import time
@@ -26,8 +26,8 @@ def make_report(
 
   Args:
     settings: the config, as plain data.
-    jit_step: makes the step that is compiled; not called where the target has no compiler.
-    vocabulary: the number of token ids, where the config's tokenizer is not available.
+    jit_step: makes the step that is compiled; not called if there is no compiler for the target.
+    vocabulary: the number of token ids, if the config's tokenizer is not available.
 
   Raises:
     UserError: the config does not fit the devices, or the target's compiler is not installed.
@@ -64,7 +64,9 @@ def make_report(
 def find_largest_batch(
   settings: dict[str, Any], target: Topology, vocabulary: int | None, report: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Any]:
-  """Returns the report of the largest batch that fits; the batch is a multiple of its shards times the microbatches.
+  """Returns the report of the largest batch that fits, a multiple of the batch's shards times the microbatches.
+
+  If not even the smallest such batch fits, its report is returned.
 
   Args:
     target: devices whose memory is known.
@@ -92,7 +94,7 @@ def find_largest_batch(
 
 
 def _build(settings: dict[str, Any], target: Topology, vocabulary: int | None) -> Experiment:
-  """Returns the experiment on absent devices; without a compiler for them, copies of one CPU device replace them."""
+  """Returns the experiment on absent devices, or on copies of a CPU device if there is no compiler for them."""
   devices = target.devices() if target.compiles else [jax.devices("cpu")[0]] * target.count
   return attach_sources(experiment.build(settings, devices=devices, vocabulary=vocabulary), abstract=True)
 
@@ -109,7 +111,7 @@ def _compile(run: Experiment, target: Topology, jit_step: JitStep, capacity: flo
 
 
 def _least_time(run: Experiment, target: Topology, compiled: Compiled, useful: Flops) -> dict[str, Any]:
-  """Returns a lower bound on the seconds of a step: the slowest of its parts, as if it hid all others."""
+  """Returns a lower bound on the seconds of a step: the slowest of its parts, as if the others overlapped with it."""
   chip = target.chip
   if chip is None:
     return {"seconds_per_step": None, "utilisation_bound": None, "bound_by": None, "seconds_of": {}}

@@ -6,7 +6,7 @@ from rich.table import Table
 
 
 def report_table(report: dict[str, Any]) -> Table:
-  """Returns the table of a report with its `run` (see `planning.report` and `planning.energy.run_costs`)."""
+  """Returns the table of a report of `planning.report` that has `planning.energy.run_costs` under `run`."""
   table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
   size = {k: "-" if v is None else f"{v / 1e6:,.0f} MB" for k, v in report["bytes_per_device"].items()}
   mesh = " ".join(f"{axis}={n}" for axis, n in report["mesh"].items())

@@ -1,4 +1,4 @@
-"""The exception for errors that the user can fix, and texts that fit on one line."""
+"""The exception for errors that the user can fix, and messages of one line."""
 
 import difflib
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ class UserError(Exception):
 
 
 def one_line(text: str, longest: int = 300) -> str:
-  """Returns a text as one printable line: control characters and what is no character are escaped, a long end cut."""
+  """Returns text as one printable line: control characters and invalid characters are escaped, a long end is cut."""
   line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)
   return line if len(line) <= longest else line[: longest - 1] + "…"
 

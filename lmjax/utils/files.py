@@ -15,8 +15,8 @@ from lmjax.utils.errors import UserError, reason
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
   """Yields a stream whose content takes the place of a file when the block ends without an error.
 
-  Until then, and after an error or a kill, the file is as it was before. What is no regular file, such as /dev/stdout,
-  is written directly; so is a file of an object store, which appears when it is complete.
+  Until then, and after an error or a kill, the file is as it was before. What is not a regular file, such as
+  /dev/stdout, is written directly; so is a file of an object store, which appears when it is complete.
 
   Raises:
     UserError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What older versions called things: one table for the configs, run folders and checkpoints that they wrote."""
+"""The names that older versions used: tables for reading the configs, run folders and checkpoints that they wrote."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -46,7 +46,8 @@ MOVED: dict[str, str] = {
   "lmjax.compression.base:Chain": "lmjax.compression.chain:Chain",
 }
 
-# Keys of a config by the section they stand in, `data.source` for its validation and the parts of a mixture too.
+# Keys of a config by their section, or by the class that the section names; `data.source` is also the section of the
+# validation data and of the parts of a mixture.
 KEYS: dict[str, dict[str, str]] = {
   "model": {
     "groups": "kv_heads", "tied": "tie_embeddings", "gated": "gated_mlp", "scaled": "scale_scores",
@@ -59,11 +60,12 @@ KEYS: dict[str, dict[str, str]] = {
   },
   "data": {
     "predictions": "max_predictions", "masked": "mask_rate", "short": "short_seq_prob", "other": "negatives",
-    "split": "split_by",
+    "split": "split_by", "ahead": "prefetch",
   },
   "data.tokenizer": {"split": "split_by"},
   "data.source": {"part": "split", "scattered": "shuffle", "piece": "chunk_bytes"},
   "data.objective": {"density": "noise_density", "mean": "mean_span_length"},
+  "lmjax.evals.generation:Generation": {"new": "max_new_tokens", "penalty": "length_penalty"},
 }  # fmt: skip
 VALUES = {("data", "negatives", "this"): "same_document", ("data.source", "document", "piece"): "chunk"}
 AXES = {"groups": "kv_heads", "stream": "residual_length"}
@@ -88,18 +90,18 @@ PARAMETERS = (
 
 
 def dotted(name: str) -> str:
-  """Returns what a dotted name `package.module:Name` is called now."""
+  """Returns the present form of a dotted name `package.module:Name`."""
   module, _, attribute = name.partition(":")
   return MOVED.get(name) or f"{MOVED.get(module, module)}:{attribute}"
 
 
 def parameter(name: str) -> str:
-  """Returns what a parameter is called now, by its path in format 1."""
+  """Returns the present path of a parameter, from its path in format 1."""
   return _rename(name, PARAMETERS)
 
 
 def old_parameter(name: str) -> str:
-  """Returns what a parameter was called in format 1, by its path now."""
+  """Returns the path of a parameter in format 1, from its present path."""
   return _rename(name, ((new, old) for old, new in PARAMETERS))
 
 
@@ -136,7 +138,7 @@ def _is_dict(node: Any) -> bool:
 
 
 def config(settings: dict[str, Any]) -> dict[str, Any]:
-  """Returns the plain data of a config with old keys, values and axis names replaced; the new ones stay as they are."""
+  """Returns the plain data of a config with old keys, values and axis names replaced; new ones stay as they are."""
   upgraded = {key: section(value, key) for key, value in settings.items()}
   if isinstance(upgraded.get("rules"), list | tuple):
     upgraded["rules"] = [[AXES.get(axis, axis), mesh] for axis, mesh in upgraded["rules"]]
@@ -144,12 +146,16 @@ def config(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def section(value: Any, where: str) -> Any:
-  """Returns a section of a config, upgraded with everything in it."""
+  """Returns a section of a config, upgraded with everything in it.
+
+  Args:
+    where: the keys that lead to it, joined by dots.
+  """
   if isinstance(value, list):
     return [section(item, where) for item in value]
   if not isinstance(value, dict):
     return value
-  table = KEYS.get(where, {})
+  table = KEYS.get(where, {}) | KEYS.get(str(value.get("kind")), {})
   upgraded: dict[str, Any] = {}
   if where == "data.source" and {"part", "split"} <= set(value):  # a named split and a part of it
     value = {key: v for key, v in value.items() if key != "part"} | {

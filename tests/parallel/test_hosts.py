@@ -83,8 +83,8 @@ def test_a_port_in_use_is_reported(address):
 @pytest.mark.parametrize(
   "values, words",
   [
-    ((None, "2", None), "LMJAX_COORDINATOR, LMJAX_PROCESS is not set"),
-    (("localhost:1", "2", "2"), "the process index below their number"),
+    ((None, "2", None), "not set: LMJAX_COORDINATOR, LMJAX_PROCESS;"),
+    (("localhost:1", "2", "2"), "LMJAX_PROCESS below LMJAX_PROCESSES"),
     (("localhost", "2", "1"), "must be host:port"),
     (("localhost:1", "two", "1"), "LMJAX_PROCESSES=two"),
   ],

@@ -83,9 +83,9 @@ def test_an_axis_that_does_not_divide_is_replicated_and_reported():
   assert where.spec(*KERNEL, shape=(32, 3, 8)) == PartitionSpec("fsdp", None, None)
   tree = {"good": boxed((32, 4, 8), KERNEL), "odd": boxed((32, 3, 8), KERNEL), "both": boxed((31, 3, 8), KERNEL)}
   assert where.replicated(tree) == [
-    "both (31, 3, 8) is replicated along 'width': its size does not divide",
-    "both (31, 3, 8) is replicated along 'heads': its size does not divide",
-    "odd (32, 3, 8) is replicated along 'heads': its size does not divide",
+    "both (31, 3, 8) is replicated along 'width', which the mesh does not divide",
+    "both (31, 3, 8) is replicated along 'heads', which the mesh does not divide",
+    "odd (32, 3, 8) is replicated along 'heads', which the mesh does not divide",
   ]
   shardings = where.shardings(tree)
   assert shardings["odd"].spec == PartitionSpec("fsdp", None, None)
@@ -96,7 +96,7 @@ def test_the_axis_that_is_freed_goes_to_a_later_dimension():
   where = layout([["width", "model"], ["mlp", "model"]], model=2)
   assert where.spec("width", "mlp", shape=(3, 4)) == PartitionSpec(None, "model")
   assert where.replicated({"a": boxed((3, 4), ("width", "mlp"))}) == [
-    "a (3, 4) is replicated along 'width': its size does not divide"
+    "a (3, 4) is replicated along 'width', which the mesh does not divide"
   ]
 
 

@@ -21,8 +21,9 @@ from lmjax.utils.errors import UserError
 class BidirectionalText(Reader):
   """Sentences `<S> ... </S>`, concatenated; a row of a stream continues where the previous one ended.
 
-  A row has some words of a document, read left to right, and as many of the same document, read right to left from its
-  end. characters: the maximum of a word. split_by: how a document is split, into `sentences` or `lines`.
+  A row has some words of a document, read left to right, and as many words of it, read right to left from its end.
+  length: words in a row. characters: maximum bytes of a word, with its begin and end marks. split_by: how a document is
+  split, into `sentences` or `lines`.
   """
 
   characters: int = 50
@@ -31,7 +32,7 @@ class BidirectionalText(Reader):
   def __post_init__(self):
     super().__post_init__()
     if self.split_by not in SPLITTERS or self.characters < 4:
-      raise ValueError(f"split_by must be one of {', '.join(SPLITTERS)}, characters at least 4")
+      raise ValueError(f"split_by must be {' or '.join(SPLITTERS)}, and characters at least 4")
 
   def shared(self) -> dict[str, Any]:
     return {"characters": self.characters}
@@ -39,7 +40,7 @@ class BidirectionalText(Reader):
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
     if not isinstance(tokenizer, Words):
       raise UserError(
-        "data.tokenizer: words as characters need tokenizer.kind=lmjax.data.tokenizers.words:WordTokenizerConfig"
+        "data.tokenizer: BidirectionalText needs data.tokenizer.kind=lmjax.data.tokenizers.words:WordTokenizerConfig"
       )
     return CharacterDocuments(source, tokenizer, seed, streams, self.characters, self.split_by)
 
@@ -48,7 +49,7 @@ class BidirectionalText(Reader):
 
 
 class CharacterDocuments(Documents):
-  """Documents as the characters of each word and the id of the word after it, in both directions."""
+  """Documents as the characters of each word and the id of the next word, in both directions."""
 
   requires = "the characters of words"
   tokenizer: Words
@@ -58,7 +59,7 @@ class CharacterDocuments(Documents):
     self.characters, self.split_by = characters, split_by
 
   def encode_text(self, document: str) -> Document:
-    """Returns [characters [T, C], targets [T], and both for the reversed document], and the bytes of the text."""
+    """Returns [characters [T, C], targets [T], both of the reversed document], and the UTF-8 bytes of the text."""
     words = [self.tokenizer.words(sentence) for sentence in SPLITTERS[self.split_by](document)]
     start, end = (self.tokenizer.vocabulary[i] for i in (self.tokenizer.start, self.tokenizer.end))
     sentences = [[start, *sentence, end] for sentence in words if sentence]
@@ -68,7 +69,7 @@ class CharacterDocuments(Documents):
     return [*self._arrays(sentences), *self._arrays(backwards)], len(document.encode("utf-8"))
 
   def _arrays(self, sentences: list[list[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the characters of every word but the last of each sentence, and the id of the word after it."""
+    """Returns the characters of every word but the last of each sentence, and the id of the next word."""
     inputs = [word for sentence in sentences for word in sentence[:-1]]
     targets = [word for sentence in sentences for word in sentence[1:]]
     return np.stack([spell(word, self.characters) for word in inputs]), np.array(self.tokenizer.ids(targets), np.int32)

@@ -19,12 +19,12 @@ BUCKET_SAMPLE = 1000  # documents whose lengths decide how often each bucket occ
 
 @dataclasses.dataclass(frozen=True)
 class Text(Reader):
-  """Text for causal language models.
+  """Rows of text for causal language models.
 
-  packing: `concatenate` concatenates documents and splits them at the ends of rows; `first_fit` puts each into the
-  first row with space for it; both separate documents by segments. `buckets` puts each into a row of its own, with one
-  of the lengths `buckets`. `windows` cuts windows from all documents concatenated, without boundaries between them; the
-  corpus is tokenized at the start, so it should be small.
+  packing: `concatenate` concatenates documents and splits them at the ends of rows; `first_fit` puts each document into
+  the first row that has space for it. Both separate documents by segments. `buckets` puts each document into a row of
+  its own, whose length is one of `buckets`. `windows` concatenates all documents, without boundaries between them, and
+  takes windows of them; the corpus is tokenized when the run starts, so it should be small.
   """
 
   packing: str = "concatenate"
@@ -33,9 +33,9 @@ class Text(Reader):
   def __post_init__(self):
     super().__post_init__()
     if self.packing not in PACKINGS:
-      raise ValueError(f"packing is one of {', '.join(PACKINGS)}, not {self.packing!r}")
+      raise ValueError(f"packing must be one of {', '.join(PACKINGS)}, not {self.packing!r}")
     if (self.packing == "buckets") != bool(self.buckets) or any(not 0 < b <= self.length for b in self.buckets):
-      raise ValueError("buckets are lengths from 1 to `length`; set them if and only if packing='buckets'")
+      raise ValueError("buckets must be lengths from 1 to `length`; set them if and only if packing='buckets'")
 
   def position_size(self, training: bool) -> int:
     if self.packing == "windows":
@@ -48,7 +48,7 @@ class Text(Reader):
       ids, size = _concatenate(documents)
       return {s: Windows(ids, size, self.length, documents.seed, s) for s in streams}
     if self.packing == "buckets":
-      buckets, order = (self.length,), [0]  # in a single pass, all rows have one length
+      buckets, order = (self.length,), [0]  # in a single pass, all rows have the same length
       if documents.seed is not None:
         buckets, order = tuple(sorted(self.buckets)), self._bucket_order(documents)
       return {s: Buckets(buckets, order) for s in streams}
@@ -56,12 +56,12 @@ class Text(Reader):
     return {s: packer(self.length) for s in streams}
 
   def _bucket_order(self, documents: Documents) -> list[int]:
-    """Returns a schedule in which each bucket occurs as often as documents of its lengths."""
+    """Returns a schedule in which each bucket occurs in proportion to its documents."""
     source = documents.source
     sample = (documents.encode(source[i]) for i in range(0, len(source), max(len(source) // BUCKET_SAMPLE, 1)))
     lengths = [len(doc[0]) - 1 for doc in sample if not isinstance(doc, BadRecord) and len(doc[0])]
     if not lengths:
-      raise UserError("data: the source contains no text")
+      raise UserError("data: the source contains no text; check config.data.source")
     buckets = np.minimum(np.searchsorted(sorted(self.buckets), lengths), len(self.buckets) - 1)
     return schedule(proportions(np.bincount(buckets, minlength=len(self.buckets)))).tolist()
 

@@ -1,7 +1,7 @@
 """Rows with a source and a target that an objective makes of text: span corruption, prefix LM, mixtures and others.
 
-An objective is a function of ids and a random generator that returns the source, which the encoder reads, and the
-target, which the decoder predicts. The text can be restored from both.
+An objective is a function of ids and a random generator. It returns a source, which the encoder reads, and a target,
+which the decoder predicts; together they contain the whole text. Raffel et al., 2020, is arXiv:1910.10683 (T5).
 """
 
 import dataclasses
@@ -25,18 +25,18 @@ class Objective(Protocol):
   """Divides ids into a source and a target."""
 
   def input_tokens(self, length: int) -> int:
-    """Returns the tokens of text to take for a source of at most `length` tokens, its end included."""
+    """Returns how many tokens of text give a source of at most `length` tokens, its end token included."""
 
   def target_tokens(self, length: int) -> int:
-    """Returns the maximum tokens of the target of `input_tokens(length)` tokens of text, its end included."""
+    """Returns the maximum tokens of the target that they give, its end token included."""
 
   def __call__(self, ids: Ids, tokenizer: Tokenizer, rng: np.random.Generator) -> tuple[Ids, Ids]:
-    """Returns the source and the target of ids, both without end token."""
+    """Returns the source and the target, both without an end token."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Consecutive:
-  """Source w_1 .. w_T, target w_T+1 .. w_2T, where T = length - 1 leaves space for the end token."""
+  """Source w_1 .. w_T, target w_(T+1) .. w_2T, where T = length - 1 leaves space for the end token."""
 
   def input_tokens(self, length: int) -> int:
     return 2 * (length - 1)
@@ -72,6 +72,9 @@ class SpanCorruption:
 
   noise_density: fraction of the tokens that are noise; mean_span_length: mean tokens of a noise span. Noise tokens and
   other tokens are divided into equally many spans, all divisions equally likely; the first span is not noise.
+
+  Raises:
+    UserError: when called with a tokenizer that has fewer sentinels than there are noise spans.
   """
 
   noise_density: float = 0.15
@@ -79,22 +82,22 @@ class SpanCorruption:
 
   def __post_init__(self):
     if not 0 < self.noise_density < 1 or self.mean_span_length < 1:
-      raise ValueError("noise_density must be between 0 and 1, mean_span_length at least 1")
+      raise ValueError("noise_density must be between 0 and 1, and mean_span_length at least 1")
 
   def input_tokens(self, length: int) -> int:
-    """Returns the most tokens of text whose source, its end included, has at most `length`: 568 for 512."""
+    """Returns how many tokens of text give a source of at most `length`, its end token included: 568 for 512."""
     text = length
     while sum(self._sizes(text + 1)[i] for i in (0, 2)) + 1 <= length:
       text += 1
     return text
 
   def target_tokens(self, length: int) -> int:
-    """Returns the tokens of the target, its end included: 114 for 512."""
+    """Returns the tokens of the target that they give, its end token included: 114 for 512."""
     _, noise, spans = self._sizes(self.input_tokens(length))
     return noise + spans + 1
 
   def _sizes(self, text: int) -> tuple[int, int, int]:
-    """Returns the tokens that are not noise, the noise tokens, and the noise spans, of so many tokens of text."""
+    """Returns the number of other tokens, noise tokens and noise spans in `text` tokens."""
     noise = min(max(int(np.round(text * self.noise_density)), 1), text - 1)
     return text - noise, noise, min(max(int(np.round(noise / self.mean_span_length)), 1), text - noise)
 
@@ -122,7 +125,8 @@ class SpanCorruption:
 class MixtureOfDenoisers:
   """One of several objectives for each example, drawn by weight, as in UL2 (Tay et al., 2022, arXiv:2205.05131).
 
-  By default UL2's R (spans of 3, 15 % noise), X (spans of 32, or 50 % noise) and S (prefix LM) denoisers.
+  By default the paper's three kinds: R (mean span 3, 15 % noise), X (mean span 32 and 15 % noise, or mean span 3 and
+  50 % noise) and S (prefix LM). No token for the kind is put before the source, as it is in the paper.
   """
 
   parts: dict[str, Objective] = dataclasses.field(
@@ -138,7 +142,7 @@ class MixtureOfDenoisers:
   def __post_init__(self):
     weights = [self.weights.get(name, 1.0) for name in self.parts]
     if not self.parts or set(self.weights) - set(self.parts) or min(weights) < 0 or not sum(weights):
-      raise ValueError("weights must be at least 0, not all 0, and each must name a part")
+      raise ValueError("weights must be at least 0 and not all 0, and each must name a part")
 
   def input_tokens(self, length: int) -> int:
     return min(part.input_tokens(length) for part in self.parts.values())  # so that the source fits for every part
@@ -155,7 +159,7 @@ class MixtureOfDenoisers:
 
 @dataclasses.dataclass(frozen=True)
 class Denoising(Reader):
-  """Text from which an objective makes a source and a target, one example in each row.
+  """Rows of one source and target each, which an objective makes from text.
 
   objective: SpanCorruption by default. length: tokens of the source; the objective determines those
   of the target.
@@ -175,7 +179,7 @@ class Denoising(Reader):
 
 
 class DenoisingRows:
-  """Makes the rows of one stream: the documents are concatenated and cut into windows, one example each.
+  """Makes the rows of one stream: documents are concatenated and cut into windows, one for each row.
 
   Position: the document to read next, how many of its tokens have been used, and the rows made so far, which seed the
   random choices.
@@ -214,7 +218,7 @@ class DenoisingRows:
 
 
 def _max_target(part: Objective, text: int) -> int:
-  """Returns the maximum tokens of an objective's target, its end included, from so many tokens of text."""
+  """Returns the maximum tokens of the target that `text` tokens give, its end token included."""
   if isinstance(part, SpanCorruption):
     _, noise, spans = part._sizes(text)
     return noise + spans + 1

@@ -1,6 +1,6 @@
-"""Sentence pairs with masked tokens: what BERT is pretrained on (Devlin et al., 2019, appendix A.2).
+"""Sentence pairs with masked tokens, on which BERT is pretrained (Devlin et al., 2019, arXiv:1810.04805, appendix A).
 
-Rows are made each time a document is read, so by default every epoch masks other tokens.
+Rows are made whenever a document is read, so by default every epoch masks other tokens.
 """
 
 import dataclasses
@@ -38,14 +38,15 @@ SPLITTERS = {"sentences": sentences, "lines": lines}
 
 @dataclasses.dataclass(frozen=True)
 class SentencePairs(Reader):
-  """Rows [CLS] A [SEP] B [SEP] with masked tokens; in half of them B does not follow A.
+  """Rows [CLS] A [SEP] B [SEP] with masked tokens; in about half of them B does not follow A.
 
-  max_predictions: maximum number of masked tokens in a row. mask_rate: their fraction; 80 % of them become [MASK], 10 %
-  a random token, 10 % stay unchanged. whole_words: mask all tokens of a word together. dynamic: mask other tokens in
-  every epoch; False keeps the pairs' boundaries and the masked positions, but a random B still changes. next_sentence:
-  False gives rows [CLS] A [SEP] of consecutive sentences (RoBERTa). negatives: whether a B that does not follow A comes
-  from another `document`, or from elsewhere in the `same_document`. short_seq_prob: fraction of rows that are shortened
-  to a random length. split_by: how a document is split, into `sentences` or `lines`.
+  max_predictions: maximum number of masked tokens in a row. mask_rate: fraction of the tokens that are masked; 80 % of
+  these become [MASK], 10 % a random token, and 10 % stay unchanged. whole_words: mask all tokens of a word together.
+  dynamic: mask other tokens in every epoch; with False, the boundaries of pairs and the masked positions stay the same,
+  and only a random B changes. next_sentence: False gives rows [CLS] A [SEP] of consecutive sentences (RoBERTa).
+  negatives: whether a B that does not follow A comes from another `document`, or from elsewhere in the `same_document`.
+  short_seq_prob: fraction of rows that are shortened to a random length. split_by: how a document is split, into
+  `sentences` or `lines`.
   """
 
   max_predictions: int = 20
@@ -60,10 +61,10 @@ class SentencePairs(Reader):
   def __post_init__(self):
     super().__post_init__()
     if self.split_by not in SPLITTERS or self.negatives not in ("document", "same_document"):
-      raise ValueError(f"split_by must be one of {', '.join(SPLITTERS)}, negatives document or same_document")
+      raise ValueError(f"split_by must be {' or '.join(SPLITTERS)}, and negatives document or same_document")
     if not 0 < self.mask_rate < 1 or not 0 <= self.short_seq_prob <= 1 or self.max_predictions < 1 or self.length < 8:
       raise ValueError(
-        "mask_rate must be between 0 and 1, short_seq_prob from 0 to 1, max_predictions at least 1, length at least 8"
+        "mask_rate must be between 0 and 1, short_seq_prob 0 to 1, max_predictions at least 1, and length at least 8"
       )
 
   def shared(self) -> dict[str, Any]:
@@ -75,7 +76,7 @@ class SentencePairs(Reader):
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
     if not isinstance(tokenizer, WordPiece):
       raise UserError(
-        "data.tokenizer: sentence pairs need [CLS], [SEP] and [MASK]: set algorithm=wordpiece, or path to a vocab.txt"
+        "data.tokenizer: sentence pairs need [CLS], [SEP] and [MASK]; set algorithm=wordpiece, or path to a vocab.txt"
       )
     return Sentences(source, tokenizer, seed, streams, self.split_by)
 
@@ -108,7 +109,7 @@ class SentencePairRows:
     self.settings, self.stream = settings, stream
     self.length = settings.length
     self.seed = documents.seed or 0
-    self.num_documents = len(documents.source)  # from which a random B is drawn
+    self.num_documents = len(documents.source)  # a random B comes from any of them
     tokenizer = documents.tokenizer
     self.size, self.start, self.end, self.mask = tokenizer.size, tokenizer.start, tokenizer.end, tokenizer.mask
     self.continues_word = np.array([tokenizer.token(i).startswith("##") for i in range(tokenizer.size)])
@@ -149,7 +150,7 @@ class SentencePairRows:
   def _random_b(
     self, read: ReadDocument, sentences: list[np.ndarray], boundary: int, size: int, rng: np.random.Generator
   ) -> np.ndarray:
-    """Returns at least `size` ids, if there are as many, of sentences of another document or elsewhere in this one."""
+    """Returns the ids of sentences of another document or from elsewhere in this one: at least `size` if there are."""
     source, starts = sentences, [i for i in range(len(sentences)) if i != boundary]
     if self.settings.negatives == "document" and self.num_documents > 1:
       for _ in range(10):
@@ -209,7 +210,7 @@ class SentencePairRows:
 
 
 def _truncate(a: list[int], b: list[int], length: int, rng: np.random.Generator) -> tuple[list[int], list[int]]:
-  """Drops tokens from a random end of the longer one until both together have at most `length`, in place."""
+  """Drops tokens from a random end of the longer list, in place, until both together have at most `length`."""
   while len(a) + len(b) > length:
     longer = a if len(a) > len(b) else b
     del longer[0 if rng.random() < 0.5 else -1]

@@ -15,15 +15,15 @@ from lmjax.data.sources.pairs import Pair
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError
 
-PairIds = tuple[np.ndarray, np.ndarray]  # ids of the source [M] and of the target [L], each with its end token
+PairIds = tuple[np.ndarray, np.ndarray]  # ids of the source [L] and of the target [T], each with its end token
 
 
 @dataclasses.dataclass(frozen=True)
 class TextToText(Reader):
-  """Pairs of texts, as many in a row as fit; each target attends to its own source only.
+  """Source-target pairs, as many in a row as fit; each target attends to its own source only.
 
-  length, target_length: tokens of the sources and of the targets in a row; longer texts are truncated. packed: False
-  puts each pair into a row of its own.
+  length, target_length: tokens of the sources and of the targets in a row; a longer source or target is truncated.
+  packed: False puts each pair into a row of its own.
   """
 
   target_length: int = 0  # 0: the same as length
@@ -56,12 +56,12 @@ class TextToText(Reader):
 class PairDocuments(Documents):
   """Documents as the ids of source and target, each with an end token."""
 
-  requires = "pairs of texts"
+  requires = "source-target pairs"
 
   def encode_text(self, document: Pair | str) -> tuple[list[np.ndarray], int]:
     if not isinstance(document, Pair):
       raise UserError(
-        "data: text to text needs pairs: use a source of lmjax.data.sources.pairs, or "
+        "data: TextToText needs pairs: use a source of lmjax.data.sources.pairs, or "
         "data.kind=lmjax.data.objectives.denoising:Denoising"
       )
     ids = self.tokenizer.encode_many([document.source, document.target])
@@ -71,7 +71,7 @@ class PairDocuments(Documents):
 
 
 class PairRows(FirstFit):
-  """Pairs by first fit, over the lengths of source and target; not packed, each pair is a group of its own."""
+  """Pairs by first fit, over the lengths of source and target; if not packed, each pair has a row of its own."""
 
   def __init__(self, lengths: tuple[int, int], start: int, packed: bool):
     super().__init__(lengths, max_rows=GROUP_ROWS if packed else 1)
@@ -88,9 +88,13 @@ class PairRows(FirstFit):
 
 
 def fill(pairs: list[tuple[PairIds, float]], lengths: tuple[int, int], start: int) -> Row:
-  """Returns the row of some pairs, each with the bytes of its target.
+  """Returns the row that holds these pairs, which are given with the number of UTF-8 bytes of their targets.
 
-  inputs, positions, segments [M]; targets, decoder_inputs, decoder_positions, decoder_segments, weights [L]; bytes.
+  inputs, positions, segments [L]; targets, decoder_inputs, decoder_positions, decoder_segments, weights [T]; bytes.
+
+  Args:
+    lengths: L and T.
+    start: the id with which `decoder_inputs` start.
   """
   names = (("inputs", "positions", "segments"), ("targets", "decoder_positions", "decoder_segments"))
   row: Row = {key: np.zeros(n, np.int32) for keys, n in zip(names, lengths, strict=True) for key in keys}

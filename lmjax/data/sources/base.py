@@ -8,7 +8,7 @@ import numpy as np
 from lmjax.utils.errors import UserError
 
 MIN_RECORDS = 100  # records to read before the fraction of skipped ones is checked
-MAX_SKIPPED_FRACTION = 0.01  # more skipped records stop a run
+MAX_SKIPPED_FRACTION = 0.01  # a run with a larger fraction of skipped records stops
 
 
 class BadRecord(NamedTuple):
@@ -19,7 +19,7 @@ class BadRecord(NamedTuple):
 
 
 class Encoded(NamedTuple):
-  """A document as ids without start and end, the UTF-8 bytes of its text, and the fingerprint of its tokenizer."""
+  """A document as ids without start and end tokens, the UTF-8 bytes of its text, and its tokenizer's fingerprint."""
 
   ids: np.ndarray
   bytes: int
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
 
 
 class Source(Protocol):
-  """Documents by index."""
+  """Documents by index, from 0 to `len(source) - 1`; one that cannot be read is a `BadRecord`, not an error."""
 
   def __len__(self) -> int: ...
 
@@ -44,5 +44,6 @@ def check_skipped_fraction(read: int, skipped: Sequence[BadRecord]) -> None:
   if read >= MIN_RECORDS and len(skipped) > MAX_SKIPPED_FRACTION * read:
     last = skipped[-1]
     raise UserError(
-      f"data: {len(skipped)} of {read} records are malformed, more than 1 %; the last: {last.where} {last.why}"
+      f"data: {len(skipped)} of {read} records are malformed, more than 1 %; fix or remove them; the last: "
+      f"{last.where} {last.why}"
     )

@@ -1,4 +1,4 @@
-"""The source for some files, by their suffix."""
+"""The source of some files, by their suffix."""
 
 from collections.abc import Sequence
 
@@ -12,7 +12,7 @@ from lmjax.utils.errors import UserError
 def open_files(files: Sequence[str], key: str = "text", document: str = "chunk", clean: Clean | None = None) -> Source:
   """Returns the source of `.jsonl`, `.parquet` or text files, by path or glob, plain or gzipped.
 
-  key: where the text is, in JSON lines and parquet. document, clean: see TextFiles.
+  key: the key or column of the text in JSON lines or parquet. document, clean: of text files, see `TextFiles`.
 
   Raises:
     UserError: no file matches, the files have several formats, or `document` is unknown.

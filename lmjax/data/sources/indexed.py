@@ -20,14 +20,14 @@ from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.splits import split_range
 from lmjax.utils.errors import UserError
 
-FindStarts = Callable[[bytes], np.ndarray]  # offsets at which the documents of a file start
-Clean = Callable[[bytes], bytes]  # from the bytes of a file to those to read
+FindStarts = Callable[[bytes], np.ndarray]  # from the bytes of a file to the offsets at which its documents start
+Clean = Callable[[bytes], bytes]  # from the bytes of a file to the text in it, such as a book without its header
 
-MAX_DOCUMENT = 16 * 2**20  # bytes; a larger document is a mistake in splitting
+MAX_DOCUMENT = 16 * 2**20  # bytes; a larger document is skipped, as the text was probably not split
 
 
 def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
-  """Returns the files of paths and globs, sorted.
+  """Returns the files that paths and globs match; those of each are sorted.
 
   Raises:
     UserError: a path or glob matches nothing.
@@ -53,7 +53,11 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
 
 
 class Index:
-  """The offsets of the documents in some files."""
+  """The documents of some files, by their offsets.
+
+  find_starts: finds the offsets in the content of a file. split: as in `split_range`. clean: applied to the content
+  first. shuffle: number the documents in a fixed random order.
+  """
 
   def __init__(
     self, files: list[epath.Path], find_starts: FindStarts, split: str, clean: Clean | None = None,
@@ -62,7 +66,7 @@ class Index:
     self.files, self.clean = files, clean
     starts, file_of, self.ends = [], [], []
     for number, path in enumerate(files):
-      data = read(path, clean)
+      data = read_bytes(path, clean)
       starts.append(find_starts(data) if len(data) else np.zeros(0, np.int64))
       file_of.append(np.full(len(starts[-1]), number, np.int32))
       self.ends.append(len(data))
@@ -83,25 +87,26 @@ class Index:
     return file, int(self.starts[i]), self.ends[file] if is_last else int(self.starts[i + 1])
 
   def document(self, index: int) -> str | BadRecord:
+    """Returns a document, or why it cannot be read."""
     file, start, end = self._locate(index)
     if end - start > MAX_DOCUMENT:
       reason = f"has {end - start:,} bytes, more than the maximum of {MAX_DOCUMENT:,}: split it into smaller documents"
       return BadRecord(self.where(index), reason)
     try:
-      return read(self.files[file], self.clean)[start:end].decode("utf-8")
+      return read_bytes(self.files[file], self.clean)[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
       return BadRecord(self.where(index, error.start), f"is not UTF-8: {error.reason}")
 
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""
     file, start, _ = self._locate(index)
-    data, end = read(self.files[file], self.clean), start + offset
+    data, end = read_bytes(self.files[file], self.clean), start + offset
     line = sum(data[i : min(i + 2**20, end)].count(b"\n") for i in range(0, end, 2**20)) + 1
     return f"{self.files[file]}:{line}"
 
 
 class Lines:
-  """A document for each line of some files; a subclass is a dataclass with `files` and `split`, and parses a line."""
+  """A document for each line of some files; a subclass is a dataclass with these fields, and defines `parse`."""
 
   files: str | tuple[str, ...]
   split: str
@@ -115,7 +120,7 @@ class Lines:
     """Returns the document of a line.
 
     Raises:
-      ValueError: what is wrong with the line, as it continues "FILE:LINE ...".
+      ValueError: what is wrong with the line, as the end of a sentence that starts with FILE:LINE.
     """
     raise NotImplementedError
 
@@ -133,8 +138,12 @@ class Lines:
 
 
 @functools.lru_cache(maxsize=16)
-def read(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
-  """Returns the bytes of a file, unzipped and cleaned; the last few are cached."""
+def read_bytes(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
+  """Returns the content of a file, unzipped and cleaned; the last 16 are cached.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
   try:
     if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
       with open(path, "rb") as file:

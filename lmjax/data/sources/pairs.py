@@ -1,4 +1,4 @@
-"""Sources of pairs of texts: a source, and the target to generate from it."""
+"""Sources of pairs: a source, and the target to generate from it."""
 
 import dataclasses
 import functools
@@ -12,7 +12,7 @@ from lmjax.utils.errors import UserError
 
 
 class Pair(NamedTuple):
-  """A source text and a target text."""
+  """A source and its target."""
 
   source: str
   target: str
@@ -20,10 +20,10 @@ class Pair(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ParallelLines:
-  """Line i of `sources` with line i of `targets`; files plain or gzipped.
+  """Line i of `sources` as the source of line i of `targets`; files may be plain or gzipped.
 
-  prefix: put before every source, to name the task. shuffle: number the lines in a fixed random order, so that a split
-  is a random sample.
+  split: as `:90%`, empty for all. prefix: string before every source, to name the task. shuffle: number the lines in a
+  fixed random order, so that a split is a random sample.
   """
 
   sources: str | tuple[str, ...]
@@ -59,7 +59,7 @@ class ParallelLines:
 class PatternLines(Lines):
   """A pair in each line: the two groups of a regular expression, by default the columns on either side of a tab.
 
-  For SCAN, `IN: (.*) OUT: (.*)`. prefix, shuffle: as in ParallelLines.
+  For SCAN, the pattern is `IN: (.*) OUT: (.*)`. split, prefix, shuffle: as in `ParallelLines`.
   """
 
   files: str | tuple[str, ...]
@@ -85,7 +85,7 @@ class PatternLines(Lines):
 
 @dataclasses.dataclass(frozen=True)
 class JsonPairs(Lines):
-  """A JSON object in each line, with the texts under the keys `source` and `target`; prefix: as in ParallelLines."""
+  """A JSON object in each line; source, target: their keys. split, prefix: as in `ParallelLines`."""
 
   files: str | tuple[str, ...]
   source: str = "source"

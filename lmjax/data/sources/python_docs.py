@@ -18,7 +18,7 @@ EXCLUDED = ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2t
 
 @dataclasses.dataclass(frozen=True)
 class PythonDocs:
-  """The documentation of this Python; each topic and each docstring is a document."""
+  """The documentation of this Python; each topic and each docstring is a document. split: as `:90%`, empty for all."""
 
   split: str = ""
 
@@ -46,7 +46,7 @@ class PythonDocPairs(PythonDocs):
 def python_documentation() -> tuple[str, ...]:
   """Returns the language reference topics and the docstrings of the standard library, about 2 million characters.
 
-  Texts are distinct, stripped, and sorted by their hash, so that every slice is a reproducible random sample.
+  They are distinct, stripped, and sorted by their hash, so that every slice is a random sample, always the same one.
 
   Raises:
     UserError: this Python was installed without its documentation.
@@ -70,7 +70,7 @@ def python_documentation() -> tuple[str, ...]:
 
 
 def _docstrings(path: pathlib.Path):
-  """Yields the docstrings of one module; none if it does not parse."""
+  """Yields the docstrings of one module; nothing if it cannot be parsed."""
   try:
     tree = ast.parse(path.read_bytes())
   except (SyntaxError, ValueError, OSError):

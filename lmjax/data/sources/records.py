@@ -19,7 +19,7 @@ from lmjax.utils.errors import UserError, did_you_mean
 
 @dataclasses.dataclass(frozen=True)
 class JsonLines(Lines):
-  """A JSON object in each line of files, by path or glob; the text is under `key`."""
+  """A JSON object in each line of files, by path or glob; the text is under `key`. split: as `:90%`, empty for all."""
 
   files: str | tuple[str, ...]
   key: str = "text"
@@ -42,10 +42,10 @@ class JsonLines(Lines):
 
 @dataclasses.dataclass(frozen=True)
 class Parquet:
-  """Rows of parquet files, by path or glob; the text is in the column `key`.
+  """Rows of parquet files, by path or glob; the text is in the column `key`. split: as `:90%`, empty for all.
 
-  Whole row groups are decoded and a few are cached: reading in order is fast, random access to large row groups is
-  slow; run `lmjax prepare` on such files first.
+  A row group is decoded as a whole, and the last four are cached. So reading in order is fast, but random access to
+  large row groups is slow: run `lmjax prepare` on such files first.
   """
 
   files: str | tuple[str, ...]
@@ -54,7 +54,7 @@ class Parquet:
 
   @functools.cached_property
   def _groups(self) -> tuple[list[tuple[epath.Path, int]], np.ndarray]:
-    """Each row group as (file, number in the file), and the rows before each of them."""
+    """Each row group as (file, number in the file), and the number of rows before each of them."""
     groups, rows = [], [0]
     for path in expand_paths(self.files):
       file = _parquet(path)
@@ -129,7 +129,7 @@ class TFDS:
     where = f"{self.name or self.folder}/{parse_split(self.split)[0]}:{self._indices[index]}"
     try:
       record = self._records[self._indices[index]]
-    except (RuntimeError, ValueError, IndexError) as error:  # of a corrupt shard
+    except (RuntimeError, ValueError, IndexError) as error:  # the shard is corrupt
       return BadRecord(where, f"cannot be read: {error}")
     if self.key not in record:
       raise UserError(f"data: {self.name or self.folder} has no key {self.key!r}{did_you_mean(self.key, record)}")
@@ -141,10 +141,10 @@ class TFDS:
 
 
 def tfds_builder(name: str, folder: str = "") -> Any:
-  """Returns the TFDS builder of a dataset by name, or of the one prepared in `folder`.
+  """Returns the TFDS builder of a dataset by name, or of the one that is prepared in `folder`.
 
   Raises:
-    UserError: TFDS has no such dataset.
+    UserError: TFDS has no such dataset, or the dataset has no such configuration.
   """
   import tensorflow_datasets as tfds
 
@@ -165,7 +165,7 @@ def prepare_tfds(name: str, folder: str = "") -> tuple[str, dict[str, int]]:
   """Downloads a dataset of TensorFlow Datasets and stores it as array_record.
 
   Returns:
-    its folder, and the examples of each split.
+    its folder, and the number of examples in each split.
 
   Raises:
     UserError: TFDS has no such dataset, or it cannot be prepared (no network, no Apache Beam, no space).
@@ -174,7 +174,7 @@ def prepare_tfds(name: str, folder: str = "") -> tuple[str, dict[str, int]]:
 
   builder = tfds_builder(name, folder)
   options = {}
-  with contextlib.suppress(ImportError):  # a dataset that needs Beam reports that itself
+  with contextlib.suppress(ImportError):  # TFDS itself reports that a dataset needs Beam
     import apache_beam as beam
 
     options["beam_options"] = beam.options.pipeline_options.PipelineOptions()
@@ -187,7 +187,7 @@ def prepare_tfds(name: str, folder: str = "") -> tuple[str, dict[str, int]]:
 
 
 def _check_text(value: Any, where: str) -> str | BadRecord:
-  """Returns the value if it is a string of at most MAX_DOCUMENT characters."""
+  """Returns the value if it is a string of at most MAX_DOCUMENT characters, otherwise why it is skipped."""
   if not isinstance(value, str):
     return BadRecord(where, f"is {'empty' if value is None else f'of type {type(value).__name__}'}, not a string")
   if len(value) > MAX_DOCUMENT:

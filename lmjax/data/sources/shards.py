@@ -4,7 +4,7 @@
     tokenizer/                      the tokenizer itself
     train-00000.array_record ...    a record per document: the bytes of its text (uint32), then its ids
 
-The index is written last: a folder without one is not prepared, or not completely.
+The index is written last: a folder without one is not prepared data, or its preparation has not finished.
 """
 
 import dataclasses
@@ -31,17 +31,17 @@ UNFINISHED = "unfinished.jsonl"
 
 @dataclasses.dataclass(frozen=True)
 class Prepared:
-  """The documents of one split of a prepared folder."""
+  """The documents of one split of a prepared folder. split: `train`, `validation`, or a slice such as `train[:90%]`."""
 
   folder: str
-  split: str = "train"  # or train[:90%]
+  split: str = "train"
 
   @functools.cached_property
   def index(self) -> dict[str, Any]:
-    """The content of index.json; all shards of the split exist and have the right size.
+    """The content of index.json, after a check that all shards of the split exist and have the right size.
 
     Raises:
-      UserError: the folder is not prepared, or not completely; a shard is missing or truncated.
+      UserError: the folder is not completely prepared, has no such split, or a shard is missing or truncated.
     """
     index = read_index(self.folder)
     folder = epath.Path(self.folder).expanduser()
@@ -98,7 +98,7 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
   if not (folder / "index.json").exists():
     if (folder / UNFINISHED).exists():
       raise UserError(f"data: {folder} is not completely prepared; rerun the same `lmjax prepare` command to finish it")
-    raise UserError(f"data: {folder} is not prepared data, it has no index.json; see lmjax prepare --help")
+    raise UserError(f"data: {folder} is not prepared data: it has no index.json; see lmjax prepare --help")
   try:
     index = json.loads((folder / "index.json").read_text())
     version = index["version"]

@@ -6,7 +6,7 @@ from lmjax.utils.errors import UserError
 
 
 def split_range(count: int, split: str) -> range:
-  """Returns the indices in a split of `count` items, written as a slice in percent: `:90%`, `90%:`, `` for all.
+  """Returns the indices of a split of `count` items, given as a slice in percent: `:90%`, `90%:`, empty for all.
 
   Raises:
     UserError: the split has another form, or is empty.
@@ -22,7 +22,7 @@ def split_range(count: int, split: str) -> range:
 
 
 def parse_split(split: str) -> tuple[str, str]:
-  """Returns the name and the slice of a split in TFDS's syntax: `train[:90%]` is ("train", ":90%").
+  """Returns the name and the slice of a split in TFDS's syntax: ("train", ":90%") for `train[:90%]`.
 
   Raises:
     UserError: the split has another form.

@@ -10,7 +10,7 @@ import numpy as np
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.indexed import Clean, Index, expand_paths, line_starts
 
-# "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title"; each line of a table of contents becomes a document.
+# "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title". Lines of a table of contents become documents too.
 CHAPTER = re.compile(
   rb"^[ \t]*(?:(?:CHAPTER|Chapter|BOOK|Book|PART|Part|LETTER|Letter)[ \t]+(?:\d+|[IVXLCivxlc]+\b|[A-Z][A-Z-]+\b)"
   rb"|[IVXLC]+\.(?=[ \t]+[A-Z])).*$",
@@ -22,11 +22,11 @@ CHAPTER = re.compile(
 class TextFiles:
   """Text files by path or glob, split into documents.
 
-  document: `file` is a document for each file, `line` for each line; `chunk` splits at line ends into chunks of about
-  `chunk_bytes` bytes, so that all streams can read a single large file; `paragraph` splits at blank lines; `chapter` at
-  chapter headings. shuffle: number the documents in a fixed random order, so that a split is a random sample of all
-  files. clean: the dotted name of a function from the bytes of a file to those to read, such as
-  `lmjax.data.sources.text:gutenberg_body`.
+  document: `file` makes a document of each file, `line` of each line, and `chunk` of about `chunk_bytes` bytes, up to
+  the end of a line, so that all streams can read a single large file; `paragraph` splits at blank lines, `chapter` at
+  chapter headings. split: as `:90%`, empty for all. shuffle: number the documents in a fixed random order, so that a
+  split is a random sample of all files. clean: the dotted name of a function from the bytes of a file to the text in
+  it, such as `lmjax.data.sources.text:gutenberg_body`.
   """
 
   files: str | tuple[str, ...]

@@ -1,7 +1,8 @@
 """Preparation: several processes read, filter and tokenize documents, and one writes them in order.
 
-The results of chunks of documents are written in order, so the output does not depend on the number of processes.
-Shards end where a chunk ends; after each, the state is saved, and a preparation that was killed resumes from there.
+Documents are processed in chunks, whose results are written in order, so the output does not depend on the number of
+processes. A shard ends where a chunk ends. The state is saved after each shard, and a preparation that was killed
+resumes from there.
 """
 
 import collections
@@ -34,9 +35,9 @@ COUNTS = ("read", "skipped", "filtered", "duplicates", "documents", "tokens", "b
 class Preparation:
   """A source, its tokenizer and the options of preparing it.
 
-  validation: fraction of the documents, by the hash of their text, in the validation split. deduplicate: keep only the
-  first of several documents whose text is equal up to white space at both ends. keep: keep only documents for which
-  it returns True. shard: bytes after which a shard ends.
+  validation: fraction of the documents in the validation split, chosen by the hash of their text. deduplicate: keep
+  only the first of documents whose text is equal, apart from white space at both ends. keep: a function of the text;
+  keep only documents for which it is true. shard: bytes after which a shard ends.
   """
 
   source: Source
@@ -58,7 +59,7 @@ class Preparation:
 
   @property
   def chunk(self) -> int:
-    """Documents of a chunk; fewer for a small corpus, so that all processes have work."""
+    """The number of documents in a chunk; smaller for a small corpus, so that all processes have work."""
     return min(CHUNK, max(len(self.source) // 64, 1))
 
   def metadata(self) -> dict[str, Any]:
@@ -77,10 +78,10 @@ class Preparation:
     }
 
   def encode(self, first: int) -> tuple[list[tuple[bytes, bytes]], dict[str, int], list[BadRecord]]:
-    """Encodes the chunk of documents that starts at `first`.
+    """Encodes the chunk of documents that starts at index `first`.
 
     Returns:
-      (hash of the text, record) of each document, counts, and the skipped records.
+      (hash of the text, record of its shard) for each document, counts, and the skipped records.
     """
     documents = [self.source[i] for i in range(first, min(first + self.chunk, len(self.source)))]
     skipped = [document for document in documents if isinstance(document, BadRecord)]
@@ -95,7 +96,7 @@ class Preparation:
     return records, counts, skipped
 
   def run(self, folder: epath.PathLike, workers: int = 0) -> Iterator[tuple[int, dict[str, int]]]:
-    """Writes the folder, and yields (documents read, counts so far) after each chunk; nothing if it is complete.
+    """Writes the folder, and yields (documents read, counts so far) after each chunk; nothing if it was complete.
 
     Raises:
       UserError: the folder contains other data, too many records are malformed, a worker died, or a write failed.
@@ -131,7 +132,7 @@ class Preparation:
 
 
 class _Writer:
-  """Writes a folder: open shards, counts and hashes, restored if an earlier preparation was interrupted."""
+  """Writes a folder; shards, counts and hashes are restored if an earlier preparation was interrupted."""
 
   def __init__(self, preparation: Preparation, folder: epath.Path):
     self.preparation, self.folder = preparation, folder
@@ -214,7 +215,7 @@ class _Writer:
   def finish(self, skipped: list[BadRecord]) -> None:
     """Closes the last shards, writes the index and removes temporary files."""
     if not self.counts["documents"]:
-      raise UserError(f"prepare: none of the {self.counts['read']} records read gives a document; no index is written")
+      raise UserError(f"prepare: none of the {self.counts['read']} records read can be used; see --keep and --document")
     self.finish_shards(len(self.preparation.source))
     for writer in self._writers.values():
       writer.close()
@@ -237,11 +238,11 @@ class _Writer:
 
 
 def _encoded_chunks(preparation: Preparation, firsts: range, workers: int) -> Iterator:
-  """Yields `encode` of each chunk, in order; a few are encoded ahead."""
+  """Yields the result of `encode` for each chunk, in order; a few are computed in advance."""
   if not workers:
     yield from map(preparation.encode, firsts)
     return
-  context = multiprocessing.get_context("spawn")  # jax has started threads, which do not survive a fork
+  context = multiprocessing.get_context("spawn")  # threads that jax has started do not survive a fork
   pool = ProcessPoolExecutor(workers, context, _start_worker, (preparation,))
   futures: collections.deque = collections.deque()
   try:
@@ -269,7 +270,7 @@ def _encode(first: int):
 
 
 def _is_json(line: str) -> bool:
-  """Returns whether a line is complete; one that was being written at a kill is not."""
+  """Returns whether a line is complete; the last one is not if the process was killed while it wrote it."""
   try:
     json.loads(line)
   except json.JSONDecodeError:

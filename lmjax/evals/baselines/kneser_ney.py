@@ -12,20 +12,21 @@ from lmjax.evals.base import Context, Measure
 
 @dataclasses.dataclass(frozen=True)
 class KneserNey:
-  """Perplexity on the validation text of an n-gram model of the training text (Chen and Goodman, 1999).
+  """The perplexity of an n-gram model of the training text on the validation text (Chen and Goodman, 1999).
 
     p(w | c) = max(n(c w) - d, 0) / n(c .) + d u(c) / n(c .) p(w | c without its first word),  d = n1 / (n1 + 2 n2)
 
-  For the highest order, n(c w) is the number of occurrences; for the lower orders it is the number of distinct words
-  before c w. u(c) is the number of distinct words after c; n1 and n2 are the numbers of n-grams that occur once and
-  twice. Each line is a sentence after `order - 1` start tokens, and its end token is predicted too.
+  n(c w) is the number of occurrences for the highest order, and the number of distinct words before c w for the lower
+  ones. u(c) is the number of distinct words after c; n1 and n2 are how many n-grams of the order have a count of one
+  and of two. Below the first order is the uniform distribution. Each line is a sentence after `order - 1` start tokens,
+  and its end token is predicted too.
   """
 
   order: int = 5
 
   def __post_init__(self):
     if self.order < 2:
-      raise ValueError(f"order is at least 2, not {self.order}")
+      raise ValueError(f"order must be at least 2, not {self.order}")
 
   def prepare(self, context: Context) -> Measure:
     data, tokenizer = context.data, context.tokenizer

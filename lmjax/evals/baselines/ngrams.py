@@ -14,12 +14,13 @@ from lmjax.evals.base import Context, Measure
 
 @dataclasses.dataclass(frozen=True)
 class Ngrams:
-  """Bits per byte on the validation text of n-gram models of the training text.
+  """The bits per byte of n-gram models of the training text on the validation text.
 
     unigram: p(b) = (c(b) + 1) / (n + V)
     bigram:  p(b | a) = (c(a, b) + k(a) p(b)) / (c(a) + k(a)),  k(a) = number of distinct tokens after a
 
-  The bigram model has Witten-Bell smoothing (Witten and Bell, 1991).
+  c are counts, n is the number of tokens and V the size of the vocabulary. The bigram model has Witten-Bell smoothing
+  (Witten and Bell, 1991).
   """
 
   def prepare(self, context: Context) -> Measure:
@@ -28,7 +29,7 @@ class Ngrams:
 
 
 def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
-  """Returns {"unigram_bits_per_byte", "bigram_bits_per_byte"}."""
+  """Returns `unigram_bits_per_byte` and `bigram_bits_per_byte`."""
   train, _ = _pairs(data.source, tokenizer)
   test, text_bytes = _pairs(data.validation, tokenizer)
   size = tokenizer.size
@@ -54,7 +55,7 @@ def ngram_bits_per_byte(data: Reader, tokenizer: Tokenizer) -> dict[str, float]:
 
 
 def _pairs(source, tokenizer: Tokenizer) -> tuple[tuple[np.ndarray, np.ndarray], int]:
-  """Returns ([N] tokens, [N] the token after each) within documents, and the number of UTF-8 bytes."""
+  """Returns all tokens [N] and the token after each [N], within documents, and the number of UTF-8 bytes."""
   before, after, text_bytes = [], [], 0
   documents = Documents(source, tokenizer, None, 1)
   for i in range(len(source)):

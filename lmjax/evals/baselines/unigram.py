@@ -10,12 +10,12 @@ from lmjax.evals.base import Context, Measure
 
 @dataclasses.dataclass(frozen=True)
 class UnigramBaseline:
-  """Loss and accuracy of token frequencies at the masked positions of the validation rows.
+  """The loss and accuracy of a unigram model at the masked positions of the validation rows.
 
     masked_lm = mean over masked positions of -log p(w),  p(w) = (c(w) + 1) / (n + V),  counted in the training text
     masked_accuracy = fraction of masked positions whose token is the most frequent one of the training text
 
-  steps: number of validation batches, 0 for one full pass; use that of the evaluation to compare with.
+  steps: number of validation batches; 0 is one full pass. Set it as in the evaluator with which to compare.
   """
 
   steps: int = 0
