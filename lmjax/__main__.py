@@ -1,12 +1,18 @@
 """The command line: `lmjax <command>` and `python -m lmjax <command>` are the same."""
 
-import glob
-import importlib
 import os
 import sys
+
+if __name__ == "__main__" and sys.path[:1] == [os.getcwd()] and not sys.flags.safe_path:
+  sys.path.append(sys.path.pop(0))  # `python -m` puts it first, and a json.py or a jax.py in it would be imported
+
+import glob
+import importlib
+import shlex
 import traceback
 
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils import trust
+from lmjax.utils.errors import LONGEST, UserError, did_you_mean, one_line
 from lmjax.utils.memory import keep_memory
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")  # TPUs, NVIDIA, AMD, WSL
@@ -32,6 +38,7 @@ Options of every command:
   --devices N      simulate N devices on the CPU
   --debug_nans     stop at the operation that produces the first NaN
   --traceback      print the traceback of an error
+  --trust          let folders name classes that are not lmjax's own, whose code then runs; see SECURITY.md
 
 JAX_DISABLE_JIT=1 runs operations one by one, for a debugger."""
 
@@ -42,12 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:]
     _prepare_process(arguments[:1])
   show = "--traceback" in arguments
+  everything = [trust.ALL] if trust.ALL in arguments else []
   try:
-    return _run([a for a in arguments if a != "--traceback"])
+    with trust.trusting(*everything):
+      return _run([a for a in arguments if a not in ("--traceback", trust.ALL)])
   except UserError as error:
     if show:
       traceback.print_exc()
-    print(f"lmjax: {error}", file=sys.stderr)
+    again = f": {shlex.join(['lmjax', *arguments, trust.ALL])}" if isinstance(error, trust.UntrustedError) else ""
+    print(f"lmjax: {error}{one_line(again, LONGEST)}", file=sys.stderr)
     return 2
   except FloatingPointError as error:  # of --debug_nans
     if show:
@@ -68,6 +78,7 @@ def _prepare_process(command: list[str]) -> None:
 
   With JAX_PLATFORMS=cpu, JAX does not load an installed TPU library, with which its profiler cannot start.
   """
+  os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes of workers do not put the current directory first either
   if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   if os.environ.get("JAX_PLATFORMS") == "cpu" and command in (["train"], ["evaluate"], ["generate"], ["embed"]):
@@ -91,8 +102,8 @@ def _run(arguments: list[str]) -> int:
     # Simulated devices share a pool of NPROC threads, and a collective blocks one until its peers arrive: with one
     # thread per core, two devices on two cores deadlocked.
     os.environ.setdefault("NPROC", str(4 * int(devices)))
-  if os.getcwd() not in sys.path:  # a config may name a class of the user; `python -m` adds it by itself
-    sys.path.insert(0, os.getcwd())
+  if os.getcwd() not in sys.path:  # a config may name a class of the user
+    sys.path.append(os.getcwd())
   _prepare_jax("--debug_nans" in arguments)
   module = importlib.import_module(f"lmjax.commands.{command}")
   return module.main([a for a in arguments if a != "--debug_nans"])

@@ -9,10 +9,11 @@ import ast
 import collections.abc
 import copy
 import dataclasses
-import importlib
 import importlib.util
 import inspect
 import json
+import re
+import sys
 import types
 import typing
 from typing import Any
@@ -21,7 +22,7 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from lmjax.utils import names
+from lmjax.utils import names, trust
 from lmjax.utils.errors import UserError, did_you_mean
 
 FORMAT = 3  # of config.json; the first had no number
@@ -164,32 +165,39 @@ def override(config: dict[str, Any], key: str, text: str) -> None:
     config[last] = {"true": True, "false": False, "none": None}.get(text.lower(), text)
 
 
-def resolve(name: str, where: str) -> Any:
+def resolve(name: str, where: str, expected: Any = object) -> Any:
   """Returns the object of a dotted name `package.module:Name`.
 
+  Args:
+    expected: what the name of a folder that is not trusted must stand for, see `trust.load`.
+
   Raises:
-    UserError: no such module, or no such name in it.
+    UserError: no such module, no such name in it, or one that a folder may not name.
   """
-  if not name.partition(":")[2]:
+  if not isinstance(name, str) or not re.fullmatch(r"[\w.]*\w:\w+", name):
     raise UserError(f"config.{where}: {name!r} is not of the form package.module:Name")
-  module_name, _, attribute = names.current(name).partition(":")
+  current = name if isinstance(name, trust.Foreign) else names.current(name)  # load_config has renamed these
+  module_name, _, attribute = current.partition(":")
   try:
-    module = importlib.import_module(module_name)
+    return trust.load(current, f"config.{where}", expected)
   except ImportError as error:
     raise UserError(f"config.{where}: cannot import {module_name!r}: {error}") from error
-  if not hasattr(module, attribute):
-    known = [name for name, value in vars(module).items() if getattr(value, "__module__", "") == module_name]
-    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{did_you_mean(attribute, known)}")
-  return getattr(module, attribute)
+  except AttributeError as error:
+    if error.name != attribute:  # of the module's own code
+      raise
+    members = vars(sys.modules[module_name]).items()
+    known = [name for name, value in members if getattr(value, "__module__", "") == module_name]
+    raise UserError(f"config.{where}: {module_name} has no {attribute!r}{did_you_mean(attribute, known)}") from error
 
 
-def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: Any) -> Any:
+def build(spec: dict[str, Any], where: str, cls: type | None = None, base: type | None = None, **shared: Any) -> Any:
   """Returns the object that a section of a config describes.
 
   Args:
     spec: the keys of the constructor, and `kind`, its dotted name, unless `cls` is given.
     where: the name of the section, for messages: `optim`, `data.source`.
     cls: the class, where the section decides it.
+    base: what the class is derived from, or its protocol; a folder that is not trusted names no other.
     shared: values that several sections need (vocabulary, length, model).
 
   Raises:
@@ -199,11 +207,13 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, **shared: A
     raise UserError(f"config.{where} is a section with keys of its own, not {spec!r}")
   spec = dict(spec)
   if "kind" in spec:
-    cls = resolve(spec.pop("kind"), f"{where}.kind")
+    cls = resolve(spec.pop("kind"), f"{where}.kind", cls or base)
   elif cls is None:
     raise UserError(f"config.{where}.kind is missing: the dotted name of a class, package.module:Name")
   hints = typing.get_type_hints(cls)
   module = isinstance(cls, type) and issubclass(cls, nn.Module)
+  if cls is base or (base is nn.Module and "config" not in hints):
+    raise UserError(f"config.{where}.kind: {cls.__name__} is not what a config can name here")
   if module and "config" in hints:  # a model is a Linen module around its Config
     return cls(build(spec, where, hints["config"], **shared))
   fields = dict(inspect.signature(cls).parameters)  # of a class or of a function that returns an object of one
@@ -235,7 +245,10 @@ def complete(spec: Any, where: str, cls: type | None = None) -> Any:
     return spec
   values: dict[str, Any] = {}
   if "kind" in spec:
-    cls = resolve(spec["kind"], f"{where}.kind")
+    try:
+      cls = resolve(spec["kind"], f"{where}.kind")
+    except trust.UntrustedError:  # the other config does not name it
+      return spec
     values["kind"] = names.current(spec["kind"])
   hints = typing.get_type_hints(cls)
   if isinstance(cls, type) and issubclass(cls, nn.Module) and "config" in hints:
@@ -269,12 +282,12 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     for option in options:
       try:
         return _value(value, option, where)
-      except UserError:
-        if len(options) == 1:
+      except UserError as error:
+        if len(options) == 1 or isinstance(error, trust.UntrustedError):
           raise
     raise UserError(f"config.{where}: {value!r} is not {hint}")
   if origin is collections.abc.Callable:  # a function by its dotted name
-    return resolve(value, where) if isinstance(value, str) else value
+    return value if callable(value) else resolve(value, where, hint)
   if origin is tuple:
     if not isinstance(value, list | tuple):
       raise UserError(f"config.{where} is a list, not {value!r}")
@@ -284,7 +297,7 @@ def _value(value: Any, hint: Any, where: str) -> Any:
       raise UserError(f"config.{where} maps names to values, not {value!r}")
     return {str(k): _value(v, arguments[1], f"{where}.{k}") for k, v in value.items()}
   if dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False):
-    return build(value, where, hint if dataclasses.is_dataclass(hint) else None)
+    return build(value, where, hint) if dataclasses.is_dataclass(hint) else build(value, where, None, hint)
   if hint is str and value is None:  # `--config.model.remat=none` is parsed before its type is known
     return "none"
   if hint is float and isinstance(value, int) and not isinstance(value, bool):

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 from etils import epath
+from flax import linen as nn
 
 from lmjax import checkpoint, config, logs
 from lmjax.compression.base import ParamTransform
@@ -22,6 +23,7 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters
 from lmjax.state import Loaded, TrainState, make_frozen, make_init, named_parameters, with_models
 from lmjax.tasks.base import Base, FrozenModel
+from lmjax.utils import trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -132,15 +134,16 @@ def build(
     raise UserError(
       f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {settings['batch']}"
     )
-  data = config.build(settings["data"], "data")
+  data = config.build(settings["data"], "data", None, Reader)
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
-    tokenizer = registry.load(kept)
+    with trust.trusting(*trust.named(settings)):  # a tokenizer of the config's own class
+      tokenizer = registry.load(kept)
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
   start = config.build(settings["start"], "start", Start)
-  model = config.build(settings["model"], "model", vocabulary=tokenizer.size, length=data.length)
-  task = config.build(settings["task"], "task", model=model, **data.shared())
+  model = config.build(settings["model"], "model", None, nn.Module, vocabulary=tokenizer.size, length=data.length)
+  task = config.build(settings["task"], "task", None, Base, model=model, **data.shared())
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
@@ -156,28 +159,32 @@ def build(
     tokenizer=tokenizer,
     task=task,
     optimizer=optimizer,
-    transform=config.build(settings["transform"], "transform"),
-    evaluators={name: config.build(spec, f"evals.{name}") for name, spec in evals.items()},
+    transform=config.build(settings["transform"], "transform", None, ParamTransform),
+    evaluators={name: config.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()},
     evaluate_every=every,
     checkpoint=config.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
     log=config.build(settings["log"], "log", logs.LogConfig),
   )
 
 
-def load_config(workdir: epath.PathLike) -> dict[str, Any]:
+def load_config(workdir: epath.PathLike, given: dict[str, Any] | None = None) -> dict[str, Any]:
   """Returns the config of a run folder, in the names of this version.
 
+  Args:
+    given: the config of the user that it will be compared with, see `trust.mark`.
+
   Raises:
-    UserError: the folder is not a run folder, or was written by a newer version.
+    UserError: the folder is not a run folder, was written by a newer version, or names what only a trusted one may.
   """
   file = epath.Path(workdir) / "config.json"
+  trust.check_links(workdir)
   if not file.exists():
     raise UserError(f"{workdir} is not a run folder: it has no config.json; train first, or choose another --workdir")
   try:
     settings = json.loads(file.read_text())
   except json.JSONDecodeError as error:
     raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
-  return config.upgrade(settings, str(file))
+  return trust.mark(config.upgrade(settings, str(file)), file, given and trust.named(given))
 
 
 def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) -> None:
@@ -190,8 +197,9 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
     UserError: the folder belongs to another config.
   """
   workdir.mkdir(parents=True, exist_ok=True)
+  trust.check_links(workdir)  # files are written, too
   if (workdir / "config.json").exists():
-    before = load_config(workdir)
+    before = load_config(workdir, settings)
     free = ["steps", "evals", "checkpoint", "log", "mesh", "rules"]
     advice = "choose another --workdir, or give the same config to resume"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):

@@ -35,6 +35,7 @@ from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
+from lmjax.utils.trust import ALL, trusting
 
 # Distinguishable with every kind of colour vision (Okabe and Ito).
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -49,16 +50,18 @@ class Plot(Figure):
     return png.getvalue()
 
 
-def load(path: epath.PathLike, step: int | None = None) -> "Run":
+def load(path: epath.PathLike, step: int | None = None, trust: bool = False) -> "Run":
   """Returns the saved model at a path: a run folder, a checkpoint, or a Hugging Face or bilm-tf folder.
 
   Args:
     step: the checkpoint of a run folder; default the latest.
+    trust: let the folder name classes that are not lmjax's own, whose code then runs; see SECURITY.md.
 
   Raises:
-    UserError: the path is none of these.
+    UserError: the path is none of these, or names what only a trusted folder may.
   """
-  return Run(path, step)
+  with trusting(*([ALL] if trust else [])):
+    return Run(path, step)
 
 
 class Run:

@@ -8,6 +8,7 @@ Every command takes a Hugging Face folder in place of a run folder. `hf:owner/na
 """
 
 import importlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -68,7 +69,11 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
     raise UserError("convert: --check needs transformers: pip install 'lmjax[parity]'") from error
   loaded = huggingface.load(folder)
   name = (loaded.settings.get("architectures") or [loaded.family.architecture(loaded.params["heads"])])[0]
-  hf_model = getattr(transformers, name).from_pretrained(str(folder)).eval()
+  hf_class: Any = getattr(transformers, str(name), None)
+  is_model = isinstance(hf_class, type) and issubclass(hf_class, transformers.PreTrainedModel)
+  if not is_model:
+    raise UserError(f"{folder}: transformers has no model {name!r}")
+  hf_model = hf_class.from_pretrained(str(folder), attn_implementation="eager").eval()  # no kernel that a config names
   has_decoder = loaded.model.kind == "encoder_decoder"
   if has_decoder:
     hf_model.config.decoder_start_token_id = 0  # newer folders keep it outside of config.json

@@ -19,6 +19,7 @@ from lmjax import config as configs
 from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.data import preview
 from lmjax.data.objectives.causal import Text
+from lmjax.data.pipeline import Reader
 from lmjax.data.sources import files, records
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
@@ -64,7 +65,7 @@ def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     raise UserError("prepare: either --files or --config is required")
   clean, keep = (configs.resolve(n, k) if n else None for n, k in ((options.clean, "clean"), (options.keep, "keep")))
   if options.config:
-    data = configs.build(configs.load(options.config, overrides)["data"], "data")
+    data = configs.build(configs.load(options.config, overrides)["data"], "data", None, Reader)
   else:
     source = files.open_files(options.files, options.key, options.document, clean)
     settings = registry.TokenizerConfig(options.algorithm, options.size, options.tokenizer or "")
@@ -109,7 +110,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     console.print(f"{path}: {counts}; all checksums match", markup=False)
   else:
     settings = load_config(path) if path.is_dir() else configs.load(options.inspect, overrides)
-    data, seed, batch = configs.build(settings["data"], "data"), settings["seed"], settings["batch"]
+    data, seed, batch = configs.build(settings["data"], "data", None, Reader), settings["seed"], settings["batch"]
     saved = path / "tokenizer"
     tokenizer = registry.load(saved) if path.is_dir() and saved.exists() else data.make_tokenizer()
   plot = path / "lengths.png" if path.is_dir() and os.access(path, os.W_OK) else None

@@ -11,7 +11,7 @@ from lmjax.data.pipeline import Reader
 from lmjax.evals.base import Context, Evaluator
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.base import LoadedModel
-from lmjax.tasks.base import Task
+from lmjax.tasks.base import Base, Task
 from lmjax.utils.errors import UserError, did_you_mean
 
 
@@ -49,14 +49,16 @@ def make_evaluation(
       "--config configs/text.py:files='val/*.txt'"
     )
   settings = configs.load(config, overrides)
-  data = configs.build(settings["data"], "data")
-  task = configs.build(settings["task"], "task", model=loaded.task.model, **data.shared())
+  data = configs.build(settings["data"], "data", None, Reader)
+  task = configs.build(settings["task"], "task", None, Base, model=loaded.task.model, **data.shared())
   if type(task) is not type(loaded.task):
     raise UserError(
       f"evaluate: the task of {config} is {type(task).__name__}, but {path} is a model for {type(loaded.task).__name__}"
     )
   evaluators: dict[str, Any] = {
-    name: configs.build(spec, f"evals.{name}") for name, spec in settings["evals"].items() if name != "every"
+    name: configs.build(spec, f"evals.{name}", None, Evaluator)
+    for name, spec in settings["evals"].items()
+    if name != "every"
   }
   return Evaluation(task, data, evaluators, settings["batch"])
 

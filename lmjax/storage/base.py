@@ -22,7 +22,7 @@ from etils import epath
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.tasks.base import Task
-from lmjax.utils import names, pytree
+from lmjax.utils import names, pytree, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -79,6 +79,7 @@ class SavedModel(abc.ABC):
   """A model on disk, in one format. Creating the object reads metadata at most."""
 
   path: epath.Path
+  trusted: frozenset[str] = frozenset()  # the modules that were trusted when it was opened
 
   @property
   def step(self) -> int | None:
@@ -220,12 +221,16 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
     step: the checkpoint of a run folder; default the latest.
 
   Raises:
-    UserError: there is no saved model, or `step` is given for a format without steps.
+    UserError: there is no saved model, `step` is given for a format without steps, or a link leads out of the folder.
   """
   folder = epath.Path(path).expanduser()
+  trust.check_links(folder, "config.json", "options.json")  # which are read to recognise a format
   for matches, name in FORMATS:
     if matches(folder):
-      return names.load(name)(folder, step)
+      trust.check_links(folder)
+      saved = names.load(name)(folder, step)
+      saved.trusted = trust.trusted()
+      return saved
   if not folder.exists():
     raise UserError(f"{path} does not exist; give a run folder, or a Hugging Face or bilm-tf folder")
   raise UserError(

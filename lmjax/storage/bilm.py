@@ -99,9 +99,19 @@ def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
     options = json.loads((folder / "options.json").read_text())
     model = ELMo(_config(options, vocabulary))
     with h5py.File(weights[0], "r") as file:
-      return model, _parameters(model.config, lambda name: file[name][...])
+      return model, _parameters(model.config, lambda name: _read(file, name))
   except (OSError, ValueError, KeyError) as error:
     raise UserError(f"{folder} cannot be read as a bilm-tf folder: {str(error).splitlines()[0]}") from error
+
+
+def _read(file: Any, name: str) -> np.ndarray:
+  """Returns an array of an HDF5 file; one that the file takes from another file is refused."""
+  array = file[name]
+  if not hasattr(array, "external"):
+    raise ValueError(f"{name} is not an array")
+  if array.external or array.is_virtual or array.file.filename != file.filename:
+    raise ValueError(f"{name} lies in another file")
+  return array[...]
 
 
 def _config(options: dict[str, Any], vocabulary: int) -> Config:

@@ -25,7 +25,7 @@ from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, map_box
 from lmjax.storage.sources import attach_sources
 from lmjax.storage.start import with_frozen
 from lmjax.tasks.base import Task
-from lmjax.utils import pytree
+from lmjax.utils import pytree, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -70,12 +70,14 @@ class RunFolder(SavedModel):
   def config(self) -> dict[str, Any]:
     if self.folder != self.path and not (self.folder / "config.json").exists():
       raise UserError(f"{self.path} is a checkpoint without a config; only its metadata and arrays can be read")
-    return experiments.load_config(self.folder)
+    with trust.trusting(*self.trusted):
+      return experiments.load_config(self.folder)
 
   @functools.cached_property
   def experiment(self) -> Experiment:
     """The parts of the run, on a mesh of all devices of this machine."""
-    return experiments.build(self.config | {"mesh": {}}, self.folder)
+    with trust.trusting(*self.trusted):
+      return experiments.build(self.config | {"mesh": {}}, self.folder)
 
   @property
   def task(self) -> Task:
@@ -95,6 +97,8 @@ class RunFolder(SavedModel):
     boxes: dict[str, LogicallyPartitioned] = {}
     try:
       map_boxes(boxes.__setitem__, self.named)
+    except trust.UntrustedError:
+      raise
     except UserError:
       return {}
     return boxes
@@ -135,9 +139,10 @@ class RunFolder(SavedModel):
     return np.asarray(self._merged[name])
 
   def _merge(self, run: Experiment) -> dict[str, jax.Array]:
-    run = attach_sources(run, self.folder)
-    state, _ = _load_state(run, self.path, self.step)
-    state = with_frozen(run, state)
+    with trust.trusting(*self.trusted):
+      run = attach_sources(run, self.folder)
+      state, _ = _load_state(run, self.path, self.step)
+      state = with_frozen(run, state)
     params = averaged(state.opt_state, state.params)
     return pytree.named_leaves(dense_tree(run.transform.merge(params, state.transform, state.frozen.transform)))
 
@@ -183,9 +188,10 @@ class RunFolder(SavedModel):
       configs.override(settings, key, text)
     if dtype:
       settings["model"]["dtype"] = dtype
-    run = attach_sources(experiments.build(settings, self.folder), self.folder)
-    state, step = _load_state(run, self.path, checkpoint.best(self.folder) if best else self._step)
-    params = run.eval_params(with_frozen(run, state))
+    with trust.trusting(*self.trusted):
+      run = attach_sources(experiments.build(settings, self.folder), self.folder)
+      state, step = _load_state(run, self.path, checkpoint.best(self.folder) if best else self._step)
+      params = run.eval_params(with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
   def files(self) -> dict[str, epath.Path]:

@@ -10,6 +10,7 @@ import numpy as np
 from etils import epath
 
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import inside
 
 DTYPES = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
@@ -78,12 +79,11 @@ def shards(index: epath.Path) -> list[epath.Path]:
     names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
   except (ValueError, KeyError, AttributeError, TypeError) as error:
     raise UserError(f"{index} is corrupt: {error}") from error
-  for name in names:
-    if "/" in name or "\\" in name or name.startswith("."):
-      raise UserError(f"{index} points outside its folder: {name!r}")
-    if not (index.parent / name).exists():
-      raise UserError(f"{index} names {name}, which is missing")
-  return [index.parent / name for name in names]
+  files = [inside(index.parent, name) for name in names]
+  for file in files:
+    if file.is_dir() or not file.exists():
+      raise UserError(f"{index} names {file.name}, which is missing")
+  return files
 
 
 def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:

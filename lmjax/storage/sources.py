@@ -14,6 +14,7 @@ from lmjax.parallel import hosts
 from lmjax.storage import base
 from lmjax.storage.start import load_frozen
 from lmjax.tasks.base import Frozen
+from lmjax.utils import trust
 from lmjax.utils.errors import UserError
 
 NAME = "sources.json"
@@ -96,6 +97,8 @@ def _check(file: epath.Path, name: str, source: Start | Frozen, record: dict[str
   for path in dict.fromkeys((record["path"], source.path)):
     try:
       sizes = _sizes(base.open(path, record["step"]).files())
+    except trust.UntrustedError:
+      raise
     except UserError as error:
       reason = reason or f"is missing ({error})"
       continue

@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from typing import IO, Any
 
 from etils import epath
 
-from lmjax.utils.errors import UserError, reason
+from lmjax.utils import trust
+from lmjax.utils.errors import UserError, one_line, reason
 
 
 @contextlib.contextmanager
@@ -82,6 +84,18 @@ def read_json(file: epath.PathLike, kind: type = dict) -> Any:
   if not isinstance(value, kind):
     raise UserError(f"{file} holds {type(value).__name__}, not {kind.__name__}")
   return value
+
+
+def inside(folder: epath.PathLike, name: Any) -> epath.Path:
+  """Returns the path of a file of a folder that another of its files names.
+
+  Raises:
+    UserError: the name is not a string, or it or a link leads out of the folder.
+  """
+  if not isinstance(name, str) or re.search(r"^[/~]|^\w+:|(^|/)\.\.(/|$)|[\\\0]", name):
+    raise UserError(f"{folder} names the file {one_line(repr(name), 100)}, which is not a path inside of it")
+  trust.check_links(folder, name)
+  return epath.Path(folder) / name
 
 
 def is_remote(path: epath.PathLike) -> bool:

@@ -14,7 +14,8 @@ from etils import epath
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.indexed import MAX_DOCUMENT, Lines, expand_paths
 from lmjax.data.sources.splits import parse_split, split_range
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils import trust
+from lmjax.utils.errors import UserError, did_you_mean, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,6 +151,8 @@ def tfds_builder(name: str, folder: str = "") -> Any:
 
   for topic in ("text", "translate", "summarization", "question_answering"):  # importing a topic registers its datasets
     importlib.import_module(f"tensorflow_datasets.{topic}")
+  if folder:
+    check_features(folder)
   if folder and (epath.Path(folder) / "dataset_info.json").exists():
     return tfds.builder_from_directory(folder)
   try:
@@ -159,6 +162,22 @@ def tfds_builder(name: str, folder: str = "") -> Any:
     raise UserError(f"data: TFDS has no dataset {name!r}{did_you_mean(name.partition('/')[0], known)}") from error
   except ValueError as error:  # an unknown configuration of a known dataset
     raise UserError(f"data: {name}: {str(error).splitlines()[0]}") from error
+
+
+def check_features(folder: epath.PathLike) -> None:
+  """Raises UntrustedError where a dataset names classes that are not TFDS's own: TFDS would import them."""
+  names: list[Any] = []
+
+  def collect(values: dict[str, Any]) -> None:
+    names.extend(value for key, value in values.items() if key in ("pythonClassName", "python_class_name", "type"))
+
+  for level in range(4):  # the folder of a version, a configuration, a dataset, of all datasets
+    for file in () if trust.ALL in trust.trusted() else epath.Path(folder).glob("*/" * level + "features.json"):
+      with contextlib.suppress(ValueError):  # TFDS reports what is not JSON
+        json.loads(file.read_text(), object_hook=collect)
+      for name in names:
+        if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
+          raise trust.UntrustedError(f"{file} names {one_line(name, 100)!r}, which is not TFDS's own; {trust.ADVICE}")
 
 
 def prepare_tfds(name: str, folder: str = "") -> tuple[str, dict[str, int]]:

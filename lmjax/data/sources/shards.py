@@ -23,6 +23,8 @@ from etils import epath
 from lmjax.data.sources.base import BadRecord, Encoded
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.files import inside
+from lmjax.utils.trust import check_links
 
 VERSION = 1
 SIZE = struct.Struct("<I")
@@ -51,7 +53,7 @@ class Prepared:
     if not index["splits"][name]:
       raise UserError(f"data: {self.folder} has no {name} documents; prepare it with another --validation")
     for shard in index["splits"][name]:
-      path = folder / shard["file"]
+      path = inside(folder, shard["file"])
       if not path.exists():
         raise UserError(f"data: the shard {path} is missing; restore it or prepare the folder again")
       if path.stat().length != shard["size"]:
@@ -65,7 +67,7 @@ class Prepared:
   def _shards(self) -> tuple[list[epath.Path], np.ndarray]:
     """The files, and the number of documents before each of them."""
     shards = [s for s in self.index["splits"][parse_split(self.split)[0]] if s["documents"]]
-    files = [epath.Path(self.folder).expanduser() / s["file"] for s in shards]
+    files = [inside(epath.Path(self.folder).expanduser(), s["file"]) for s in shards]
     return files, np.cumsum([0, *(s["documents"] for s in shards)])
 
   @functools.cached_property
@@ -95,6 +97,7 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
     UserError: it does not exist, is corrupt or has another version.
   """
   folder = epath.Path(folder).expanduser()
+  check_links(folder)
   if not (folder / "index.json").exists():
     if (folder / UNFINISHED).exists():
       raise UserError(f"data: {folder} is not completely prepared; rerun the same `lmjax prepare` command to finish it")
@@ -113,7 +116,7 @@ def check_sums(folder: epath.PathLike) -> None:
   """Raises UserError if a shard is missing or its SHA-256 differs from the one in the index."""
   for shards in read_index(folder)["splits"].values():
     for shard in shards:
-      path = epath.Path(folder).expanduser() / shard["file"]
+      path = inside(epath.Path(folder).expanduser(), shard["file"])
       if not path.exists() or digest(path) != shard["sha256"]:
         raise UserError(f"data: the shard {path} is missing or corrupt (SHA-256 differs); prepare the folder again")
 

@@ -13,7 +13,7 @@ from typing import Any
 from etils import epath
 
 from lmjax.data.tokenizers.base import Bytes, Tokenizer
-from lmjax.utils import names
+from lmjax.utils import names, trust
 from lmjax.utils.errors import UserError, did_you_mean
 
 
@@ -96,13 +96,16 @@ def load(path: epath.PathLike) -> Tokenizer:
   if not path.exists():
     raise UserError(f"tokenizer: {path} does not exist")
   if path.is_dir() and (path / "tokenizer").is_dir():
+    trust.check_links(path, "tokenizer")
     path = path / "tokenizer"
   files = {p.name: p for p in (sorted(path.iterdir()) if path.is_dir() else [path])}
   if not path.is_dir() and path.suffix == ".json" and path.name not in ("bytes.json", "characters.json"):
     files = {"tokenizer.json": path}
+  trust.check_links(path, *files)
   try:
     if "kind.json" in files:
-      return names.load(names.current(json.loads(files["kind.json"].read_text())["kind"])).load(path)
+      kind = names.current(json.loads(files["kind.json"].read_text())["kind"])
+      return trust.load(trust.mark(kind, files["kind.json"]), "kind", Tokenizer).load(path)
     for patterns, loader in FILES:
       needed = [next((file for name, file in files.items() if fnmatch(name, p)), None) for p in patterns]
       if None not in needed:

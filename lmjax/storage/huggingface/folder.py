@@ -21,7 +21,7 @@ from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.utils import pytree
+from lmjax.utils import pytree, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -39,7 +39,8 @@ class HuggingFaceFolder(SavedModel):
 
   @functools.cached_property
   def _loaded(self) -> Loaded:
-    return load(self.path)
+    with trust.trusting(*self.trusted):
+      return load(self.path)
 
   @functools.cached_property
   def leaves(self) -> dict[str, Leaf]:

@@ -23,6 +23,7 @@ from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
+from lmjax.utils.trust import check_links
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "kind.json",
               "characters.json", "bytes.json")  # fmt: skip
@@ -85,6 +86,7 @@ def load(folder: epath.PathLike) -> Loaded:
     UserError: a file is missing, corrupt or pickled; a tensor is missing, unknown or of another shape.
   """
   folder = epath.Path(folder).expanduser()
+  check_links(folder)
   settings, family, config = read_config(folder)
   tensors = open_tensors(folder)
   if hasattr(config, "pooler"):

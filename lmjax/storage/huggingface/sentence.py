@@ -6,6 +6,7 @@ from typing import Any
 from etils import epath
 
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import inside
 
 POOLINGS = {"mean_tokens": "mean", "cls_token": "first", "lasttoken": "last"}
 
@@ -25,7 +26,7 @@ def read_pooling(path: epath.PathLike) -> dict[str, Any]:
     settings["normalize"] = any(module["type"].endswith("Normalize") for module in modules)
     for module in modules:
       if module["type"].endswith("Pooling"):
-        pooling = json.loads((folder / module["path"] / "config.json").read_text())
+        pooling = json.loads((inside(folder, module["path"]) / "config.json").read_text())
         for name, value in POOLINGS.items():
           if pooling.get(f"pooling_mode_{name}"):
             settings["pooling"] = value
