@@ -23,6 +23,12 @@ ARGUMENTS = [
 ]  # fmt: skip
 
 
+@pytest.fixture(autouse=True)
+def trust(monkeypatch):
+  """The run folders name the toys."""
+  monkeypatch.setenv("LMJAX_TRUST", toys.__name__)
+
+
 def train(workdir, steps=STEPS, code=0):
   assert main([*ARGUMENTS, f"--config.steps={steps}", "--workdir", str(workdir)]) == code
 
