@@ -1,14 +1,20 @@
 """Checkpoints: the one importer of Orbax.
 
 A checkpoint is a folder `<step>` with `state` (parameters, optimizer, transform, carry, step) and `data_state` (random
-key and data position). It is written in the background and gets its name only when it is complete.
+key and data position). It is written in the background and gets its name only when it is complete: checksums.json is
+written after all other files and before Orbax commits the folder, so a kill leaves a checkpoint with its checksums or
+none. The commit itself changes two files that hold times only; their checksums are added after it, or, after a kill
+in between, by the next run. A checkpoint is loaded only if it has the files and the contents that were written.
 """
 
+import contextlib
 import dataclasses
+import functools
 import json
 import logging
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,15 +23,19 @@ from orbax.checkpoint import v1 as ocp
 
 from lmjax.parallel import hosts
 from lmjax.state import TrainState
-from lmjax.utils import names
+from lmjax.utils import checksums, names
 from lmjax.utils.errors import UserError, reason
+from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 
 CORRUPT = ("corrupt", "damaged")  # folders of corrupt checkpoints; the second is that of format 1
 OLD_NAMES, NEW_NAMES = "lmjax.utils.renames:old_tree", "lmjax.utils.renames:new_tree"  # for format 1 alone
 UNKNOWN = 1e30  # loss of a checkpoint that was not evaluated; JSON has no NaN
+METRICS = "metrics/metrics"
+COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # that Orbax writes when it commits
 
 DataState = dict[str, np.ndarray]
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,42 +52,70 @@ class CheckpointConfig:
 
 
 class Checkpoints:
-  """The checkpoints of one run folder."""
+  """The checkpoints of one run folder.
+
+  Args:
+    may_write: raises UserError if this run may no longer write into the folder; every save calls it, on the first host.
+  """
 
   def __init__(
-    self, workdir: epath.Path, settings: CheckpointConfig = CheckpointConfig(), say: Callable[[str], None] = print
+    self,
+    workdir: epath.Path,
+    settings: CheckpointConfig = CheckpointConfig(),
+    say: Callable[[str], None] = print,
+    may_write: Callable[[], None] = lambda: None,
   ):
     self.folder = _folder(workdir)
-    self._say = say
+    self._say, self._may_write = say, may_write
     if jax.process_index() == 0:
-      self._quarantine()
+      self._prepare()
     hosts.wait_for_all("checkpoints checked")
     policies = ocp.training.preservation_policies
     keep = [policies.LatestN(settings.keep)]
     if settings.best:
       keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=settings.best))
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save, and every error twice
+    seal = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._before_commit())  # a method is copied
     self._checkpointer = ocp.training.Checkpointer(
       self.folder,
+      context=ocp.Context(async_options=seal),
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       preservation_policy=policies.AnyPreservationPolicy(keep),
       cleanup_tmp_directories=True,
     )
     self._saving: tuple[int, Any] | None = None
+    self._step = 0  # the one that is being written
 
-  def _quarantine(self) -> None:
-    """Moves checkpoints whose metrics cannot be read aside: Orbax reads those of all before anything else."""
+  def _prepare(self) -> None:
+    """Moves checkpoints whose metadata are corrupt aside: Orbax reads those of all before anything else."""
     for path in self.folder.iterdir() if self.folder.exists() else []:
-      try:
-        if path.name.isdigit():
-          json.loads((path / "metrics" / "metrics").read_text())
-      except (OSError, ValueError) as error:
-        corrupt = self.folder.parent / "corrupt" / path.name
-        corrupt.parent.mkdir(exist_ok=True)
-        self._say(f"checkpoint {path} is corrupt, moved to {corrupt} ({reason(error)})")
-        if corrupt.exists():
-          corrupt.rmtree()
-        path.rename(corrupt)
+      if path.name.isdigit():
+        try:
+          read_json(path / METRICS)
+          check(path, metadata=True)
+          self._finish(path)
+        except UserError as error:
+          self._move_aside(path, str(error))
+
+  def _move_aside(self, path: epath.Path, why: str) -> None:
+    corrupt = self.folder.parent / "corrupt" / path.name
+    corrupt.parent.mkdir(exist_ok=True)
+    self._say(f"checkpoint {path} is corrupt, moved to {corrupt} ({why})")
+    if corrupt.exists():
+      corrupt.rmtree()
+    path.rename(corrupt)
+
+  def _before_commit(self) -> None:
+    """Writes the checksums of a checkpoint whose files are complete; Orbax calls this on the first host."""
+    self._may_write()
+    final = self.folder / str(self._step)
+    part = final.with_name(final.name + ".orbax-checkpoint-tmp")  # where folders can be renamed
+    checksums.save(part if part.exists() else final, COMMIT_FILES)
+
+  def _finish(self, path: epath.Path) -> None:
+    """Adds the checksums of the files that the commit wrote; a checkpoint of an older version has none."""
+    if (path / checksums.NAME).exists():
+      checksums.save(path)
 
   def steps(self) -> list[int]:
     """Returns the steps of the complete checkpoints, oldest first."""
@@ -87,14 +125,16 @@ class Checkpoints:
     """Starts to write a checkpoint and returns as soon as the arrays are copied.
 
     Raises:
-      UserError: the one before could not be written.
+      UserError: the one before could not be written, or this run may no longer write.
     """
     self.wait()
+    hosts.together(self._may_write, only_first=True)
+    self._step = step
     try:
       response = self._checkpointer.save_checkpointables_async(
         step,
         {"state": state.saved(), "data_state": data_state},
-        metrics={"loss": UNKNOWN if loss is None else loss},
+        metrics={"loss": UNKNOWN if loss is None else loss, "checksums": 1},
         force=True,
         overwrite=True,
       )
@@ -109,6 +149,8 @@ class Checkpoints:
       self._saving = None
       try:
         response.result()
+        if jax.process_index() == 0:
+          self._finish(self.folder / str(step))
       except Exception as error:
         raise self._failed(step, error) from error
 
@@ -121,42 +163,39 @@ class Checkpoints:
     )
 
   def restore(self, state: TrainState, data_state: DataState) -> tuple[TrainState, DataState] | None:
-    """Returns the newest complete state, on the shardings of the abstract `state`; None without a checkpoint.
+    """Returns the newest whole state, on the shardings of the abstract `state`; None without a checkpoint.
 
-    A corrupt checkpoint is named and skipped. Its frozen part is that of `state`.
+    One that cannot be read is named and skipped, and moved aside if it is corrupt. Its frozen part is that of `state`.
 
     Raises:
       UserError: there are checkpoints and none can be read.
     """
     steps = self.steps()
-    failures = []
-    for step in reversed(steps):
-      try:
-        loaded, data = self._load(step, state.saved(), data_state)
-        if int(loaded["step"]) != step:
-          raise ValueError(f"it holds step {int(loaded['step'])}")
-        return state.replace(**loaded), data
-      except Exception as error:  # what a corrupt file raises depends on where it is corrupt
-        failures.append(f"step {step}: {reason(error)}")
-        self._say(f"checkpoint {self.folder / str(step)} is corrupt or does not fit, skipped ({reason(error)})")
-    if steps:
-      raise UserError(f"checkpoint: none of {len(steps)} in {self.folder} can be read ({failures[0]})")
-    if any((self.folder.parent / name).exists() for name in CORRUPT):
+    if not steps and any((self.folder.parent / name).exists() for name in CORRUPT):
       raise UserError(
         f"checkpoint: {self.folder} has no complete checkpoint, and {self.folder.parent / 'corrupt'} has corrupt ones; "
         "delete that folder to start from scratch, or choose another --workdir"
       )
-    return None
+    if not steps:
+      return None
 
-  def _load(self, step: int, wanted: dict[str, Tree], data_state: DataState) -> tuple[dict[str, Tree], DataState]:
-    """Returns the state and the data state of one checkpoint, also of one in the names of format 1."""
-    if not _is_old(self.folder / str(step)):
-      items = self._checkpointer.load_checkpointables(step, {"state": wanted, "data_state": data_state})
-      return items["state"], items["data_state"]
-    old = {key: value for key, value in data_state.items() if key != "collects"}
-    wanted = names.load(OLD_NAMES)(wanted)
-    items = self._checkpointer.load_checkpointables(step, {"state": wanted, "place": old})
-    return names.load(NEW_NAMES)(items["state"]), items["place"] | {"collects": np.asarray(step, np.int64)}
+    def read(folder: epath.Path) -> tuple[dict[str, Tree], DataState]:
+      loaded, data = _read(folder, state.saved(), data_state)
+      if int(loaded["step"]) != int(folder.name):
+        raise ValueError(f"it holds step {int(loaded['step'])}")
+      return loaded, data
+
+    _, (loaded, data) = choose(self.folder.parent, None, read, self._skip)
+    return state.replace(**loaded), data
+
+  def _skip(self, folder: epath.Path, why: str, corrupt: bool) -> None:
+    """Moves a corrupt checkpoint aside, which would count among the latest ones, which are kept."""
+    if not corrupt:
+      self._say(f"checkpoint {folder} does not fit, skipped ({why})")
+    elif jax.process_index() == 0:
+      self._move_aside(folder, why)
+    hosts.wait_for_all("checkpoint skipped")
+    self._checkpointer.reload()
 
   def close(self) -> None:
     """Waits for the last write."""
@@ -164,65 +203,111 @@ class Checkpoints:
     self._checkpointer.close()
 
 
-def load(workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = None) -> tuple[dict[str, Tree], int]:
-  """Returns parts of a run folder's newest (or given) state, such as {"params": ...}, and its step.
+def load(
+  workdir: epath.PathLike, wanted: dict[str, Tree], step: int | None = None, checked: bool = False
+) -> tuple[dict[str, Tree], int]:
+  """Returns parts of a run folder's newest whole (or given) state, such as {"params": ...}, and its step.
 
   Args:
     wanted: the abstract parts, with the shardings to load them on; nothing else is read.
+    checked: its files have been compared with their checksums before.
 
   Raises:
     UserError: the folder has no checkpoint, not that one, or none that can be read.
   """
-  steps = _steps(workdir)
+  logging.getLogger("absl").setLevel(logging.CRITICAL)
+  step, (state, _) = choose(workdir, step, lambda folder: _read(folder, wanted), metadata=checked)
+  return state, step
+
+
+def parameters(folder: epath.Path) -> Tree:
+  """Returns the metadata of a checkpoint's parameters, no value read: shapes, dtypes, shardings."""
+  params = ocp.checkpointables_metadata(folder).metadata["state"]["params"]
+  return names.load(NEW_NAMES)(params) if _is_old(folder) else params
+
+
+def check(folder: epath.Path, metadata: bool = False, part: tuple[int, int] = (0, 1)) -> int:
+  """Returns how many blocks of a checkpoint were read and are whole: 0 where an older version wrote no checksums.
+
+  Args:
+    metadata: do not read the arrays, which are in the folders `d`.
+
+  Raises:
+    UserError: the checkpoint is corrupt.
+  """
+  if (folder / checksums.NAME).exists():
+    return checksums.check(folder, COMMIT_FILES, lambda key: not metadata or "/d/" not in key, part)
+  with contextlib.suppress(OSError, ValueError):
+    if "checksums" in json.loads((folder / METRICS).read_text()):
+      raise UserError(f"{checksums.NAME} is missing")
+  return 0
+
+
+def _warn(folder: epath.Path, why: str, corrupt: bool) -> None:
+  if jax.process_index() == 0:
+    print(f"lmjax: checkpoint {folder} is corrupt, skipped ({why})", file=sys.stderr)
+
+
+def choose(
+  workdir: epath.PathLike,
+  step: int | None,
+  read: Callable[[epath.Path], T],
+  skip: Callable[[epath.Path, str, bool], None] = _warn,
+  metadata: bool = False,
+) -> tuple[int, T]:
+  """Returns the step and the content of a run's newest checkpoint that is whole and can be read, or of the given step.
+
+  Args:
+    skip: is called for every newer one, with the reason, and whether its files are corrupt.
+    metadata: check the metadata only, on each host. Otherwise all hosts check together, each a part.
+
+  Raises:
+    UserError: the folder has no checkpoint, not that one, or none that can be read.
+  """
+  steps, part = folders(workdir), (0, 1) if metadata else (jax.process_index(), jax.process_count())
+  agree = (lambda action: action()) if metadata else hosts.together
   if not steps:
     raise UserError(
       f"checkpoint: no checkpoint found in {workdir}; train first: lmjax train --config ... --workdir {workdir}"
     )
   if step is not None and step not in steps:
     raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps))}")
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
-  partial = ocp.options.PyTreeOptions.Loading(partial_load=True)
-  for candidate in [step] if step is not None else reversed(steps):
-    old = _is_old(steps[candidate])
-    abstract = names.load(OLD_NAMES)(wanted) if old else wanted
-    try:
-      with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=partial)):
-        state = ocp.load_checkpointables(steps[candidate], {"state": abstract})["state"]
-      return names.load(NEW_NAMES)(state) if old else state, candidate
-    except Exception as error:  # what a corrupt file raises depends on where it is corrupt
-      failure = f"checkpoint: {steps[candidate]} cannot be read: {reason(error)}"
-  raise UserError(failure)
+  chosen = steps if step is None else {step: steps[step]}
+  for number, folder in reversed(chosen.items()):
+    content: list[T] = []
+    corrupt = True
+    try:  # Orbax prints pages about files that it cannot read, so all are checked before one is read
+      agree(functools.partial(check, folder, metadata, part))
+      corrupt = False
+      agree(lambda: content.append(read(folder)))  # noqa: B023  # called here
+      return number, content[0]
+    except Exception as error:  # what a corrupt file of an older version raises depends on where it is corrupt
+      why = str(error) if isinstance(error, UserError) else reason(error)
+      failure = f"{folder} cannot be read: {why}"
+      if len(chosen) > 1:
+        skip(folder, why, corrupt)
+  if step is None and jax.process_count() == 1 and folders(workdir).keys() - steps.keys():
+    return choose(workdir, step, read, skip, metadata)  # a run goes on: it has written newer ones, and removed these
+  raise UserError(f"checkpoint: {failure if len(chosen) == 1 else f'none of {len(chosen)} can be read; {failure}'}")
 
 
-def metadata(workdir: epath.PathLike, step: int | None = None) -> tuple[Tree, int]:
-  """Returns the metadata of a checkpoint's parameters, no value read, and its step: shapes, dtypes, shardings.
-
-  Raises:
-    UserError: the folder has no checkpoint, not that one, or it cannot be read.
-  """
-  steps = _steps(workdir)
-  if not steps or (step is not None and step not in steps):
-    raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps)) or 'none'}")
-  step = max(steps) if step is None else step
-  try:
-    params = ocp.checkpointables_metadata(steps[step]).metadata["state"]["params"]
-    return names.load(NEW_NAMES)(params) if _is_old(steps[step]) else params, step
-  except Exception as error:  # what a corrupt file raises depends on where it is corrupt
-    raise UserError(f"checkpoint: {steps[step]} cannot be read: {reason(error)}") from error
-
-
-def best(workdir: epath.PathLike) -> int:
-  """Returns the step of a run folder's checkpoint with the lowest validation loss.
-
-  Raises:
-    UserError: no checkpoint was evaluated.
-  """
-  losses = {}
-  for file in _folder(workdir).glob("*/metrics/metrics"):
-    losses[int(file.parent.parent.name)] = json.loads(file.read_text())["loss"]
-  if not losses or min(losses.values()) >= UNKNOWN:
-    raise UserError(f"checkpoint: {workdir} has no checkpoint with a validation loss")
-  return min(losses, key=losses.get)
+def _read(
+  folder: epath.Path, state: dict[str, Tree], data: DataState | None = None
+) -> tuple[dict[str, Tree], DataState]:
+  """Returns parts of the state, and the data state if it is wanted, of a checkpoint, also of one in format 1."""
+  old = _is_old(folder)
+  name = "place" if old else "data_state"
+  wanted: dict[str, Any] = {"state": names.load(OLD_NAMES)(state) if old else state}
+  if data is not None:
+    wanted[name] = {key: value for key, value in data.items() if not old or key != "collects"}
+  loading = ocp.options.PyTreeOptions.Loading(partial_load=data is None)
+  with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
+    items = ocp.load_checkpointables(folder, wanted)
+  if old:
+    items["state"] = names.load(NEW_NAMES)(items["state"])
+  if old and data is not None:
+    items[name] |= {"collects": np.asarray(int(folder.name), np.int64)}
+  return items["state"], items.get(name, {})
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
@@ -230,14 +315,14 @@ def is_checkpoint(path: epath.PathLike) -> bool:
   return (epath.Path(path) / "state").is_dir()
 
 
-def _steps(path: epath.PathLike) -> dict[int, epath.Path]:
+def folders(path: epath.PathLike) -> dict[int, epath.Path]:
   """Returns {step: folder}, oldest first, of a run folder, or of a folder that is itself a checkpoint."""
   if is_checkpoint(path):
     folder = _folder(path).parent
     return {int(folder.name) if folder.name.isdigit() else 0: folder}
   folder = _folder(path)
-  names = [p.name for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-  return {step: folder / str(step) for step in sorted(map(int, names))}
+  numbers = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
+  return {step: folder / str(step) for step in sorted(numbers)}
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:

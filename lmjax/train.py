@@ -24,6 +24,7 @@ from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
 from lmjax.logs import Clock, Log, console
 from lmjax.parallel import hosts
+from lmjax.parallel.run_lock import only_run
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
@@ -125,22 +126,32 @@ def accumulate(loss_fn: Callable[..., Any], microbatches: int) -> Callable[..., 
   return whole if microbatches == 1 else parts
 
 
-def train(settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None) -> int:
+def train(
+  settings: dict[str, Any],
+  workdir: epath.PathLike,
+  profile: tuple[int, int] | None = None,
+  take_over: bool = False,
+) -> int:
   """Trains the model of a config into a run folder, and returns the exit code.
 
   On several hosts, connect them first: `with lmjax.parallel.processes.joined(): train(...)`.
 
+  Args:
+    profile: the first and the last step of a trace.
+    take_over: of a remote folder: take over the lease of another run, which may have been killed, without waiting.
+
   Raises:
     UserError: a problem that the user can fix; the last complete checkpoint is kept.
   """
-  workdir = epath.Path(workdir)
-  clock = Clock()
-  run = experiments.build(settings, workdir)
-  experiments.check_or_save_config(settings, run.tokenizer, workdir)
-  checkpoints = Checkpoints(workdir, run.checkpoint)
-  with use_layout(run.layout):
-    run = attach_sources(run, workdir, new=not checkpoints.steps())
-    return _train(run, settings, workdir, checkpoints, clock, profile)
+  with only_run(workdir, take_over) as may_write:
+    workdir = epath.Path(workdir)
+    clock = Clock()
+    run = experiments.build(settings, workdir)
+    experiments.check_or_save_config(settings, run.tokenizer, workdir)
+    checkpoints = Checkpoints(workdir, run.checkpoint, may_write=may_write)
+    with use_layout(run.layout):
+      run = attach_sources(run, workdir, new=not checkpoints.steps())
+      return _train(run, settings, workdir, checkpoints, clock, profile)
 
 
 def _train(

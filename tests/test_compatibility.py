@@ -168,5 +168,7 @@ def test_a_checkpoint_with_old_parameter_names_is_read(family, tmp_path):
   checkpoints.close()
   saved = tmp_path / "checkpoints" / "1"
   (saved / "data_state").rename(saved / "place")  # as format 1 called it, by which it is recognised
+  (saved / "checksums.json").unlink()  # which it did not have
+  (saved / "metrics" / "metrics").write_text('{"loss": 1e30}')
   parts, _ = checkpoint.load(tmp_path, {"params": run.state(abstract=True).params})
   jax.tree.map(np.testing.assert_array_equal, parts["params"], state.params)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import jax
 import numpy as np
 import pytest
 
-from lmjax import experiment
+from lmjax import experiment, notebook, storage
+from lmjax.__main__ import main
+from lmjax.checkpoint import Checkpoints, data_state
+from lmjax.storage.start import load
 from tests.conftest import ROOT
 
 ARGUMENTS = ("--config", "configs/quickstart.py:debug", "--config.steps=120", "--config.checkpoint.every=15",
@@ -68,9 +72,16 @@ def checkpoints(run):
 
 
 def test_killed_and_resumed_is_uninterrupted_bit_for_bit(whole, tmp_path):
+  """A second command on the same folder is refused while the first one lives, and then starts at once."""
   run = tmp_path / "run"
   process = start(run)
   wait_for_step(run, 40, process)
+  process.send_signal(signal.SIGSTOP)  # it keeps its folder as long as it lives
+  before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+  _, err = finish(start(run), 2)
+  assert "is used by another run" in err and f"process {process.pid} of" in err and err.count("\n") == 1
+  assert "lmjax train --config configs/quickstart.py:debug" in err
+  assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
   process.send_signal(signal.SIGKILL)
   process.communicate()
   out, _ = finish(start(run))
@@ -113,6 +124,59 @@ def test_a_corrupt_checkpoint_is_named_and_skipped(whole, tmp_path):
       path.write_bytes(b"")
   _, err = finish(start(run, "--config.steps=130"), 2)
   assert "has no complete checkpoint" in err and err.count("\n") == 1
+
+
+def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(whole, tmp_path, capsys):
+  run = tmp_path / "run"
+  shutil.copytree(whole, run)
+  older, newest = checkpoints(run)[-2:]
+  assert main(["show", str(run), "--verify"]) == 0
+  out = capsys.readouterr().out
+  assert f"step {newest}: " in out and out.count("as they were written") == len(checkpoints(run)), out
+  assert "config and tokenizer: can be read" in out and "all finite" in out and "bytes" in out
+
+  data = max((run / "checkpoints" / str(newest)).rglob("*"), key=lambda path: path.stat().st_size * path.is_file())
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 4
+  data.write_bytes(content)
+  assert main(["show", str(run), "--verify"]) == 2
+  out, err = capsys.readouterr()
+  assert f"step {newest}: corrupt: " in out and data.name in out and out.count("as they were written") >= 1
+  assert err == f"lmjax: {run} is corrupt: step {newest}\n"
+  assert main(["show", str(run), "--values", "--depth", "1", "--step", str(newest)]) == 2
+  capsys.readouterr()
+
+  saved = storage.open(run)
+  assert saved.step == newest, "from the metadata, which are not corrupt"
+  name = next(iter(saved.leaves))
+  np.testing.assert_array_equal(saved.read(name), storage.open(run, older).read(name))
+  assert saved.step == older and capsys.readouterr().err.count("is corrupt, skipped") == 1
+  assert storage.open(run).load().step == older
+  opened = storage.open(run)
+  assert opened.parameters() and opened.step == older
+  assert all(f"/{older}/" in str(path) for path in storage.open(run).files().values())
+
+
+def test_weights_that_are_not_finite_are_reported(whole, tmp_path, capsys):
+  storage.open(whole).load()
+  assert capsys.readouterr().err == ""
+  run = experiment.build(experiment.load_config(whole), whole)
+  state = run.state()
+  table = state.params["model"]["embed"]["table"]
+  state.params["model"]["embed"]["table"] = table.at[3, :2].set(np.nan).at[4, 0].set(np.inf)
+  shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints"))
+  writer = Checkpoints(tmp_path / "run")
+  writer.save(0, state, data_state(jax.random.key(0), np.zeros((1, 1)), 0), None)
+  writer.close()
+  line = "has NaN or infinite weights: 3 in model/embed/table\n"
+  loaded = notebook.load(tmp_path / "run").loaded
+  assert capsys.readouterr().err == f"lmjax: warning: the model {line}"
+  start = experiment.Start(str(tmp_path / "run"))
+  load(start, run.named, loaded.layout)
+  assert capsys.readouterr().err == f"lmjax: warning: {tmp_path / 'run'} {line}"
+  assert main(["show", str(tmp_path / "run"), "--verify"]) == 0
+  out = capsys.readouterr().out
+  assert "have NaN or infinite weights, first embed/table (3)" in out.replace("model/", "")
 
 
 def test_a_full_disk_ends_in_a_message_and_keeps_the_last_checkpoint(tmp_path):

@@ -3,12 +3,15 @@
 lmjax show runs/gpt2
 lmjax show runs/gpt2 --pattern attention --values
 lmjax show path/to/huggingface/folder --depth 3
+lmjax show runs/gpt2 --verify
 """
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.inference.output import show
 from lmjax.inference.table import table
+from lmjax.inference.verify import verify
+from lmjax.logs import console
 
 
 def main(arguments: list[str]) -> int:
@@ -19,6 +22,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--depth", type=int, help="group parameters by so many parts of their names; default none")
   parser.add_argument("--pattern", default="", help="a regular expression that names must match")
   parser.add_argument("--values", action="store_true", help="read the parameters, for their norms and zeros")
+  parser.add_argument("--verify", action="store_true", help="compare files with their checksums, read all weights")
   options = parse(parser, arguments)
+  if options.verify:
+    verify(options.path, lambda line: console.print(line, markup=False))
+    return 0
   show(table(storage.open(options.path, options.step), options.depth, options.pattern, options.values).rich())
   return 0

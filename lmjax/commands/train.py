@@ -18,6 +18,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--config", required=True, help="configs/NAME.py[:variant,...], or a run's config.json")
   parser.add_argument("--workdir", required=True, help="the run folder; a run in it is resumed")
   parser.add_argument("--profile", metavar="FIRST:LAST", help="write a jax.profiler trace of these steps")
+  parser.add_argument("--take_over", action="store_true", help="gs://...: do not wait for a killed run's lease")
   options, overrides = parse_overrides(parser, arguments)
   profile = None
   if options.profile:
@@ -30,4 +31,4 @@ def main(arguments: list[str]) -> int:
       raise UserError(f"--profile {options.profile}: FIRST must be at least 1 and not after LAST")
   settings = configs.load(options.config, overrides)
   with processes.joined():
-    return train(settings, options.workdir, profile)
+    return train(settings, options.workdir, profile, options.take_over)

@@ -6,10 +6,14 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+
+from lmjax.utils.errors import UserError, reason
 
 
 def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
@@ -27,6 +31,27 @@ def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
   for process_values, process_owned in zip(*multihost_utils.process_allgather((values, owned)), strict=True):
     gathered[process_owned] = process_values[process_owned]
   return gathered
+
+
+def together(action: Callable[[], Any], only_first: bool = False) -> None:
+  """Runs an action on every process, or on the first one only; every process must call this, and all fail alike.
+
+  Raises:
+    UserError: the action failed on some process; with a single one, whatever it raised.
+  """
+  message = ""
+  try:
+    if not only_first or jax.process_index() == 0:
+      action()
+  except Exception as error:
+    if jax.process_count() == 1:
+      raise
+    message = str(error) if isinstance(error, UserError) else reason(error)
+  if jax.process_count() > 1:
+    messages = multihost_utils.process_allgather(np.frombuffer(message.encode()[:2000].ljust(2000), np.uint8))
+    for text in (row.tobytes().decode(errors="ignore").strip() for row in np.asarray(messages)):
+      if text:
+        raise UserError(text)
 
 
 def wait_for_all(name: str) -> None:

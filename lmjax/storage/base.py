@@ -12,10 +12,12 @@ import abc
 import dataclasses
 import json
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -73,6 +75,9 @@ class LoadedModel:
   step: int  # of the checkpoint; 0 where the format has no steps
   settings: dict[str, Any]  # the config
   run: Any = None  # the lmjax.experiment.Experiment of a run folder
+
+  def __post_init__(self):
+    report_not_finite(self.params, "the model")
 
 
 class SavedModel(abc.ABC):
@@ -159,6 +164,23 @@ class SavedModel(abc.ABC):
       UserError: the format cannot be written, or cannot hold the model.
     """
     raise UserError(f"{folder}: models cannot be written as {cls.__name__}")
+
+
+@jax.jit
+def _count_not_finite(params: Tree) -> Tree:
+  return jax.tree.map(lambda leaf: jnp.sum(~jnp.isfinite(leaf)), params)
+
+
+def report_not_finite(params: Tree, where: str) -> None:
+  """Prints one line on stderr if weights are NaN or infinite.
+
+  No error: who looks for their cause has to open such a model, and a row of a table that is not used does no harm.
+  """
+  counts = {name: int(count) for name, count in pytree.named_leaves(_count_not_finite(params)).items() if count}
+  if counts and jax.process_index() == 0:
+    first, total = next(iter(counts.items())), sum(counts.values())
+    more = f"; {total:,} in {len(counts)} parameters" if len(counts) > 1 else ""
+    print(f"lmjax: warning: {where} has NaN or infinite weights: {first[1]:,} in {first[0]}{more}", file=sys.stderr)
 
 
 def map_boxes(fn: Callable[[str, LogicallyPartitioned], Any], named: Tree) -> Tree:

@@ -25,8 +25,9 @@ from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, map_box
 from lmjax.storage.sources import attach_sources
 from lmjax.storage.start import with_frozen
 from lmjax.tasks.base import Task
-from lmjax.utils import pytree, trust
+from lmjax.utils import checksums, pytree, trust
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 
 
@@ -54,13 +55,13 @@ class RunFolder(SavedModel):
   """A run folder at one of its checkpoints, or a checkpoint; one outside of a run folder has parameters but no task."""
 
   def __init__(self, path: epath.PathLike, step: int | None = None):
-    self.path, self._step = epath.Path(path), step
+    self.path, self._step, self._whole = epath.Path(path), step, False
     is_checkpoint = checkpoint.is_checkpoint(path)
     self.folder = self.path.absolute().parent.parent if is_checkpoint else self.path  # of the run
 
   @functools.cached_property
   def _metadata(self) -> tuple[Tree, int]:
-    return checkpoint.metadata(self.path, self._step)
+    return checkpoint.choose(self.path, self._step, checkpoint.parameters, metadata=True)[::-1]
 
   @property
   def step(self) -> int:
@@ -114,14 +115,32 @@ class RunFolder(SavedModel):
       leaves[name] = Leaf(name, tuple(leaf.shape), np.dtype(leaf.dtype).name, split, axes)
     return leaves
 
+  def _choose(self, alone: bool = False) -> None:
+    """Checks the files before the first is read: of the given step, or of the newest one whose files are whole.
+
+    Args:
+      alone: other hosts do not call this.
+    """
+    if not self._whole:
+      check = checkpoint.check if alone else lambda folder: None
+      self._stay_at(checkpoint.choose(self.path, self._step, check, metadata=alone)[0])
+
+  def _stay_at(self, step: int) -> None:
+    """Stays at a checkpoint; the metadata may have been those of a newer one, whose parameters are corrupt."""
+    self._step, self._whole = step, True
+    if vars(self).get("_metadata", (None, step))[1] != step:
+      del self._metadata
+      vars(self).pop("leaves", None)
+
   def read(self, name: str) -> np.ndarray:
+    self._choose()
     leaf, device = self.leaves[name], jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return np.asarray(self._restore({name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)})[name])
 
   def _restore(self, wanted: dict[str, jax.ShapeDtypeStruct]) -> dict[str, jax.Array]:
     """Returns some of the trained parameters, on their shardings."""
     tree = {"params": traverse_util.unflatten_dict(wanted, sep="/")}
-    restored, _ = checkpoint.load(self.path, tree, self.step)
+    restored, _ = checkpoint.load(self.path, tree, self.step, checked=self._whole)
     return pytree.named_leaves(restored["params"])
 
   @property
@@ -141,13 +160,15 @@ class RunFolder(SavedModel):
   def _merge(self, run: Experiment) -> dict[str, jax.Array]:
     with trust.trusting(*self.trusted):
       run = attach_sources(run, self.folder)
-      state, _ = _load_state(run, self.path, self.step)
+      state, step = _load_state(run, self.path, self._step)
+      self._stay_at(step)
       state = with_frozen(run, state)
     params = averaged(state.opt_state, state.params)
     return pytree.named_leaves(dense_tree(run.transform.merge(params, state.transform, state.frozen.transform)))
 
   def parameters(self) -> dict[str, LazyArray]:
     if self._is_plain:
+      self._choose()
       return {
         name: _Deferred(
           leaf.shape,
@@ -190,14 +211,16 @@ class RunFolder(SavedModel):
       settings["model"]["dtype"] = dtype
     with trust.trusting(*self.trusted):
       run = attach_sources(experiments.build(settings, self.folder), self.folder)
-      state, step = _load_state(run, self.path, checkpoint.best(self.folder) if best else self._step)
+      state, step = _load_state(run, self.path, _best(self.folder) if best else self._step)
       params = run.eval_params(with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
   def files(self) -> dict[str, epath.Path]:
+    if self._step is None:
+      self._choose(alone=True)
     is_checkpoint = self.folder != self.path
     state = (self.path if is_checkpoint else self.path / "checkpoints" / str(self.step)) / "state"
-    return _walk(state, "state")
+    return {f"state/{name}": file for name, file in checksums.walk(state).items()}
 
 
 def _load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tuple[TrainState, int]:
@@ -208,9 +231,19 @@ def _load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tupl
   return state.replace(**parts), step
 
 
-def _walk(folder: epath.Path, name: str) -> dict[str, epath.Path]:
-  """Returns the files below a folder by their path names; epath has no recursive glob."""
-  files: dict[str, epath.Path] = {}
-  for path in folder.iterdir():
-    files |= _walk(path, f"{name}/{path.name}") if path.is_dir() else {f"{name}/{path.name}": path}
-  return files
+def _best(workdir: epath.PathLike) -> int:
+  """Returns the step of a run folder's checkpoint with the lowest validation loss.
+
+  Raises:
+    UserError: no checkpoint was evaluated, or the metadata of one are corrupt, so that the best is not known.
+  """
+  losses: dict[int, float] = {}
+  for step, folder in checkpoint.folders(workdir).items():
+    try:
+      checkpoint.check(folder, metadata=True)
+      losses[step] = read_json(folder / checkpoint.METRICS)["loss"]
+    except UserError as error:
+      raise UserError(f"checkpoint: the best is not known: {folder} is corrupt: {error}; give its --step") from error
+  if not losses or min(losses.values()) >= checkpoint.UNKNOWN:
+    raise UserError(f"checkpoint: {workdir} has no checkpoint with a validation loss")
+  return min(losses, key=losses.__getitem__)

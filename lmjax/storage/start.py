@@ -12,7 +12,7 @@ from lmjax.layers.leaves import cast
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.state import FrozenState, TrainState
 from lmjax.storage import base
-from lmjax.storage.base import LazyArray, map_boxes, replace_dtype
+from lmjax.storage.base import LazyArray, map_boxes, replace_dtype, report_not_finite
 from lmjax.tasks.base import Frozen, FrozenModel
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -75,7 +75,9 @@ def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array
     _check_shape(name, source[name], box, start.path)
   initialised = tuple(name for name in boxes if name not in wanted)
   unused = tuple(name for name in source if name not in wanted)
-  return saved.arrays(wanted, layout), Report(start.path, saved.step, tuple(wanted), initialised, unused)
+  arrays = saved.arrays(wanted, layout)
+  report_not_finite(arrays, start.path)
+  return arrays, Report(start.path, saved.step, tuple(wanted), initialised, unused)
 
 
 def _check_shape(name: str, array: LazyArray, box: LogicallyPartitioned, path: str) -> None:
@@ -121,6 +123,7 @@ def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> Froze
     )
   else:
     params = saved.arrays(named, layout)
+    report_not_finite(params, frozen.path)
   return FrozenModel(replace_dtype(saved.task, frozen.dtype), params)
 
 
