@@ -287,7 +287,7 @@ def choose(
       if len(chosen) > 1:
         skip(folder, why, corrupt)
   if step is None and jax.process_count() == 1 and folders(workdir).keys() - steps.keys():
-    return choose(workdir, step, read, skip, metadata)  # a run goes on: it has written newer ones, and removed these
+    return choose(workdir, step, read, skip, metadata)  # a run is writing newer ones, and removes these
   raise UserError(f"checkpoint: {failure if len(chosen) == 1 else f'none of {len(chosen)} can be read; {failure}'}")
 
 

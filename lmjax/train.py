@@ -23,8 +23,7 @@ from lmjax.evals.base import Context
 from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
 from lmjax.logs import Clock, Log, console
-from lmjax.parallel import hosts
-from lmjax.parallel.run_lock import only_run
+from lmjax.parallel import hosts, run_lock
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
@@ -127,23 +126,19 @@ def accumulate(loss_fn: Callable[..., Any], microbatches: int) -> Callable[..., 
 
 
 def train(
-  settings: dict[str, Any],
-  workdir: epath.PathLike,
-  profile: tuple[int, int] | None = None,
-  take_over: bool = False,
+  settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None, take_over: bool = False
 ) -> int:
   """Trains the model of a config into a run folder, and returns the exit code.
 
   On several hosts, connect them first: `with lmjax.parallel.processes.joined(): train(...)`.
 
   Args:
-    profile: the first and the last step of a trace.
-    take_over: of a remote folder: take over the lease of another run, which may have been killed, without waiting.
+    take_over: of a remote folder: do not wait until the lease of a killed run is stale.
 
   Raises:
     UserError: a problem that the user can fix; the last complete checkpoint is kept.
   """
-  with only_run(workdir, take_over) as may_write:
+  with run_lock.only_run(workdir, take_over) as may_write:
     workdir = epath.Path(workdir)
     clock = Clock()
     run = experiments.build(settings, workdir)
@@ -155,12 +150,7 @@ def train(
 
 
 def _train(
-  run: Experiment,
-  settings: dict[str, Any],
-  workdir: epath.Path,
-  checkpoints: Checkpoints,
-  clock: Clock,
-  profile,
+  run: Experiment, settings: dict[str, Any], workdir: epath.Path, checkpoints: Checkpoints, clock: Clock, profile
 ) -> int:
   rng = jax.random.key(run.seed)
   start = data_state(rng, run.data.start(run.batch), run.data.version)
