@@ -48,9 +48,8 @@ def wait_for_step(run, step, process):
 
 
 def parameters(run):
-  built = experiment.build(experiment.load_config(run), run)
-  state, step = built.load(run)
-  return state.params, step
+  loaded = storage.open(run).load()
+  return loaded.params, loaded.step
 
 
 def assert_same(first, second):
