@@ -19,7 +19,7 @@ from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.logs import console
 from lmjax.storage import huggingface
-from lmjax.storage.huggingface.folder import HuggingFaceFolder, task_of
+from lmjax.storage.huggingface.folder import HuggingFaceFolder, class_of, task_of
 from lmjax.storage.huggingface.hub import download
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -68,18 +68,17 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   except ImportError as error:
     raise UserError("convert: --check needs transformers: pip install 'lmjax[parity]'") from error
   loaded = huggingface.load(folder)
-  name = (loaded.settings.get("architectures") or [loaded.family.architecture(loaded.params["heads"])])[0]
-  hf_class: Any = getattr(transformers, str(name), None)
-  is_model = isinstance(hf_class, type) and issubclass(hf_class, transformers.PreTrainedModel)
-  if not is_model:
-    raise UserError(f"{folder}: transformers has no model {name!r}")
-  hf_model = hf_class.from_pretrained(str(folder), attn_implementation="eager").eval()  # no kernel that a config names
+  task = task_of(loaded)
+  compares_vectors = isinstance(task, Encode) and not task.classifier
+  hf_model = getattr(transformers, class_of(loaded)).from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
   has_decoder = loaded.model.kind == "encoder_decoder"
   if has_decoder:
     hf_model.config.decoder_start_token_id = 0  # newer folders keep it outside of config.json
-  task = task_of(loaded)
-  ids = np.random.default_rng(0).integers(3, loaded.model.config.vocabulary, (batch, length))
-  ids[:, -1] = hf_model.config.eos_token_id if loaded.labels == "sequence" and has_decoder else 3
+  vocabulary, length = loaded.model.config.vocabulary, min(length, loaded.model.config.length)
+  first = min(3, vocabulary - 1)
+  ids = np.random.default_rng(0).integers(first, vocabulary, (batch, length))
+  ends = loaded.labels == "sequence" and has_decoder
+  ids[:, -1] = hf_model.config.eos_token_id if ends else first
   positions, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
   inputs = dict(inputs=ids, positions=positions, segments=ones, token_types=np.zeros(ids.shape, np.int32))
   hf_inputs = {"input_ids": torch.tensor(ids)}
@@ -87,12 +86,12 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
     inputs |= dict(decoder_inputs=ids, decoder_positions=positions, decoder_segments=ones)
     hf_inputs |= {"decoder_input_ids": torch.tensor(ids)}
   with torch.no_grad():
-    hf_outputs = hf_model(**hf_inputs)
+    hf_outputs = (hf_model.base_model if compares_vectors else hf_model)(**hf_inputs)
   outputs = task.forward(jax.tree.map(jnp.asarray, loaded.params), jax.tree.map(jnp.asarray, inputs))
   if loaded.labels == "span":
     values, expected = outputs.logits, torch.stack([hf_outputs.start_logits, hf_outputs.end_logits], -1)
-  elif isinstance(task, Encode) and not task.classifier:
-    values, expected = outputs.hidden, hf_model.base_model(**hf_inputs).last_hidden_state
+  elif compares_vectors:
+    values, expected = outputs.hidden, hf_outputs.last_hidden_state
   else:
     key = "prediction_logits" if "prediction_logits" in hf_outputs else "logits"
     values, expected = outputs.logits, hf_outputs[key]

@@ -18,6 +18,7 @@ from lmjax.data.tokenizers.words import Words
 from lmjax.storage.base import LoadedModel
 from lmjax.storage.huggingface.sentence import read_pooling
 from lmjax.tasks.base import Task
+from lmjax.tasks.encode import Encode
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -188,11 +189,13 @@ def make_embedder(
   Raises:
     UserError: an option is out of range.
   """
-  folder = read_pooling(path)
+  folder, task = read_pooling(path), loaded.task
+  if task.model.kind == "encoder_decoder":  # the encoder's vectors: a decoder has none before it has begun a target
+    task = Encode(type(task.model)(dataclasses.replace(task.model.config, decoder_depth=0)))
   default = "first" if getattr(loaded.task.model.config, "pooler", False) else "mean"
   try:
     return Embedder(
-      loaded.task, loaded.tokenizer, loaded.length, pooling or folder.get("pooling", default), layer,
+      task, loaded.tokenizer, loaded.length, pooling or folder.get("pooling", default), layer,
       normalize or folder.get("normalize", False), batch,
     )  # fmt: skip
   except ValueError as error:

@@ -14,6 +14,7 @@ from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.inference.stream_text import beam_texts, continue_texts
 from lmjax.storage.base import LoadedModel
+from lmjax.tasks.encode import Encode
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -43,6 +44,8 @@ class Generator:
         f"generate: {type(self.loaded.task.model).__name__} models cannot generate text; "
         "use a decoder or an encoder-decoder"
       )
+    if isinstance(self.loaded.task, Encode):
+      raise UserError("generate: this model scores no tokens: it is a classifier, or a model without a head")
 
   @functools.cached_property
   def _search(self) -> Sampler | Beam:

@@ -1,5 +1,8 @@
 """Multi-head attention with grouped keys and values."""
 
+import dataclasses
+from collections.abc import Callable
+
 import jax
 from flax import linen as nn
 
@@ -7,7 +10,6 @@ from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Einsum
 from lmjax.layers.kernels import dispatch
 from lmjax.layers.kernels.mask import Mask
-from lmjax.layers.positions import Rotary
 from lmjax.parallel.sharding import constrain
 
 
@@ -24,10 +26,13 @@ class Attention(nn.Module):
   head_size: int
   bias: bool = True
   out_bias: bool | None = None  # of the output projection; None is as `bias`
-  rotary: Rotary | None = None
+  rotary: Callable[[jax.Array, jax.Array], jax.Array] | None = None  # turns vectors by their positions
   scale: float = 1.0  # of the output projection's initial values
   deviation: float = 0.02  # of the initial values
   scale_scores: bool = True  # scores are divided by sqrt(head_size); T5 leaves that to its initial values
+  scale_by_layer: bool = False  # scores of layer i are divided by i + 1
+  window: int | None = None  # of the layers in `window_layers`; the mask has the window of all layers
+  window_layers: tuple[int, ...] = ()
 
   @nn.compact
   def __call__(
@@ -50,7 +55,14 @@ class Attention(nn.Module):
       k_BxMxGxK = self.rotary(k_BxMxGxK, positions_BxL)
     if not self.scale_scores:
       q_BxLxHxK *= self.head_size**0.5
+    if self.scale_by_layer:
+      q_BxLxHxK /= layer + 1
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
+    if layer in self.window_layers and cache is None:
+      mask = dataclasses.replace(mask, window=self.window)
+    elif layer in self.window_layers:
+      within_BxLxM = window_mask(positions_BxL, cache.positions_BxM, self.window)
+      mask = dataclasses.replace(mask, allowed_BxLxM=mask.allowed_BxLxM & within_BxLxM)
     if cache is not None:
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
       k_BxMxGxK, v_BxMxGxK = cache.read(layer)

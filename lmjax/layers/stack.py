@@ -1,6 +1,7 @@
 """Layers applied in turn: parameters stacked along a leading axis, computed by a scan or unrolled."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -36,6 +37,8 @@ def decode_layout(layers: Tree, depth: int) -> tuple[Tree, ...]:
 class Stack(nn.Module):
   """`depth` copies of a block. The parameters are the same tree whether `scan` or not, so a checkpoint serves both.
 
+  Unrolled, each block gets the number of its layer; in a scan it is 0 for all.
+
   The block is applied as a pure function of its own parameters, which may also come as a tuple of trees (see
   `unstack`): decoding wants that, since it reads every weight for every token.
   """
@@ -58,21 +61,21 @@ class Stack(nn.Module):
     rng = self.make_rng("dropout") if self.has_rng("dropout") else None
     rngs = None if rng is None else jax.random.split(rng, self.depth)
 
-    def layer(x_BxLxD, inputs):
+    def layer(number, x_BxLxD, inputs):
       params, rng = inputs
       rngs = {} if rng is None else {"dropout": rng}
       y, _, weights = self._block().apply(
-        {"params": params}, x_BxLxD, positions_BxL, mask, tap="attention" in taps, rngs=rngs
+        {"params": params}, x_BxLxD, positions_BxL, mask, layer=number, tap="attention" in taps, rngs=rngs
       )
       return y, {key: value for key, value in (("hidden", y), ("attention", weights)) if key in taps}
 
     if REMAT[self.remat] is not None:
-      layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan)
+      layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan, static_argnums=(0,))
     if self.scan and not isinstance(layers, tuple):
-      return jax.lax.scan(layer, x_BxLxD, (layers, rngs))
+      return jax.lax.scan(partial(layer, 0), x_BxLxD, (layers, rngs))
     tapped = []
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
-      x_BxLxD, tap = layer(barrier(x_BxLxD), (params, None if rngs is None else rngs[i]))
+      x_BxLxD, tap = layer(i, barrier(x_BxLxD), (params, None if rngs is None else rngs[i]))
       tapped.append(tap)
     return x_BxLxD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *tapped)
 

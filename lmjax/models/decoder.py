@@ -47,9 +47,14 @@ class Config:
   epsilon: float = 1e-5
   bias: bool = True
   qkv_bias: bool = False  # of query, key and value where nothing else has one (Qwen2)
+  attention_bias: bool = False  # of those and the output where `bias` is off
+  mlp_bias: bool = False  # of the MLP where `bias` is off
   tie_embeddings: bool = True  # the embedding table also scores the next token
   rotary: Rotary | None = None  # None: learned positions
   window: int | None = None  # how many tokens back attention reaches, itself included
+  window_layers: tuple[int, ...] = ()  # the layers with the window, from 0; empty for all
+  scale_scores: bool = True  # attention scores are divided by sqrt(head_size)
+  scale_by_layer: bool = False  # attention scores of layer i, from 0, are divided by i + 1
   dropout: float = 0.0  # of embeddings and residual branches
   dtype: str = "float32"  # of the computation; parameters are float32
   scan: bool = True
@@ -59,6 +64,7 @@ class Config:
     check(self, "vocabulary length width depth heads kv_heads head_size mlp")
     if self.heads % self.kv_heads:
       raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
+    object.__setattr__(self, "window_layers", tuple(self.window_layers))
     if self.rotary and self.head_size % 2:
       raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
 
@@ -85,19 +91,32 @@ class Decoder(nn.Module):
         heads=c.heads,
         kv_heads=c.kv_heads,
         head_size=c.head_size,
-        bias=c.bias or c.qkv_bias,
-        out_bias=c.bias,
+        bias=c.bias or c.qkv_bias or c.attention_bias,
+        out_bias=c.bias or c.attention_bias,
         rotary=c.rotary,
         scale=scale,
+        scale_scores=c.scale_scores,
+        scale_by_layer=c.scale_by_layer,
+        window=c.window,
+        window_layers=c.window_layers,
       ),
-      mlp=partial(Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias, scale=scale),
+      mlp=partial(
+        Mlp,
+        width=c.width,
+        mlp=c.mlp,
+        activation=c.activation,
+        gated=c.gated_mlp,
+        bias=c.bias or c.mlp_bias,
+        scale=scale,
+      ),
       post=c.post_norm,
       dropout=c.dropout,
     )
     self.embed = Embed(c.vocabulary, c.width)
     if c.rotary is None:
       self.positions = Embed(c.length, c.width, axis="positions")
-    self.stack = Stack(block, c.depth, c.scan, c.remat)
+    differ = bool(c.window_layers) or c.scale_by_layer  # a scan computes all layers alike
+    self.stack = Stack(block, c.depth, c.scan and not differ, c.remat)
     if not c.post_norm:
       self.norm = norm()
     if not c.tie_embeddings:
@@ -107,7 +126,7 @@ class Decoder(nn.Module):
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
     ids_BxL, positions_BxL = batch["inputs"], positions_of(batch)
-    mask = prepare_mask(Mask(batch.get("segments"), causal=True, window=self.config.window), ids_BxL.shape[1])
+    mask = prepare_mask(Mask(batch.get("segments"), causal=True, window=self._window), ids_BxL.shape[1])
     x_BxLxD, tapped = self.stack(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
@@ -121,11 +140,16 @@ class Decoder(nn.Module):
   def extend(self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Cache]:
     """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
     cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL)
-    if self.config.window:
-      mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self.config.window)
+    if self._window:
+      mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self._window)
     x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)
     x_BxLxD, cache = self.stack.extend(x_BxLxD, positions_BxL, Mask(allowed_BxLxM=mask_BxLxM), cache)
     return self.final_norm(x_BxLxD), cache.advance(tokens_BxL.shape[1])
+
+  @property
+  def _window(self) -> int | None:
+    """The window of all layers."""
+    return None if self.config.window_layers else self.config.window
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""

@@ -40,6 +40,7 @@ class Config:
   offset: int = 0  # rows of the table of positions before that of the first token (RoBERTa has 2)
   token_types: int = 2  # kinds of sentence, A and B; 0 for none
   pooler: bool = True
+  tie_embeddings: bool = True  # the embedding table also scores masked tokens
   activation: str = "gelu"
   epsilon: float = 1e-12
   dropout: float = 0.0  # of embeddings and residual branches
@@ -56,7 +57,8 @@ class Config:
 class Encoder(nn.Module):
   """A bidirectional transformer, post-norm.
 
-  Parameters: `embed`, `positions`, `token_types` (if there are any), `embed_norm`, `stack`, `pooler` (if wanted).
+  Parameters: `embed`, `positions`, `token_types` (if there are any), `embed_norm`, `stack`, `pooler` (if wanted),
+  `unembed` (if not tied).
   """
 
   config: Config
@@ -82,6 +84,8 @@ class Encoder(nn.Module):
     self.stack = Stack(block, c.depth, c.scan, c.remat)
     if c.pooler:
       self.pooler = Einsum("BD,DE->BE", {"D": c.width, "E": c.width})
+    if not c.tie_embeddings:
+      self.unembed = Embed(c.vocabulary, c.width)
     self.drop = nn.Dropout(c.dropout)
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
@@ -98,11 +102,13 @@ class Encoder(nn.Module):
     x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
     mask = prepare_mask(Mask(batch.get("segments")), ids_BxL.shape[1])
     x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
+    if self.is_initializing() and not c.tie_embeddings:
+      self.unembed(ids_BxL)
     return Hidden(x_BxLxD, jnp.tanh(self.pooler(x_BxLxD[:, 0])) if c.pooler else None, tapped)
 
   def unembedding(self, params: Tree) -> Table:
-    """Returns the table [V padded, D] that scores vectors, out of this model's parameters: the embedding's."""
-    return Table(params["embed"]["table"])
+    """Returns the table [V padded, D] that scores vectors, out of this model's parameters."""
+    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
 
 
 def _bert(depth: int, width: int, heads: int, **changes) -> dict:

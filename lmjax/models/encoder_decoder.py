@@ -21,9 +21,9 @@ from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import Mlp
 from lmjax.layers.norms import NORMS
-from lmjax.layers.positions import RelativeBias, sinusoids
+from lmjax.layers.relative import RelativeBias, sinusoids
 from lmjax.layers.stack import Stack, decode_layout, unstack
-from lmjax.models.base import Hidden, Table, positions_of
+from lmjax.models.base import Hidden, Kind, Table, positions_of
 from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
@@ -37,6 +37,7 @@ class Config:
   length: int  # of the source, in tokens; comes from data.length. The model itself has no longest one
   width: int = 512
   depth: int = 6  # of the encoder, and of the decoder
+  decoder_depth: int | None = None  # of the decoder where it differs; 0 is an encoder alone
   heads: int = 8
   head_size: int = 64
   mlp: int = 2048
@@ -50,7 +51,8 @@ class Config:
   epsilon: float = 1e-6
   bias: bool = False
   scale_scores: bool = False  # attention scores are divided by sqrt(head_size)
-  tie_embeddings: bool = True  # one table for source, target and scores; T5 then scores vectors divided by sqrt(width)
+  tie_embeddings: bool = True  # one table for source, target and scores
+  scale_output: bool | None = None  # T5 scores vectors divided by sqrt(width); None: where embeddings are tied
   dropout: float = 0.0  # of embeddings and residual branches
   dtype: str = "float32"  # of the computation; parameters are float32
   scan: bool = True
@@ -68,8 +70,11 @@ class EncoderDecoder(nn.Module):
   """
 
   config: Config
-  kind = "encoder_decoder"
   causal = False  # of the whole; the decoder's self-attention is causal, a small part of the work
+
+  @property
+  def kind(self) -> Kind:
+    return "encoder" if self.config.decoder_depth == 0 else "encoder_decoder"
 
   def setup(self):
     c = self.config
@@ -89,7 +94,8 @@ class EncoderDecoder(nn.Module):
     sinusoidal = c.positions == "sinusoidal"
     self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5 if sinusoidal else 1.0)
     self.encoder = Stack(partial(Block, mlp=mlp, **parts), c.depth, c.scan, c.remat)
-    self.decoder = Stack(partial(CrossBlock, cross=cross, feed_forward=mlp, **parts), c.depth, c.scan, c.remat)
+    decoder = partial(CrossBlock, cross=cross, feed_forward=mlp, **parts)
+    self.decoder = Stack(decoder, self._decoder_depth, c.scan, c.remat)
     if not sinusoidal:
       self.encoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance)
       self.decoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance, causal=True)
@@ -102,8 +108,12 @@ class EncoderDecoder(nn.Module):
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the decoder's final vectors [B, L, D] and what was tapped in it, with `source` [B, M, D].
 
-    Segments number the pairs packed in a row, the same in source and target; 0 is padding.
+    Segments number the pairs packed in a row, the same in source and target; 0 is padding. An encoder alone returns its
+    own.
     """
+    if self.kind == "encoder":
+      source_BxMxD, tapped = self.encode(batch, taps)
+      return Hidden(source_BxMxD, taps=tapped)
     source_BxMxD, _ = self.encode(batch)
     ids_BxL, segments_BxL = batch["decoder_inputs"], batch.get("decoder_segments")
     length, sources = ids_BxL.shape[1], source_BxMxD.shape[1]
@@ -142,7 +152,7 @@ class EncoderDecoder(nn.Module):
       self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="project_source")
       for params in self._decoder_layers()
     )
-    self_cache = Cache.empty(c.depth, len(ids_BxL), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
+    self_cache = Cache.empty(self._decoder_depth, len(ids_BxL), max_tokens, c.heads, c.head_size, jnp.dtype(c.dtype))
     return self.extend(CrossCache(self_cache, layers, valid_BxM), ids_BxL, batch["decoder_segments"] > 0)
 
   def extend(self, cache: CrossCache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, CrossCache]:
@@ -167,7 +177,7 @@ class EncoderDecoder(nn.Module):
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each decoder layer as a tree of its own, as decoding reads them fastest."""
-    return params | {"decoder": {"layers": decode_layout(params["decoder"]["layers"], self.config.depth)}}
+    return params | {"decoder": {"layers": decode_layout(params["decoder"]["layers"], self._decoder_depth)}}
 
   def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
     """Returns the input [B, L, D] of the first layer of encoder or decoder."""
@@ -184,7 +194,12 @@ class EncoderDecoder(nn.Module):
     if not c.post_norm:
       x_BxLxD = self.decoder_norm(x_BxLxD)
       x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
-    return x_BxLxD * c.width**-0.5 if c.tie_embeddings and c.positions == "relative" else x_BxLxD
+    scaled = c.tie_embeddings and c.positions == "relative" if c.scale_output is None else c.scale_output
+    return x_BxLxD * c.width**-0.5 if scaled else x_BxLxD
+
+  @property
+  def _decoder_depth(self) -> int:
+    return self.config.depth if self.config.decoder_depth is None else self.config.decoder_depth
 
   def _bias(self, name: str, length: int) -> jax.Array | None:
     """Returns the relative bias [1, H, L, L]; within a packed document, columns differ as positions do."""
@@ -195,7 +210,7 @@ class EncoderDecoder(nn.Module):
 
   def _decoder_layers(self) -> tuple[Tree, ...]:
     layers = self.get_variable("params", "decoder")["layers"]
-    return layers if isinstance(layers, tuple) else unstack(layers, self.config.depth)
+    return layers if isinstance(layers, tuple) else unstack(layers, self._decoder_depth)
 
 
 def _transformer(width: int, mlp: int, heads: int) -> dict:

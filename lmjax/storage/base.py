@@ -215,8 +215,14 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
   return value if isinstance(value, dict) else {}
 
 
+# Of the Hugging Face folders whose config.json names neither a model_type nor a class.
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgpack", "pytorch_model.bin")
+
+
 def _is_huggingface(path: epath.Path) -> bool:
-  return "model_type" in _read_json(path / "config.json")
+  config = _read_json(path / "config.json")
+  is_model = any((path / name).exists() for name in WEIGHTS)
+  return bool({"model_type", "architectures"} & set(config)) or (bool(config) and is_model)
 
 
 def _is_bilm(path: epath.Path) -> bool:

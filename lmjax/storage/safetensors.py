@@ -9,14 +9,18 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
-from lmjax.utils.errors import UserError
-from lmjax.utils.files import inside
+from lmjax.utils.errors import UserError, one_line
+from lmjax.utils.files import inside, read_json
 
 DTYPES = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
-  "I16": np.int16, "I8": np.int8, "U8": np.uint8, "BOOL": np.bool_,
+  "I16": np.int16, "I8": np.int8, "U64": np.uint64, "U32": np.uint32, "U16": np.uint16, "U8": np.uint8,
+  "BOOL": np.bool_, "C64": np.complex64, "F8_E4M3": ml_dtypes.float8_e4m3fn, "F8_E5M2": ml_dtypes.float8_e5m2,
+  "F8_E4M3FNUZ": ml_dtypes.float8_e4m3fnuz, "F8_E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
+  "F8_E8M0": ml_dtypes.float8_e8m0fnu,
 }  # fmt: skip
 NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
+INDEX = "model.safetensors.index.json"
 LARGEST_HEADER = 100 * 2**20  # bytes, by the format's own limit
 
 
@@ -26,15 +30,22 @@ class Tensors:
   def __init__(self, folder: epath.PathLike):
     self.folder = epath.Path(folder)
     self.files = self._find_files()
+    index = self.folder / INDEX
+    owners = owners_of(index) if index.exists() else {}
     self._entries: dict[str, tuple[epath.Path, np.dtype, tuple[int, ...], int]] = {}
     for file in self.files:
       for name, entry in _read_header(file).items():
+        if owners.get(name, file.name) != file.name:
+          continue  # a tensor that another file has, says the index
         if name in self._entries:
           raise UserError(f"{file}: the tensor {name} is also in {self._entries[name][0].name}")
         self._entries[name] = (file, *entry)
+    missing = next((name for name in owners if name not in self._entries), None)
+    if missing is not None:
+      raise UserError(f"{index}: {owners[missing]} does not have the tensor {missing}")
 
   def _find_files(self) -> list[epath.Path]:
-    index, single = self.folder / "model.safetensors.index.json", self.folder / "model.safetensors"
+    index, single = self.folder / INDEX, self.folder / "model.safetensors"
     if index.exists():
       return shards(index)
     if single.exists():
@@ -67,6 +78,14 @@ class Tensors:
     if not math.prod(shape):
       return np.zeros(shape, dtype)
     return np.memmap(file, dtype, "r", offset, shape)
+
+
+def owners_of(index: epath.Path) -> dict[str, str]:
+  """Returns {tensor: the name of the file that has it}, as an index says."""
+  owners = read_json(index).get("weight_map")
+  if not isinstance(owners, dict) or not all(isinstance(name, str) for name in owners.values()):
+    raise UserError(f"{index} is corrupt: it has no weight_map of names of files")
+  return owners
 
 
 def shards(index: epath.Path) -> list[epath.Path]:
@@ -102,6 +121,8 @@ def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...],
       header.pop("__metadata__", None)
       entries = {}
       for name, entry in header.items():
+        if isinstance(entry["dtype"], str) and entry["dtype"] not in DTYPES:
+          raise UserError(f"{file}: the type {one_line(entry['dtype'], 40)} of {one_line(name)} is not supported")
         start, end = entry["data_offsets"]
         dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
         if not 0 <= start <= end <= size - 8 - length or min(shape, default=0) < 0:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from lmjax.layers.positions import bucket, sinusoids
+from lmjax.layers.relative import bucket, sinusoids
 from lmjax.models.encoder_decoder import PRESETS, Config, EncoderDecoder
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.seq2seq import Seq2Seq

@@ -4,8 +4,8 @@ import numpy as np
 from etils import epath
 from flax import serialization, traverse_util
 
-from lmjax.storage.safetensors import shards
-from lmjax.utils.errors import UserError
+from lmjax.storage.safetensors import owners_of, shards
+from lmjax.utils.errors import UserError, reason
 
 SINGLE, INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
 # The last part of a tensor's name in Flax and in PyTorch; a PyTorch kernel is the transpose, in every layer.
@@ -19,16 +19,18 @@ class FlaxTensors:
     self._tensors: dict[str, np.ndarray] = {}
     folder = epath.Path(folder)
     self.files = shards(folder / INDEX) if (folder / INDEX).exists() else [folder / SINGLE]
+    owners = owners_of(folder / INDEX) if (folder / INDEX).exists() else {}
     for file in self.files:
       try:
         tree = traverse_util.flatten_dict(serialization.msgpack_restore(file.read_bytes()))
         for path, array in tree.items():
+          if owners.get("/".join(path), file.name) != file.name:
+            continue
           *parents, last = path[0].split("/") if len(path) == 1 else path  # the keys of shards are joined already
           name = ".".join([*parents, LAST.get(last, last)])
           self._tensors[name] = array.T if last == "kernel" else np.asarray(array)
       except Exception as error:  # msgpack and Flax raise many kinds
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is corrupt: {reason}") from error
+        raise UserError(f"{file} is corrupt: {reason(error)}") from error
 
   def __iter__(self):
     return iter(self._tensors)

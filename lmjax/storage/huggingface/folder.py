@@ -15,7 +15,7 @@ from lmjax.parallel.sharding import Layout
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
-from lmjax.storage.huggingface.save import save
+from lmjax.storage.huggingface.save import bare, save
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.encode import Encode
@@ -65,7 +65,10 @@ class HuggingFaceFolder(SavedModel):
 
   @functools.cached_property
   def named(self) -> Tree:
-    return named_parameters(self.task, 1, 1)
+    named, there = named_parameters(self.task, 1, 1), self.parameters()
+    if "model/unembed/table" not in there:  # of a base model, which scores no tokens
+      named["model"].pop("unembed", None)
+    return named
 
   def parameters(self) -> dict[str, LazyArray]:
     return pytree.named_leaves(self._loaded.params)
@@ -102,6 +105,11 @@ class HuggingFaceFolder(SavedModel):
     )
 
 
+def class_of(loaded: Loaded) -> str:
+  """Returns the name of the class of transformers that computes what `task_of` computes."""
+  return loaded.family.architecture(loaded.params["heads"], bare(loaded.model, loaded.params))
+
+
 def task_of(loaded: Loaded) -> Task:
   """Returns the task that a model is for, by the heads that it has."""
   model, heads = loaded.model, loaded.params["heads"]
@@ -112,6 +120,6 @@ def task_of(loaded: Loaded) -> Task:
     return Encode(model, head, loaded.labels, family.pooling)
   if "masked_lm" in heads:
     return MaskedLM(model, next_sentence="next_sentence" in heads)
-  if model.kind == "encoder" or not (model.config.tie_embeddings or "unembed" in loaded.params["model"]):
+  if model.kind == "encoder" or bare(model, loaded.params):
     return Encode(model)
   return Seq2Seq(model) if model.kind == "encoder_decoder" else CausalLM(model)

@@ -2,8 +2,7 @@
 
 import dataclasses
 import functools
-import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import jax
@@ -16,19 +15,27 @@ from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.layers.einsum import padded
 from lmjax.models import encoder, encoder_decoder
-from lmjax.storage.huggingface.families import FAMILIES, Family
+from lmjax.storage import safetensors
+from lmjax.storage.huggingface.families import FAMILIES, Family, note
+from lmjax.storage.huggingface.families.base import SCORING
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
-from lmjax.storage.huggingface.weights import WeightMap, arrange
+from lmjax.storage.huggingface.names import Renamed, family_of, rename, resolve_bias, resolve_copies
+from lmjax.storage.huggingface.weights import WeightMap, arrange, unembedding
 from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import check_links
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "kind.json",
               "characters.json", "bytes.json")  # fmt: skip
 LABELS = ("sequence", "tokens", "span")  # classification heads: of a sequence, of each token, of a span's two ends
+HEADS = (*LABELS, "masked_lm", "next_sentence", "unembed")
+ENCODER_HEADS = "ForTokenClassification"  # of an encoder-decoder family, on the encoder alone
 POOLER = "pooler.dense.weight"
+FLOATS = [np.dtype(safetensors.DTYPES[name]) for name in ("F64", "F32", "F16", "BF16")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,20 +70,36 @@ def open_tensors(folder: epath.PathLike) -> Tensors | FlaxTensors:
 def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
   """Returns a folder's config.json, its family and the lmjax config of the model.
 
+  Where `model_type` is missing, it follows from `architectures`, else from the names of the tensors.
+
   Raises:
     UserError: config.json is missing, or names an architecture that lmjax does not have.
   """
-  file = epath.Path(folder) / "config.json"
-  try:
-    settings = json.loads(file.read_text())
-    kind = settings["model_type"]
-  except (OSError, ValueError, KeyError, TypeError) as error:
-    raise UserError(f"{file} is not the config of a Hugging Face model: {error}") from error
+  file = epath.Path(folder).expanduser() / "config.json"
+  fields = Fields(read_json(file), file)
+  kind = fields.text("model_type", "") or _infer_kind(fields, folder)
   if kind not in FAMILIES:
     raise UserError(f"{file}: the architecture {kind!r} is not supported{did_you_mean(kind, FAMILIES)}")
   family = FAMILIES[kind]
-  defaults = {"bert": {"type_vocab_size": 2}, "roberta": {"type_vocab_size": 1}}.get(kind, {})
-  return settings, family, family.from_hf(defaults | settings)
+  config = family.from_hf(fields)
+  return fields.values | {"model_type": kind}, family, config
+
+
+def _infer_kind(fields: Fields, folder: epath.PathLike) -> str:
+  """Returns the `model_type` of a config.json that has none, and prints it."""
+  for name in fields.sequence("architectures", str, []):
+    for kind, family in FAMILIES.items():
+      if family.is_class(name):
+        note(f"{fields.where}: model_type is missing; taken to be {kind}, by architectures")
+        return kind
+    raise UserError(f"{fields.where}: the architecture {name!r} is not supported")
+  kind = family_of(open_tensors(folder), FAMILIES, lambda family: family.from_hf(Fields({}, fields.where)))
+  if kind is None:
+    raise UserError(
+      f"{fields.where}: model_type is missing, and the tensors are those of no architecture that is known"
+    )
+  note(f"{fields.where}: model_type is missing; taken to be {kind}, by the names of the tensors")
+  return kind
 
 
 def load(folder: epath.PathLike) -> Loaded:
@@ -88,32 +111,82 @@ def load(folder: epath.PathLike) -> Loaded:
   folder = epath.Path(folder).expanduser()
   check_links(folder)
   settings, family, config = read_config(folder)
-  tensors = open_tensors(folder)
-  if hasattr(config, "pooler"):
-    config = dataclasses.replace(config, pooler=any(name.endswith(POOLER) for name in tensors))
+  stored = open_tensors(folder)
+  tensors = rename(stored, family, family.weights(config), folder)
+  resolve_copies(tensors, family, folder)
+  resolve_bias(tensors, family, config, folder)
+  config = _fit(config, settings, family, tensors, folder)
   heads = _find_heads(family, config, settings, tensors)
-  if isinstance(config, encoder_decoder.Config) and set(LABELS) & set(heads):
-    # A T5 with tied embeddings scales its final vectors before they are scored; a classifier takes them unscaled.
-    config = dataclasses.replace(config, tie_embeddings=False)
+  config = _fit_scoring(config, settings, family, tensors, heads, folder)
   weights = family.weights(config)
-  prefixes = (family.prefix_under(heads), *family.prefix.values(), "")
-  prefix = next((p for p in prefixes if p + weights[0].hf in tensors), prefixes[0])
-  extra = [weight for weight in family.extra_weights(config) if not heads or weight.hf in tensors]
-  reader = _Reader(folder, tensors, axis_sizes(config), config.depth)
+  scoring = () if config.tie_embeddings or family.unembed not in tensors else unembedding(family.unembed)
+  reader = _Reader(folder, tensors, config, family.prefix_under(heads))
   params: dict[str, Any] = {}
-  tables = [("model", weights, prefix), ("model", extra, ""), *(("heads", table, "") for table in heads.values())]
-  for part, table, start in tables:
+  for part, table in (("model", (*weights, *scoring)), *(("heads", table) for table in heads.values())):
     for weight in table:
-      params |= {f"{part}/{path}": tensor for path, tensor in reader.take(weight, start)}
-  unused = [name for name in tensors if name not in reader.taken and not name.endswith(family.ignore_suffixes)]
+      params |= {f"{part}/{path}": tensor for path, tensor in reader.take(weight)}
+  ignored = tuple(f".{name}" for name in family.ignore_suffixes)
+  unused = [tensors.names[n] for n in tensors if n not in reader.taken and not f".{n}".endswith(ignored)]
   if unused:
     names = ", ".join(sorted(unused)[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
     raise UserError(f"{folder}: the model does not use the tensors {names}")
   tokenizer: Any = _load_tokenizer(folder)  # a Tokenizer, or None; its start is read-only in some classes
   if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
-    tokenizer.start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
+    tokenizer.start = _start_token(settings, config.vocabulary, folder)
   tree = {"heads": {}} | traverse_util.unflatten_dict(params, sep="/")
   return Loaded(family.module(config), tree, tokenizer, settings, family)
+
+
+def _start_token(settings: dict[str, Any], vocabulary: int, folder: epath.Path) -> int:
+  fields = Fields(settings, folder / "config.json")
+  pad = fields.integer("pad_token_id", 0, most=vocabulary - 1)
+  return fields.integer("decoder_start_token_id", pad, most=vocabulary - 1)
+
+
+def _classes(settings: dict[str, Any], folder: epath.Path) -> list[str]:
+  return Fields(settings, folder / "config.json").sequence("architectures", str, [])
+
+
+def _fit(config: Any, settings: dict[str, Any], family: Family, tensors: Renamed, folder: epath.Path) -> Any:
+  """Returns the config with the parts that the tensors say there are: a pooler, a decoder."""
+  if isinstance(config, encoder.Config):
+    config = dataclasses.replace(config, pooler=config.pooler and POOLER in tensors)
+  if isinstance(config, encoder_decoder.Config) and not any(name.startswith("decoder.") for name in tensors):
+    with_decoder = [name for name in _classes(settings, folder) if not name.endswith(("EncoderModel", ENCODER_HEADS))]
+    if not with_decoder:
+      config = dataclasses.replace(config, decoder_depth=0)
+  return config
+
+
+def _fit_scoring(
+  config: Any, settings: dict[str, Any], family: Family, tensors: Renamed, heads: Iterable[str], folder: epath.Path
+) -> Any:
+  """Returns the config with what scores tokens as the file has it; copies of the embedding are dropped.
+
+  As in transformers, a table of its own is used even where config.json says that there is one for both.
+
+  Raises:
+    UserError: config.json says that there are two tables, the architecture needs both, and the file has one.
+  """
+  embed = next(weight.hf for weight in family.weights(config) if weight.lmjax == "embed/table")
+  is_t5 = isinstance(config, encoder_decoder.Config)
+  if family.unembed in tensors and embed not in tensors and config.tie_embeddings:
+    tensors.rename(family.unembed, embed)
+  tied = config.tie_embeddings
+  if tied and family.unembed in tensors and tensors.same(family.unembed, embed):
+    tensors.drop(family.unembed)
+  elif tied and family.unembed in tensors:
+    if False not in (settings.get("tie_word_embeddings"), settings.get("scale_decoder_outputs")):
+      names = " and ".join(tensors.names[name] for name in (family.unembed, embed))
+      note(f"{folder}: {names} differ although tie_word_embeddings is true; each is used for its own purpose")
+    tied = False
+  needs = "masked_lm" in heads or any(name.endswith(SCORING) for name in _classes(settings, folder))
+  if not tied and family.unembed not in tensors and needs:
+    raise UserError(f"{folder}: the tensor {family.unembed} is missing, and tie_word_embeddings is false")
+  config = dataclasses.replace(config, tie_embeddings=tied)
+  if is_t5 and set(LABELS) & set(heads):  # a classifier takes the final vectors as they are
+    config = dataclasses.replace(config, scale_output=False)
+  return config
 
 
 def axis_sizes(config: Any) -> dict[str, int]:
@@ -128,8 +201,14 @@ def axis_sizes(config: Any) -> dict[str, int]:
   return sizes
 
 
+def depth_of(config: Any, weight: WeightMap) -> int:
+  """Returns the number of layers of a stacked parameter."""
+  depth = getattr(config, "decoder_depth", None) if weight.lmjax.startswith("decoder/") else None
+  return config.depth if depth is None else depth
+
+
 def _find_heads(
-  family: Family, config: Any, settings: dict[str, Any], tensors: Any
+  family: Family, config: Any, settings: dict[str, Any], tensors: Renamed
 ) -> dict[str, tuple[WeightMap, ...]]:
   """Returns the weights of each head whose tensors are all in the folder.
 
@@ -149,37 +228,49 @@ def _find_heads(
 
 @dataclasses.dataclass
 class _Reader:
-  """Turns the tensors of a folder into parameters, and records which it has used."""
+  """Turns the tensors of a folder into parameters, and records which it has used.
+
+  prefix: of the model's tensors, for the name of one that is missing from a folder without any.
+  """
 
   folder: epath.Path
-  tensors: Any
-  sizes: dict[str, int]
-  depth: int
+  tensors: Renamed
+  config: Any
+  prefix: str
   taken: set[str] = dataclasses.field(default_factory=set)
 
-  def take(self, weight: WeightMap, prefix: str) -> Iterator[tuple[str, LazyTensor]]:
+  def __post_init__(self):
+    self.sizes = axis_sizes(self.config)
+
+  def take(self, weight: WeightMap) -> Iterator[tuple[str, LazyTensor]]:
     """Yields the path and the parameter of each path of a weight, after checking the shape in every layer."""
-    layers = self.depth if weight.stacked else None
+    layers = depth_of(self.config, weight) if weight.stacked else None
     for layer in range(layers or 1):
-      self.taken.add(prefix + weight.hf.format(layer))
-      self._arrange(weight, prefix, layer)
+      self.taken.add(weight.hf.format(layer))
+      self._arrange(weight, layer)
     rows = padded(self.sizes["V"]) if weight.layout.startswith("V") else None
     for i, path in enumerate(weight.paths):
       number = i if len(weight.paths) > 1 else None
-      yield path, LazyTensor(functools.partial(self._arrange, weight, prefix, number=number), layers, rows)
+      yield path, LazyTensor(functools.partial(self._arrange, weight, number=number), layers, rows)
 
-  def _arrange(self, weight: WeightMap, prefix: str, layer: int | None, number: int | None = None) -> np.ndarray:
+  def _arrange(self, weight: WeightMap, layer: int | None, number: int | None = None) -> np.ndarray:
     """Returns a tensor in lmjax's arrangement, or one of the parameters in it; a view of the mapped file."""
-    name = prefix + weight.hf.format(layer)
+    name = weight.hf.format(layer)
     if name not in self.tensors:
-      raise UserError(f"{self.folder}: the tensor {name} is missing")
-    sizes = self.sizes
+      start = "" if weight.lmjax.startswith(HEADS) else self.tensors.prefix or self.prefix
+      raise UserError(f"{self.folder}: the tensor {start}{name} is missing")
+    sizes, stored = self.sizes, self.tensors.names[name]
+    if self.tensors.dtype(name) not in FLOATS:
+      raise UserError(
+        f"{self.folder}: {stored} is stored as {self.tensors.dtype(name)}: quantized weights are not supported; save "
+        "the model with weights of 16 or 32 bits"
+      )
     if weight.layout.startswith("Y"):  # classes: as many as the file has
-      sizes = sizes | {"Y": self.tensors.shape(name)[0]}
+      sizes = sizes | {"Y": (self.tensors.shape(name) or (0,))[0]}
     try:
       array = arrange(self.tensors[name], weight.layout, sizes)
     except ValueError as error:
-      raise UserError(f"{self.folder}: {name} {error}") from error
+      raise UserError(f"{self.folder}: {stored} {error}") from error
     return array if number is None else array[number]
 
 

@@ -15,8 +15,8 @@ from lmjax.models import encoder, encoder_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.families import FAMILIES, Family
-from lmjax.storage.huggingface.load import LABELS, axis_sizes
-from lmjax.storage.huggingface.weights import WeightMap, arrange, hf_shape
+from lmjax.storage.huggingface.load import LABELS, axis_sizes, depth_of
+from lmjax.storage.huggingface.weights import WeightMap, arrange, hf_shape, unembedding
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -48,10 +48,11 @@ def save(
   family, config, heads = family_of(model), model.config, params["heads"]
   if files:
     tokenizer = None
-  hf = _write_config(family, config, heads, tokenizer, settings or {})
+  ending = bare(model, params)
+  hf = _write_config(family, config, heads, ending, tokenizer, settings or {})
   dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(hf.get("dtype") or hf.get("torch_dtype")), "F32")
   dtype = np.dtype(safetensors.DTYPES[dtype])
-  tensors = list(_tensors(family, config, params))
+  tensors = list(_tensors(family, config, params, ending))
   shapes = {name: (dtype, shape) for name, shape, _ in tensors}
   part = folder.parent / (folder.name + ".part")
   with contextlib.ExitStack() as stack:
@@ -73,14 +74,22 @@ def save(
       raise UserError(f"{folder} could not be written: {error}; nothing was left behind") from error
 
 
+def bare(model: nn.Module, params: Tree) -> str:
+  """Returns the ending of the class name of a model that cannot score tokens; empty for others."""
+  config = model.config
+  if isinstance(config, encoder_decoder.Config) and config.decoder_depth == 0:
+    return "EncoderModel"
+  return "" if config.tie_embeddings or "unembed" in params["model"] else "Model"
+
+
 def _write_config(
-  family: Family, config: Any, heads: Tree, tokenizer: Tokenizer | None, settings: dict[str, Any]
+  family: Family, config: Any, heads: Tree, bare: str, tokenizer: Tokenizer | None, settings: dict[str, Any]
 ) -> dict[str, Any]:
   """Returns config.json."""
   hf = family.to_hf(config)
-  if set(LABELS) & set(heads):  # a classifier has no unembedding: keep the keys of `settings`
+  if set(LABELS) & set(heads) or bare:  # there is no unembedding: keep the keys of `settings`
     hf = {key: value for key, value in hf.items() if key not in TIES}
-  hf = settings | hf | {"architectures": [family.architecture(heads)]}
+  hf = settings | hf | {"architectures": [family.architecture(heads, bare)]}
   classes = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS if head in heads), 0)
   if classes and len(hf.get("id2label", ())) != classes:
     names = [f"LABEL_{i}" for i in range(classes)]
@@ -92,18 +101,21 @@ def _write_config(
   return hf
 
 
-def _tensors(family: Family, config: Any, params: Tree):
+def _tensors(family: Family, config: Any, params: Tree, bare: str):
   """Yields the name, the shape and a function that makes the array of each tensor of a model and its heads."""
   flat, heads = pytree.named_leaves(params), params["heads"]
   known = family.heads(config)
   for head in heads:
     if head not in known:
       raise UserError(f"the head {head!r} has no Hugging Face equivalent in {family.hf_prefix} models")
-  extra = [weight for weight in family.extra_weights(config) if not heads or f"model/{weight.lmjax}" in flat]
-  yield from _tensors_of(family.weights(config), "model", flat, config, family.prefix_under(heads))
-  yield from _tensors_of(extra, "model", flat, config, "")
+  yield from _tensors_of(family.weights(config), "model", flat, config, family.prefix_under(heads, bare))
+  if "model/unembed/table" in flat:
+    yield from _tensors_of(unembedding(family.unembed), "model", flat, config, "")
   for head in heads:
     yield from _tensors_of(known[head], "heads", flat, config, "")
+    if head == "masked_lm" and family.unembed_bias and not config.tie_embeddings:
+      bias = [weight._replace(hf=family.unembed_bias) for weight in known[head] if weight.lmjax == "masked_lm/bias"]
+      yield from _tensors_of(bias, "heads", flat, config, "")
 
 
 def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], config: Any, prefix: str):
@@ -124,7 +136,7 @@ def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], c
       array = array[: config.vocabulary] if weight.layout.startswith("V") else array
       return arrange(array, weight.layout, sizes, back=True)
 
-    for layer in range(config.depth) if weight.stacked else (None,):
+    for layer in range(depth_of(config, weight)) if weight.stacked else (None,):
       name = prefix + weight.hf.format(layer)
       yield name, hf_shape(weight.layout, sizes), (lambda layer=layer, make=make: make(layer))
 
@@ -149,9 +161,12 @@ def _model_type(model: nn.Module) -> str:
       raise UserError("this encoder-decoder has no Hugging Face equivalent: it is not a T5")
     return "t5"
   if c.rotary is None:
-    if c.gated_mlp or c.norm != "layer" or not c.bias or not c.tie_embeddings or c.kv_heads != c.heads or c.window:
+    scaled = c.post_norm and (c.scale_by_layer or not c.scale_scores)
+    if c.gated_mlp or c.norm != "layer" or not c.bias or c.kv_heads != c.heads or c.window or scaled:
       raise UserError("this decoder has no Hugging Face equivalent: it is neither GPT-1, GPT-2 nor Llama")
     return "openai-gpt" if c.post_norm else "gpt2"
-  if not c.gated_mlp or c.norm != "rms" or c.post_norm or c.bias:
+  mixed = c.qkv_bias or (c.window and not c.window_layers)
+  odd = c.scale_by_layer or not c.scale_scores or (mixed and (c.attention_bias or c.mlp_bias))
+  if not c.gated_mlp or c.norm != "rms" or c.post_norm or c.bias or odd or (c.window_layers and not c.qkv_bias):
     raise UserError("this decoder has no Hugging Face equivalent: with rotary positions it must be a Llama")
   return "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"

@@ -7,7 +7,8 @@ positions, `Y` classes; a number is a size. Axes of the vocabulary `V` are padde
 
 import math
 import re
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -89,11 +90,16 @@ LLAMA = (
   *_norm("stack/layers/mlp_norm", "layers.{}.post_attention_layernorm", bias=False),
   *_norm("norm", "norm", bias=False),
 )
-UNTIED = (WeightMap("unembed/table", "lm_head.weight", "V D -> V D"),)
-QWEN2_BIASES = (
+QKV_BIASES = (
   WeightMap("stack/layers/attention/query/bias", "layers.{}.self_attn.q_proj.bias", "(H K) -> H K"),
   WeightMap("stack/layers/attention/key/bias", "layers.{}.self_attn.k_proj.bias", "(G K) -> G K"),
   WeightMap("stack/layers/attention/value/bias", "layers.{}.self_attn.v_proj.bias", "(G K) -> G K"),
+)
+OUT_BIAS = WeightMap("stack/layers/attention/out/bias", "layers.{}.self_attn.o_proj.bias", "D -> D")
+MLP_BIASES = (
+  WeightMap("stack/layers/mlp/gate/bias", "layers.{}.mlp.gate_proj.bias", "F -> F"),
+  WeightMap("stack/layers/mlp/up/bias", "layers.{}.mlp.up_proj.bias", "F -> F"),
+  WeightMap("stack/layers/mlp/down/bias", "layers.{}.mlp.down_proj.bias", "D -> D"),
 )
 
 BERT = (
@@ -143,11 +149,24 @@ def classifier(head: str, scores: str, dense: str = "", bias: bool = True) -> tu
   return (*hidden, *_dense(f"{head}/scores", scores, "Y D -> D Y", "Y -> Y" if bias else ""))
 
 
-def t5(gated: bool) -> tuple[WeightMap, ...]:
+def decoder_heads(tokens: str) -> Callable[[Any], dict[str, tuple[WeightMap, ...]]]:
+  """Returns the heads of a decoder; `tokens` is the name of the token classifier's tensors."""
+  heads = {"tokens": classifier("tokens", tokens), "span": SPAN}
+  heads["sequence"] = classifier("sequence", "score", bias=False)
+  return lambda c: heads
+
+
+def unembedding(name: str) -> tuple[WeightMap, ...]:
+  """Returns the table of what scores tokens where the embedding does not."""
+  return (WeightMap("unembed/table", name, "V D -> V D"),)
+
+
+def t5(gated: bool, decoder: bool = True) -> tuple[WeightMap, ...]:
   """Returns the table of a T5, with the gated MLP of version 1.1 or the plain one of version 1.0."""
   attention = (("self_attention", "SelfAttention"), ("cross_attention", "EncDecAttention"))
   weights = [WeightMap("embed/table", "shared.weight", "V D -> V D")]
-  for side, layers in (("encoder", (("attention", "SelfAttention"),)), ("decoder", attention)):
+  sides = [("encoder", (("attention", "SelfAttention"),)), ("decoder", attention)]
+  for side, layers in sides if decoder else sides[:1]:
     layers = (*layers, ("mlp", "DenseReluDense"))
     for i, (name, module) in enumerate(layers):
       path, hf = f"{side}/layers/{name}", f"{side}.block.{{}}.layer.{i}"

@@ -1,0 +1,102 @@
+"""Rotary positions in config.json: `rope_parameters`, and `rope_theta` and `rope_scaling` as they were before."""
+
+import math
+from typing import Any
+
+from lmjax.layers.positions import Rotary
+from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
+
+THETA = 10_000.0
+KINDS = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
+OLD_KINDS = {"su": "longrope"}  # Phi-3's first name
+POSITIVE = 1e-6
+
+
+def read(fields: Fields, length: int, head_size: int) -> Rotary:
+  """Returns the rotary positions of a config.json; the old `rope_scaling` goes before `rope_parameters`.
+
+  Args:
+    length: max_position_embeddings.
+
+  Raises:
+    UserError: the positions are not supported; the key is named.
+  """
+  old, new = (fields.section(key, {}) for key in ("rope_scaling", "rope_parameters"))
+  rope = old if old.values else new
+  theta = rope.number("rope_theta", fields.number("rope_theta", THETA, POSITIVE), POSITIVE)
+  partial = rope.number("partial_rotary_factor", fields.number("partial_rotary_factor", 1.0))
+  if partial != 1:
+    raise UserError(f"{fields.where}: partial_rotary_factor {partial:g} is not supported")
+  known = (*KINDS, *OLD_KINDS)
+  kind = rope.text("rope_type", rope.text("type", "default", known), known)
+  rope.get("type", None)
+  rotary = _of_kind(OLD_KINDS.get(kind, kind), rope, theta, length, fields, head_size)
+  fields.taken.update(("rope_scaling", "rope_parameters", "rope_theta", "original_max_position_embeddings"))
+  unknown = [key for key in rope.unused() if rope.values[key] is not None]
+  if unknown:
+    raise UserError(f"{fields.where}: rope_parameters: {', '.join(unknown)} is not supported with {kind!r}")
+  return rotary
+
+
+def _of_kind(kind: str, rope: Fields, theta: float, length: int, fields: Fields, head_size: int) -> Rotary:
+  if kind == "default":
+    for key in ("factor", "original_max_position_embeddings", "attention_factor"):
+      rope.get(key, None)  # of no effect here
+    return Rotary(theta)
+  ratio = None
+  if kind in ("linear", "dynamic"):
+    rope.get("original_max_position_embeddings", None)
+  else:
+    original = rope.integer("original_max_position_embeddings", length, least=1)
+    original = fields.integer("original_max_position_embeddings", original, least=1)
+    ratio = length / original
+  needed: dict[str, Any] = {} if ratio is None or kind == "llama3" else {"default": ratio}
+  factor = rope.number("factor", least=POSITIVE, **needed)
+  if kind == "linear":
+    return Rotary(theta, "linear", factor)
+  if kind == "dynamic":
+    return Rotary(theta, "dynamic", factor, original=length)
+  if kind == "llama3":
+    low, high = (rope.number(key, least=POSITIVE) for key in ("low_freq_factor", "high_freq_factor"))
+    return Rotary(theta, "llama3", factor, low, high, original)
+  given = rope.number("attention_factor", None, 0.0)
+  if kind == "longrope":
+    short, long = (rope.sequence(key, (int, float)) for key in ("short_factor", "long_factor"))
+    if {len(short), len(long)} != {head_size // 2}:
+      raise UserError(f"{fields.where}: rope_parameters: short_factor and long_factor need {head_size // 2} numbers")
+    amplitude = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+    values = dict(short=tuple(map(float, short)), long=tuple(map(float, long)))
+    return Rotary(
+      theta, "longrope", factor, original=original, amplitude=amplitude if given is None else given, **values
+    )
+  scales = [rope.number(key, None) for key in ("mscale", "mscale_all_dim")]
+  amplitude = _mscale(factor, 1.0) if not all(scales) else _mscale(factor, scales[0]) / _mscale(factor, scales[1])
+  fast, slow = rope.number("beta_fast", None) or 32.0, rope.number("beta_slow", None) or 1.0
+  return Rotary(
+    theta, "yarn", factor, slow, fast, original, amplitude=amplitude if given is None else given,
+    truncate=rope.boolean("truncate", True),
+  )  # fmt: skip
+
+
+def _mscale(factor: float, scale: float) -> float:
+  return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
+
+
+def write(rotary: Rotary) -> dict[str, Any]:
+  """Returns `rope_parameters`; `read` is the inverse."""
+  kind = "default" if rotary.scaling == "none" else rotary.scaling
+  rope: dict[str, Any] = {"rope_theta": rotary.base, "rope_type": kind}
+  if kind != "default":
+    rope |= {"factor": rotary.factor}
+  if kind in ("llama3", "yarn", "longrope"):
+    rope |= {"original_max_position_embeddings": rotary.original}
+  if kind == "llama3":
+    rope |= dict(low_freq_factor=rotary.low, high_freq_factor=rotary.high)
+  if kind in ("yarn", "longrope"):
+    rope |= {"attention_factor": rotary.amplitude}
+  if kind == "yarn":
+    rope |= dict(beta_slow=rotary.low, beta_fast=rotary.high, truncate=rotary.truncate)
+  if kind == "longrope":
+    rope |= dict(short_factor=list(rotary.short), long_factor=list(rotary.long))
+  return rope
