@@ -68,6 +68,7 @@ ALLOWED = {
   ("lmjax/utils/renames.py", "*"): "lists the old names",
   ("docs/upgrading.md", "*"): "lists the old names",
   ("launch/slurm.sbatch", "bad"): "an option of srun",
+  ("lmjax/storage/huggingface/families/base.py", "bad"): "a key of config.json, bad_words_ids",
 }
 
 SUFFIXES = (".py", ".md", ".sh", ".sbatch", ".yaml", ".ipynb")

@@ -90,7 +90,7 @@ def _plain(name: str) -> str:
 
 
 def _start(names: set[str], anchors: list[str]) -> str:
-  """Returns what stands before the model's names: the shortest beginning of the first anchor that is there."""
+  """Returns what comes before the model's names: the shortest beginning of the first anchor that is there."""
   for anchor in anchors:
     starts = [name[: -len(anchor)] for name in names if name == anchor or name.endswith("." + anchor)]
     if starts:
@@ -143,10 +143,10 @@ def family_of(tensors: Iterable[str], families: dict[str, Family], config: Any) 
     anchors = [anchor for anchor in anchors if decodes or not anchor.startswith("decoder.")]
     start = _start(names, anchors)
     heads = {weight.hf for table in family.heads(settings).values() for weight in table} | {family.unembed}
-    found = sum(start + anchor in names for anchor in anchors)
-    if found < len(anchors) - 2:  # a table that is stored under another name, a pooler that is left out
+    known = sum(start + anchor in names for anchor in anchors)
+    if known < len(anchors) - 2:  # a table that is stored under another name, a pooler that is left out
       continue
-    count = found + len(heads & names) + (start in family.prefix.values() and start != "")
+    count = known + len(heads & names) + (start in family.prefix.values() and start != "")
     if count > most:
       best, most = kind, count
   return best

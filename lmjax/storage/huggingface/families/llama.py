@@ -53,7 +53,7 @@ def _biases(fields: Fields) -> dict[str, Any]:
 
 
 def _window(fields: Fields) -> dict[str, Any]:
-  default = None if "sliding_window" in fields.values else 4096  # null is no window
+  default = None if "sliding_window" in fields.values else 4096  # null: without a window
   return dict(window=fields.integer("sliding_window", default, least=1))
 
 

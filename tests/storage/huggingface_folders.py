@@ -1,0 +1,73 @@
+"""A tiny random model of every Hugging Face family, written as its folder; without transformers."""
+
+import atexit
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+import tempfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from lmjax.storage import huggingface, safetensors
+from lmjax.storage.huggingface.families import FAMILIES
+from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.utils.fields import Fields
+
+V, D, N, H, F = 50, 32, 2, 4, 64
+BERT = dict(vocab_size=V, hidden_size=D, num_hidden_layers=N, num_attention_heads=H, intermediate_size=F,
+            max_position_embeddings=30)  # fmt: skip
+LLAMA = BERT | dict(num_key_value_heads=2)
+GPT = dict(vocab_size=V, n_positions=24, n_embd=D, n_layer=N, n_head=H)
+SHAPES = {
+  "openai-gpt": GPT, "gpt2": GPT, "llama": LLAMA, "mistral": LLAMA | dict(sliding_window=4), "qwen2": LLAMA,
+  "bert": BERT, "roberta": BERT,
+  "distilbert": dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F, max_position_embeddings=30),
+  "t5": dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=N, num_heads=H, relative_attention_num_buckets=8),
+}  # fmt: skip
+
+
+def write_model(path: pathlib.Path, kind: str, **keys) -> huggingface.Loaded:
+  """Writes a model with the head of its pretraining, and returns it as it is read, its parameters in memory."""
+  shutil.copytree(_write(kind, tuple(keys.items())), path)
+  loaded = huggingface.load(path)
+  return dataclasses.replace(loaded, params=loaded.arrays())
+
+
+@functools.cache
+def _write(kind: str, changes: tuple[tuple[str, object], ...]) -> pathlib.Path:
+  """Returns the folder of a model, which is written once in a process."""
+  path, keys = pathlib.Path(tempfile.mkdtemp()) / "model", dict(changes)
+  atexit.register(shutil.rmtree, path.parent)
+  family, shape = FAMILIES[kind], SHAPES[kind] | keys
+  model = family.module(family.from_hf(Fields(shape, "config.json")))
+  ids = jnp.zeros((1, 4), jnp.int32)
+  batch = {"inputs": ids, "decoder_inputs": ids, "segments": ids + 1}
+  params = {"model": model.init(jax.random.key(0), batch)["params"], "heads": {}}
+  if model.kind == "encoder":
+    head = MaskedLM(model).heads()["masked_lm"]
+    params["heads"]["masked_lm"] = head.init(jax.random.key(1), jnp.zeros((1, 2, D)))["params"]
+  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), nn.unbox(params))
+  huggingface.save(path, model, params, settings=shape)
+  return path
+
+
+def tensors_of(path: pathlib.Path) -> dict[str, np.ndarray]:
+  """Returns the tensors of a folder in memory."""
+  tensors = safetensors.Tensors(path)
+  return {name: np.array(tensors[name]) for name in tensors}
+
+
+def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray], **keys) -> pathlib.Path:
+  """Replaces the tensors of a folder, and keys of its config.json; a key that is ... is removed."""
+  shapes = {name: (array.dtype, array.shape) for name, array in tensors.items()}
+  part = path / "part"
+  safetensors.write(part, shapes, tensors.values())
+  part.rename(path / "model.safetensors")
+  config = json.loads((path / "config.json").read_text()) | keys
+  (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
+  return path
