@@ -19,11 +19,12 @@ from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.logs import console
 from lmjax.storage import huggingface
+from lmjax.storage.huggingface.families import note
 from lmjax.storage.huggingface.folder import HuggingFaceFolder, class_of, task_of
 from lmjax.storage.huggingface.hub import download
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, reason
 
 
 def main(arguments: list[str]) -> int:
@@ -70,23 +71,36 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   loaded = huggingface.load(folder)
   task = task_of(loaded)
   compares_vectors = isinstance(task, Encode) and not task.classifier
-  hf_model = getattr(transformers, class_of(loaded)).from_pretrained(str(folder), dtype=torch.float32, attn_implementation="eager").eval()
-  has_decoder = loaded.model.kind == "encoder_decoder"
-  if has_decoder:
-    hf_model.config.decoder_start_token_id = 0  # newer folders keep it outside of config.json
+  try:
+    model_class = getattr(transformers, class_of(loaded))
+    hf_model, info = model_class.from_pretrained(
+      str(folder), dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
+    )  # eager: no kernel that a config names
+  except Exception as error:  # of many types
+    raise UserError(f"convert: transformers cannot open {folder}: {reason(error)}") from error
+  if info["missing_keys"] and not compares_vectors:
+    note(f"transformers initialises {', '.join(sorted(info['missing_keys'])[:4])}, which {folder} does not have for it")
+  hf_model.eval()
   vocabulary, length = loaded.model.config.vocabulary, min(length, loaded.model.config.length)
-  first = min(3, vocabulary - 1)
-  ids = np.random.default_rng(0).integers(first, vocabulary, (batch, length))
-  ends = loaded.labels == "sequence" and has_decoder
-  ids[:, -1] = hf_model.config.eos_token_id if ends else first
+  pad, end = hf_model.config.pad_token_id, getattr(hf_model.config, "eos_token_id", None)
+  ids = [i for i in range(min(3, vocabulary - 1), vocabulary) if i not in (pad, end)] or [0]
+  ids = np.random.default_rng(0).choice(ids, (batch, length))
+  if loaded.model.kind == "encoder_decoder":
+    hf_model.config.decoder_start_token_id = 0  # newer folders keep it outside of config.json
+    ids[:, -1] = end if loaded.labels == "sequence" and isinstance(end, int) else ids[:, -1]
   positions, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
   inputs = dict(inputs=ids, positions=positions, segments=ones, token_types=np.zeros(ids.shape, np.int32))
   hf_inputs = {"input_ids": torch.tensor(ids)}
   if isinstance(task, Seq2Seq):
     inputs |= dict(decoder_inputs=ids, decoder_positions=positions, decoder_segments=ones)
     hf_inputs |= {"decoder_input_ids": torch.tensor(ids)}
-  with torch.no_grad():
-    hf_outputs = (hf_model.base_model if compares_vectors else hf_model)(**hf_inputs)
+  if loaded.model.kind == "decoder":
+    hf_model.config.pad_token_id = -1  # a classifier takes the last token
+  try:
+    with torch.no_grad():
+      hf_outputs = (hf_model.base_model if compares_vectors else hf_model)(**hf_inputs)
+  except Exception as error:  # of many types
+    raise UserError(f"convert: transformers cannot compute {folder}: {reason(error)}") from error
   outputs = task.forward(jax.tree.map(jnp.asarray, loaded.params), jax.tree.map(jnp.asarray, inputs))
   if loaded.labels == "span":
     values, expected = outputs.logits, torch.stack([hf_outputs.start_logits, hf_outputs.end_logits], -1)

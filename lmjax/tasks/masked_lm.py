@@ -24,11 +24,12 @@ class MaskedLM(Base):
     loss = mean over masked positions + mean over pairs
 
   max_predictions: masked positions of a row at most; only they are scored against the vocabulary. next_sentence:
-  whether rows are pairs whose second half may be a random one.
+  whether rows are pairs whose second half may be a random one. activation: of the head; default the model's.
   """
 
   max_predictions: int = 20
   next_sentence: bool = True
+  activation: str = ""
 
   @property
   def terms(self) -> dict[str, float]:  # type: ignore[override]  # here they depend on a field
@@ -46,7 +47,9 @@ class MaskedLM(Base):
 
   def heads(self) -> dict[str, nn.Module]:
     c = self.model.config
-    heads: dict[str, nn.Module] = {"masked_lm": MaskedLMHead(c.vocabulary, c.activation, c.epsilon, parent=None)}
+    heads: dict[str, nn.Module] = {
+      "masked_lm": MaskedLMHead(c.vocabulary, self.activation or c.activation, c.epsilon, parent=None)
+    }
     return heads | ({"next_sentence": Classifier(2, parent=None)} if self.next_sentence else {})
 
   def forward(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Outputs:

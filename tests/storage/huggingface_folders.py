@@ -15,6 +15,8 @@ from flax import linen as nn
 
 from lmjax.storage import huggingface, safetensors
 from lmjax.storage.huggingface.families import FAMILIES
+from lmjax.storage.huggingface.load import axis_sizes
+from lmjax.storage.huggingface.weights import POOLER, hf_shape
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.fields import Fields
 
@@ -71,3 +73,24 @@ def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray], **keys) ->
   config = json.loads((path / "config.json").read_text()) | keys
   (path / "config.json").write_text(json.dumps({key: value for key, value in config.items() if value is not ...}))
   return path
+
+
+def write_without_scores(path: pathlib.Path, kind: str, ending: str = "Model") -> pathlib.Path:
+  """Writes a model that scores no tokens: a base model, or with the ending EncoderModel the encoder of a T5."""
+  write_model(path, kind, tie_word_embeddings=False)
+  left_out = ("lm_head.", "cls.", "vocab_", *(("decoder.",) if ending == "EncoderModel" else ()))
+  tensors = {name: array for name, array in tensors_of(path).items() if not name.startswith(left_out)}
+  return write_tensors(path, tensors, architectures=[FAMILIES[kind].hf_prefix + ending])
+
+
+def write_classifier(path: pathlib.Path, kind: str, head: str) -> pathlib.Path:
+  """Writes a model with a classification head of three classes."""
+  write_without_scores(path, kind, "EncoderModel" if (kind, head) == ("t5", "tokens") else "Model")
+  config, family = huggingface.load(path).model.config, FAMILIES[kind]
+  config = dataclasses.replace(config, pooler=True) if kind == "bert" else config
+  sizes = axis_sizes(config) | {"Y": 3}
+  table = [*family.heads(config)[head], *(POOLER if kind == "bert" and head == "sequence" else ())]
+  rng, tensors = np.random.default_rng(0), tensors_of(path)
+  for weight in table:
+    tensors[weight.hf] = rng.normal(size=hf_shape(weight.layout, sizes)).astype(np.float32)
+  return write_tensors(path, tensors, architectures=[family.architecture([head])])

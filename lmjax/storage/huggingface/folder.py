@@ -119,7 +119,7 @@ def task_of(loaded: Loaded) -> Task:
     head = Classifier(leaves["scores"]["kernel"].shape[-1], activation, bias, parent=None)
     return Encode(model, head, loaded.labels, family.pooling)
   if "masked_lm" in heads:
-    return MaskedLM(model, next_sentence="next_sentence" in heads)
+    return MaskedLM(model, next_sentence="next_sentence" in heads, activation=loaded.family.masked_activation)
   if model.kind == "encoder" or bare(model, loaded.params):
     return Encode(model)
   return Seq2Seq(model) if model.kind == "encoder_decoder" else CausalLM(model)

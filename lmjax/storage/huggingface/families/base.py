@@ -67,6 +67,7 @@ class Family:
   prefix: {head: beginning of the model's tensor names under that head}; "" is any other head.
   bare_class: the ending of the class name of a model without heads.
   head_activation: of the dense layer in a classification head, where it has one.
+  masked_activation: of the masked-LM head; default the model's.
   pooling: the vector that a sequence classifier takes; see tasks.encode.Encode.
   unembed, unembed_bias: the tensors that score tokens where the embedding does not; the second only where the table of
     a head names the bias otherwise.
@@ -89,6 +90,7 @@ class Family:
   prefix: dict[str, str] = dataclasses.field(default_factory=dict)
   bare_class: str = "ForCausalLM"
   head_activation: str = "tanh"
+  masked_activation: str = ""
   pooling: str = "last"
   unembed: str = "lm_head.weight"
   unembed_bias: str = ""

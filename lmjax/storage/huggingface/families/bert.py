@@ -80,6 +80,7 @@ BERT = Family(
 ROBERTA = dataclasses.replace(
   BERT, hf_prefix="Roberta", defaults=DEFAULTS | dict(vocab_size=50_265), read=_read_roberta,
   prefix={"": "roberta."}, pooling="first",
+  masked_activation="gelu",
   heads=lambda c: {
     "masked_lm": weights.ROBERTA_MASKED, "span": weights.SPAN, "tokens": weights.classifier("tokens", "classifier"),
     "sequence": weights.classifier("sequence", "classifier.out_proj", "classifier.dense"),
