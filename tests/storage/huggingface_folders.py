@@ -16,7 +16,7 @@ from flax import linen as nn
 from lmjax.storage import huggingface, safetensors
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.storage.huggingface.load import axis_sizes
-from lmjax.storage.huggingface.weights import POOLER, hf_shape
+from lmjax.storage.huggingface.weights import hf_shape
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.fields import Fields
 
@@ -87,10 +87,8 @@ def write_classifier(path: pathlib.Path, kind: str, head: str) -> pathlib.Path:
   """Writes a model with a classification head of three classes."""
   write_without_scores(path, kind, "EncoderModel" if (kind, head) == ("t5", "tokens") else "Model")
   config, family = huggingface.load(path).model.config, FAMILIES[kind]
-  config = dataclasses.replace(config, pooler=True) if kind == "bert" else config
-  sizes = axis_sizes(config) | {"Y": 3}
-  table = [*family.heads(config)[head], *(POOLER if kind == "bert" and head == "sequence" else ())]
-  rng, tensors = np.random.default_rng(0), tensors_of(path)
-  for weight in table:
+  sizes, rng, tensors = axis_sizes(config) | {"Y": 3}, np.random.default_rng(0), tensors_of(path)
+  for weight in family.heads(config)[head]:
     tensors[weight.hf] = rng.normal(size=hf_shape(weight.layout, sizes)).astype(np.float32)
-  return write_tensors(path, tensors, architectures=[family.architecture([head])])
+  labels = {str(i): f"LABEL_{i}" for i in range(2 if head == "span" else 3)}
+  return write_tensors(path, tensors, architectures=[family.architecture([head])], id2label=labels)

@@ -116,7 +116,7 @@ def load(folder: epath.PathLike) -> Loaded:
   resolve_copies(tensors, family, folder)
   resolve_bias(tensors, family, config, folder)
   config = _fit(config, settings, family, tensors, folder)
-  heads = _find_heads(family, config, settings, tensors)
+  heads = _find_heads(family, config, _classes(settings, folder), tensors)
   config = _fit_scoring(config, settings, family, tensors, heads, folder)
   weights = family.weights(config)
   scoring = () if config.tie_embeddings or family.unembed not in tensors else unembedding(family.unembed)
@@ -207,15 +207,13 @@ def depth_of(config: Any, weight: WeightMap) -> int:
   return config.depth if depth is None else depth
 
 
-def _find_heads(
-  family: Family, config: Any, settings: dict[str, Any], tensors: Renamed
-) -> dict[str, tuple[WeightMap, ...]]:
+def _find_heads(family: Family, config: Any, classes: list[str], tensors: Renamed) -> dict[str, tuple[WeightMap, ...]]:
   """Returns the weights of each head whose tensors are all in the folder.
 
   Where two heads would read the same tensors, the larger one is taken, or the one of the class that config.json names.
   """
   complete = {head: table for head, table in family.heads(config).items() if all(w.hf in tensors for w in table)}
-  architecture = next(iter(settings.get("architectures") or ()), "")
+  architecture = next(iter(classes), "")
   taken: set[str] = set()
   heads = {}
   for head in sorted(complete, key=lambda head: (-len(complete[head]), family.architecture([head]) != architecture)):

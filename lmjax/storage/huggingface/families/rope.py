@@ -48,17 +48,21 @@ def _of_kind(kind: str, rope: Fields, theta: float, length: int, fields: Fields,
   if kind in ("linear", "dynamic"):
     rope.get("original_max_position_embeddings", None)
   else:
-    original = rope.integer("original_max_position_embeddings", length, least=1)
-    original = fields.integer("original_max_position_embeddings", original, least=1)
+    original = rope.integer("original_max_position_embeddings", length, least=2)
+    original = fields.integer("original_max_position_embeddings", original, least=2)
     ratio = length / original
   needed: dict[str, Any] = {} if ratio is None or kind == "llama3" else {"default": ratio}
   factor = rope.number("factor", least=POSITIVE, **needed)
   if kind == "linear":
     return Rotary(theta, "linear", factor)
+  if kind == "dynamic" and head_size < 4:
+    raise UserError(f"{fields.where}: head_dim {head_size} is not supported with 'dynamic'")
   if kind == "dynamic":
     return Rotary(theta, "dynamic", factor, original=length)
   if kind == "llama3":
     low, high = (rope.number(key, least=POSITIVE) for key in ("low_freq_factor", "high_freq_factor"))
+    if low >= high:
+      raise UserError(f"{fields.where}: rope_parameters: low_freq_factor must be less than high_freq_factor")
     return Rotary(theta, "llama3", factor, low, high, original)
   given = rope.number("attention_factor", None, 0.0)
   if kind == "longrope":
@@ -70,9 +74,11 @@ def _of_kind(kind: str, rope: Fields, theta: float, length: int, fields: Fields,
     return Rotary(
       theta, "longrope", factor, original=original, amplitude=amplitude if given is None else given, **values
     )
-  scales = [rope.number(key, None) for key in ("mscale", "mscale_all_dim")]
+  scales = [rope.number(key, None, 0.0) for key in ("mscale", "mscale_all_dim")]
   amplitude = _mscale(factor, 1.0) if not all(scales) else _mscale(factor, scales[0]) / _mscale(factor, scales[1])
-  fast, slow = rope.number("beta_fast", None) or 32.0, rope.number("beta_slow", None) or 1.0
+  fast, slow = rope.number("beta_fast", None, 0.0) or 32.0, rope.number("beta_slow", None, 0.0) or 1.0
+  if theta <= 1 or head_size < 4:
+    raise UserError(f"{fields.where}: rope_theta {theta:g} with heads of {head_size} is not supported with 'yarn'")
   return Rotary(
     theta, "yarn", factor, slow, fast, original, amplitude=amplitude if given is None else given,
     truncate=rope.boolean("truncate", True),
