@@ -83,8 +83,8 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   hf_model.eval()
   vocabulary, length = loaded.model.config.vocabulary, min(length, loaded.model.config.length)
   pad, end = hf_model.config.pad_token_id, getattr(hf_model.config, "eos_token_id", None)
-  ids = [i for i in range(min(3, vocabulary - 1), vocabulary) if i not in (pad, end)] or [0]
-  ids = np.random.default_rng(0).choice(ids, (batch, length))
+  words = [i for i in range(min(3, vocabulary - 1), vocabulary) if i not in (pad, end)] or [0]
+  ids = np.random.default_rng(0).choice(words, (batch, length))
   if loaded.model.kind == "encoder_decoder":
     hf_model.config.decoder_start_token_id = 0  # newer folders keep it outside of config.json
     ids[:, -1] = end if loaded.labels == "sequence" and isinstance(end, int) else ids[:, -1]
