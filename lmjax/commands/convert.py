@@ -8,7 +8,6 @@ Every command takes a Hugging Face folder in place of a run folder. `hf:owner/na
 """
 
 import importlib
-from typing import Any
 
 import jax
 import jax.numpy as jnp

@@ -90,5 +90,9 @@ def write_classifier(path: pathlib.Path, kind: str, head: str) -> pathlib.Path:
   sizes, rng, tensors = axis_sizes(config) | {"Y": 3}, np.random.default_rng(0), tensors_of(path)
   for weight in family.heads(config)[head]:
     tensors[weight.hf] = rng.normal(size=hf_shape(weight.layout, sizes)).astype(np.float32)
+  start = family.prefix.get("", "")
+  if start:
+    under = family.prefix_under([head])
+    tensors = {under + name.removeprefix(start) if name.startswith(start) else name: a for name, a in tensors.items()}
   labels = {str(i): f"LABEL_{i}" for i in range(2 if head == "span" else 3)}
   return write_tensors(path, tensors, architectures=[family.architecture([head])], id2label=labels)
