@@ -216,7 +216,7 @@ def _read_json(file: epath.Path) -> dict[str, Any]:
 
 
 def _is_huggingface(path: epath.Path) -> bool:
-  return "model_type" in _read_json(path / "config.json")
+  return any("model_type" in _read_json(folder / "config.json") for folder in (path, *path.glob("0_*")))
 
 
 def _is_bilm(path: epath.Path) -> bool:

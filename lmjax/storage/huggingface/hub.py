@@ -2,7 +2,7 @@
 
 from lmjax.utils.errors import UserError
 
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model"]
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 
 
 def download(name: str) -> str:
