@@ -170,3 +170,26 @@ def test_added_tokens_count_and_keep_their_ids(tmp_path):
   (tmp_path / "tokenizer_config.json").write_text(json.dumps(dict(added_tokens_decoder=decoder)))
   with pytest.raises(UserError, match=r"the added token '.+' has the id \d+, but the vocabulary gives it \d+"):
     load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "name, content, words",
+  [
+    ("tokenizer_config.json", "[]", "holds list, not dict"),
+    ("tokenizer_config.json", '{"tokenizer_class": 3}', "tokenizer_class must be a string"),
+    ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder.x must be"),
+    ("tokenizer_config.json", '{"bos_token": {"content": 7}}', "bos_token must be a string"),
+    ("tokenizer_config.json", '{"additional_special_tokens": 5}', "additional_special_tokens must be a list"),
+    ("added_tokens.json", '{"a": "b"}', "the id of 'a' must be"),
+    ("special_tokens_map.json", "3", "holds int, not dict"),
+    ("generation_config.json", "null", "holds NoneType, not dict"),
+    ("vocab.json", '{"a": -1}', "must give every token a whole number"),
+    ("vocab.json", "{}", "is corrupt"),
+  ],
+)
+def test_files_that_are_not_what_they_must_be_are_named(name, content, words, tmp_path):
+  write(tmp_path, "roberta")
+  (tmp_path / name).write_text(content)
+  with pytest.raises(UserError, match=words) as error:
+    load(tmp_path)
+  assert str(tmp_path) in str(error.value)

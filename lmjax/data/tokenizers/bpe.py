@@ -57,9 +57,10 @@ class BPE:
     if not parse_special:
       return self.encode_many([text])[0]
     self.fast.encode_special_tokens = False
-    ids: list[int] = self.fast.encode(text, add_special_tokens=False).ids
-    self.fast.encode_special_tokens = True
-    return ids
+    try:
+      return list(self.fast.encode(text, add_special_tokens=False).ids)
+    finally:
+      self.fast.encode_special_tokens = True
 
   def encode_many(self, texts: Sequence[str]) -> list[list[int]]:
     return [encoding.ids for encoding in self.fast.encode_batch_fast(texts, add_special_tokens=False)]
