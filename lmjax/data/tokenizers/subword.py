@@ -34,6 +34,14 @@ class WordPiece(BPE):
     """Returns the token of an id as in the vocabulary, empty without one; `##` continues a word."""
     return self.fast.id_to_token(number) or ""
 
+  @classmethod
+  def of(cls, tokens: Iterable[str], lowercase: bool) -> "WordPiece":
+    """Returns the tokenizer of a vocabulary, in the order of its ids."""
+    model = tokenizers.models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
+    tokenizer = _bert(tokenizers.Tokenizer(model), lowercase)
+    tokenizer.add_special_tokens([name for name in cls.SPECIAL if tokenizer.token_to_id(name) is not None])
+    return cls(tokenizer)
+
 
 def _bert(tokenizer: tokenizers.Tokenizer, lowercase: bool) -> tokenizers.Tokenizer:
   """Adds BERT's normalizer, pre-tokenizer and decoder."""
