@@ -137,8 +137,8 @@ def read_modules(folder: epath.Path) -> list[tuple[str, epath.Path]]:
     if not isinstance(module, dict):
       raise UserError(f"{file}: module {number} must be an object")
     fields = Fields(module, file, f"{number}.")
-    name, where = fields.text("type"), fields.text("path", "")
-    place = inside(folder, where) if where else folder
+    name, where = fields.text("type"), module.get("path", "")
+    place = folder if where == "" else inside(folder, where)
     kind = name.rpartition(".")[2]
     if not name.startswith(PACKAGE) or kind not in MODULES:
       known = did_you_mean(kind, MODULES) if name.startswith(PACKAGE) else f"; supported: {', '.join(MODULES)}"
