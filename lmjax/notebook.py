@@ -26,7 +26,7 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.words import Words
 from lmjax.decode.logits import Sampling
 from lmjax.inference import table as tables
-from lmjax.inference.embed import Embedder
+from lmjax.inference.embed import Embedder, make_embedder
 from lmjax.inference.fill_mask import candidates
 from lmjax.inference.generate import Generator
 from lmjax.inference.table import Table
@@ -206,9 +206,12 @@ class Run:
     generator = Generator(self.loaded, Sampling(temperature, **filters), new, seed=seed)
     return generator.texts([(prompt, 0)])[0]
 
-  def embed(self, texts: Sequence[str], pooling: str = "mean", layer: int = 0) -> np.ndarray:
-    """Returns a vector for each text, [texts, D]."""
-    embedder = Embedder(self.loaded.task, self.tokenizer, self.loaded.length, pooling, layer)
+  def embed(self, texts: Sequence[str], pooling: str | None = None, layer: int = 0) -> np.ndarray:
+    """Returns a vector for each text, [texts, D]; pooled as a sentence-transformers folder says, else by the mean."""
+    folder = getattr(self.saved, "folder", self.path)
+    if not (folder / "modules.json").exists():
+      pooling = pooling or "mean"
+    embedder = make_embedder(self.loaded, folder, pooling, layer, normalize=False, batch=32)
     return embedder.sequences(self.params, [embedder.encode_text(text) for text in texts])
 
   def fill(self, text: str, top: int = 5) -> Table:

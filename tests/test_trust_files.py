@@ -18,7 +18,7 @@ from lmjax.data.sources.text import TextFiles
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
 from lmjax.storage import bilm, huggingface
-from lmjax.storage.huggingface.sentence import read_pooling
+from lmjax.storage.huggingface.sentence import read_sentence
 from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError
@@ -66,7 +66,7 @@ def test_names_in_files_stay_inside_the_folder(name, folder, prepared):
     inside(folder, name)
   (folder / "modules.json").write_text(json.dumps([{"type": "x.Pooling", "path": name}]))
   with refused:
-    read_pooling(folder)
+    read_sentence(folder)
   os.rename(folder / "model.safetensors", folder / "part.safetensors")
   for index in ("model.safetensors.index.json", "flax_model.msgpack.index.json"):
     (folder / index).write_text(json.dumps({"weight_map": {"x": name}}))

@@ -35,18 +35,26 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--level", choices=("token", "sequence", "pair"), default="sequence")
   parser.add_argument("--words", action="store_true", help="for --level token: means over the tokens of each word")
   parser.add_argument("--pooling", choices=POOLINGS, help="default the folder's own, first for BERT, mean")
+  parser.add_argument("--prompt", help="text that precedes every sequence; default the folder's own")
+  parser.add_argument("--prompt_name", help="takes the prompt of this name from a sentence-transformers folder")
+  parser.add_argument("--parse_special", action="store_true", help="read special tokens in the input as such")
   parser.add_argument("--layer", type=int, default=0, help="a layer from 1; default the output of the model")
   parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
   parser.add_argument("--batch", type=int, default=32, help="sequences computed together")
   options = parse(parser, arguments)
   if options.words and options.level != "token":
     raise UserError("embed: --words needs --level token")
+  if options.prompt is not None and options.prompt_name is not None:
+    raise UserError("embed: give --prompt or --prompt_name, not both")
   count = sum(1 for _ in _read_lines(options.input))
   if not count:
     raise UserError(f"embed: {options.input} has no lines")
 
   loaded = storage.open(options.workdir, options.step).load()
-  embedder = make_embedder(loaded, options.workdir, options.pooling, options.layer, options.normalize, options.batch)
+  embedder = make_embedder(
+    loaded, options.workdir, options.pooling, options.layer, options.normalize, options.batch, options.prompt,
+    options.prompt_name, options.parse_special,
+  )  # fmt: skip
   with use_layout(loaded.layout), Progress(console=console, transient=True) as progress:
     groups = chunks(_read_lines(options.input), CHUNK)
     groups = progress.track(_encode(embedder, options, groups), -(-count // CHUNK), description="embed")

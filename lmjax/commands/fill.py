@@ -7,7 +7,7 @@ from rich.table import Table
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
-from lmjax.inference.fill_mask import MASK, candidates
+from lmjax.inference.fill_mask import MASK, candidates, mask_token
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.tasks.masked_lm import MaskedLM
@@ -17,7 +17,7 @@ from lmjax.utils.errors import UserError
 def main(arguments: list[str]) -> int:
   """Runs `lmjax fill`."""
   parser = new_parser("fill", __doc__)
-  parser.add_argument("text", nargs="+", help=f"one or more sentences with {MASK} in them")
+  parser.add_argument("text", nargs="+", help=f"one or more sentences with {MASK}, or the model's own mask, in them")
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--top", type=int, default=5, help=f"predictions of each {MASK}")
@@ -30,16 +30,17 @@ def main(arguments: list[str]) -> int:
     raise UserError(f"fill: the tokenizer of {options.workdir} has no mask token")
   if not 1 <= options.top <= tokenizer.size:
     raise UserError(f"fill: --top must be from 1 to {tokenizer.size}, not {options.top}")
+  mask = mask_token(tokenizer)
   with use_layout(loaded.layout):
     for text in options.text:
-      _print(text, *candidates(task, tokenizer, loaded.params, text, loaded.length, options.top))
+      _print(mask, text, *candidates(task, tokenizer, loaded.params, text, loaded.length, options.top))
   return 0
 
 
-def _print(text: str, predictions: list[list[tuple[str, float]]], filled: str) -> None:
+def _print(mask: str, text: str, predictions: list[list[tuple[str, float]]], filled: str) -> None:
   table = Table(title=text, title_justify="left")
   for number in range(len(predictions)):
-    table.add_column(f"{MASK} {number + 1}")
+    table.add_column(f"{mask} {number + 1}")
     table.add_column("p", justify="right")
   for row in zip(*predictions, strict=True):
     table.add_row(*[cell for token, p in row for cell in (token, f"{p:.3f}")])

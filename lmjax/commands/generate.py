@@ -40,6 +40,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams, instead of sampling")
   parser.add_argument("--length_penalty", type=float, default=0.6, help="of beam search; 0 prefers short continuations")
   parser.add_argument("--stop", action="append", default=[], help="a string before which a continuation ends")
+  parser.add_argument("--parse_special", action="store_true", help="read special tokens in prompts as such")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
   options = parse(parser, arguments)
   if bool(options.prompt) == bool(options.prompts_file):
@@ -60,7 +61,7 @@ def main(arguments: list[str]) -> int:
     loaded = storage.open(options.workdir, options.step).load(options.dtype)
     generator = Generator(
       loaded, sampling, options.max_new_tokens, options.beams, options.length_penalty, tuple(options.stop),
-      options.seed, options.dtype,
+      options.seed, options.dtype, options.parse_special,
     )  # fmt: skip
     with use_layout(loaded.layout):
       if options.output:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
-from lmjax.decode.sample import pad_prompts, pad_sources, prefill
+from lmjax.decode.sample import is_end, pad_prompts, pad_sources, prefill
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -45,7 +45,7 @@ class Beam:
   max_tokens: int
   beams: int = 4
   penalty: float = 0.6
-  end: int = 0
+  end: int | tuple[int, ...] | None = 0
 
   def __post_init__(self):
     if self.beams < 1 or self.penalty < 0:
@@ -113,12 +113,13 @@ class Beam:
     log_probs = jax.nn.log_softmax(beams.logits.astype(jnp.float32)).reshape(batch, size, -1)
     vocabulary = log_probs.shape[-1]
     flat = (beams.live_log_probs_BxK[..., None] + log_probs).reshape(batch, -1)
-    # 2 K candidates leave at least K live ones: each live continuation has one end token.
-    log_probs_Bx2K, flat_indices = jax.lax.top_k(flat, min(2 * size, flat.shape[1]))
+    # Twice K candidates leave at least K live ones where each live continuation has one end token.
+    ends = len(self.end) if isinstance(self.end, tuple) else 1
+    log_probs_Bx2K, flat_indices = jax.lax.top_k(flat, min((1 + max(ends, 1)) * size, flat.shape[1]))
     rows, tokens = flat_indices // vocabulary, (flat_indices % vocabulary).astype(jnp.int32)
     candidates = jnp.take_along_axis(beams.live_tokens_BxKxT, rows[..., None], axis=1)
     candidates = candidates.at[:, :, beams.step].set(tokens)
-    ends = tokens == self.end
+    ends = is_end(tokens, self.end)
     scores = jnp.where(ends, log_probs_Bx2K / self._norm(beams.step + 1), NEG_INF)
     finished_tokens_BxKxT, finished_scores_BxK = _best(
       jnp.concatenate([beams.finished_tokens_BxKxT, candidates], axis=1),

@@ -33,13 +33,14 @@ class _Decoding:
 class Sampler:
   """Continues prompts with a decoder or an encoder-decoder.
 
-  max_tokens: maximum number of tokens in a prompt and its continuation. end: the id that ends a continuation, or None.
+  max_tokens: maximum number of tokens of a prompt and its continuation. end: the id, or the ids, that end a
+  continuation; None for none.
   """
 
   model: nn.Module
   max_tokens: int
   sampling: Sampling = Sampling()
-  end: int | None = None
+  end: int | tuple[int, ...] | None = None
 
   def prepare(self, params: Tree) -> Tree:
     """Returns the parameters in the layout that is fastest for decoding; call once."""
@@ -110,11 +111,17 @@ class Sampler:
     keys = jax.vmap(jax.random.split)(decoding.rngs_B)
     drawn_B = self.sampling.draw(keys[:, 1], logits_BxV, decoding.seen_BxV)
     tokens_B = jnp.where(decoding.alive_B, drawn_B, -1)
-    alive_B = decoding.alive_B if self.end is None else decoding.alive_B & (tokens_B != self.end)
+    alive_B = decoding.alive_B & ~is_end(tokens_B, self.end)
     seen_BxV = decoding.seen_BxV
     if self.sampling.repetition_penalty != 1:
       seen_BxV = seen_BxV.at[jnp.arange(len(drawn_B)), drawn_B].set(True)
     return _Decoding(decoding.cache, constrain(tokens_B), keys[:, 0], seen_BxV, constrain(alive_B))
+
+
+def is_end(tokens: jax.Array, end: int | tuple[int, ...] | None) -> jax.Array:
+  """Returns which tokens are an end."""
+  ends = () if end is None else (end,) if isinstance(end, int) else end
+  return functools.reduce(jnp.logical_or, [tokens == i for i in ends], jnp.zeros(tokens.shape, bool))
 
 
 def pad_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> tuple[np.ndarray, np.ndarray]:

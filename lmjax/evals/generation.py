@@ -7,7 +7,7 @@ import numpy as np
 import sacrebleu
 
 from lmjax.data.sources.pairs import Pair
-from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.evals.base import Context, Measure
@@ -73,9 +73,9 @@ def generate(
     new: maximum number of tokens of a target.
     penalty: length penalty of beam search.
   """
-  decoder: Any = Sampler(task.model, new + 1, Sampling(temperature=0.0), tokenizer.end)
+  decoder: Any = Sampler(task.model, new + 1, Sampling(temperature=0.0), ends_of(tokenizer))
   if beams > 1:  # named, since most runs are greedy
-    decoder = names.load("lmjax.decode.beam:Beam")(task.model, new + 1, beams, penalty, tokenizer.end)
+    decoder = names.load("lmjax.decode.beam:Beam")(task.model, new + 1, beams, penalty, ends_of(tokenizer))
   params = decoder.prepare(params["model"])
   outputs = [""] * len(sources)
   order = sorted(range(len(sources)), key=lambda i: len(sources[i]))
@@ -89,5 +89,5 @@ def generate(
     else:
       ids = np.concatenate(list(decoder.tokens(params, starts, new, [0] * ROWS, 16, group)), axis=1)
     for i, row in zip(numbers, ids, strict=False):
-      outputs[i] = tokenizer.decode([int(t) for t in row if t >= 0 and t != tokenizer.end])
+      outputs[i] = tokenizer.decode([int(t) for t in row if t >= 0 and t not in ends_of(tokenizer)])
   return outputs

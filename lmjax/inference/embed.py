@@ -2,28 +2,32 @@
 
 import dataclasses
 import functools
+import re
 from collections.abc import Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from tokenizers.normalizers import Lowercase
 
 from lmjax.data.batch import Batch
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.bpe import BPE
+from lmjax.data.tokenizers.special import Template, encode, template_of
 from lmjax.data.tokenizers.spelling import spell
 from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.data.tokenizers.words import Words
 from lmjax.storage.base import LoadedModel
-from lmjax.storage.huggingface.sentence import read_pooling
+from lmjax.storage.huggingface.sentence import Sentence, normalize, read_sentence
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 
-POOLINGS = ("first", "mean", "last")
-STEP = 16  # sequences are padded to a multiple of this length, so that few shapes are compiled
+POOLINGS = ("first", "max", "mean", "mean_sqrt_length", "weighted_mean", "last")
+LOWERCASE = Lowercase()
+STEP = 16  # lengths are padded to a multiple of it, so that few shapes are compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,30 +38,43 @@ class TokenizedText:
   token_types: list[int]  # 0 for the first sequence, 1 for the second of a pair
   content: slice  # the tokens of the first sequence, without special tokens
   words: list[slice] | None = None  # the tokens of each word
+  prompt: int = 0  # the number of tokens at the start that are not pooled
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedder:
   """Embeds text with the model of a trained task.
 
-  length: maximum tokens of a sequence. pooling: the vector of a sequence is that of its `first` token ([CLS]), of its
-  `last` one, or the `mean` over all. layer: the layer whose vectors are used, counted from 1; 0 is the model's output.
-  ELMo's layer 1 is its character CNN. normalize: scale vectors to length 1. batch: sequences computed together.
+  pooling: the vector of a sequence is that of its `first` token ([CLS]), of its `last`, the `mean` or `max` over all,
+  their sum over the square root of their number (`mean_sqrt_length`), or their mean with the weights 1, 2, ...
+  (`weighted_mean`); several are concatenated. An encoder-decoder gives the vectors of its encoder.
+  layer: the layer whose vectors are taken, from 1; 0 is the model's output. ELMo's layer 1 is its character CNN.
+  normalize: scale vectors to length 1. batch: sequences computed together. sentence: what a sentence-transformers
+  folder says besides; its modules take the pooled vectors. prompt: precedes every sequence. parse_special: read special
+  tokens in texts as what they are instead of as text.
   """
 
   task: Task
   tokenizer: Tokenizer
   length: int
-  pooling: str = "mean"
+  pooling: str | tuple[str, ...] = "mean"
   layer: int = 0
   normalize: bool = False
   batch: int = 32
+  sentence: Sentence | None = dataclasses.field(default=None, hash=False)
+  prompt: str = ""
+  parse_special: bool = False
 
   def __post_init__(self):
-    if self.pooling not in POOLINGS:
-      raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}, not {self.pooling!r}")
+    for pooling in self.poolings:
+      if pooling not in POOLINGS:
+        raise ValueError(f"pooling is one of {', '.join(POOLINGS)}, not {pooling!r}")
     if self.layer < 0 or self.batch < 1:
       raise ValueError("layer must be at least 0, and batch at least 1")
+
+  @property
+  def poolings(self) -> tuple[str, ...]:
+    return (self.pooling,) if isinstance(self.pooling, str) else self.pooling
 
   def encode_text(self, text: str, other: str | None = None, by_word: bool = False) -> TokenizedText:
     """Returns a sequence, or a pair of them, as the input of the model, truncated to `length` tokens.
@@ -69,29 +86,58 @@ class Embedder:
     Raises:
       UserError: `by_word` is set and the tokenizer has tokens that span several words.
     """
-    by_characters = self.task.model.kind == "bidirectional_lm"
-    if by_characters:
-      assert isinstance(self.tokenizer, Words)  # the only one that a bidirectional LM can have
-      tokens = self.tokenizer.words(text.strip()) if not by_word else text.split()
-      start, separator, end = (self.tokenizer.vocabulary[i] for i in (0, 1, 1))
-      second = [] if other is None else self.tokenizer.words(other.strip())
-      words = [slice(i, i + 1) for i in range(len(tokens))]
+    if self.task.model.kind == "bidirectional_lm":
+      return self._encode_characters(text, other, by_word)
+    template, prompt = template_of(self.tokenizer, self.task.model.kind), 0
+    words: list[slice] | None = None
+    if by_word:
+      words, tokens = _encode_words(self.tokenizer, text)
     else:
-      words, tokens = _encode_words(self.tokenizer, text) if by_word else (None, list(self.tokenizer.encode(text)))
-      start, separator, end = self.tokenizer.start, self.tokenizer.end, self.tokenizer.end
-      second = [] if other is None else list(self.tokenizer.encode(other))
-    separated = by_characters or isinstance(self.tokenizer, WordPiece) or other is not None
-    max_tokens = self.length - 1 - (1 if separated else 0) - (1 if other is not None else 0)
-    while len(tokens) + len(second) > max_tokens:
-      (tokens if len(tokens) > len(second) else second).pop()
-    inputs = [start, *tokens, *([separator] if separated else [])]
-    token_types = [0] * len(inputs)
-    if other is not None:
-      inputs += [*second, end]
-      token_types += [1] * (len(inputs) - len(token_types))
+      tokens = self._ids(self.prompt + text if other is None else text)
+      prompt = self._prompt_length(template) if other is None else 0
+    second = [] if other is None else self._ids(other)
+    self._truncate(tokens, second, template.added(other is not None))
+    whole = template.apply(tokens, None if other is None else second)
+    if not whole.ids:
+      if self.tokenizer.start is None:
+        raise UserError(f"embed: {text!r} has no tokens")
+      whole = dataclasses.replace(whole, ids=[self.tokenizer.start], token_types=[0])
     if words is not None:
-      words = [slice(w.start + 1, w.stop + 1) for w in words if w.stop <= len(tokens)]
-    return TokenizedText(inputs, token_types, slice(1, 1 + len(tokens)), words if by_word else None)
+      start = whole.content.start
+      words = [slice(w.start + start, w.stop + start) for w in words if w.stop <= len(tokens)]
+    return TokenizedText(whole.ids, whole.token_types, whole.content, words, prompt)
+
+  def _encode_characters(self, text: str, other: str | None, by_word: bool) -> TokenizedText:
+    """Returns the words of a sequence, or of a pair, between `<S>` and `</S>`, for a model that reads characters."""
+    assert isinstance(self.tokenizer, Words)  # the only one that a bidirectional LM can have
+    tokens = text.split() if by_word else self.tokenizer.words(text.strip())
+    second = [] if other is None else self.tokenizer.words(other.strip())
+    start, end = self.tokenizer.vocabulary[:2]
+    self._truncate(tokens, second, 2 if other is None else 3)
+    first = [start, *tokens, end]
+    types = [0] * len(first) + [1] * (0 if other is None else len(second) + 1)
+    words = [slice(i + 1, i + 2) for i in range(len(tokens))] if by_word else None
+    return TokenizedText([*first, *([] if other is None else [*second, end])], types, slice(1, 1 + len(tokens)), words)
+
+  def _ids(self, text: str) -> list[int]:
+    if self.sentence and self.sentence.lowercase:
+      names = map(self.tokenizer.fast.id_to_token, self.tokenizer.special) if isinstance(self.tokenizer, BPE) else ()
+      pattern = "|".join(map(re.escape, filter(None, names))) if self.parse_special else ""
+      parts = re.split(f"({pattern})", text) if pattern else [text]  # special tokens are at odd places
+      text = "".join(part if i % 2 else LOWERCASE.normalize_str(part) for i, part in enumerate(parts))
+    return encode(self.tokenizer, text, self.parse_special)
+
+  def _prompt_length(self, template: Template) -> int:
+    """Returns how many tokens at the start of an input belong to a prompt that is not pooled."""
+    if not self.prompt or not self.sentence or self.sentence.include_prompt:
+      return 0
+    ends = template.single[-1][0] >= 0  # a special token at the end, which a sequence after the prompt moves
+    return len(template.apply(self._ids(self.prompt)).ids) - int(ends)
+
+  def _truncate(self, first: list, second: list, added: int) -> None:
+    """Removes tokens from the end of the longer sequence until the model can take both."""
+    while len(first) + len(second) > max(self.length - added, 0):
+      (first if len(first) > len(second) else second).pop()
 
   def vectors(self, params: Tree, texts: Sequence[TokenizedText]) -> Iterator[tuple[int, np.ndarray]]:
     """Yields (index, vectors of all its tokens [L, D]) for each sequence, from the shortest to the longest."""
@@ -119,11 +165,14 @@ class Embedder:
     """Returns the vector of each sequence [sequences, D]."""
     outputs: list[np.ndarray] = [np.zeros(0)] * len(texts)
     for i, vectors in self.vectors(params, texts):
-      outputs[i] = {"first": vectors[0], "last": vectors[-1]}.get(self.pooling, vectors.mean(axis=0))
-    return self._normalize(np.stack(outputs))
+      outputs[i] = np.concatenate([_pool(vectors, pooling, texts[i].prompt) for pooling in self.poolings])
+    x = np.stack(outputs)
+    for module in self.sentence.modules if self.sentence else ():
+      x = module(x)
+    return self._normalize(x)
 
   def _normalize(self, x: np.ndarray) -> np.ndarray:
-    return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12) if self.normalize else x
+    return normalize(x) if self.normalize else x
 
   def rows(self, texts: list[TokenizedText], width: int) -> Batch:
     """Returns a batch for the task, with a row of `width` tokens for each sequence."""
@@ -153,6 +202,21 @@ class Embedder:
     return layers[self.layer - 1].astype(jnp.float32)
 
 
+def _pool(vectors_LxD: np.ndarray, pooling: str, prompt: int) -> np.ndarray:
+  """Returns the vector [D] of a sequence, of the tokens after those of the prompt."""
+  x_TxD = vectors_LxD[prompt:]
+  if not len(x_TxD):
+    return vectors_LxD[0] if pooling == "first" else np.zeros_like(vectors_LxD[0])
+  if pooling in ("first", "last"):
+    return x_TxD[0 if pooling == "first" else -1]
+  if pooling == "max":
+    return x_TxD.max(axis=0)
+  if pooling == "weighted_mean":
+    weights_T = np.arange(prompt + 1, len(vectors_LxD) + 1, dtype=np.float32)
+    return weights_T @ x_TxD / weights_T.sum()
+  return x_TxD.mean(axis=0) * (1 if pooling == "mean" else np.float32(len(x_TxD)) ** 0.5)
+
+
 def _encode_words(tokenizer: Tokenizer, text: str) -> tuple[list[slice], list[int]]:
   """Returns the slice of tokens of each word, and all tokens; words are separated by spaces."""
   words, tokens, slices = text.split(), [], []
@@ -179,24 +243,34 @@ def chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 
 
 def make_embedder(
-  loaded: LoadedModel, path: epath.PathLike, pooling: str | None, layer: int, normalize: bool, batch: int
-) -> Embedder:
-  """Returns the embedder of a loaded model.
+  loaded: LoadedModel, path: epath.PathLike, pooling: str | None, layer: int, normalize: bool, batch: int,
+  prompt: str | None = None, prompt_name: str | None = None, parse_special: bool = False,
+) -> Embedder:  # fmt: skip
+  """Returns the embedder of a loaded model; by default it pools as its folder says, else by [CLS] in BERT or the mean.
 
-  By default, its pooling is that of the sentence-transformers folder, or else the first token for a model with a pooler
-  (BERT) and the mean for others.
+  Args:
+    prompt: precedes every sequence. prompt_name: takes it from a sentence-transformers folder; default the folder's.
 
   Raises:
-    UserError: an option is out of range.
+    UserError: an option is out of range, or the folder has no such prompt or is not supported.
   """
-  folder, task = read_pooling(path), loaded.task
+  sentence = read_sentence(path)
+  prompts = sentence.prompts if sentence else {}
+  if prompt_name is not None and prompt_name not in prompts:
+    raise UserError(f"embed: {path} has no prompt {prompt_name!r}{did_you_mean(prompt_name, prompts)}")
+  name = prompt_name if prompt_name is not None or sentence is None else sentence.prompt
+  default: tuple[str, ...] = ("first" if getattr(loaded.task.model.config, "pooler", False) else "mean",)
+  length = loaded.length
+  if sentence:
+    unlimited = getattr(loaded.task.model.config, "positions", "") == "relative"
+    length = sentence.length or length if unlimited else min(sentence.length or length, length)
+  task = loaded.task
   if task.model.kind == "encoder_decoder":  # the encoder's vectors: a decoder has none before it has begun a target
     task = Encode(type(task.model)(dataclasses.replace(task.model.config, decoder_depth=0)))
-  default = "first" if getattr(loaded.task.model.config, "pooler", False) else "mean"
   try:
     return Embedder(
-      task, loaded.tokenizer, loaded.length, pooling or folder.get("pooling", default), layer,
-      normalize or folder.get("normalize", False), batch,
+      task, loaded.tokenizer, length, pooling or (sentence.poolings if sentence else default), layer, normalize,
+      batch, sentence, prompts.get(name or "", "") if prompt is None else prompt, parse_special,
     )  # fmt: skip
   except ValueError as error:
     raise UserError(f"embed: {error}") from error

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from etils import epath
 
+from lmjax.data.tokenizers.base import ends_of
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
@@ -25,8 +26,9 @@ Row = tuple[str, int]  # a prompt, and the number of its sample from 0
 class Generator:
   """Continues prompts by sampling or by beam search.
 
-  beams: number of beams; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
-  ends. seed: of the first sample of each prompt; sample n has seed + n. dtype: `bfloat16` casts the weights.
+  beams: of beam search; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
+  ends. seed: of the first sample of each prompt. dtype: of the weights, `bfloat16` to cast them. parse_special: read
+  special tokens in a prompt, such as `<|im_start|>`, as what they are instead of as text.
   """
 
   loaded: LoadedModel
@@ -37,6 +39,7 @@ class Generator:
   stops: tuple[str, ...] = ()
   seed: int = 0
   dtype: str | None = None
+  parse_special: bool = False
 
   def __post_init__(self):
     if self.loaded.task.model.kind not in ("decoder", "encoder_decoder"):
@@ -49,7 +52,7 @@ class Generator:
 
   @functools.cached_property
   def _search(self) -> Sampler | Beam:
-    model, max_tokens, end = self.loaded.task.model, self.loaded.length, self.loaded.tokenizer.end
+    model, max_tokens, end = self.loaded.task.model, self.loaded.length, ends_of(self.loaded.tokenizer)
     if model.kind == "encoder_decoder":
       max_tokens = self.max_new_tokens + 1  # the length limits the source; the target starts with one token
     if self.beams:
@@ -65,14 +68,17 @@ class Generator:
     """Yields the new text of each row's sampled continuation after every `every` tokens."""
     prompts, seeds = [prompt for prompt, _ in rows], [self.seed + sample for _, sample in rows]
     return continue_texts(
-      self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every
-    )
+      self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every,
+      self.parse_special,
+    )  # fmt: skip
 
   def texts(self, rows: list[Row]) -> list[str]:
     """Returns the continuation of each row; with beam search, sample 0 of a prompt is the best, 1 the second best."""
     if self.beams:
       prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
-      best = beam_texts(self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens)
+      best = beam_texts(
+        self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, self.parse_special
+      )
       best_by_prompt = dict(zip(prompts, best, strict=True))
       return [best_by_prompt[prompt][sample] for prompt, sample in rows]
     return ["".join(parts) for parts in zip(*self.stream(rows), strict=True)]

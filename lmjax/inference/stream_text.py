@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator
 
 from flax import linen as nn
 
-from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer, ends_of
+from lmjax.data.tokenizers.special import encode, template_of
 from lmjax.decode.beam import Beam
 from lmjax.decode.sample import Sampler
 from lmjax.utils.pytree import Tree
@@ -25,8 +26,8 @@ class StreamedText:
     """Adds new ids, and returns the new text that later ids cannot change."""
     if self.stopped:
       return ""
-    self._ids += [int(i) for i in ids if i >= 0 and i != self._tokenizer.end]
-    # Decoded with the prompt, since the text of a token may depend on the tokens before it.
+    self._ids += [int(i) for i in ids if i >= 0 and int(i) not in ends_of(self._tokenizer)]
+    # Decoded with the prompt, since the text of a token may depend on those before it.
     self.text = self._tokenizer.decode([*self._prompt, *self._ids])[self._skip :]
     cuts = [at for at in (self.text.find(stop) for stop in self._stops) if at >= 0]
     if cuts:
@@ -49,7 +50,7 @@ class StreamedText:
 
 def continue_texts(
   sampler: Sampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
-  stops: list[str] = (), every: int = 16,
+  stops: list[str] = (), every: int = 16, parse_special: bool = False,
 ) -> Iterator[list[str]]:  # fmt: skip
   """Yields the new text of each prompt's continuation after every `every` tokens; at the end, what was held back.
 
@@ -60,7 +61,7 @@ def continue_texts(
     seeds: one for each prompt.
     stops: strings before which a continuation ends.
   """
-  ids, sources = model_inputs(sampler.model, tokenizer, prompts)
+  ids, sources = model_inputs(sampler.model, tokenizer, prompts, parse_special)
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
   for drawn in sampler.tokens(params, ids, new, seeds, every, sources):
     yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
@@ -70,17 +71,25 @@ def continue_texts(
 
 
 def model_inputs(
-  model: nn.Module, tokenizer: Tokenizer, prompts: list[str]
+  model: nn.Module, tokenizer: Tokenizer, prompts: list[str], parse_special: bool = False
 ) -> tuple[list[list[int]], list[list[int]] | None]:
-  """Returns the ids that the decoder continues, and the ids that the encoder reads (None for a decoder)."""
+  """Returns the ids from which the decoder continues, and the encoder's source ids where there is an encoder.
+
+  A prompt without a token becomes the start token.
+  """
+  template = template_of(tokenizer, model.kind)
+  ids = [template.apply(encode(tokenizer, prompt, parse_special)).ids for prompt in prompts]
+  start = [] if tokenizer.start is None else [tokenizer.start]
   if model.kind == "encoder_decoder":
-    return [[tokenizer.start]] * len(prompts), [[*tokenizer.encode(p), tokenizer.end] for p in prompts]
-  return [[tokenizer.start, *tokenizer.encode(prompt)] for prompt in prompts], None
+    return [start] * len(prompts), ids
+  return [prompt or start for prompt in ids], None
 
 
-def beam_texts(beam: Beam, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int) -> list[list[str]]:
+def beam_texts(
+  beam: Beam, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, parse_special: bool = False
+) -> list[list[str]]:
   """Returns the best continuations of each prompt by beam search, best first."""
-  ids, sources = model_inputs(beam.model, tokenizer, prompts)
+  ids, sources = model_inputs(beam.model, tokenizer, prompts, parse_special)
   tokens_BxKxT, _ = beam.search(params, ids, new, sources)
 
   def decode(prompt: list[int], row) -> str:

@@ -220,9 +220,12 @@ WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "flax_model.msgp
 
 
 def _is_huggingface(path: epath.Path) -> bool:
-  config = _read_json(path / "config.json")
-  is_model = any((path / name).exists() for name in WEIGHTS)
-  return bool({"model_type", "architectures"} & set(config)) or (bool(config) and is_model)
+  for folder in (path, *path.glob("0_*")):  # 0_Transformer, of sentence-transformers
+    config = _read_json(folder / "config.json")
+    is_model = any((folder / name).exists() for name in WEIGHTS)
+    if {"model_type", "architectures"} & set(config) or (config and is_model):
+      return True
+  return False
 
 
 def _is_bilm(path: epath.Path) -> bool:

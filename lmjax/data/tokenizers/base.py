@@ -65,6 +65,11 @@ def load_bytes(file: epath.Path) -> Bytes:
   return Bytes()
 
 
+def ends_of(tokenizer: Tokenizer) -> tuple[int, ...]:
+  """Returns the ids at which generation stops: the `ends` of a tokenizer that has several or none, else its `end`."""
+  return getattr(tokenizer, "ends", (tokenizer.end,))
+
+
 def fingerprint(tokenizer: Tokenizer) -> str:
   """Returns a hash of the size, start, end and the ids of a sample text: equal for equal tokenizers."""
   sample = "The quick brown fox, 1234567890 times; naïve façade\n\tπ ≈ 3.14159 <|endoftext|>"

@@ -35,7 +35,12 @@ class TokenizerConfig:
 
   def make(self, texts: Iterable[str]) -> Tokenizer:
     """Returns the tokenizer; without a path, it is trained on the texts."""
-    return load(self.path) if self.path else train(self.algorithm, texts, self.size)
+    tokenizer = load(self.path) if self.path else train(self.algorithm, texts, self.size)
+    if tokenizer.end is None:
+      raise UserError(
+        f"tokenizer: {self.path} has no end, which training needs; name an eos_token in its tokenizer_config.json"
+      )
+    return tokenizer
 
   def expected(self, size: int | None = None) -> Tokenizer:
     """Returns a stand-in with as many ids as this tokenizer will have, or `size`, for planning without text."""
@@ -63,11 +68,11 @@ ALGORITHMS = {
 FILES = (
   (("bytes.json",), "lmjax.data.tokenizers.base:load_bytes"),
   (("characters.json",), "lmjax.data.tokenizers.characters:load_characters"),
-  (("tokenizer.json",), "lmjax.data.tokenizers.subword:load_json"),
-  (("vocab.txt",), "lmjax.data.tokenizers.subword:load_vocabulary"),
-  (("encoder.json", "vocab.bpe"), "lmjax.data.tokenizers.bpe:load_merges"),
-  (("vocab.json", "merges.txt"), "lmjax.data.tokenizers.bpe:load_merges"),
-  (("*.model",), "lmjax.data.tokenizers.subword:load_sentencepiece"),
+  (("tokenizer.json",), "lmjax.data.tokenizers.pretrained:load_json"),
+  (("vocab.txt",), "lmjax.data.tokenizers.pretrained:load_vocabulary"),
+  (("encoder.json", "vocab.bpe"), "lmjax.data.tokenizers.pretrained:load_merges"),
+  (("vocab.json", "merges.txt"), "lmjax.data.tokenizers.pretrained:load_merges"),
+  (("*.model",), "lmjax.data.tokenizers.pretrained:load_sentencepiece"),
 )
 
 

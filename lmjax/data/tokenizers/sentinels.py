@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -49,8 +50,16 @@ class Sentinels:
     """Returns the id of `<extra_id_number>`."""
     return self.size - 1 - number
 
-  def encode(self, text: str) -> list[int]:
-    return self.inner.encode(text)
+  def encode(self, text: str, parse_special: bool = False) -> list[int]:
+    """Returns the ids of a string; `<extra_id_N>` in it is text, unless it is parsed."""
+    if not parse_special:
+      return self.inner.encode(text)
+    parts = re.split(r" ?<extra_id_(\d+)>", text)  # the numbers are at odd places
+    numbers = [int(number) for number in parts[1::2]]
+    if any(number >= self.sentinels for number in numbers):
+      return self.inner.encode(text)
+    ids = [list(self.inner.encode(part)) if part else [] for part in parts[::2]]
+    return [*ids[0], *(i for n, after in zip(numbers, ids[1:], strict=True) for i in (self.sentinel(n), *after))]
 
   def encode_many(self, texts: Sequence[str]) -> Sequence[Sequence[int] | np.ndarray]:
     return self.inner.encode_many(texts)

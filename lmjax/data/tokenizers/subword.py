@@ -1,8 +1,8 @@
 """Subword tokenizers: BERT's WordPiece, and SentencePiece (unigram and BPE)."""
 
 import io
-import json
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import sentencepiece
 import tokenizers
@@ -19,13 +19,16 @@ class WordPiece(BPE):
   """
 
   SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+  ROLES = ("pad", "unk", "cls", "sep", "mask")
 
-  def __init__(self, tokenizer: tokenizers.Tokenizer):
-    for name in self.SPECIAL:
-      if tokenizer.token_to_id(name) is None:
+  def __init__(self, tokenizer: tokenizers.Tokenizer, **special: Any):
+    known = {role: tokenizer.token_to_id(name) for role, name in zip(self.ROLES, self.SPECIAL, strict=True)}
+    known |= {role: special[role] for role in self.ROLES if role in special}
+    for role, name in zip(self.ROLES, self.SPECIAL, strict=True):
+      if known[role] is None:
         raise UserError(f"tokenizer: a WordPiece vocabulary needs {name}")
-    super().__init__(tokenizer)
-    self.padding, self.unknown, self.start, self.end, self.mask = self._known_ids(*self.SPECIAL)
+    super().__init__(tokenizer, known["cls"], (known["sep"],), **known)
+    self.padding, self.unknown, self.mask = known["pad"], known["unk"], known["mask"]
 
   def token(self, number: int) -> str:
     """Returns the token of an id as in the vocabulary, empty without one; `##` continues a word."""
@@ -118,28 +121,3 @@ def _train_sentencepiece(texts: Iterable[str], size: int, model: str) -> Sentenc
   except RuntimeError as error:
     raise UserError(f"tokenizer: SentencePiece cannot train {size} pieces: {error}") from error
   return SentencePiece(model_file.getvalue())
-
-
-def load_vocabulary(file: epath.Path) -> WordPiece:
-  """Returns the WordPiece tokenizer of vocab.txt.
-
-  Uncased if the tokenizer_config.json beside it sets do_lower_case; if that does not set it, unless a token has a
-  capital.
-  """
-  tokens = file.read_text(encoding="utf-8").splitlines()
-  lowercase = not any(token.lower() != token for token in tokens if not token.startswith("["))
-  settings = file.parent / "tokenizer_config.json"
-  if settings.exists():
-    lowercase = json.loads(settings.read_text()).get("do_lower_case", lowercase)
-  return WordPiece.of(tokens, lowercase)
-
-
-def load_json(file: epath.Path) -> BPE:
-  """Returns the tokenizer of a tokenizer.json of the `tokenizers` library."""
-  tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
-  return WordPiece(tokenizer) if isinstance(tokenizer.model, tokenizers.models.WordPiece) else BPE(tokenizer)
-
-
-def load_sentencepiece(file: epath.Path) -> SentencePiece:
-  """Returns the tokenizer of a SentencePiece model."""
-  return SentencePiece(file.read_bytes())

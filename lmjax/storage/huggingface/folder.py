@@ -16,6 +16,7 @@ from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
 from lmjax.storage.huggingface.save import bare, save
+from lmjax.storage.huggingface.sentence import transformer_folder
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.encode import Encode
@@ -31,7 +32,8 @@ class HuggingFaceFolder(SavedModel):
 
   def __init__(self, path: epath.PathLike, step: int | None = None):
     refuse_step(path, step)
-    self.path = epath.Path(path)
+    self.folder = epath.Path(path)
+    self.path = transformer_folder(self.folder)
 
   @functools.cached_property
   def _tensors(self):
@@ -89,7 +91,7 @@ class HuggingFaceFolder(SavedModel):
   def save(cls, folder: epath.PathLike, source: SavedModel, with_tokenizer: bool = True) -> None:
     """Writes a saved model as a Hugging Face folder; from another such folder, one layer is in memory at a time.
 
-    Settings and tokenizer files of a Hugging Face folder are kept as they are.
+    Settings, tokenizer, chat templates and the modules of sentence-transformers are kept as they are.
 
     Raises:
       UserError: the model has no Hugging Face equivalent, or the folder is not empty.
@@ -101,7 +103,8 @@ class HuggingFaceFolder(SavedModel):
       {"heads": {}} | params,
       tokenizer=source.tokenizer if with_tokenizer and not is_same else None,
       settings=source.config if is_same else None,
-      files=source.path if is_same and with_tokenizer else None,
+      files=source.folder if isinstance(source, cls) else None,
+      with_tokenizer=with_tokenizer,
     )
 
 

@@ -1,5 +1,6 @@
 """Reads a Hugging Face folder: config.json, tensors and tokenizer files."""
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Iterator
@@ -13,6 +14,8 @@ from flax import traverse_util
 
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.pretrained import read_template
+from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
 from lmjax.models import encoder, encoder_decoder
 from lmjax.storage import safetensors
@@ -130,17 +133,12 @@ def load(folder: epath.PathLike) -> Loaded:
   if unused:
     names = ", ".join(sorted(unused)[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
     raise UserError(f"{folder}: the model does not use the tensors {names}")
-  tokenizer: Any = _load_tokenizer(folder)  # a Tokenizer, or None; its start is read-only in some classes
+  tokenizer: Any = _load_tokenizer(folder, config.vocabulary)
   if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
-    tokenizer.start = _start_token(settings, config.vocabulary, folder)
+    with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
+      tokenizer.start = Settings(folder).decoder_start(config.vocabulary)
   tree = {"heads": {}} | traverse_util.unflatten_dict(params, sep="/")
   return Loaded(family.module(config), tree, tokenizer, settings, family)
-
-
-def _start_token(settings: dict[str, Any], vocabulary: int, folder: epath.Path) -> int:
-  fields = Fields(settings, folder / "config.json")
-  pad = fields.integer("pad_token_id", 0, most=vocabulary - 1)
-  return fields.integer("decoder_start_token_id", pad, most=vocabulary - 1)
 
 
 def _classes(settings: dict[str, Any], folder: epath.Path) -> list[str]:
@@ -272,5 +270,20 @@ class _Reader:
     return array if number is None else array[number]
 
 
-def _load_tokenizer(folder: epath.Path) -> Tokenizer | None:
-  return registry.load(folder) if any((folder / name).exists() for name in TOKENIZERS) else None
+def _load_tokenizer(folder: epath.Path, rows: int) -> Tokenizer | None:
+  """Returns a folder's tokenizer with what surrounds a string; None where there is none.
+
+  Raises:
+    UserError: it has ids beyond the rows of the embedding.
+  """
+  if not any((folder / name).exists() for name in TOKENIZERS):
+    return None
+  tokenizer: Any = registry.load(folder)
+  if tokenizer.size > rows:
+    raise UserError(
+      f"{folder}: the tokenizer has {tokenizer.size:,} ids, but the model's vocabulary has {rows:,}; "
+      "resize the embedding, or use the tokenizer that belongs to the model"
+    )
+  if template := read_template(folder, tokenizer):
+    tokenizer.template = template
+  return tokenizer

@@ -10,10 +10,11 @@ import numpy as np
 from etils import epath
 from flax import linen as nn
 
-from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.models import encoder, encoder_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
+from lmjax.storage.huggingface.companions import companions
 from lmjax.storage.huggingface.families import FAMILIES, Family
 from lmjax.storage.huggingface.load import LABELS, axis_sizes, depth_of
 from lmjax.storage.huggingface.weights import WeightMap, arrange, hf_shape, unembedding
@@ -21,23 +22,20 @@ from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-TOKENIZER_FILES = (
-  "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-  "spiece.model", "tokenizer.model", "added_tokens.json", "generation_config.json",
-)  # fmt: skip
 TIES = ("tie_word_embeddings", "scale_decoder_outputs")
 
 
 def save(
   folder: epath.PathLike, model: nn.Module, params: Tree, tokenizer: Tokenizer | None = None,
-  settings: dict[str, Any] | None = None, files: epath.PathLike | None = None,
+  settings: dict[str, Any] | None = None, files: epath.PathLike | None = None, with_tokenizer: bool = True,
 ) -> None:  # fmt: skip
   """Writes a model as a Hugging Face folder, one tensor at a time; the folder appears when it is complete.
 
   Args:
     params: {"model": ..., "heads": {...}} of anything that is indexed by layer: arrays, LazyTensor.
     settings: the config.json of the folder that the model comes from; keys that follow from the model replace its own.
-    files: a folder whose tokenizer files are copied; `tokenizer` is then not used.
+    files: a folder whose other files are copied, those of its tokenizer and of sentence-transformers; `tokenizer` is
+      then not used. with_tokenizer: whether the tokenizer's files are among them.
 
   Raises:
     UserError: the model has no Hugging Face equivalent, or the folder is not empty or cannot be written.
@@ -61,11 +59,11 @@ def save(
       part.mkdir(parents=True, exist_ok=True)
       safetensors.write(part / "model.safetensors", shapes, (make() for _, _, make in tensors))
       (part / "config.json").write_text(json.dumps(hf, indent=2))
-      for name in TOKENIZER_FILES if files else ():
-        if (epath.Path(files) / name).exists():
-          (epath.Path(files) / name).copy(part / name)
+      for name, file in companions(files, with_tokenizer).items() if files else ():
+        (part / name).parent.mkdir(parents=True, exist_ok=True)
+        (part / name).write_bytes(file.encode() if isinstance(file, str) else file.read_bytes())
       if tokenizer is not None:
-        template = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "")
+        template = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "start")
         tokenizer_files.write(part, tokenizer, template)
       if folder.exists():
         folder.rmdir()
@@ -96,7 +94,8 @@ def _write_config(
     hf |= {"id2label": {str(i): name for i, name in enumerate(names)}}
     hf |= {"label2id": {name: i for i, name in enumerate(names)}}
   if tokenizer is not None:
-    hf |= {"bos_token_id": tokenizer.start, "eos_token_id": tokenizer.end}
+    ends = ends_of(tokenizer)
+    hf |= {"bos_token_id": tokenizer.start, "eos_token_id": list(ends) if len(ends) > 1 else tokenizer.end}
     hf |= {"decoder_start_token_id": tokenizer.start} if isinstance(config, encoder_decoder.Config) else {}
   return hf
 

@@ -7,15 +7,16 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
+from lmjax.data.tokenizers import spiece
 from lmjax.data.tokenizers.base import Bytes, Tokenizer
 from lmjax.data.tokenizers.bpe import BPE, END
 from lmjax.data.tokenizers.characters import Characters
 from lmjax.data.tokenizers.sentinels import Sentinels
+from lmjax.data.tokenizers.special import A, B, Template, prefix
 from lmjax.data.tokenizers.subword import SentencePiece
 from lmjax.data.tokenizers.words import PATTERNS, Words
 from lmjax.utils.errors import UserError
 
-UNIGRAM, BPE_MODEL = 1, 2  # types of SentencePiece models
 ADVICE = "--without_tokenizer writes the model without its tokenizer"
 PROBE = (
   "The quick brown fox,  it's 1234567890 times;\nnaïve façade π ≈ 3.14159 ﬁne №5 日本語 🙂 \t a<b & c_d ",
@@ -31,7 +32,8 @@ def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
   """Writes a tokenizer so that transformers encodes with the same ids.
 
   Args:
-    template: the special tokens around a sequence: "pair" [CLS] a [SEP] b [SEP], "source" an end after each, "" none.
+    template: the special tokens around a sequence: "pair" [CLS] a [SEP] b [SEP], "source" an end after each, "start" a
+      start before it, "" none. A tokenizer that came from a folder keeps what that says.
 
   Raises:
     UserError: the kind of tokenizer is not known, or the written form would give other ids.
@@ -40,9 +42,13 @@ def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
   for text in PROBE:
     if fast.encode(text, add_special_tokens=False).ids != list(map(int, tokenizer.encode(text))):
       raise UserError(f"the tokenizer has no transformers equivalent: {text!r} would get other ids; {ADVICE}")
-  names = {"bos": fast.id_to_token(tokenizer.start), "eos": fast.id_to_token(tokenizer.end)}
+  special = {"bos": tokenizer.start, "eos": tokenizer.end}
+  names = {role: None if number is None else fast.id_to_token(number) for role, number in special.items()}
   names |= {role: next((n for n in known if fast.token_to_id(n) is not None), None) for role, known in ROLES.items()}
-  if template == "pair" and names["cls"] and names["sep"]:
+  own: Template | None = getattr(tokenizer, "template", None)
+  if own is not None or (template == "start" and names["bos"]):
+    fast.post_processor = _processor(own or prefix([tokenizer.start]), fast)
+  elif template == "pair" and names["cls"] and names["sep"]:
     fast.post_processor = processors.BertProcessing(*((names[r], fast.token_to_id(names[r])) for r in ("sep", "cls")))
   elif template == "source":
     end = names["eos"]
@@ -53,6 +59,17 @@ def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
   settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
   (folder / "tokenizer.json").write_text(fast.to_str(pretty=True))
   (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+
+
+def _processor(template: Template, fast: tokenizers.Tokenizer) -> processors.TemplateProcessing:
+  """Returns the post-processor of a template."""
+  names = {number: str(fast.id_to_token(number)) for number, _ in template.pair + template.single if number >= 0}
+  single, pair = (
+    [f"{ {A: '$A', B: '$B'}.get(number) or names[number] }:{token_type}" for number, token_type in pieces]
+    for pieces in (template.single, template.pair)
+  )
+  special = [(name, number) for number, name in names.items()]
+  return processors.TemplateProcessing(single=single, pair=pair, special_tokens=special)
 
 
 def convert(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
@@ -102,22 +119,9 @@ def _words(tokenizer: Words) -> tokenizers.Tokenizer:
 
 
 def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
-  from sentencepiece import sentencepiece_model_pb2  # needs protobuf
-
-  proto = sentencepiece_model_pb2.ModelProto.FromString(tokenizer.model)  # type: ignore[attr-defined]  # made at import
-  trainer, text = proto.trainer_spec, proto.normalizer_spec
-  pieces = [(piece.piece, piece.score) for piece in proto.pieces]
-  if trainer.model_type == UNIGRAM:
-    model = models.Unigram(pieces, trainer.unk_id, trainer.byte_fallback)
-  elif trainer.model_type == BPE_MODEL:
-    vocabulary = {piece: i for i, (piece, _) in enumerate(pieces)}
-    unknown = pieces[trainer.unk_id][0]
-    model = models.BPE(
-      vocabulary, _merges(pieces, vocabulary), unk_token=unknown, fuse_unk=True, byte_fallback=trainer.byte_fallback
-    )
-  else:
-    raise UserError(f"SentencePiece word and character models have no transformers equivalent; {ADVICE}")
-  fast = tokenizers.Tokenizer(model)
+  proto = spiece.parse(tokenizer.model)
+  fast = tokenizers.Tokenizer(spiece.model_of(proto))
+  text = proto.normalizer_spec
   charsmap = text.precompiled_charsmap
   steps: list[normalizers.Normalizer] = [normalizers.Precompiled(charsmap)] if charsmap else []
   if text.remove_extra_whitespaces:
@@ -127,18 +131,8 @@ def _sentencepiece(tokenizer: SentencePiece) -> tokenizers.Tokenizer:
   fast.decoder = decoders.Sequence(
     [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
   )
-  special = [piece.piece for piece in proto.pieces if piece.type == piece.CONTROL]
-  return _with_special(fast, *special, *([END] if tokenizer.end == len(pieces) else []))
-
-
-def _merges(pieces: list[tuple[str, float]], vocabulary: dict[str, int]) -> list[tuple[str, str]]:
-  """Returns the merges, which a SentencePiece model does not list: every split of a piece in two, by its score."""
-  merges = []
-  for piece, score in pieces:
-    cuts = [(piece[:i], piece[i:]) for i in range(1, len(piece))]
-    cuts = [cut for cut in cuts if cut[0] in vocabulary and cut[1] in vocabulary]
-    merges += [(score, cut) for cut in sorted(cuts, key=lambda cut: (vocabulary[cut[0]], vocabulary[cut[1]]))]
-  return [cut for _, cut in sorted(merges, key=lambda scored: -scored[0])]
+  special = [piece.piece for piece in proto.pieces if piece.type == spiece.CONTROL]
+  return _with_special(fast, *special, *([END] if tokenizer.end == len(proto.pieces) else []))
 
 
 def _sentinels(tokenizer: Sentinels) -> tokenizers.Tokenizer:
