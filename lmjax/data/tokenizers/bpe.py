@@ -1,15 +1,16 @@
 """Byte-level byte-pair encoding with the `tokenizers` library."""
 
-import json
 from collections.abc import Iterable, Sequence
 
 import tokenizers
 from etils import epath
 
 from lmjax.data.tokenizers.base import Tokenizer, write_file
+from lmjax.utils import files
 from lmjax.utils.errors import UserError
 
 END = "<|endoftext|>"
+LARGEST_ID = 2**24
 
 
 class BPE:
@@ -70,15 +71,17 @@ def load_merges(vocabulary: epath.Path, merges: epath.Path) -> BPE:
   """Returns the tokenizer of a vocabulary, a JSON file, and of merges, a file with two tokens in each line.
 
   Raises:
-    UserError: a line of the merges is malformed.
+    UserError: an id is none, or given twice, or a line of the merges is malformed.
   """
-  pairs = [
-    tuple(line.split(" ")) for line in merges.read_text().split("\n") if line and not line.startswith("#version")
-  ]
+  ids = files.read_json(vocabulary)
+  if not all(type(i) is int and 0 <= i < LARGEST_ID for i in ids.values()) or len(set(ids.values())) < len(ids):
+    raise UserError(f"{vocabulary} must give each token an id of its own, a whole number below {LARGEST_ID:,}")
+  lines = files.read_text(merges).split("\n")
+  pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
   if any(len(pair) != 2 for pair in pairs):
     malformed = next(" ".join(pair) for pair in pairs if len(pair) != 2)
     raise UserError(f"tokenizer: the merge {malformed!r} is not two tokens separated by a space")
-  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(json.loads(vocabulary.read_text()), pairs))
+  tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(ids, pairs))
   tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
   tokenizer.decoder = tokenizers.decoders.ByteLevel()
   tokenizer.add_special_tokens([END])

@@ -1,15 +1,17 @@
 """Subword tokenizers: BERT's WordPiece, and SentencePiece (unigram and BPE)."""
 
 import io
-import json
 from collections.abc import Iterable, Sequence
 
 import sentencepiece
 import tokenizers
 from etils import epath
 
+from lmjax.data.tokenizers.base import write_file
 from lmjax.data.tokenizers.bpe import BPE
+from lmjax.utils import files
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 
 
 class WordPiece(BPE):
@@ -53,9 +55,13 @@ class SentencePiece:
 
   def __init__(self, model: bytes):
     self.model = model
+    if not model:  # which the library takes for no model yet, and logs an error whenever it is asked for anything
+      raise UserError("tokenizer: the SentencePiece model is empty")
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     size = self._processor.get_piece_size()
     end, start = self._processor.eos_id(), self._processor.bos_id()
+    if size < 1 or max(end, start) >= size:
+      raise UserError(f"tokenizer: the SentencePiece model has {size} pieces, start {start} and end {end}")
     self.size = size if end >= 0 else size + 1  # a model without an end token gets one after its pieces
     self.end = end if end >= 0 else size
     self.start = start if start >= 0 else self.end
@@ -71,9 +77,7 @@ class SentencePiece:
     return self._processor.decode([int(i) for i in ids if i < size and i not in (self.start, self.end)])
 
   def save(self, folder: epath.PathLike) -> None:
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(self.model)
+    write_file(folder, "tokenizer.model", self.model)
 
   def __reduce__(self):
     return SentencePiece, (self.model,)
@@ -126,20 +130,20 @@ def load_vocabulary(file: epath.Path) -> WordPiece:
   Uncased if the tokenizer_config.json beside it sets do_lower_case; if that does not set it, unless a token has a
   capital.
   """
-  tokens = file.read_text(encoding="utf-8").splitlines()
+  tokens = files.read_text(file).splitlines()
   lowercase = not any(token.lower() != token for token in tokens if not token.startswith("["))
   settings = file.parent / "tokenizer_config.json"
   if settings.exists():
-    lowercase = json.loads(settings.read_text()).get("do_lower_case", lowercase)
+    lowercase = Fields(files.read_json(settings), settings).boolean("do_lower_case", lowercase)
   return WordPiece.of(tokens, lowercase)
 
 
 def load_json(file: epath.Path) -> BPE:
   """Returns the tokenizer of a tokenizer.json of the `tokenizers` library."""
-  tokenizer = tokenizers.Tokenizer.from_str(file.read_text())
+  tokenizer = tokenizers.Tokenizer.from_str(files.read_text(file))
   return WordPiece(tokenizer) if isinstance(tokenizer.model, tokenizers.models.WordPiece) else BPE(tokenizer)
 
 
 def load_sentencepiece(file: epath.Path) -> SentencePiece:
   """Returns the tokenizer of a SentencePiece model."""
-  return SentencePiece(file.read_bytes())
+  return SentencePiece(files.read_bytes(file))
