@@ -77,7 +77,7 @@ def shards(index: epath.Path) -> list[epath.Path]:
     UserError: the index cannot be read, points outside its folder, or names a missing file.
   """
   weights = Fields(files.read_json(index), index).section("weight_map")
-  paths = [files.inside(index.parent, name) for name in sorted({weights.text(key) for key in weights.values})]
+  paths = sorted({files.inside(index.parent, name) for name in weights.values.values()})
   for path in paths:
     if path.is_dir() or not path.exists():
       raise UserError(f"{index} names {path.name}, which is missing")

@@ -112,7 +112,7 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
       splits = fields.section("splits")
       for split in splits.values:
         for shard in splits.sequence(split, dict):
-          check_shard(Fields(shard, "index.json", f"splits.{split}."))
+          check_shard(folder, Fields(shard, "index.json", f"splits.{split}."))
   except UserError as error:
     raise UserError(f"data: {folder / 'index.json'} is corrupt: {error}; prepare the folder again") from error
   if version != VERSION:
@@ -120,9 +120,9 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
   return fields.values
 
 
-def check_shard(shard: Fields) -> dict[str, Any]:
+def check_shard(folder: epath.Path, shard: Fields) -> dict[str, Any]:
   """Returns the entry of a shard in an index, whose values are what they must be."""
-  shard.text("file"), shard.text("sha256")
+  inside(folder, shard.get("file", None)), shard.text("sha256")
   check_counts(shard, ("size", "documents", "tokens", "bytes"))
   return shard.values
 

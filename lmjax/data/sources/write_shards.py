@@ -162,7 +162,7 @@ class _Writer:
       self.counts |= check_counts(saved.section("counts"), COUNTS)
       self.read_before = self.counts["read"]
       for split in self.splits:
-        self.splits[split].append(check_shard(saved.section("shards").section(split)))
+        self.splits[split].append(check_shard(self.folder, saved.section("shards").section(split)))
     for path in sorted(self.folder.glob("*.keys")):
       if int(path.stem) < len(self.splits["train"]):
         raw = path.read_bytes()
