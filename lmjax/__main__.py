@@ -6,13 +6,15 @@ import sys
 if __name__ == "__main__" and sys.path[:1] == [os.getcwd()] and not sys.flags.safe_path:
   sys.path.append(sys.path.pop(0))  # `python -m` puts it first, and a json.py or a jax.py in it would be imported
 
+import contextlib
 import glob
 import importlib
 import shlex
 import traceback
+import warnings
 
 from lmjax.utils import trust
-from lmjax.utils.errors import LONGEST, UserError, did_you_mean, one_line
+from lmjax.utils.errors import LONGEST, UserError, did_you_mean, one_line, reason
 from lmjax.utils.memory import keep_memory
 
 ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/dxg")  # TPUs, NVIDIA, AMD, WSL
@@ -52,25 +54,34 @@ def main(arguments: list[str] | None = None) -> int:
   everything = [trust.ALL] if trust.ALL in arguments else []
   try:
     with trust.trusting(*everything):
-      return _run([a for a in arguments if a not in ("--traceback", trust.ALL)])
-  except UserError as error:
-    if show:
-      traceback.print_exc()
-    again = f": {shlex.join(['lmjax', *arguments, trust.ALL])}" if isinstance(error, trust.UntrustedError) else ""
-    print(f"lmjax: {error}{one_line(again, LONGEST)}", file=sys.stderr)
-    return 2
-  except FloatingPointError as error:  # of --debug_nans
-    if show:
-      traceback.print_exc()
-    reason = str(error).strip().splitlines()[0]
-    print(f"lmjax: {reason}; --traceback shows where", file=sys.stderr)
-    return 2
+      code = _run([a for a in arguments if a not in ("--traceback", trust.ALL)])
+    sys.stdout.flush()
+    return code
   except KeyboardInterrupt:
     print("lmjax: interrupted", file=sys.stderr)
     return 130
   except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _close_stdout()
     return 0
+  except (UserError, FloatingPointError, OSError) as error:
+    if show:
+      traceback.print_exc()
+    message, again = str(error), ""
+    if isinstance(error, trust.UntrustedError):
+      again = one_line(f": {shlex.join(['lmjax', *arguments, trust.ALL])}", LONGEST)
+    if isinstance(error, FloatingPointError):  # of --debug_nans
+      message = f"{reason(error)}; --traceback shows where"
+    elif isinstance(error, OSError):  # of a file that no other message names, or of standard output on a full disk
+      message = f"{error.filename or 'standard output, or a file,'} cannot be used: {reason(error)}"
+      _close_stdout()
+    print(f"lmjax: {one_line(message, LONGEST)}{again}", file=sys.stderr)
+    return 2
+
+
+def _close_stdout() -> None:
+  """Drops what standard output did not take, which Python would try to write again at the end."""
+  with contextlib.suppress(OSError, ValueError):
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _prepare_process(command: list[str]) -> None:
@@ -89,6 +100,10 @@ def _run(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     print(USAGE.format(commands="\n".join(f"  {name:<11}{summary}" for name, summary in COMMANDS.items())))
     return 0
+  try:
+    "".join(arguments).encode()
+  except UnicodeEncodeError as error:
+    raise UserError(f"the arguments are not UTF-8: {' '.join(arguments)}") from error
   command, *arguments = arguments
   if command not in COMMANDS:
     raise UserError(f"no command {command!r}{did_you_mean(command, COMMANDS)}")
@@ -133,6 +148,8 @@ def _prepare_jax(debug_nans: bool) -> None:
     cache = os.path.join(os.environ.get("XDG_CACHE_HOME", os.path.expanduser("~/.cache")), "lmjax", "xla")
     jax.config.update("jax_compilation_cache_dir", cache)
   jax.config.update("jax_debug_nans", debug_nans)
+  # A full disk, or what one left: the command compiles instead.
+  warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
 
 
 if __name__ == "__main__":

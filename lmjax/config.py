@@ -22,7 +22,7 @@ from etils import epath
 from flax import linen as nn
 from ml_collections import ConfigDict
 
-from lmjax.utils import names, trust
+from lmjax.utils import files, names, trust
 from lmjax.utils.errors import UserError, did_you_mean
 
 FORMAT = 3  # of config.json; the first had no number
@@ -97,7 +97,7 @@ def load(reference: str, overrides: dict[str, str] | None = None) -> dict[str, A
     known = [str(p) for p in epath.Path("configs").glob("*.py")] if epath.Path("configs").exists() else []
     raise UserError(f"config: no file {path}{did_you_mean(path, known)}")
   if file.suffix == ".json":
-    config = json.loads(file.read_text())
+    config = files.read_json(file)
   else:
     spec = importlib.util.spec_from_file_location("lmjax_config", file)
     module = importlib.util.module_from_spec(spec)
@@ -124,8 +124,8 @@ def upgrade(config: dict[str, Any], where: str, edited: bool = False) -> dict[st
     UserError: a newer format than this version knows, an unknown or a missing section.
   """
   version = config.get("format", 1)
-  if not isinstance(version, int) or version > FORMAT:
-    raise UserError(f"{where} has format {version}, this lmjax reads up to {FORMAT}: install a newer lmjax")
+  if type(version) is not int or not 0 < version <= FORMAT:
+    raise UserError(f"{where} has format {version!r}, this lmjax reads up to {FORMAT}: install a newer lmjax")
   config = {key: value for key, value in config.items() if key != "format"}
   # The table of older names is loaded, as a format of saved models is, only for what may have them: an older config, or
   # one that a person wrote, which has no number. The runs of this version do not import it.
@@ -138,6 +138,8 @@ def upgrade(config: dict[str, Any], where: str, edited: bool = False) -> dict[st
   for key, value in config.items():
     if value is None:
       raise UserError(f"config.{key} is missing from {where}")
+    if key not in ("seed", "steps", "batch", "rules") and not isinstance(value, dict):
+      raise UserError(f"config.{key} is a section with keys of its own, not {value!r}")
   return config
 
 

@@ -23,7 +23,7 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters
 from lmjax.state import Loaded, TrainState, make_frozen, make_init, named_parameters, with_models
 from lmjax.tasks.base import Base, FrozenModel
-from lmjax.utils import trust
+from lmjax.utils import files, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -149,6 +149,8 @@ def build(
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
   evals = dict(settings["evals"])
   every = evals.pop("every", 0)
+  if type(every) is not int or every < 0:
+    raise UserError(f"config.evals.every is a whole number of at least 0, not {every!r}")
   return Experiment(
     seed=settings["seed"],
     steps=settings["steps"],
@@ -167,6 +169,10 @@ def build(
   )
 
 
+class CorruptConfig(UserError):
+  """The config.json of a run folder cannot be read."""
+
+
 def load_config(workdir: epath.PathLike, given: dict[str, Any] | None = None) -> dict[str, Any]:
   """Returns the config of a run folder, in the names of this version.
 
@@ -174,16 +180,17 @@ def load_config(workdir: epath.PathLike, given: dict[str, Any] | None = None) ->
     given: the config of the user that it will be compared with, see `trust.mark`.
 
   Raises:
-    UserError: the folder is not a run folder, was written by a newer version, or names what only a trusted one may.
+    UserError: the folder is not a run folder, was written by a newer version, is corrupt, or names what only a trusted
+      one may.
   """
   file = epath.Path(workdir) / "config.json"
   trust.check_links(workdir)
   if not file.exists():
     raise UserError(f"{workdir} is not a run folder: it has no config.json; train first, or choose another --workdir")
   try:
-    settings = json.loads(file.read_text())
-  except json.JSONDecodeError as error:
-    raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
+    settings = files.parse_json(files.read_bytes(file))
+  except ValueError as error:
+    raise CorruptConfig(f"{file} {error}; to write that of a run again, repeat its lmjax train command") from error
   return trust.mark(config.upgrade(settings, str(file)), file, given and trust.named(given))
 
 
@@ -191,15 +198,20 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
   """Writes config and tokenizer into a run folder, or checks them against those in it.
 
   The number of steps, and how often things are logged, evaluated and saved, may change when a run resumes; its data may
-  if config.data.version is raised; the path of `start` may if its weights are the same.
+  if config.data.version is raised; the path of `start` may if its weights are the same. A corrupt
+  config.json is kept under another name and written again.
 
   Raises:
     UserError: the folder belongs to another config.
   """
-  workdir.mkdir(parents=True, exist_ok=True)
+  files.make_folder(workdir)
   trust.check_links(workdir)  # files are written, too
-  if (workdir / "config.json").exists():
-    before = load_config(workdir, settings)
+  file, before, corrupt = workdir / "config.json", None, None
+  try:
+    before = load_config(workdir, settings) if file.exists() else None
+  except CorruptConfig as error:
+    corrupt = error
+  if before:
     free = ["steps", "evals", "checkpoint", "log", "mesh", "rules"]
     advice = "choose another --workdir, or give the same config to resume"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):
@@ -214,9 +226,16 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
         raise UserError(f"{workdir} holds a run of another config: {_difference(key, was, now)}; {advice}")
   hosts.wait_for_all("config read")
   if jax.process_index() == 0:
+    if corrupt:
+      kept = file.with_name("config.json.corrupt")
+      logs.console.print(f"{file} {corrupt.__cause__}; it is written again, and kept as {kept}", markup=False)
+      with files.writing(kept):
+        file.replace(kept)
+    # The config first: a tokenizer in a folder without one would be taken for that of any other config.
+    files.write(file, json.dumps({"format": config.FORMAT} | settings, indent=2))
     if not (workdir / "tokenizer").exists():
-      tokenizer.save(workdir / "tokenizer")
-    (workdir / "config.json").write_text(json.dumps({"format": config.FORMAT} | settings, indent=2))
+      with files.new_folder(workdir / "tokenizer") as folder:
+        tokenizer.save(folder)
   hosts.wait_for_all("config written")
 
 

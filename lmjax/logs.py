@@ -13,7 +13,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax.data.sources.base import BadRecord
-from lmjax.utils.errors import UserError
+from lmjax.utils import files
+from lmjax.utils.errors import UserError, one_line
+
+FLUSH_SECONDS = 30  # between writes of the TensorBoard file
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -66,13 +69,11 @@ class Log:
     self._skipped = 0  # number of skipped records in debug.log
     if not self._enabled:
       return
-    self._write(self._lines, "metrics.jsonl")
-    if settings.tensorboard and "://" not in str(workdir):
-      from tensorboardX import SummaryWriter
-
-      self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=first + 1)
+    files.write(workdir / "metrics.jsonl", "".join(map(_line, self._lines)))
     if settings.wandb:
       self._wandb = _start_wandb(settings.wandb, workdir, config)
+    if settings.tensorboard and not files.is_remote(workdir):
+      self._tensorboard = _TensorBoard(workdir / "tensorboard", first)
     self._progress = Progress(
       TextColumn("step {task.completed}/{task.total}"),
       BarColumn(),
@@ -95,19 +96,18 @@ class Log:
       return
     line = {"step": step, **metrics}
     self._lines.append(line)
-    self._write([line], "metrics.jsonl", append=True)
-    for key, value in metrics.items():
-      if self._tensorboard:
-        self._tensorboard.add_scalar(key, value, step)
+    files.append(self.workdir / "metrics.jsonl", _line(line))
+    if self._tensorboard:
+      self._tensorboard.write(step, metrics)
     if self._wandb:
       self._wandb.log(metrics, step=step)
 
   def skipped_records(self, skipped: list[BadRecord]) -> None:
     """Appends to debug.log a line for each record skipped since the last call; `skipped` are all of this run."""
     if self._enabled and len(skipped) > self._skipped:
-      with (self.workdir / "debug.log").open("a") as file:
-        file.writelines(f"skipped {record.where}: {record.why}\n" for record in skipped[self._skipped :])
-      self._skipped = len(skipped)
+      new, self._skipped = skipped[self._skipped :], len(skipped)
+      lines = (one_line(f"skipped {record.where}: {record.why}", 2000) + "\n" for record in new)
+      files.append(self.workdir / "debug.log", "".join(lines))
 
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
@@ -117,7 +117,7 @@ class Log:
   def summary(self, values: dict[str, Any]) -> None:
     """Writes summary.json and loss.png."""
     if self._enabled:
-      (self.workdir / "summary.json").write_text(json.dumps(values, indent=2) + "\n")
+      files.write(self.workdir / "summary.json", json.dumps(values, indent=2) + "\n")
       plot(self._lines, self.workdir)
 
   def close(self) -> None:
@@ -129,19 +129,50 @@ class Log:
     if self._wandb:
       self._wandb.finish()
 
-  def _write(self, lines: list[dict], name: str, append: bool = False) -> None:
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    with (self.workdir / name).open("a" if append else "w") as file:
-      file.write(text)
+
+class _TensorBoard:
+  """Scalars for TensorBoard. tensorboardX writes them in a thread, for which a run waits forever at a full disk."""
+
+  def __init__(self, folder: epath.Path, first: int):
+    from tensorboardX.event_file_writer import EventsWriter
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+
+    files.make_folder(folder)
+    self._folder, self._event, self._scalar = folder, Event, scalar
+    self._flushed = time.monotonic()
+    with files.writing(folder):
+      self._writer = EventsWriter(str(folder / "events"))
+      # Hides what an interrupted run logged after the step at which this one starts.
+      self._writer.write_event(Event(step=first + 1, session_log=SessionLog(status=SessionLog.START)))
+
+  def write(self, step: int, metrics: dict[str, float]) -> None:
+    """Writes the metrics of a step, and from time to time to the disk."""
+    with files.writing(self._folder):
+      for key, value in metrics.items():
+        self._writer.write_event(self._event(wall_time=time.time(), step=step, summary=self._scalar(key, value)))
+      if time.monotonic() > self._flushed + FLUSH_SECONDS:
+        self._writer.flush()
+        self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    """Closes the file; what a full disk keeps of it is in metrics.jsonl."""
+    with contextlib.suppress(OSError):
+      self._writer.close()
+
+
+def _line(values: dict[str, float]) -> str:
+  return json.dumps(values) + "\n"
 
 
 def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
-  """Returns the lines of a run's metrics.jsonl, without an incomplete last one."""
-  file = workdir / "metrics.jsonl"
-  lines = []
-  for text in file.read_text().splitlines() if file.exists() else []:
-    with contextlib.suppress(json.JSONDecodeError):
-      lines.append(json.loads(text))
+  """Returns the lines of a run's metrics.jsonl, without those that a kill or a full disk left incomplete."""
+  file, lines = workdir / "metrics.jsonl", []
+  for text in files.read_bytes(file).splitlines() if file.exists() else []:
+    with contextlib.suppress(ValueError):
+      line = files.parse_json(text)
+      if type(line.get("step")) is int and all(type(value) in (int, float) for value in line.values()):
+        lines.append(line)
   return lines
 
 
@@ -155,11 +186,12 @@ def plot(lines: list[dict[str, float]], workdir: epath.Path) -> None:
     points = [(line["step"], line[key]) for line in lines if key in line]
     if points:
       axes.plot(*zip(*points, strict=True), style, label=key.replace("_", " "), markersize=4, linewidth=1.2)
-  axes.set(xlabel="step", ylabel="loss (nats per token)", title=workdir.name)
+  axes.set(xlabel="step", ylabel="loss (nats per token)")
+  axes.set_title(workdir.name, parse_math=False)
   axes.grid(alpha=0.3)
   if axes.lines:
     axes.legend()
-  with (workdir / "loss.png").open("wb") as file:
+  with files.replacing(workdir / "loss.png") as file:
     figure.savefig(file, format="png", dpi=120)
 
 

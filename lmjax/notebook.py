@@ -10,7 +10,6 @@ Loading reads metadata only; parameters are read when a method needs them.
 
 import functools
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,6 +30,7 @@ from lmjax.inference.fill_mask import candidates
 from lmjax.inference.generate import Generator
 from lmjax.inference.table import Table
 from lmjax.layers.leaves import dense
+from lmjax.logs import read_metrics
 from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils.errors import UserError
@@ -111,17 +111,16 @@ class Run:
     figure, axes = _grid(len(arrays))
     for axis, (name, array) in zip(axes, arrays.items(), strict=False):
       axis.hist(np.asarray(array, np.float32).ravel(), bins=bins, color=COLOURS[0], log=True)
-      axis.set_title(name, fontsize=7)
+      axis.set_title(name, fontsize=7, parse_math=False)
     figure.supxlabel("value")
     figure.supylabel("count, log scale")
     return figure
 
   def curve(self, keys: Sequence[str] = ("train_loss", "validation_loss")) -> Figure:
     """Returns a plot of the metrics of a run over its steps."""
-    file = getattr(self.saved, "folder", self.path) / "metrics.jsonl"
-    if not file.exists():
+    lines = read_metrics(getattr(self.saved, "folder", self.path))
+    if not lines:
       raise UserError(f"{self.path} has no metrics.jsonl: it is not a run folder")
-    lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
     figure = Plot(figsize=(6, 4), layout="constrained")
     axis = figure.subplots()
     for key, colour in zip(keys, COLOURS, strict=False):
@@ -145,8 +144,8 @@ class Run:
     for axis, h in zip(axes, heads, strict=False):
       image = axis.imshow(weights_HxLxL[h], cmap="cividis", vmin=0, vmax=1)
       axis.set_title(f"layer {layer}, head {h}", fontsize=8)
-      axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6)
-      axis.set_yticks(range(len(labels)), labels, fontsize=6)
+      axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=6, parse_math=False)
+      axis.set_yticks(range(len(labels)), labels, fontsize=6, parse_math=False)
     figure.colorbar(image, ax=axes, label="attention weight", shrink=0.6)
     figure.supxlabel("attended to")
     figure.supylabel("token")

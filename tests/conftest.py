@@ -25,6 +25,7 @@ def pytest_configure(config):
 
 def pytest_addoption(parser):
   parser.addoption("--all", action="store_true", help="run the slow tests too")
+  parser.addoption("--fuzz", type=int, metavar="N", help="mutations of each format; default 24, with --all 300")
   parser.addoption("--fail-on-skip", action="store_true", help="count a skipped test as a failure")
 
 
@@ -49,6 +50,13 @@ def data():
   if not DATA.exists():
     pytest.skip(f"real data is not at {DATA}; set LMJAX_DATA to its folder")
   return DATA
+
+
+@pytest.fixture(scope="session")
+def fuzz(pytestconfig) -> int:
+  """How many mutations, or generated examples, of each format."""
+  number = pytestconfig.getoption("--fuzz")
+  return (300 if pytestconfig.getoption("--all") else 24) if number is None else number
 
 
 @pytest.fixture

@@ -55,9 +55,9 @@ def test_prompts_come_from_files(tmp_path):
   file = tmp_path / "prompts"
   file.write_text('plain\n\n{"prompt": "from JSON"}\n')
   assert read_prompts(file) == ["plain", "from JSON"]
-  for text, message in (("", "has no prompts"), ('{"text": 1}', ":1: not a JSON object with a 'prompt'")):
+  for text, message in (("", "has no prompts"), ('{"text": 1}', ":1: prompt is missing")):
     file.write_text(text)
     with pytest.raises(UserError, match=message):
       read_prompts(file)
-  with pytest.raises(UserError, match="cannot read"):
+  with pytest.raises(UserError, match="cannot be read"):
     read_prompts(tmp_path / "nowhere")

@@ -20,7 +20,7 @@ from lmjax.inference.embed import POOLINGS, Embedder, TokenizedText, chunks, mak
 from lmjax.inference.output import write_npz, write_npz_rows
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, reason
 
 CHUNK = 2048  # lines in memory at a time, batched by their length
 
@@ -70,11 +70,11 @@ def main(arguments: list[str]) -> int:
 def _read_lines(path: str) -> Iterator[str]:
   """Yields the lines of a file, one at a time."""
   try:
-    with epath.Path(path).open("r") as file:
+    with epath.Path(path).open("rb") as file:
       for line in file:
-        yield line.rstrip("\r\n")
+        yield line.decode().rstrip("\r\n")
   except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"embed: cannot read {path}: {error}") from error
+    raise UserError(f"embed: cannot read {path}: {reason(error)}") from error
 
 
 def _encode(embedder: Embedder, options: argparse.Namespace, groups) -> Iterator[list[TokenizedText]]:

@@ -5,10 +5,10 @@ lmjax evaluate --workdir runs/m30k --best --config.data.validation.sources=val.e
 lmjax evaluate --workdir path/to/hf-gpt2 --config configs/text.py:files='val/*.txt'
 """
 
+import contextlib
 import json
 
 import jax
-from etils import epath
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse_overrides
@@ -16,7 +16,8 @@ from lmjax.inference.evaluate import evaluate, make_evaluation
 from lmjax.inference.output import main_process_output
 from lmjax.logs import console
 from lmjax.parallel import processes
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, one_line
+from lmjax.utils.files import replacing
 
 FREE = ("data", "evals", "batch", "model", "mesh", "rules")  # sections that may differ from those of the run
 
@@ -34,12 +35,15 @@ def main(arguments: list[str]) -> int:
   for key in overrides:
     if key.split(".")[0] not in FREE:
       raise UserError(f"evaluate: --config.{key}: only the sections {', '.join(FREE)} may differ from the run's")
-  with processes.joined(), main_process_output():
+  with processes.joined(), main_process_output(), contextlib.ExitStack() as stack:
     loaded = storage.open(options.workdir, options.step).load(overrides=overrides, best=options.best)
     evaluation = make_evaluation(loaded, options.workdir, options.config, overrides)
+    output = options.output and jax.process_index() == 0
+    file = stack.enter_context(replacing(options.output)) if output else None  # found to be writable before the work
     metrics = evaluate(loaded, evaluation, options.only or ())
-    if options.output and jax.process_index() == 0:
-      epath.Path(options.output).write_text(json.dumps(metrics, indent=2))
+    if file:
+      file.write(json.dumps(metrics, indent=2).encode())
     for key, value in metrics.items():
-      console.print(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}", markup=False)
+      line = f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
+      console.print(one_line(line), markup=False)
   return 0

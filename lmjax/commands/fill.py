@@ -4,6 +4,7 @@ lmjax fill --workdir runs/bert "Jim made [MASK] for his girlfriend and [MASK] wa
 """
 
 from rich.table import Table
+from rich.text import Text
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
@@ -11,7 +12,7 @@ from lmjax.inference.fill_mask import MASK, candidates, mask_token
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, one_line
 
 
 def main(arguments: list[str]) -> int:
@@ -38,11 +39,11 @@ def main(arguments: list[str]) -> int:
 
 
 def _print(mask: str, text: str, predictions: list[list[tuple[str, float]]], filled: str) -> None:
-  table = Table(title=text, title_justify="left")
+  table = Table(title=Text(one_line(text)), title_justify="left")
   for number in range(len(predictions)):
     table.add_column(f"{mask} {number + 1}")
     table.add_column("p", justify="right")
   for row in zip(*predictions, strict=True):
-    table.add_row(*[cell for token, p in row for cell in (token, f"{p:.3f}")])
+    table.add_row(*[Text(one_line(cell)) for token, p in row for cell in (token, f"{p:.3f}")])
   console.print(table, markup=False)
-  console.print(filled, markup=False)
+  console.print(one_line(filled, len(filled) * 10), markup=False)

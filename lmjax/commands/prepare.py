@@ -114,5 +114,6 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     saved = path / "tokenizer"
     tokenizer = registry.load(saved) if path.is_dir() and saved.exists() else data.make_tokenizer()
   plot = path / "lengths.png" if path.is_dir() and os.access(path, os.W_OK) else None
+  plot = None if plot and os.path.islink(plot) else plot  # which would be written wherever it points
   for part in preview.preview(data, tokenizer, batch, seed, options.rows, options.tokens, plot):
     show(part) if isinstance(part, Table) else console.print(part, markup=False)

@@ -8,13 +8,12 @@ echo 12 7 99 | lmjax tokenizer decode --path my_tokenizer
 import argparse
 import sys
 
-from etils import epath
-
 from lmjax.commands.options import new_parser, parse
 from lmjax.data.sources import base, python_docs
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import registry
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import new_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -33,7 +32,10 @@ def main(arguments: list[str]) -> int:
   if not options.path:
     raise UserError(f"tokenizer {options.action}: --path is required, the folder of a tokenizer")
   tokenizer = registry.load(options.path)
-  text = " ".join(options.text) if options.text else sys.stdin.read()
+  try:
+    text = " ".join(options.text) if options.text else sys.stdin.buffer.read().decode()
+  except UnicodeDecodeError as error:
+    raise UserError(f"tokenizer {options.action}: the text is not UTF-8") from error
   if options.action == "encode":
     print(*tokenizer.encode(text))
     return 0
@@ -52,7 +54,8 @@ def _train(options: argparse.Namespace) -> int:
   if not options.output:
     raise UserError("tokenizer train: --output is required, the folder to write")
   source = TextFiles(tuple(options.files)) if options.files else python_docs.PythonDocs()
-  tokenizer = registry.train(options.algorithm, base.texts(source), options.size)
-  tokenizer.save(epath.Path(options.output))
+  with new_folder(options.output) as folder:
+    tokenizer = registry.train(options.algorithm, base.texts(source), options.size)
+    tokenizer.save(folder)
   print(f"{tokenizer.size} ids in {options.output}")
   return 0

@@ -5,11 +5,14 @@
 Run the same command with the same --workdir to resume.
 """
 
+from etils import epath
+
 from lmjax import config as configs
 from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.parallel import processes
 from lmjax.train import train
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import make_folder
 
 
 def main(arguments: list[str]) -> int:
@@ -29,6 +32,7 @@ def main(arguments: list[str]) -> int:
       raise UserError(f"--profile {options.profile}: give two steps, FIRST:LAST") from error
     if not 0 < first <= last:
       raise UserError(f"--profile {options.profile}: FIRST must be at least 1 and not after LAST")
+    make_folder(epath.Path(options.workdir) / "profile")  # found to be writable before the run
   settings = configs.load(options.config, overrides)
   with processes.joined():
     return train(settings, options.workdir, profile, options.take_over)

@@ -79,6 +79,8 @@ class Documents:
         f"data: the prepared ids come from another tokenizer ({document.tokenizer}) than the run's "
         f"({self._fingerprint}): set config.data.tokenizer.path to the prepared folder, or prepare the text again"
       )
+    if document.ids.max(initial=0) >= self.tokenizer.size:
+      raise UserError(f"data: a prepared id is {document.ids.max()}, and the tokenizer has {self.tokenizer.size} ids")
     return self._enclose(document.ids), document.bytes
 
   def encode_text(self, document: str) -> Document:

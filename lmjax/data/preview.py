@@ -18,7 +18,8 @@ from lmjax.data.sources.pairs import Pair
 from lmjax.data.sources.shards import Prepared, check_sums, read_index
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.registry import load
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, one_line
+from lmjax.utils.files import replacing
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of segments, repeated
 NUM_BINS = 12
@@ -96,7 +97,8 @@ def _coloured(ids: np.ndarray, segments: np.ndarray, weights: np.ndarray | None,
     part = [int(ids[i]) for i, _ in run]  # decoded together, because a character may have several tokens
     if segment:
       style = COLOURS[int(segment - 1) % len(COLOURS)]
-      text.append(tokenizer.decode(part), style if weight else f"dim {style}")
+      printed = "\n".join(one_line(line, len(line) * 10) for line in tokenizer.decode(part).split("\n"))
+      text.append(printed, style if weight else f"dim {style}")
       text.append("|" if part[-1] == tokenizer.end else "", "dim")
   if padding := int((segments == 0).sum()):
     text.append(f" [{padding} padding]", "dim")
@@ -170,7 +172,7 @@ def plot_lengths(lengths: Sequence[int], file: epath.PathLike) -> None:
   axes.set(xscale="log", xlabel="length of a document (tokens)", ylabel="documents")
   axes.axvline(np.median(lengths), color="black", linestyle="--", label=f"median {np.median(lengths):,.0f}")
   axes.legend()
-  with epath.Path(file).open("wb") as stream:
+  with replacing(file) as stream:
     figure.savefig(stream, format="png", dpi=120)
 
 

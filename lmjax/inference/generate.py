@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterator
 
 import jax
@@ -16,7 +15,9 @@ from lmjax.decode.sample import Sampler
 from lmjax.inference.stream_text import beam_texts, continue_texts
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.encode import Encode
+from lmjax.utils import files
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
 
 Row = tuple[str, int]  # a prompt, and the number of its sample from 0
@@ -90,19 +91,16 @@ def read_prompts(path: epath.PathLike) -> list[str]:
   Raises:
     UserError: the file cannot be read or has no prompts, or a JSON line has no `prompt`.
   """
-  try:
-    lines = epath.Path(path).read_text().splitlines()
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"generate: cannot read {path}: {error}") from error
   prompts = []
-  for number, line in enumerate(lines, 1):
+  for number, line in enumerate(files.read_text(path).split("\n"), 1):
     if line.startswith("{"):
+      where = f"{path}:{number}"
       try:
-        prompts.append(json.loads(line)["prompt"])
-      except (json.JSONDecodeError, KeyError) as error:
-        raise UserError(f"generate: {path}:{number}: not a JSON object with a 'prompt'") from error
+        prompts.append(Fields(files.parse_json(line), where).text("prompt"))
+      except ValueError as error:
+        raise UserError(f"{where} {error}") from error
     elif line.strip():
-      prompts.append(line)
+      prompts.append(line.removesuffix("\r"))
   if not prompts:
     raise UserError(f"generate: {path} has no prompts")
   return prompts

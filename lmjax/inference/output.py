@@ -14,7 +14,7 @@ from etils import epath
 from rich.console import Console, RenderableType
 
 from lmjax.logs import console
-from lmjax.utils.errors import UserError
+from lmjax.utils.files import replacing
 
 
 def main_process_output() -> contextlib.AbstractContextManager:
@@ -24,14 +24,18 @@ def main_process_output() -> contextlib.AbstractContextManager:
 
 def show(table: RenderableType) -> None:
   """Prints a table as wide as the terminal; 160 columns where the output is not a terminal."""
-  Console(highlight=False, width=None if console.is_terminal else 160).print(table)
+  Console(highlight=False, width=None if console.is_terminal else 160).print(table, markup=False)
 
 
 def write_jsonl(path: epath.PathLike, records: Iterable[dict[str, Any]]) -> None:
-  """Writes a JSON object per line as the records come, on the first host; the others only compute them."""
-  with epath.Path(os.devnull if jax.process_index() else path).open("w") as file:
+  """Writes a JSON object per line as the records come, on the first host; the others only compute them.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  with replacing(os.devnull if jax.process_index() else path) as file:
     for record in records:
-      file.write(json.dumps(record, ensure_ascii=False) + "\n")
+      file.write((json.dumps(record, ensure_ascii=False) + "\n").encode())
 
 
 def write_npz(path: epath.PathLike, arrays: Iterable[np.ndarray]) -> None:
@@ -62,13 +66,5 @@ def write_npz_rows(path: epath.PathLike, name: str, blocks: Iterable[np.ndarray]
 
 @contextlib.contextmanager
 def _open_npz(path: epath.PathLike) -> Iterator[zipfile.ZipFile]:
-  path = epath.Path(path)
-  part = path.parent / (path.name + ".part")
-  try:
-    with part.open("wb") as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-      yield archive
-    os.replace(part, path) if "://" not in str(path) else part.rename(path)
-  except OSError as error:
-    raise UserError(f"cannot write {path}: {error}") from error
-  finally:
-    part.unlink(missing_ok=True)
+  with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+    yield archive

@@ -7,9 +7,10 @@ from collections.abc import Iterable
 
 import numpy as np
 from rich.table import Table as RichTable
+from rich.text import Text
 
 from lmjax.storage.base import Leaf, SavedModel
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +29,18 @@ class Table:
 
   def rich(self) -> RichTable:
     """Returns the table for a terminal."""
-    table = RichTable(title=self.title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table = RichTable(
+      title=Text(one_line(self.title)), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold"
+    )
     for i, column in enumerate(self.columns):
-      table.add_column(column, justify="left" if i == 0 else "right", overflow="fold")
+      table.add_column(Text(one_line(column)), justify="left" if i == 0 else "right", overflow="fold")
     for row in self.rows:
-      table.add_row(*row)
+      table.add_row(*(Text(one_line(cell)) for cell in row))
     return table
 
   def __str__(self) -> str:
-    widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
-    lines = [self.columns, *self.rows]
+    lines = [tuple(map(one_line, row)) for row in (self.columns, *self.rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
 
 

@@ -17,6 +17,7 @@ import tensorstore
 
 from lmjax.parallel.run_lock import refusal
 from lmjax.utils.errors import UserError, reason
+from lmjax.utils.files import parse_json
 
 NAME = "run.lease"
 RENEW, STALE, POLL = 30.0, 120.0, 5.0  # seconds
@@ -152,7 +153,7 @@ class Lease:
 def _owner(content: bytes | None) -> str:
   """Returns who holds a lease, from its content."""
   try:
-    return str(json.loads(content or b"")["owner"])
+    return str(parse_json(content or b"")["owner"])
   except (ValueError, KeyError, TypeError):
     return "it does not say which"
 

@@ -62,8 +62,7 @@ def _locked(workdir: str) -> Iterator[None]:
       except OSError as error:  # some network file systems
         print(f"{workdir} is on a file system without locks ({reason(error)}); start no second run in it")
       file.truncate(0)
-      file.write(this_process())
-      file.flush()
+      os.write(file.fileno(), this_process().encode())  # not buffered: closing the file would fail again at a full disk
     except OSError as error:
       raise UserError(f"{workdir} cannot be used as a run folder: {reason(error)}") from error
     try:

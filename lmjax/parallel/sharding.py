@@ -85,6 +85,8 @@ class Layout:
       if rules not in RULES:
         raise UserError(f"rules: unknown rule set {rules!r}{did_you_mean(rules, RULES)}")
       rules = RULES[rules]
+    if not isinstance(rules, list | tuple) or not all(map(_is_rule, rules)):
+      raise UserError(f"rules: a list of [logical axis, [mesh axis, ...]] or the name of a rule set, not {rules!r}")
     rules = tuple((logical, (axes,) if isinstance(axes, str) else tuple(axes)) for logical, axes in rules)
     for logical, axes in rules:
       for axis in axes:
@@ -172,6 +174,12 @@ class Layout:
     return jax.tree.map(
       lambda leaf: self.sharding(*names[: leaf.ndim], *[None] * (leaf.ndim - 2), shape=leaf.shape), batch
     )
+
+
+def _is_rule(rule: Any) -> bool:
+  if not isinstance(rule, list | tuple) or len(rule) != 2 or not isinstance(rule[1], str | list | tuple):
+    return False
+  return isinstance(rule[0], str) and all(isinstance(axis, str) for axis in rule[1])
 
 
 _current: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)

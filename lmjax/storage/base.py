@@ -10,7 +10,6 @@ A format is imported when a path matches it, so a training run that starts from 
 
 import abc
 import dataclasses
-import json
 import math
 import sys
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from etils import epath
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.tasks.base import Task
-from lmjax.utils import names, pytree, trust
+from lmjax.utils import files, names, pytree, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -209,10 +208,9 @@ def replace_dtype(task: Task, dtype: str) -> Task:
 def _read_json(file: epath.Path) -> dict[str, Any]:
   """Returns the object in a file; empty where it cannot be read."""
   try:
-    value = json.loads(file.read_text())
-  except (OSError, ValueError):
+    return files.read_json(file)
+  except UserError:
     return {}
-  return value if isinstance(value, dict) else {}
 
 
 # Of the Hugging Face folders whose config.json names neither a model_type nor a class.

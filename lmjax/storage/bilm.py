@@ -1,7 +1,6 @@
 """ELMo models as bilm-tf saves them: options.json and an HDF5 file of weights (github.com/allenai/bilm-tf)."""
 
 import functools
-import json
 from typing import Any
 
 import jax
@@ -18,10 +17,13 @@ from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.lazy import LazyTensor
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
-from lmjax.utils import pytree
-from lmjax.utils.errors import UserError
+from lmjax.utils import files, pytree
+from lmjax.utils.errors import UserError, reason
+from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
 
+LONGEST_WORD = ("max_characters_per_token", 50, 3, 1000)  # key, default, least and most
+LARGEST_SIZE = 2**20  # of any dimension
 MAX_WORDS = 1024  # of an input; ELMo itself has no limit
 
 
@@ -38,11 +40,12 @@ class BilmFolder(SavedModel):
 
   @functools.cached_property
   def config(self) -> dict[str, Any]:
-    return json.loads((self.path / "options.json").read_text())
+    return files.read_json(self.path / "options.json")
 
   @functools.cached_property
   def task(self) -> BidirectionalLM:
-    return BidirectionalLM(self._loaded[0], self.config["char_cnn"].get("max_characters_per_token", 50))
+    characters = Fields(self.config, self.path / "options.json").section("char_cnn")
+    return BidirectionalLM(self._loaded[0], characters.integer(*LONGEST_WORD))
 
   @property
   def tokenizer(self) -> Words:
@@ -95,53 +98,65 @@ def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
   weights = sorted(folder.glob("*weights*.hdf5"))
   if not (folder / "options.json").exists() or not weights:
     raise UserError(f"{folder} is not a bilm-tf folder: it needs options.json and *weights*.hdf5")
+  model = ELMo(_config(Fields(files.read_json(folder / "options.json"), folder / "options.json"), vocabulary))
   try:
-    options = json.loads((folder / "options.json").read_text())
-    model = ELMo(_config(options, vocabulary))
     with h5py.File(weights[0], "r") as file:
-      return model, _parameters(model.config, lambda name: _read(file, name))
-  except (OSError, ValueError, KeyError) as error:
-    raise UserError(f"{folder} cannot be read as a bilm-tf folder: {str(error).splitlines()[0]}") from error
+      return model, _parameters(model.config, file)
+  except UserError:
+    raise
+  except Exception as error:  # what HDF5 raises for a corrupt file depends on where it is corrupt
+    raise UserError(f"{weights[0]} cannot be read: {reason(error)}") from error
 
 
-def _read(file: Any, name: str) -> np.ndarray:
-  """Returns an array of an HDF5 file; one that the file takes from another file is refused."""
+def _read(file: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:
+  """Returns an array of an HDF5 file, if it has the shape that is expected and does not lie in another file.
+
+  Nothing is read before that is known, whatever size a corrupt file names.
+  """
   array = file[name]
-  if not hasattr(array, "external"):
+  if not hasattr(array, "external") or not isinstance(array.shape, tuple):
     raise ValueError(f"{name} is not an array")
   if array.external or array.is_virtual or array.file.filename != file.filename:
     raise ValueError(f"{name} lies in another file")
+  if shape is not None and array.shape != shape:
+    raise ValueError(f"{name} has shape {list(array.shape)}, but options.json describes {list(shape)}")
   return array[...]
 
 
-def _config(options: dict[str, Any], vocabulary: int) -> Config:
-  lstm, characters = options["lstm"], options["char_cnn"]
-  if lstm.get("cell_clip", 0) != lstm.get("proj_clip", 0):
-    raise ValueError("cell_clip and proj_clip differ, which lmjax does not support")
+def _config(options: Fields, vocabulary: int) -> Config:
+  """Returns the model that options.json describes."""
+  lstm, characters = options.section("lstm"), options.section("char_cnn")
+  clips = [lstm.number(key, 0.0, least=0) for key in ("cell_clip", "proj_clip")]
+  if clips[0] != clips[1]:
+    raise UserError(f"{options.where}: cell_clip and proj_clip differ, which lmjax does not support")
+  sizes = dict(least=1, most=LARGEST_SIZE)
+  filters, longest = characters.sequence("filters", list), characters.integer(*LONGEST_WORD)
+  if not filters or not all(
+    len(pair) == 2 and all(type(n) is int for n in pair) and 0 < pair[0] <= longest and 0 < pair[1] <= LARGEST_SIZE
+    for pair in filters
+  ):
+    raise characters.wrong("filters", f"a list of [characters, filters], of up to {longest} characters")
   return Config(
     vocabulary=vocabulary,
     length=1,
-    width=lstm["projection_dim"],
-    cells=lstm["dim"],
-    depth=lstm.get("n_layers", 1),
-    clip=float(lstm.get("cell_clip") or 0.0),
-    skip=lstm["use_skip_connections"],
-    embedding=characters["embedding"]["dim"],
-    filters=tuple((size, count) for size, count in characters["filters"]),
-    highways=characters.get("n_highway", 0),
-    activation=characters["activation"],
+    width=lstm.integer("projection_dim", **sizes),
+    cells=lstm.integer("dim", **sizes),
+    depth=lstm.integer("n_layers", 1, least=1, most=1000),
+    clip=clips[0],
+    skip=lstm.boolean("use_skip_connections"),
+    embedding=characters.section("embedding").integer("dim", **sizes),
+    filters=tuple((size, count) for size, count in filters),
+    highways=characters.integer("n_highway", 0, most=1000),
+    activation=characters.text("activation", choices=("relu", "tanh")),
     dropout=0.0,
   )
 
 
-def _parameters(config: Config, read) -> Tree:
+def _parameters(config: Config, file: Any) -> Tree:
   """Returns the parameters. TensorFlow keeps one kernel for input and state, with the gates in the order i, g, f, o."""
 
   def take(name: str, *shape: int) -> np.ndarray:
-    array = np.asarray(read(name), np.float32)
-    if array.shape != shape:
-      raise ValueError(f"{name} has shape {list(array.shape)}, but options.json describes {list(shape)}")
-    return array
+    return np.asarray(_read(file, name, shape), np.float32)
 
   size = sum(count for _, count in config.filters)
   words = {"table": take("char_embed", 261, config.embedding)}

@@ -9,8 +9,9 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from lmjax.utils import files
 from lmjax.utils.errors import UserError, one_line
-from lmjax.utils.files import inside, read_json
+from lmjax.utils.fields import Fields
 
 DTYPES = {
   "F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "I64": np.int64, "I32": np.int32,
@@ -81,11 +82,13 @@ class Tensors:
 
 
 def owners_of(index: epath.Path) -> dict[str, str]:
-  """Returns {tensor: the name of the file that has it}, as an index says."""
-  owners = read_json(index).get("weight_map")
-  if not isinstance(owners, dict) or not all(isinstance(name, str) for name in owners.values()):
-    raise UserError(f"{index} is corrupt: it has no weight_map of names of files")
-  return owners
+  """Returns {tensor: the name of the file that has it}, as an index says.
+
+  Raises:
+    UserError: the index cannot be read, or points outside its folder.
+  """
+  owners = Fields(files.read_json(index), index).section("weight_map").values
+  return {tensor: files.inside(index.parent, name).name for tensor, name in owners.items()}
 
 
 def shards(index: epath.Path) -> list[epath.Path]:
@@ -94,15 +97,11 @@ def shards(index: epath.Path) -> list[epath.Path]:
   Raises:
     UserError: the index cannot be read, points outside its folder, or names a missing file.
   """
-  try:
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-  except (ValueError, KeyError, AttributeError, TypeError) as error:
-    raise UserError(f"{index} is corrupt: {error}") from error
-  files = [inside(index.parent, name) for name in names]
-  for file in files:
-    if file.is_dir() or not file.exists():
-      raise UserError(f"{index} names {file.name}, which is missing")
-  return files
+  paths = [index.parent / name for name in sorted(set(owners_of(index).values()))]
+  for path in paths:
+    if path.is_dir() or not path.exists():
+      raise UserError(f"{index} names {path.name}, which is missing")
+  return paths
 
 
 def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...], int]]:
@@ -117,26 +116,45 @@ def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...],
     if size < 8 or length > min(size - 8, LARGEST_HEADER):
       raise UserError(f"{file} is corrupt: it has {size:,} bytes and a header of {length:,}")
     try:
-      header = json.loads(opened.read(length))
-      header.pop("__metadata__", None)
-      entries = {}
-      for name, entry in header.items():
-        if isinstance(entry["dtype"], str) and entry["dtype"] not in DTYPES:
-          raise UserError(f"{file}: the type {one_line(entry['dtype'], 40)} of {one_line(name)} is not supported")
-        start, end = entry["data_offsets"]
-        dtype, shape = np.dtype(DTYPES[entry["dtype"]]), tuple(entry["shape"])
-        if not 0 <= start <= end <= size - 8 - length or min(shape, default=0) < 0:
-          raise ValueError(f"{name} lies outside the file, which is truncated or has a wrong header")
-        if end - start != math.prod(shape) * dtype.itemsize:
-          raise ValueError(f"{name} has {end - start:,} bytes, which is not {list(shape)} of {entry['dtype']}")
-        entries[name] = (dtype, shape, 8 + length + start)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-      raise UserError(f"{file} is corrupt: {error}") from error
+      header = Fields(files.parse_json(opened.read(length), unique=True), file)
+    except ValueError as error:
+      raise UserError(f"{file} is corrupt: its header {error}") from error
+  begin, spans = 8 + length, []
+  entries: dict[str, tuple[np.dtype, tuple[int, ...], int]] = {}
+  for name in header.values:
+    if name == "__metadata__":
+      continue
+    entry = header.section(name)
+    stored, shape, offsets = entry.text("dtype"), entry.sequence("shape", int), entry.sequence("data_offsets", int)
+    if stored not in DTYPES:
+      raise UserError(f"{file}: the type {one_line(stored, 40)} of {one_line(name)} is not supported")
+    if len(offsets) != 2 or min(shape, default=0) < 0 or len(shape) > 32:
+      raise UserError(f"{file} is corrupt: {name} has the shape {shape} and the offsets {offsets}")
+    if not 0 <= offsets[0] <= offsets[1] <= size - begin:
+      raise UserError(f"{file} is corrupt: {name} lies outside the file, which is truncated or has a wrong header")
+    dtype, span = np.dtype(DTYPES[stored]), offsets[1] - offsets[0]
+    if span != math.prod(shape) * dtype.itemsize:
+      raise UserError(f"{file} is corrupt: {name} has {span:,} bytes, which is not {shape} of {stored}")
+    entries[name] = (dtype, tuple(shape), begin + offsets[0])
+    spans.append((*offsets, name))
+  end = 0
+  for start, stop, name in sorted(spans):
+    if start != end:
+      raise UserError(
+        f"{file} is corrupt: {name} starts at byte {start:,} of the data, and what is before it ends at {end:,}"
+      )
+    end = stop
+  if end != size - begin:
+    raise UserError(f"{file} is corrupt: it has {size - begin:,} bytes of data, and its header describes {end:,}")
   return entries
 
 
 def write(file: epath.Path, shapes: dict[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]) -> None:
-  """Writes a file, taking the tensors one at a time in the order of the shapes."""
+  """Writes a file, taking the tensors one at a time in the order of the shapes.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
   header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
   offset = 0
   for name, (dtype, shape) in shapes.items():
@@ -145,7 +163,7 @@ def write(file: epath.Path, shapes: dict[str, tuple[np.dtype, tuple[int, ...]]],
     offset += size
   text = json.dumps(header).encode()
   text += b" " * (-len(text) % 8)
-  with file.open("wb") as opened:
+  with files.replacing(file) as opened:
     opened.write(len(text).to_bytes(8, "little") + text)
     for (name, (dtype, shape)), tensor in zip(shapes.items(), tensors, strict=True):
       if tensor.shape != shape:

@@ -14,8 +14,9 @@ from lmjax.parallel import hosts
 from lmjax.storage import base
 from lmjax.storage.start import load_frozen
 from lmjax.tasks.base import Frozen
-from lmjax.utils import trust
+from lmjax.utils import files, trust
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 
 NAME = "sources.json"
 BLOCK = 2**22  # bytes read at a time
@@ -63,14 +64,12 @@ def record_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen
   records: dict[str, dict[str, Any]] = {}
   for name, source in sources.items():
     saved = base.open(source.path, source.step)
-    files = saved.files()
+    parts = saved.files()
     path = source.path if "://" in source.path else str(epath.Path(source.path).expanduser().absolute())
     records[name] = {
-      "path": path, "step": saved.step, "files": _sizes(files), "sha256": _hash(files),
+      "path": path, "step": saved.step, "files": _sizes(parts), "sha256": _hash(parts),
     }  # fmt: skip
-  part = epath.Path(workdir) / (NAME + ".part")
-  part.write_text(json.dumps(records, indent=2) + "\n")
-  part.replace(epath.Path(workdir) / NAME)
+  files.write(epath.Path(workdir) / NAME, json.dumps(records, indent=2) + "\n")
 
 
 def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]) -> dict[str, Start | Frozen]:
@@ -83,34 +82,32 @@ def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]
     UserError: a source is missing or has changed, or sources.json does not list it.
   """
   file = epath.Path(workdir) / NAME
-  try:
-    records = json.loads(file.read_text()) if file.exists() else {}
-  except ValueError as error:
-    raise UserError(f"{file} is not JSON: {error}") from error
-  return {name: _check(file, name, source, records.get(name)) for name, source in sources.items()}
+  records = Fields(files.read_json(file) if file.exists() else {}, file)
+  return {name: _check(records, name, source) for name, source in sources.items()}
 
 
-def _check(file: epath.Path, name: str, source: Start | Frozen, record: dict[str, Any] | None) -> Start | Frozen:
-  if record is None:
-    raise UserError(f"{file} does not list the source {name!r}; choose another --workdir")
+def _check(records: Fields, name: str, source: Start | Frozen) -> Start | Frozen:
+  if name not in records:
+    raise UserError(f"{records.where} does not list the source {name!r}; choose another --workdir")
+  record = records.section(name)
+  recorded, step, listed = record.text("path"), record.integer("step", None), record.section("files")
+  before = {key: listed.integer(key, most=2**63) for key in listed.values}
   reason = ""
-  for path in dict.fromkeys((record["path"], source.path)):
+  for path in dict.fromkeys((recorded, source.path)):
     try:
-      sizes = _sizes(base.open(path, record["step"]).files())
+      sizes = _sizes(base.open(path, step).files())
     except trust.UntrustedError:
       raise
     except UserError as error:
       reason = reason or f"is missing ({error})"
       continue
-    if sizes == record["files"]:
-      return dataclasses.replace(source, path=path, step=record["step"])
-    changed = sorted(key for key in {*sizes, *record["files"]} if sizes.get(key) != record["files"].get(key))
-    reason = (
-      f"has changed: {changed[0]} has {sizes.get(changed[0], 0):,} bytes, not {record['files'].get(changed[0], 0):,}"
-    )
-  advice = f"edit `path` of {name!r} in {file}"
+    if sizes == before:
+      return dataclasses.replace(source, path=path, step=step)
+    changed = min(key for key in {*sizes, *before} if sizes.get(key) != before.get(key))
+    reason = f"has changed: {changed} has {sizes.get(changed, 0):,} bytes, not {before.get(changed, 0):,}"
+  advice = f"edit `path` of {name!r} in {records.where}"
   advice += ", or pass --config.start.path=NEW when training" if isinstance(source, Start) else ""
-  raise UserError(f"the source {name!r} at {record['path']} {reason}; {advice}")
+  raise UserError(f"the source {name!r} at {recorded} {reason}; {advice}")
 
 
 def _sizes(files: Mapping[str, epath.Path]) -> dict[str, int]:

@@ -14,7 +14,7 @@ from lmjax.state import FrozenState, TrainState
 from lmjax.storage import base
 from lmjax.storage.base import LazyArray, map_boxes, replace_dtype, report_not_finite
 from lmjax.tasks.base import Frozen, FrozenModel
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.pytree import Tree
 
 
@@ -100,7 +100,7 @@ def _unpad(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
 
 def _join(names: Sequence[str], most: int = 4) -> str:
   more = f" and {len(names) - most} more" if len(names) > most else ""
-  return ", ".join(names[:most]) + more
+  return one_line(", ".join(names[:most])) + more
 
 
 def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> FrozenModel:

@@ -1,9 +1,14 @@
 """Small files: written whole or not at all, and JSON that is read as what it should be."""
 
+import collections
 import contextlib
+import errno
 import json
 import os
+import pathlib
 import re
+import shutil
+import stat
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -11,6 +16,18 @@ from etils import epath
 
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError, one_line, reason
+
+DEEPEST = 60  # objects and lists inside of each other
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a pair, escaped
+
+
+@contextlib.contextmanager
+def writing(path: epath.PathLike) -> Iterator[None]:
+  """Raises UserError, which names the path, for an OSError in its block."""
+  try:
+    yield
+  except OSError as error:
+    raise UserError(f"{path} could not be written: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -24,15 +41,17 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
     UserError: the file cannot be written.
   """
   path = epath.Path(path).expanduser()
-  try:
+  with writing(path):
     if is_remote(path) or _is_special(path):
       with path.open("wb") as stream:
         yield stream
       return
     target = epath.Path(os.path.realpath(path))  # a link stays a link
+    _check_place(target, folder=False)
     part = target.with_name(target.name[:200] + ".part")
     try:
-      with part.open("wb") as stream:
+      part.unlink(missing_ok=True)  # a file that a kill left, or a link to somewhere else
+      with open(part, "xb") as stream:
         yield stream
         stream.flush()
         os.fsync(stream.fileno())
@@ -41,8 +60,47 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
       with contextlib.suppress(OSError):
         part.unlink(missing_ok=True)
     _sync_folder(target.parent)
-  except OSError as error:
-    raise UserError(f"{path} could not be written: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
+  """Yields an empty folder, whose files appear in `folder` when the block ends without an error, and else never do.
+
+  A folder that exists keeps its other files. One of an object store is yielded itself.
+
+  Raises:
+    UserError: the folder cannot be written.
+  """
+  folder = epath.Path(folder).expanduser()
+  if is_remote(folder):
+    yield folder
+    return
+  part = folder.with_name(folder.name[:200] + ".part")
+  with writing(folder):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _check_place(folder, folder=True)
+    try:
+      _remove(part)
+      part.mkdir()
+      yield part
+      if not folder.exists():
+        os.replace(part, folder)
+      for file in sorted(pathlib.Path(part).rglob("*")):  # of a folder that is there already
+        target = folder / file.relative_to(part)
+        target.mkdir(exist_ok=True) if file.is_dir() else os.replace(file, target)
+    finally:
+      _remove(part)
+    _sync_folder(folder.parent)
+
+
+def make_folder(folder: epath.PathLike) -> None:
+  """Creates a folder and those above it, where they are not there.
+
+  Raises:
+    UserError: it cannot be created.
+  """
+  with writing(folder):
+    epath.Path(folder).mkdir(parents=True, exist_ok=True)
 
 
 def write(path: epath.PathLike, content: str | bytes) -> None:
@@ -60,6 +118,55 @@ def write(path: epath.PathLike, content: str | bytes) -> None:
     stream.write(data)
 
 
+def append(path: epath.PathLike, text: str) -> None:
+  """Adds lines to the end of a file, all or none.
+
+  Raises:
+    UserError: the file cannot be written.
+  """
+  path, data = epath.Path(path), memoryview(text.encode())
+  with writing(path):
+    if is_remote(path):
+      with path.open("ab") as stream:
+        stream.write(data)
+      return
+    with open(path, "ab", buffering=0) as raw:
+      before = raw.seek(0, os.SEEK_END)
+      try:
+        while data:
+          data = data[raw.write(data) :]
+      except OSError:
+        raw.truncate(before)
+        raise
+
+
+def read_bytes(file: epath.PathLike) -> bytes:
+  """Returns what is in a file.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  file = epath.Path(file).expanduser()
+  try:
+    if not is_remote(file) and _is_special(file):  # a pipe would be waited for
+      raise UserError(f"{file} cannot be read: it is not a regular file")
+    return file.read_bytes()
+  except OSError as error:
+    raise UserError(f"{file} cannot be read: {reason(error)}") from error
+
+
+def read_text(file: epath.PathLike) -> str:
+  """Returns the text of a file.
+
+  Raises:
+    UserError: the file cannot be read, or is not UTF-8.
+  """
+  try:
+    return read_bytes(file).decode("utf-8-sig")
+  except UnicodeError as error:
+    raise UserError(f"{file} cannot be read: its text is not UTF-8") from error
+
+
 def read_json(file: epath.PathLike, kind: type = dict) -> Any:
   """Returns the value in a JSON file.
 
@@ -69,21 +176,58 @@ def read_json(file: epath.PathLike, kind: type = dict) -> Any:
   Raises:
     UserError: the file cannot be read, is not JSON, or holds a value of another kind.
   """
-  file = epath.Path(file)
+  data = read_bytes(file)
   try:
-    value = json.loads(file.read_bytes().decode("utf-8-sig"))
-    json.dumps(value, ensure_ascii=False).encode()  # half a surrogate pair is valid JSON and no text
+    return parse_json(data, kind)
+  except ValueError as error:
+    raise UserError(f"{file} {error}") from error
+
+
+def parse_json(text: str | bytes, kind: type = dict, unique: bool = False) -> Any:
+  """Returns the value that JSON describes.
+
+  Args:
+    kind: of the value: dict, or list.
+    unique: no object may have a key twice.
+
+  Raises:
+    ValueError: why the text cannot be read, as it continues "FILE ...".
+  """
+  try:
+    text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
+    value = json.loads(text, object_pairs_hook=_without_duplicates if unique else None)
+    if text.count("[") + text.count("{") > DEEPEST:
+      _check_depth(value)
+    if SURROGATE.search(text):  # half a surrogate pair is valid JSON and no text
+      json.dumps(value, ensure_ascii=False).encode()
   except json.JSONDecodeError as error:
-    raise UserError(f"{file}:{error.lineno}: is not JSON: {error.msg}") from error
+    raise ValueError(f"is not JSON: {error.msg} in line {error.lineno}") from error
   except UnicodeError as error:
-    raise UserError(f"{file} is not JSON: its text is not UTF-8") from error
+    raise ValueError("is not JSON: its text is not UTF-8") from error
   except RecursionError as error:
-    raise UserError(f"{file} is not JSON that can be read: it is nested too deeply") from error
-  except (OSError, ValueError) as error:  # a number of thousands of digits is a ValueError
-    raise UserError(f"{file} cannot be read: {reason(error)}") from error
+    raise ValueError("is not JSON that can be read: it is nested too deeply") from error
+  except ValueError as error:  # a number of thousands of digits
+    raise ValueError(f"is not JSON that can be read: {reason(error)}") from error
   if not isinstance(value, kind):
-    raise UserError(f"{file} holds {type(value).__name__}, not {kind.__name__}")
+    raise ValueError(f"is a JSON {type(value).__name__}, not {'an object' if kind is dict else 'a list'}")
   return value
+
+
+def _check_depth(value: Any) -> None:
+  level = [value]
+  for _ in range(DEEPEST + 1):
+    nested = [item for item in level if isinstance(item, dict | list)]
+    level = [v for item in nested for v in (item.values() if isinstance(item, dict) else item)]
+  if level:
+    raise RecursionError
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    twice = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
+    raise ValueError(f"{twice!r} is there twice")
+  return values
 
 
 def inside(folder: epath.PathLike, name: Any) -> epath.Path:
@@ -116,3 +260,18 @@ def _sync_folder(folder: epath.Path) -> None:
       os.fsync(descriptor)
     finally:
       os.close(descriptor)
+
+
+def _check_place(path: epath.Path, folder: bool) -> None:
+  """Raises OSError where a file or folder cannot be, which a rename would find after all the work."""
+  with contextlib.suppress(FileNotFoundError):
+    if stat.S_ISDIR(os.stat(path).st_mode) != folder:
+      raise OSError(errno.EEXIST, f"a {'file' if folder else 'folder'} is in the way")
+
+
+def _remove(path: epath.Path) -> None:
+  """Removes a folder with all in it, or what is in its place."""
+  if os.path.isdir(path) and not os.path.islink(path):
+    shutil.rmtree(path)
+  else:
+    path.unlink(missing_ok=True)

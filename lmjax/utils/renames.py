@@ -141,7 +141,8 @@ def config(settings: dict[str, Any]) -> dict[str, Any]:
   """Returns the plain data of a config with old keys, values and axis names replaced; new ones stay as they are."""
   upgraded = {key: section(value, key) for key, value in settings.items()}
   if isinstance(upgraded.get("rules"), list | tuple):
-    upgraded["rules"] = [[AXES.get(axis, axis), mesh] for axis, mesh in upgraded["rules"]]
+    pairs = lambda rule: isinstance(rule, list | tuple) and rule and isinstance(rule[0], str)  # noqa: E731
+    upgraded["rules"] = [[AXES.get(r[0], r[0]), *r[1:]] if pairs(r) else r for r in upgraded["rules"]]
   return upgraded
 
 

@@ -70,6 +70,57 @@ def test_json_is_read(tmp_path):
       files.read_json(path)
 
 
+def test_a_link_in_place_of_the_unfinished_file_is_not_followed(tmp_path):
+  (tmp_path / "a.json.part").symlink_to(tmp_path / "other")
+  (tmp_path / "other").write_text("mine")
+  files.write(tmp_path / "a.json", "text")
+  assert (tmp_path / "other").read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["a.json", "other"]
+
+
+def test_lines_are_added_all_or_none(tmp_path):
+  files.append(tmp_path / "a", "one\n")
+  files.append(tmp_path / "a", "two\n")
+  assert (tmp_path / "a").read_text() == "one\ntwo\n"
+  with pytest.raises(UserError, match="missing/a could not be written: No such file"):
+    files.append(tmp_path / "missing" / "a", "one\n")
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+  with files.new_folder(tmp_path / "above" / "new") as folder:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "a").write_text("1")
+    assert not (tmp_path / "above" / "new").exists()
+  with pytest.raises(ZeroDivisionError), files.new_folder(tmp_path / "above" / "new") as folder:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "a").write_text("2")
+    raise ZeroDivisionError
+  assert (tmp_path / "above" / "new" / "inner" / "a").read_text() == "1"
+  (tmp_path / "above" / "new" / "mine").write_text("kept")
+  with files.new_folder(tmp_path / "above" / "new") as folder:
+    (folder / "inner").mkdir()
+    (folder / "inner" / "a").write_text("3")
+  assert (tmp_path / "above" / "new" / "inner" / "a").read_text() == "3"
+  assert (tmp_path / "above" / "new" / "mine").read_text() == "kept" and os.listdir(tmp_path / "above") == ["new"]
+  with pytest.raises(UserError, match="a file is in the way"), files.new_folder(tmp_path / "above" / "new" / "mine"):
+    raise ZeroDivisionError
+
+
+def test_a_pipe_is_not_read(tmp_path):
+  os.mkfifo(tmp_path / "a.json")
+  with pytest.raises(UserError, match="not a regular file"):
+    files.read_json(tmp_path / "a.json")
+
+
+def test_keys_are_unique_where_they_must_be():
+  assert files.parse_json('{"a": 1, "a": 2}') == {"a": 2}
+  with pytest.raises(ValueError, match="'a' is there twice"):
+    files.parse_json('[{"a": 1, "a": 2}]', list, unique=True)
+  deep = 60 * "[" + 60 * "]"
+  assert files.parse_json(deep, list)
+  with pytest.raises(ValueError, match="nested too deeply"):
+    files.parse_json(f"[[{deep}]]", list)
+
+
 def test_messages_are_one_printable_line():
   assert one_line("a\nb\x1b[31m\x00\ud83d") == "a\\nb\\x1b[31m\\x00\\ud83d"
   assert len(str(UserError("x" * 10_000))) <= 2000 and "\n" not in str(UserError("a\nb"))

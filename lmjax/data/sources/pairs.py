@@ -2,13 +2,13 @@
 
 import dataclasses
 import functools
-import json
 import re
 from typing import NamedTuple
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.indexed import Index, Lines, expand_paths, line_starts
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import parse_json
 
 
 class Pair(NamedTuple):
@@ -94,8 +94,10 @@ class JsonPairs(Lines):
   prefix: str = ""
 
   def parse(self, line: str) -> Pair:
-    try:
-      record = json.loads(line)
-      return Pair(self.prefix + record[self.source], record[self.target] + "")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-      raise ValueError(f"does not have strings under {self.source!r} and {self.target!r}: {error}") from error
+    record = parse_json(line)
+    source, target = record.get(self.source), record.get(self.target)
+    if not isinstance(source, str) or not isinstance(target, str):
+      raise ValueError(
+        f"does not have strings under {self.source!r} and {self.target!r}; its keys: {', '.join(record)}"
+      )
+    return Pair(self.prefix + source, target)

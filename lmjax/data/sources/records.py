@@ -16,6 +16,7 @@ from lmjax.data.sources.indexed import MAX_DOCUMENT, Lines, expand_paths
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError, did_you_mean, one_line
+from lmjax.utils.files import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,12 +30,7 @@ class JsonLines(Lines):
   def parse(self, line: str) -> str:
     if not line.strip():
       return line
-    try:
-      record = json.loads(line)
-    except json.JSONDecodeError as error:
-      raise ValueError(f"is not JSON: {error.msg}") from error
-    if not isinstance(record, dict):
-      raise ValueError(f"is a JSON {type(record).__name__}, not an object")
+    record = parse_json(line)
     text = record.get(self.key)
     if not isinstance(text, str):
       raise ValueError(f"has no text under {self.key!r}; its keys: {', '.join(record)}")

@@ -10,10 +10,10 @@ The index is written last: a folder without one is not prepared data, or its pre
 import dataclasses
 import functools
 import hashlib
-import json
 import os
 import struct
 import tempfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from etils import epath
 
 from lmjax.data.sources.base import BadRecord, Encoded
 from lmjax.data.sources.splits import parse_split, split_range
-from lmjax.utils.errors import UserError, did_you_mean
-from lmjax.utils.files import inside
+from lmjax.utils.errors import UserError, did_you_mean, reason
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import inside, make_folder, read_json, writing
 from lmjax.utils.trust import check_links
 
 VERSION = 1
@@ -84,10 +85,10 @@ class Prepared:
     offset = int(number - before[shard])
     try:
       (record,) = _reader(files[shard]).read([offset])
-    except (RuntimeError, IndexError, ValueError) as error:  # Riegeli stores a hash of every chunk
-      return BadRecord(f"{files[shard]}: record {offset}", f"cannot be read: {error}")
-    ids = np.frombuffer(record, self.index["dtype"], offset=SIZE.size)
-    return Encoded(ids, SIZE.unpack_from(record)[0], self.index["tokenizer"])
+      ids = np.frombuffer(record, self.index["dtype"], offset=SIZE.size)
+      return Encoded(ids, SIZE.unpack_from(record)[0], self.index["tokenizer"])
+    except (RuntimeError, IndexError, ValueError, struct.error) as error:  # Riegeli stores a hash of every chunk
+      return BadRecord(f"{files[shard]}: record {offset}", f"cannot be read: {reason(error)}")
 
 
 def read_index(folder: epath.PathLike) -> dict[str, Any]:
@@ -103,13 +104,32 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
       raise UserError(f"data: {folder} is not completely prepared; rerun the same `lmjax prepare` command to finish it")
     raise UserError(f"data: {folder} is not prepared data: it has no index.json; see lmjax prepare --help")
   try:
-    index = json.loads((folder / "index.json").read_text())
-    version = index["version"]
-  except (json.JSONDecodeError, KeyError, TypeError) as error:
+    fields = Fields(read_json(folder / "index.json"), "index.json")
+    version = fields.integer("version")
+    if version == VERSION:
+      fields.section("made"), fields.text("tokenizer"), fields.text("dtype", choices=("<u2", "<u4"))
+      check_counts(fields.section("counts"))
+      splits = fields.section("splits")
+      for split in splits.values:
+        for shard in splits.sequence(split, dict):
+          check_shard(folder, Fields(shard, "index.json", f"splits.{split}."))
+  except UserError as error:
     raise UserError(f"data: {folder / 'index.json'} is corrupt: {error}; prepare the folder again") from error
   if version != VERSION:
     raise UserError(f"data: {folder} has version {version} of the format, this lmjax reads {VERSION}; prepare it again")
-  return index
+  return fields.values
+
+
+def check_shard(folder: epath.Path, shard: Fields) -> dict[str, Any]:
+  """Returns the entry of a shard in an index, whose values are what they must be."""
+  inside(folder, shard.get("file", None)), shard.text("sha256")
+  check_counts(shard, ("size", "documents", "tokens", "bytes"))
+  return shard.values
+
+
+def check_counts(counts: Fields, keys: Iterable[str] = ()) -> dict[str, int]:
+  """Returns numbers of documents, tokens or bytes; of all keys, if none are given."""
+  return {key: counts.integer(key, most=2**63) for key in keys or counts.values}
 
 
 def check_sums(folder: epath.PathLike) -> None:
@@ -137,9 +157,10 @@ def _reader(path: epath.Path) -> ArrayRecordReader:
     name = hashlib.sha256(f"{path} {stat.length} {stat.mtime}".encode()).hexdigest()[:16]
     local = epath.Path(tempfile.gettempdir()) / "lmjax-shards" / name
     if not local.exists():
-      local.parent.mkdir(parents=True, exist_ok=True)
+      make_folder(local.parent)
       partial = epath.Path(f"{local}.{os.getpid()}")  # two processes may download it at the same time
-      partial.write_bytes(path.read_bytes())
-      partial.rename(local)
+      with writing(local):
+        partial.write_bytes(path.read_bytes())
+        partial.rename(local)
     path = local
   return ArrayRecordReader(str(path), "readahead_buffer_size:0", file_reader_buffer_size=32_768)

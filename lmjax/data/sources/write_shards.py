@@ -6,6 +6,7 @@ resumes from there.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -22,10 +23,12 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
 from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction
-from lmjax.data.sources.shards import SIZE, UNFINISHED, VERSION, digest, read_index
+from lmjax.data.sources.shards import SIZE, UNFINISHED, VERSION, check_counts, check_shard, digest, read_index
 from lmjax.data.tokenizers import base
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, reason
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import append, make_folder, new_folder, parse_json, read_bytes, write
 
 CHUNK = 256  # maximum documents of a chunk
 COUNTS = ("read", "skipped", "filtered", "duplicates", "documents", "tokens", "bytes")
@@ -108,11 +111,11 @@ class Preparation:
       if read_index(folder)["made"] != self.metadata():
         raise UserError(f"prepare: {folder} contains other prepared data; choose another --output")
       return
-    folder.mkdir(parents=True, exist_ok=True)
-    writer = _Writer(self, folder)
-    firsts = range(writer.next, len(self.source), self.chunk)
+    make_folder(folder)
     skipped: list[BadRecord] = []
     try:
+      writer = _Writer(self, folder)
+      firsts = range(writer.next, len(self.source), self.chunk)
       for first, (records, counts, more) in zip(firsts, _encoded_chunks(self, firsts, workers), strict=True):
         skipped += more
         check_skipped_fraction(writer.counts["read"] + counts["read"] - writer.read_before, skipped)
@@ -126,7 +129,7 @@ class Preparation:
       if isinstance(error, BrokenProcessPool):
         raise UserError("prepare: a worker process died, perhaps out of memory; try fewer --workers") from error
       raise UserError(
-        f"prepare: {folder} cannot be written: {str(error).splitlines()[0]}; rerun the same command to resume after "
+        f"prepare: {folder} cannot be written: {reason(error)}; rerun the same command to resume after "
         "the last complete shard"
       ) from error
 
@@ -146,17 +149,20 @@ class _Writer:
 
   def _resume(self) -> None:
     metadata, state = self.preparation.metadata(), self.folder / UNFINISHED
-    lines = [line for line in state.read_text().splitlines() if _is_json(line)] if state.exists() else []
-    if lines and json.loads(lines[0]) != metadata:
+    lines = _complete_lines(state) if state.exists() else []
+    if lines and lines[0] != metadata:
       raise UserError(f"prepare: {self.folder} contains part of other data; delete it or choose another --output")
     if not lines:
-      self.preparation.tokenizer.save(self.folder / "tokenizer")
-    state.write_text("".join(line + "\n" for line in lines or [json.dumps(metadata)]))  # drops a truncated line
-    for line in map(json.loads, lines[1:]):
-      self.next, self.read_before = line["next"], line["counts"]["read"]
-      self.counts |= line["counts"]
-      for split, shard in line["shards"].items():
-        self.splits[split].append(shard)
+      with new_folder(self.folder / "tokenizer") as tokenizer:
+        self.preparation.tokenizer.save(tokenizer)
+    write(state, "".join(json.dumps(line) + "\n" for line in lines or [metadata]))  # drops a truncated line
+    for number, line in enumerate(lines[1:], 2):
+      saved = Fields(line, f"{state}:{number}")
+      self.next = saved.integer("next", most=len(self.preparation.source))
+      self.counts |= check_counts(saved.section("counts"), COUNTS)
+      self.read_before = self.counts["read"]
+      for split in self.splits:
+        self.splits[split].append(check_shard(self.folder, saved.section("shards").section(split)))
     for path in sorted(self.folder.glob("*.keys")):
       if int(path.stem) < len(self.splits["train"]):
         raw = path.read_bytes()
@@ -197,7 +203,7 @@ class _Writer:
     """Closes the open shards, saves that all documents before `after` are written, and opens the next shards."""
     shards = {}
     if self.preparation.deduplicate:
-      (self.folder / f"{len(self.splits['train']):05}.keys").write_bytes(b"".join(self._keys))
+      write(self.folder / f"{len(self.splits['train']):05}.keys", b"".join(self._keys))
       self._keys = []
     for split, writer in self._writers.items():
       writer.close()
@@ -206,8 +212,8 @@ class _Writer:
       size, sha256 = partial.stat().length, digest(partial)
       partial.rename(path)
       shards[split] = {"file": path.name, "size": size, "sha256": sha256, **self._open_counts[split]}
-    with (self.folder / UNFINISHED).open("a") as file:
-      file.write(json.dumps({"next": after, "counts": self.counts, "shards": shards}) + "\n")
+    line = {"next": after, "counts": self.counts, "shards": shards}
+    append(self.folder / UNFINISHED, json.dumps(line) + "\n")
     for split, shard in shards.items():
       self.splits[split].append(shard)
     self._open()
@@ -228,9 +234,7 @@ class _Writer:
       "splits": {split: [s for s in shards if s["documents"]] for split, shards in self.splits.items()},
       "skipped": [f"{record.where}: {record.why}" for record in skipped[:100]],
     }
-    temporary = self.folder / "index.json.partial"
-    temporary.write_text(json.dumps(index, indent=2) + "\n")
-    temporary.rename(self.folder / "index.json")
+    write(self.folder / "index.json", json.dumps(index, indent=2) + "\n")
     listed = {s["file"] for shards in index["splits"].values() for s in shards}
     for path in self.folder.iterdir():
       if path.suffix in (".partial", ".keys", ".jsonl") or (path.suffix == ".array_record" and path.name not in listed):
@@ -269,10 +273,10 @@ def _encode(first: int):
   return _preparation.encode(first)
 
 
-def _is_json(line: str) -> bool:
-  """Returns whether a line is complete; the last one is not if the process was killed while it wrote it."""
-  try:
-    json.loads(line)
-  except json.JSONDecodeError:
-    return False
-  return True
+def _complete_lines(state: epath.Path) -> list[dict[str, Any]]:
+  """Returns the lines of a state, without one that was being written at a kill."""
+  lines = []
+  for text in read_bytes(state).splitlines():
+    with contextlib.suppress(ValueError):
+      lines.append(parse_json(text))
+  return lines

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from etils import epath
 
+from lmjax.utils import files
+
 
 class Tokenizer(Protocol):
   """Text to ids below `size` and back; `start` precedes a document and `end` follows it (often the same id)."""
@@ -61,7 +63,8 @@ def train_bytes(texts: Iterable[str], size: int) -> Bytes:
 
 
 def load_bytes(file: epath.Path) -> Bytes:
-  """Returns bytes, whatever bytes.json says."""
+  """Returns bytes, whatever the object in bytes.json."""
+  files.read_json(file)
   return Bytes()
 
 
@@ -77,8 +80,7 @@ def fingerprint(tokenizer: Tokenizer) -> str:
   return hashlib.sha256(repr(ids).encode()).hexdigest()[:16]
 
 
-def write_file(folder: epath.PathLike, name: str, text: str) -> None:
+def write_file(folder: epath.PathLike, name: str, text: str | bytes) -> None:
   """Writes a file of a tokenizer's folder, which is created if necessary."""
-  folder = epath.Path(folder)
-  folder.mkdir(parents=True, exist_ok=True)
-  (folder / name).write_text(text)
+  files.make_folder(folder)
+  files.write(epath.Path(folder) / name, text)

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from lmjax.data.tokenizers.base import write_file
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,4 +53,4 @@ def train_characters(texts: Iterable[str], size: int) -> Characters:
 
 def load_characters(file: epath.Path) -> Characters:
   """Returns the characters in characters.json."""
-  return Characters(json.loads(file.read_text())["alphabet"])
+  return Characters(Fields(read_json(file), file).text("alphabet"))

@@ -19,13 +19,14 @@ from lmjax.data.tokenizers.special import Template, read_processor
 from lmjax.data.tokenizers.spiece import MODELS, convert
 from lmjax.data.tokenizers.subword import SentencePiece, WordPiece
 from lmjax.utils.errors import UserError
-from lmjax.utils.files import read_json
+from lmjax.utils.files import read_bytes, read_json, read_text
 
 # Qwen2's words: contractions, letters, single digits, punctuation, and white space.
 QWEN2 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 WORD_END = "</w>"  # of GPT-1's tokens
+LARGEST_ID = 2**24
 
 
 class _WithRoles(BPE):
@@ -86,7 +87,7 @@ class Pretrained(_WithRoles):
 
 def load_json(file: epath.Path) -> BPE:
   """Returns the tokenizer of a tokenizer.json of the `tokenizers` library."""
-  fast, settings = tokenizers.Tokenizer.from_str(file.read_text(encoding="utf-8")), Settings(file.parent)
+  fast, settings = tokenizers.Tokenizer.from_str(read_text(file)), Settings(file.parent)
   normalizer = fast.normalizer
   if settings.kind in OF_BERT and isinstance(normalizer, normalizers.BertNormalizer):
     for key, value in _bert_options(settings, normalizer.lowercase).items():
@@ -118,7 +119,7 @@ def load_merges(vocabulary: epath.Path, merges: epath.Path) -> BPE:
   Byte-level like GPT-2's; where tokens end with `</w>`, or the files beside say so, that of GPT-1.
 
   Raises:
-    UserError: a line of the merges is malformed.
+    UserError: an id is none, or given twice, or a line of the merges is malformed.
   """
   settings, lines = Settings(vocabulary.parent), read_lines(merges)
   pairs = [tuple(line.split(" ")) for line in lines if line and not line.startswith("#version")]
@@ -126,8 +127,8 @@ def load_merges(vocabulary: epath.Path, merges: epath.Path) -> BPE:
     malformed = next(" ".join(pair) for pair in pairs if len(pair) != 2)
     raise UserError(f"tokenizer: the merge {malformed!r} is not two tokens separated by a space")
   ids = read_json(vocabulary)
-  if not all(isinstance(i, int) and i >= 0 for i in ids.values()):
-    raise UserError(f"tokenizer: {vocabulary} must give every token a whole number")
+  if not all(type(i) is int and 0 <= i < LARGEST_ID for i in ids.values()) or len(set(ids.values())) < len(ids):
+    raise UserError(f"{vocabulary} must give each token an id of its own, a whole number below {LARGEST_ID:,}")
   prefix = settings.tokenizer.boolean("add_prefix_space", False)
   if settings.kind == "OpenAIGPTTokenizer" or (not settings.kind and any(t.endswith(WORD_END) for t in ids)):
     unknown = settings.name("unk") or "<unk>"
@@ -155,19 +156,19 @@ def load_sentencepiece(file: epath.Path) -> Any:
   """Returns the tokenizer of a SentencePiece model, as the class that the files beside it name arranges its pieces."""
   settings = Settings(file.parent)
   if settings.kind not in MODELS:
-    return SentencePiece(file.read_bytes())
+    return SentencePiece(read_bytes(file))
   extra = settings.tokenizer.integer("extra_ids", 100) if settings.kind in OF_T5 else 0
   names = {role: name for role in ROLES if (name := settings.name(role))}
   legacy = settings.tokenizer.boolean("legacy", False) if settings.kind in OF_LLAMA else False
   prefix = settings.tokenizer.boolean("add_prefix_space", True)
-  fast = convert(file.read_bytes(), settings.kind, names, extra, prefix, legacy)
+  fast = convert(read_bytes(file), settings.kind, names, extra, prefix, legacy)
   _mark_special(fast, [*names.values(), *(f"<extra_id_{i}>" for i in range(extra))])
   return _finish(fast, settings)
 
 
 def read_lines(file: epath.Path) -> list[str]:
   r"""Returns the lines of a file, which only \n ends, or \r\n where it ends every line."""
-  lines = file.read_bytes().decode("utf-8").split("\n")
+  lines = read_bytes(file).decode("utf-8").split("\n")
   lines = lines if lines[-1] else lines[:-1]
   return [line[:-1] for line in lines] if lines and all(line.endswith("\r") for line in lines) else lines
 

@@ -5,7 +5,6 @@ contains `<|endoftext|>` is encoded as those characters.
 """
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from typing import Any
@@ -14,7 +13,9 @@ from etils import epath
 
 from lmjax.data.tokenizers.base import Bytes, Tokenizer
 from lmjax.utils import names, trust
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.errors import UserError, did_you_mean, reason
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +110,7 @@ def load(path: epath.PathLike) -> Tokenizer:
   trust.check_links(path, *files)
   try:
     if "kind.json" in files:
-      kind = names.current(json.loads(files["kind.json"].read_text())["kind"])
+      kind = names.current(Fields(read_json(files["kind.json"]), files["kind.json"]).text("kind"))
       return trust.load(trust.mark(kind, files["kind.json"]), "kind", Tokenizer).load(path)
     for patterns, loader in FILES:
       needed = [next((file for name, file in files.items() if fnmatch(name, p)), None) for p in patterns]
@@ -118,8 +119,7 @@ def load(path: epath.PathLike) -> Tokenizer:
   except UserError:
     raise
   except Exception as error:  # tokenizers and sentencepiece raise bare Exceptions of many kinds
-    reason = str(error).strip().split("\n")[0]
-    raise UserError(f"tokenizer: {path} is corrupt or has another format than its name says: {reason}") from error
+    raise UserError(f"tokenizer: {path} is corrupt, or not what its name says: {reason(error)}") from error
   raise UserError(
     f"tokenizer: {path} contains no tokenizer; supported files: {', '.join(' + '.join(p) for p, _ in FILES)}"
   )

@@ -9,7 +9,9 @@ import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers import registry
-from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer, write_file
+from lmjax.utils import files
+from lmjax.utils.fields import Fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +80,11 @@ class Sentinels:
     return " ".join(part for part in [*parts, self.inner.decode(pending)] if part)
 
   def save(self, folder: epath.PathLike) -> None:
-    folder = epath.Path(folder)
-    self.inner.save(folder / "inner")
+    self.inner.save(epath.Path(folder) / "inner")
     kind = {"kind": "lmjax.data.tokenizers.sentinels:Sentinels", "sentinels": self.sentinels}
-    (folder / "kind.json").write_text(json.dumps(kind))
+    write_file(folder, "kind.json", json.dumps(kind))
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Sentinels":
-    return cls(registry.load(folder / "inner"), json.loads((folder / "kind.json").read_text())["sentinels"])
+    kind = Fields(files.read_json(folder / "kind.json"), folder / "kind.json")
+    return cls(registry.load(folder / "inner"), kind.integer("sentinels", most=2**20))

@@ -8,6 +8,7 @@ import sentencepiece
 import tokenizers
 from etils import epath
 
+from lmjax.data.tokenizers.base import write_file
 from lmjax.data.tokenizers.bpe import BPE
 from lmjax.utils.errors import UserError
 
@@ -56,9 +57,13 @@ class SentencePiece:
 
   def __init__(self, model: bytes):
     self.model = model
+    if not model:  # which the library takes for no model yet, and logs an error whenever it is asked for anything
+      raise UserError("tokenizer: the SentencePiece model is empty")
     self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
     size = self._processor.get_piece_size()
     end, start = self._processor.eos_id(), self._processor.bos_id()
+    if size < 1 or max(end, start) >= size:
+      raise UserError(f"tokenizer: the SentencePiece model has {size} pieces, start {start} and end {end}")
     self.size = size if end >= 0 else size + 1  # a model without an end token gets one after its pieces
     self.end = end if end >= 0 else size
     self.start = start if start >= 0 else self.end
@@ -74,9 +79,7 @@ class SentencePiece:
     return self._processor.decode([int(i) for i in ids if i < size and i not in (self.start, self.end)])
 
   def save(self, folder: epath.PathLike) -> None:
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "tokenizer.model").write_bytes(self.model)
+    write_file(folder, "tokenizer.model", self.model)
 
   def __reduce__(self):
     return SentencePiece, (self.model,)

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Sequence
 from etils import epath
 
 from lmjax.data.tokenizers import registry
-from lmjax.utils import names
+from lmjax.data.tokenizers.base import write_file
+from lmjax.utils import files, names
+from lmjax.utils.fields import Fields
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
+IDS = (("start", 0), ("end", 1), ("unknown", 2))  # of words.json, with their defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,17 +73,19 @@ class Words:
     return " ".join(self.vocabulary[i] for i in ids if i < self.size and i not in (self.start, self.end))
 
   def save(self, folder: epath.PathLike) -> None:
-    folder = epath.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "kind.json").write_text(json.dumps({"kind": "lmjax.data.tokenizers.words:Words"}))
-    (folder / "words.json").write_text(json.dumps(dataclasses.asdict(self)))
+    write_file(folder, "words.json", json.dumps(dataclasses.asdict(self)))
+    write_file(folder, "kind.json", json.dumps({"kind": "lmjax.data.tokenizers.words:Words"}))
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Words":
-    saved = json.loads((folder / "words.json").read_text())
-    if "split_by" not in saved:  # format 1
-      saved = names.load("lmjax.utils.renames:section")(saved, "data.tokenizer")
-    return cls(tuple(saved.pop("vocabulary")), **saved)
+    file = folder / "words.json"
+    values = files.read_json(file)
+    if "split_by" not in values:  # format 1
+      values = names.load("lmjax.utils.renames:section")(values, "data.tokenizer")
+    saved = Fields(values, file)
+    vocabulary, split_by = saved.sequence("vocabulary", str), saved.text("split_by", "words", choices=tuple(PATTERNS))
+    most = len(vocabulary) - 1
+    return cls(tuple(vocabulary), split_by, *(saved.integer(*key, most=most) for key in IDS))
 
 
 def train(texts: Iterable[str], size: int, split_by: str = "words") -> Words:
