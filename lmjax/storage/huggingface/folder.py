@@ -1,6 +1,8 @@
 """Hugging Face folders as saved models."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -63,6 +65,11 @@ class HuggingFaceFolder(SavedModel):
   def tokenizer(self) -> Tokenizer | None:
     return self._loaded.tokenizer
 
+  @contextlib.contextmanager
+  def tokenizer_folder(self) -> Iterator[epath.Path]:
+    """Yields a folder with the tokenizer's files, there as long as the block runs."""
+    yield self.path
+
   @functools.cached_property
   def named(self) -> Tree:
     return named_parameters(self.task, 1, 1)
@@ -91,15 +98,12 @@ class HuggingFaceFolder(SavedModel):
     Raises:
       UserError: the model has no Hugging Face equivalent, or the folder is not empty.
     """
-    is_same, params = isinstance(source, cls), traverse_util.unflatten_dict(source.parameters(), sep="/")
-    save(
-      folder,
-      source.task.model,
-      {"heads": {}} | params,
-      tokenizer=source.tokenizer if with_tokenizer and not is_same else None,
-      settings=source.config if is_same else None,
-      files=source.path if is_same and with_tokenizer else None,
-    )
+    params = {"heads": {}} | traverse_util.unflatten_dict(source.parameters(), sep="/")
+    if isinstance(source, HuggingFaceFolder):
+      with source.tokenizer_folder() as files:
+        save(folder, source.task.model, params, settings=source.config, files=files if with_tokenizer else None)
+    else:
+      save(folder, source.task.model, params, tokenizer=source.tokenizer if with_tokenizer else None)
 
 
 def task_of(loaded: Loaded) -> Task:

@@ -87,8 +87,22 @@ def load(folder: epath.PathLike) -> Loaded:
   """
   folder = epath.Path(folder).expanduser()
   check_links(folder)
-  settings, family, config = read_config(folder)
-  tensors = open_tensors(folder)
+  return assemble(folder, *read_config(folder), open_tensors(folder), load_tokenizer(folder))
+
+
+def assemble(
+  folder: epath.Path, settings: dict[str, Any], family: Family, config: Any, tensors: Any, tokenizer: Any = None
+) -> Loaded:
+  """Returns the model of a config and tensors; see `load`.
+
+  Args:
+    folder: names the model in messages.
+    tensors: by the names of Hugging Face's models; see `storage.safetensors.Tensors`.
+    tokenizer: a Tokenizer, or None; the start of an encoder-decoder's is set.
+
+  Raises:
+    UserError: as `load`.
+  """
   if hasattr(config, "pooler"):
     config = dataclasses.replace(config, pooler=any(name.endswith(POOLER) for name in tensors))
   heads = _find_heads(family, config, settings, tensors)
@@ -109,7 +123,6 @@ def load(folder: epath.PathLike) -> Loaded:
   if unused:
     names = ", ".join(sorted(unused)[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
     raise UserError(f"{folder}: the model does not use the tensors {names}")
-  tokenizer: Any = _load_tokenizer(folder)  # a Tokenizer, or None; its start is read-only in some classes
   if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
     tokenizer.start = settings.get("decoder_start_token_id", settings.get("pad_token_id", 0))
   tree = {"heads": {}} | traverse_util.unflatten_dict(params, sep="/")
@@ -183,5 +196,6 @@ class _Reader:
     return array if number is None else array[number]
 
 
-def _load_tokenizer(folder: epath.Path) -> Tokenizer | None:
+def load_tokenizer(folder: epath.Path) -> Tokenizer | None:
+  """Returns the tokenizer of a folder; None where it has none."""
   return registry.load(folder) if any((folder / name).exists() for name in TOKENIZERS) else None

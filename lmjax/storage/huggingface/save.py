@@ -23,7 +23,7 @@ from lmjax.utils.pytree import Tree
 
 TOKENIZER_FILES = (
   "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt", "vocab.json", "merges.txt",
-  "spiece.model", "tokenizer.model", "added_tokens.json", "generation_config.json",
+  "spiece.model", "tokenizer.model", "added_tokens.json", "generation_config.json", "chat_template.jinja",
 )  # fmt: skip
 TIES = ("tie_word_embeddings", "scale_decoder_outputs")
 
