@@ -1,13 +1,16 @@
-"""Convert models to and from Hugging Face's format.
+"""Convert models to and from the formats of Hugging Face and llama.cpp.
 
     lmjax convert --input runs/gpt2 --output my-gpt2        write a run folder as a Hugging Face folder
-    lmjax convert --input path/to/hf --output copy          read a Hugging Face folder and write it again
+    lmjax convert --input model.gguf --output my-model      write a GGUF file as a Hugging Face folder
+    lmjax convert --input my-gpt2 --output my-gpt2.gguf     write a model for llama.cpp, in float16
     lmjax convert --check path/to/hf                        compare the logits of lmjax and transformers
 
-Every command takes a Hugging Face folder in place of a run folder. `hf:owner/name` is downloaded with huggingface_hub.
+Every command takes a Hugging Face folder or a GGUF file in place of a run folder. `hf:owner/name` is downloaded with
+huggingface_hub.
 """
 
 import importlib
+import os
 from typing import Any
 
 import jax
@@ -19,18 +22,23 @@ from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.logs import console
 from lmjax.storage import huggingface
+from lmjax.storage.gguf import write as gguf
 from lmjax.storage.huggingface.folder import HuggingFaceFolder, task_of
 from lmjax.storage.huggingface.hub import download
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.utils.errors import UserError
 
+SUFFIX = ".gguf"
+FORMATS = ("huggingface", *(f"gguf-{kind}" for kind in gguf.KINDS))
+
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax convert`."""
   parser = new_parser("convert", __doc__)
-  parser.add_argument("--input", help="a run folder, a Hugging Face folder, or hf:owner/name")
-  parser.add_argument("--output", help="the Hugging Face folder to write")
+  parser.add_argument("--input", help="a run folder, a Hugging Face folder, a GGUF file, or hf:owner/name")
+  parser.add_argument("--output", help="the Hugging Face folder or the GGUF file to write")
+  parser.add_argument("--format", choices=FORMATS, help="default gguf-f16 for an output that ends with .gguf")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
@@ -41,20 +49,36 @@ def main(arguments: list[str]) -> int:
   if not options.input or not options.output:
     raise UserError("convert: --input and --output are required, or --check")
   source = download(options.input[3:]) if options.input.startswith("hf:") else options.input
-  convert(source, options.output, options.step, not options.without_tokenizer)
-  console.print(f"{options.output}: written; load it with transformers' from_pretrained", markup=False)
+  convert(source, options.output, options.step, not options.without_tokenizer, options.format)
+  reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
+  console.print(f"{options.output}: written; {reader}", markup=False)
   return 0
 
 
 def convert(
-  source: epath.PathLike, output: epath.PathLike, step: int | None = None, with_tokenizer: bool = True
+  source: epath.PathLike,
+  output: epath.PathLike,
+  step: int | None = None,
+  with_tokenizer: bool = True,
+  form: str | None = None,
 ) -> None:
-  """Writes a saved model as a Hugging Face folder.
+  """Writes a saved model as a Hugging Face folder or as a GGUF file.
+
+  Args:
+    form: one of `FORMATS`; default what the name of the output says.
 
   Raises:
-    UserError: the source cannot be read or has no Hugging Face equivalent, or the output is not empty.
+    UserError: the source cannot be read or has no equivalent in the format, or the output is there already.
   """
-  HuggingFaceFolder.save(output, storage.open(source, step), with_tokenizer)
+  name, is_gguf = os.fspath(output), os.fspath(output).endswith(SUFFIX)
+  form = form or ("gguf-f16" if is_gguf else "huggingface")
+  if is_gguf != form.startswith("gguf"):
+    raise UserError(f"convert: {name}: the output of --format {form} must {'not ' if is_gguf else ''}end with {SUFFIX}")
+  saved = storage.open(source, step)
+  if is_gguf:
+    gguf.save(output, saved, form.removeprefix("gguf-"), with_tokenizer)
+  else:
+    HuggingFaceFolder.save(output, saved, with_tokenizer)
 
 
 def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:

@@ -116,6 +116,31 @@ def read_config(gguf: GGUF, architecture: Architecture) -> decoder.Config:
     raise UserError(f"{gguf.path} is not supported: {error}") from error
 
 
+def write_config(architecture: Architecture, config: decoder.Config) -> dict[str, Any]:
+  """Returns the metadata of a config, as `read_config` reads it.
+
+  llama.cpp has no sliding window for these models: the context ends with it, so that nothing else is computed.
+
+  Raises:
+    UserError: llama.cpp has no such model.
+  """
+  for field, value in architecture.shape.items():
+    if getattr(config, field) != value:
+      raise UserError(
+        f"llama.cpp computes {architecture.name} models with the {field} {value!r}, not {getattr(config, field)!r}"
+      )
+  values: dict[str, Any] = {key: getattr(config, field) for field, key in KEYS.items()}
+  values["context_length"] = min(config.length, config.window or config.length)
+  values |= {"attention.head_count_kv": config.kv_heads, architecture.epsilon: float(config.epsilon)}
+  if config.rotary:
+    values |= {"vocab_size": config.vocabulary, "rope.freq_base": float(config.rotary.base)}
+    values |= {f"attention.{key}_length": config.head_size for key in ("key", "value")}
+    values["rope.dimension_count"] = config.head_size
+    if config.rotary.scaling == "linear":
+      values |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(config.rotary.factor)}
+  return {f"{architecture.name}.{key}": value for key, value in values.items()}
+
+
 def _plain(value: Any) -> Any:
   """Returns a value for which a list of one value per layer, all of them equal, counts as that value."""
   items = value.tolist() if isinstance(value, np.ndarray) else value

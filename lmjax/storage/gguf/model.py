@@ -58,7 +58,7 @@ class GGUFFile(HuggingFaceFolder):
 
   @functools.cached_property
   def leaves(self) -> dict[str, Leaf]:
-    leaves = {}
+    leaves: dict[str, Leaf] = {}
     for name, tensor in self._gguf.tensors.items():
       name = name.replace(".", "/")
       leaves[name] = QuantizedLeaf(name, tensor.shape, tensor.kind.lower(), size=tensor.bytes)

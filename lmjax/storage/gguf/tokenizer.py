@@ -110,6 +110,7 @@ def _byte_level(tokens: list[str], merges: list[str], split: Split, nfc: bool) -
   pairs = [(merge[:at], merge[at + 1 :]) for merge in merges if (at := merge.find(" ", 1)) > 0]
   if len(pairs) < len(merges):
     raise ValueError("a merge is not two tokens separated by a space")
+  pairs = [(a, b) for a, b in pairs if a in vocabulary and b in vocabulary and a + b in vocabulary]
   fast = tokenizers.Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=split.whole_words))
   fast.normalizer = normalizers.NFC() if nfc else None
   own = split.patterns[-1] == GPT2  # the pattern that ByteLevel has itself

@@ -51,7 +51,7 @@ def save(
   hf = _write_config(family, config, heads, tokenizer, settings or {})
   dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(hf.get("dtype") or hf.get("torch_dtype")), "F32")
   dtype = np.dtype(safetensors.DTYPES[dtype])
-  tensors = list(_tensors(family, config, params))
+  tensors = list(tensors_of(family, config, params))
   shapes = {name: (dtype, shape) for name, shape, _ in tensors}
   part = folder.parent / (folder.name + ".part")
   with contextlib.ExitStack() as stack:
@@ -92,7 +92,7 @@ def _write_config(
   return hf
 
 
-def _tensors(family: Family, config: Any, params: Tree):
+def tensors_of(family: Family, config: Any, params: Tree):
   """Yields the name, the shape and a function that makes the array of each tensor of a model and its heads."""
   flat, heads = pytree.named_leaves(params), params["heads"]
   known = family.heads(config)
