@@ -186,38 +186,34 @@ def fit_rotary(base: float, factors: np.ndarray) -> Rotary | None:
   """Returns the rotary positions whose frequencies are divided by some factors; None if there are none.
 
   With `t` the frequency in turns per token, Llama 3 keeps a share (original * t - low) / (high - low) of it, between 0
-  and 1: a line through the shares that are neither. The usual low = 1 and high = 4 are taken where they fit.
+  and 1: a line through the shares that are neither. Of several lines, one with the usual low = 1 and high = 4 is taken.
   """
-  count = len(factors)
+  count, largest = len(factors), float(factors.max())
   if not np.all(np.isfinite(factors)) or factors.min() < 1:
     return None
-  largest = float(factors.max())
   if np.all(factors == factors[0]):
     return Rotary(base, "linear", largest) if largest != 1 else Rotary(base)
+  factor = next(f for digits in (2, 4, 6, 9) if abs((f := round(largest, digits)) - largest) < 2e-6 * largest)
   turns = base ** (-np.arange(count) / count) / (2 * math.pi)
-  kept = (1 / factors.astype(np.float64) - 1 / largest) / (1 - 1 / largest)
+  kept = (1 / factors.astype(np.float64) - 1 / factor) / (1 - 1 / factor)
   between = np.flatnonzero((kept > 1e-6) & (kept < 1 - 1e-6))
-  low, high = 1.0, 4.0
+  lines: list[tuple[float, float, float]] = []  # low, high, original
   if len(between) > 1:
     slope, start = np.polyfit(turns[between], kept[between], 1)
-    low, high = (1.0, 1.0 - 1 / start) if start < 0 else (0.0, 1.0)
+    low, high = (1.0, 1 - 1 / start) if start < 0 else (0.0, 1.0)
     original = slope * (high - low)
-  elif len(between):
-    original = (kept[between[0]] * (high - low) + low) / turns[between[0]]
-  else:
-    first = int(np.argmax(kept < 0.5))  # of the frequencies that are divided
-    high = min(high, 0.5 + turns[first - 1] / turns[first] / 2)
-    original = low / turns[first] * (1 - 1e-6)
-  size = 2 * count
-  for digits in (0, 1, 2, 4, 8):  # the roundest numbers that give the same factors
-    rounded = dict(low=round(low, digits), high=round(high, digits), original=round(original))
-    if digits == 8:
-      rounded = dict(low=low, high=high, original=original)
-    if rounded["high"] <= rounded["low"]:
-      continue
-    rotary = Rotary(base, "llama3", float(str(np.float32(largest))), **rounded)
-    if np.allclose(frequency_factors(rotary, size), factors, rtol=2e-6, atol=0):
-      return rotary
+    rounded = [(round(low, digits), round(high, digits), float(round(original))) for digits in (0, 1, 2, 4)]
+    lines = [*rounded, (low, high, original)]
+  for high in (4.0, 8.0, 2.0, 1.5, 1.2, 1.1, 1.01):  # one share, or none, fits many lines
+    at = int(between[0]) if len(between) else int(np.argmax(kept < 0.5))
+    original = (float(kept[at]) * (high - 1) + 1) / float(turns[at]) * (1 if len(between) else 1 - 1e-6)
+    lines += [(1.0, high, float(round(original))), (1.0, high, original)]
+  for low, high, original in lines:
+    if high > low and original > 0:
+      whole = int(original) if original == int(original) else original
+      rotary = Rotary(base, "llama3", factor, low, high, whole)
+      if np.allclose(frequency_factors(rotary, 2 * count), factors, rtol=2e-6, atol=0):
+        return rotary
   return None
 
 
