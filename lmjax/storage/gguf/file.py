@@ -256,5 +256,5 @@ def _dequantize(tensor: Tensor) -> np.ndarray:
     return np.memmap(tensor.file, DTYPES[tensor.kind], "r", tensor.offset, tensor.shape)
   rows = (*tensor.shape[:-1], tensor.bytes // math.prod(tensor.shape[:-1]))
   raw = np.memmap(tensor.file, np.uint8, "r", tensor.offset, rows)
-  with np.errstate(all="ignore"):  # a scale may be infinite, in a damaged file
+  with np.errstate(all="ignore"):  # a scale may be infinite, in a corrupt file
     return package().quants.dequantize(raw, package().constants.GGMLQuantizationType[tensor.kind])

@@ -26,7 +26,7 @@ class Split(NamedTuple):
 
   patterns: regular expressions; each splits what those before it left together, and keeps what it matches.
   whole_words: a piece that is in the vocabulary is one token, whatever the merges say.
-  adds_start: a text starts with the start token where the file does not say so.
+  adds_start: a document starts with the start token where the file does not say so.
   """
 
   patterns: tuple[str, ...]

@@ -15,7 +15,7 @@ from lmjax.utils.fields import Fields
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # tokenizer.ggml.token_type
 PREFIX = "tokenizer.ggml."
 ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
-ENDS = ("eos", "eot", "eom")  # of a text, a turn, a message: each ends a continuation
+ENDS = ("eos", "eot", "eom")  # of a document, a turn, a message: each ends a continuation
 NFC = ("qwen2", "deepseek-r1-qwen", "qwen35")  # normalized when they were trained; the file does not say it
 
 

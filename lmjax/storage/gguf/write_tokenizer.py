@@ -15,7 +15,7 @@ from lmjax.utils.errors import UserError
 
 SPACE = "▁"
 ROLES = {"unk": "unknown", "pad": "padding"}
-KEYS = ("eos", "eot", "eom")  # where the ends of a text go, in this order
+KEYS = ("eos", "eot", "eom")  # where the end tokens go, in this order
 
 
 def tokenizer_metadata(tokenizer: Tokenizer, size: int, adds_start: bool | None = None) -> dict[str, Any]:
@@ -23,7 +23,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, size: int, adds_start: bool | None 
 
   Args:
     size: rows of the embedding table; ids that the tokenizer does not have are written as unused.
-    adds_start: whether a text starts with the start token; default what the tokenizer does itself.
+    adds_start: whether a document starts with the start token; default what the tokenizer does itself.
 
   Raises:
     UserError: llama.cpp has no such tokenizer, or would give other ids.
@@ -54,7 +54,7 @@ def _no_equivalent(why: str) -> UserError:
 
 
 def _special(tokenizer: Tokenizer, fast: tokenizers.Tokenizer, adds_start: bool | None) -> dict[str, Any]:
-  """Returns the special tokens, and which of them surround a text."""
+  """Returns the special tokens, and which of them surround a document."""
   ends = list(getattr(tokenizer, "ends", (tokenizer.end,)))
   values: dict[str, Any] = {f"{key}_token_id": i for key, i in zip(KEYS, ends, strict=False)}
   if tokenizer.start is not None:
@@ -65,7 +65,7 @@ def _special(tokenizer: Tokenizer, fast: tokenizers.Tokenizer, adds_start: bool 
   start, end = around[:1] == [tokenizer.start], around[-1:] == ends[:1]
   both_ways = ([], [tokenizer.start], ends[:1], [tokenizer.start, *ends[:1]])
   if around not in both_ways:
-    raise _no_equivalent(f"it surrounds a text with {[fast.id_to_token(i) for i in around]}")
+    raise _no_equivalent(f"it surrounds text with {[fast.id_to_token(i) for i in around]}")
   values["add_bos_token"] = start if adds_start is None else adds_start
   return values | {"add_eos_token": end and len(around) > start}
 
@@ -147,19 +147,19 @@ def _sentencepiece(spec: dict[str, Any], tokens: list[str], kinds: list[int]) ->
 
 
 def _adds_prefix(normalizer: dict[str, Any] | None, pre_tokenizer: dict[str, Any] | None) -> bool:
-  """Returns whether a space goes before a text; other changes of the text are refused."""
+  """Returns whether a space goes before each string; other changes of text are refused."""
   steps = normalizer["normalizers"] if normalizer and normalizer["type"] == "Sequence" else [normalizer]
   steps = [step for step in steps if step]
-  found = [step["type"] for step in steps]
-  if pre_tokenizer is None and found in (["Prepend", "Replace"], ["Replace"]):
+  changes = [step["type"] for step in steps]
+  if pre_tokenizer is None and changes in (["Prepend", "Replace"], ["Replace"]):
     replace = steps[-1]
     if (
       replace["pattern"] == {"String": " "} and replace["content"] == SPACE and steps[0].get("prepend", SPACE) == SPACE
     ):
-      return "Prepend" in found
+      return "Prepend" in changes
   elif pre_tokenizer and pre_tokenizer["type"] == "Metaspace" and not steps and not pre_tokenizer.get("split", True):
     return bool(pre_tokenizer["prepend_scheme"] != "never")
-  raise _no_equivalent(f"llama.cpp does not change text as {found or (pre_tokenizer or {}).get('type')} does")
+  raise _no_equivalent(f"llama.cpp does not change text as {changes or (pre_tokenizer or {}).get('type')} does")
 
 
 def _check(fast: tokenizers.Tokenizer, metadata: dict[str, Any]) -> None:
