@@ -248,9 +248,18 @@ def test_the_scaling_of_llama_3_is_found_from_its_factors(low, high, original, s
     assert np.sum((factors > 1.001) & (factors < factor - 0.001)) > 0 and (found == rotary) or size == 8
 
 
-def test_a_window_ends_the_context(tmp_path):
+def test_keys_that_are_not_known_are_named(tmp_path, capsys):
+  file = make_file(tmp_path / "a.gguf", "llama")
+  metadata = {"llama.wonder.factor": 2.0, "llama.rope.scaling.finetuned": True, "general.wonder": 1}
+  assert storage.open(rewrite(file, tmp_path / "b.gguf", metadata)).task
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.endswith("b.gguf: llama.wonder.factor is not known and has no effect")
+
+
+def test_a_window_ends_the_context(tmp_path, capsys):
   """llama.cpp has no sliding window for these models."""
   file = make_file(tmp_path / "a.gguf", "llama", window=32)
+  assert "the context ends with it, at 32" in capsys.readouterr().err
   config = storage.open(file).task.model.config
   assert config.length == 32 and config.window is None
   windowed = rewrite(file, tmp_path / "b.gguf", {"llama.attention.sliding_window": 8})

@@ -1,5 +1,6 @@
 """GGUF files that cannot be read or written are refused in one line, quickly, and nothing is left behind."""
 
+import dataclasses
 import errno
 import struct
 import sys
@@ -13,8 +14,8 @@ from lmjax import notebook, storage
 from lmjax.__main__ import main
 from lmjax.commands.convert import convert
 from lmjax.data.tokenizers import base, bpe
+from lmjax.storage.gguf import config, write
 from lmjax.storage.gguf import file as gguf_file
-from lmjax.storage.gguf import write
 from lmjax.storage.gguf.file import GGUF
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import tiny_decoder
@@ -165,9 +166,30 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
 
 UNWRITTEN = {
   "gpt1": (SHAPES["gpt2"] | dict(post_norm=True, mlp=256), "OpenAIGPT models cannot be written as GGUF"),
-  "activation": (SHAPES["gpt2"] | dict(activation="relu"), "activation 'gelu_tanh', not 'relu'"),
-  "gelu": (SHAPES["llama"] | dict(activation="gelu_tanh"), "activation 'silu', not 'gelu_tanh'"),
+  "activation": (SHAPES["gpt2"] | dict(activation="relu"), "with activation 'gelu_tanh'; this one has 'relu'"),
+  "gelu": (SHAPES["llama"] | dict(activation="gelu_tanh"), "with activation 'silu'; this one has 'gelu_tanh'"),
 }
+
+
+def test_every_field_of_the_config_is_written_or_refused():
+  """A field that is new in the model and unknown to the writer is not lost in silence."""
+  for case, base_config in ((c, tiny_decoder(**SHAPES[c]).config) for c in ("gpt2", "llama")):
+    architecture = config.ARCHITECTURES[case]
+    config.write_config(architecture, base_config)
+    for field in dataclasses.fields(base_config):
+      if field.name in config.SAID:
+        continue
+      value = getattr(base_config, field.name)
+      other = (
+        not value
+        if isinstance(value, bool)
+        else {"norm": {"rms": "layer", "layer": "rms"}}.get(field.name, {}).get(
+          value, "relu" if field.name == "activation" else None
+        )
+      )
+      if other is not None:
+        with pytest.raises(UserError, match=field.name):
+          config.write_config(architecture, dataclasses.replace(base_config, **{field.name: other}))
 
 
 @pytest.mark.parametrize("case", UNWRITTEN)

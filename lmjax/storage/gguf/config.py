@@ -1,7 +1,9 @@
 """What the metadata of a GGUF file says about a model: the config, and how its tensors are named and arranged."""
 
 import dataclasses
+import functools
 import math
+import sys
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,7 @@ from lmjax.models import decoder
 from lmjax.storage.gguf.file import GGUF, Deferred, package
 from lmjax.storage.huggingface.families import FAMILIES, Family
 from lmjax.storage.huggingface.weights import UNTIED, WeightMap
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.errors import UserError, did_you_mean, one_line
 from lmjax.utils.fields import Fields
 
 ROPE_FREQS = "rope_freqs.weight"  # what the frequencies of rotary positions are divided by
@@ -19,6 +21,9 @@ KEYS = dict(
   length="context_length", width="embedding_length", depth="block_count", heads="attention.head_count",
   mlp="feed_forward_length",
 )  # fmt: skip
+# Fields of the config that metadata or tensors say, and those that change no value.
+SAID = {*KEYS, "vocabulary", "kv_heads", "head_size", "epsilon", "qkv_bias", "attention_bias", "mlp_bias",
+        "tie_embeddings", "rotary", "window", "window_layers", "dropout", "dtype", "scan", "remat"}  # fmt: skip
 # Keys that change what is computed, with the values that change nothing; any other value is refused.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
   "expert_count": (0,), "expert_used_count": (0,), "attention.causal": (True,), "attention.clamp_kqv": (0.0,),
@@ -27,6 +32,18 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
   "rope.scaling.attn_factor": (0.0, 1.0), "rope.scaling.alpha": (0.0,), "pooling_type": (0,),
   "attn_logit_softcapping": (0.0,), "final_logit_softcapping": (0.0,), "nextn_predict_layers": (0,),
 }  # fmt: skip
+
+
+# Keys that change nothing, and those of YaRN, which are of no effect without it. Of any other unknown key, a line tells.
+IRRELEVANT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length",
+              "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
+              "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")  # fmt: skip
+
+
+@functools.cache
+def note(message: str) -> None:
+  """Prints one line on the error stream, the first time that a process has it to say."""
+  print(f"lmjax: {one_line(message, 1000)}", file=sys.stderr)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +123,7 @@ def read_config(gguf: GGUF, architecture: Architecture) -> decoder.Config:
   rotary = read_rotary(gguf, fields, size) if architecture.family != "gpt2" else None
   window = fields.integer("attention.sliding_window", 0)
   try:
-    return decoder.Config(
+    config = decoder.Config(
       **architecture.shape, **shape, vocabulary=table.shape[0], head_size=size, rotary=rotary,
       kv_heads=fields.integer("attention.head_count_kv", heads, least=1),
       epsilon=fields.number(architecture.epsilon, least=0.0), qkv_bias="blk.0.attn_q.bias" in gguf.tensors,
@@ -114,6 +131,10 @@ def read_config(gguf: GGUF, architecture: Architecture) -> decoder.Config:
     )  # fmt: skip
   except ValueError as error:
     raise UserError(f"{gguf.path} is not supported: {error}") from error
+  fields.taken.update(("rope.freq_base", "rope.scaling.type", "rope.scaling.factor", *IRRELEVANT))
+  if unknown := sorted(fields.unused()):
+    note(f"{gguf.path}: {', '.join(prefix + key for key in unknown)} is not known and has no effect")
+  return config
 
 
 def write_config(architecture: Architecture, config: decoder.Config) -> dict[str, Any]:
@@ -122,13 +143,20 @@ def write_config(architecture: Architecture, config: decoder.Config) -> dict[str
   llama.cpp has no sliding window for these models: the context ends with it, so that nothing else is computed.
 
   Raises:
-    UserError: llama.cpp has no such model.
+    UserError: llama.cpp has no such model: a field that the file cannot say is not what llama.cpp computes with.
   """
-  for field, value in architecture.shape.items():
+  fixed = {f.name: f.default for f in dataclasses.fields(config) if f.name not in SAID} | architecture.shape
+  for field, value in fixed.items():
     if getattr(config, field) != value:
       raise UserError(
-        f"llama.cpp computes {architecture.name} models with the {field} {value!r}, not {getattr(config, field)!r}"
+        f"llama.cpp computes {architecture.name} models with {field} {value!r}; this one has {getattr(config, field)!r}"
       )
+  if config.rotary and config.rotary.scaling not in ("none", "linear", "llama3"):
+    raise UserError(f"rotary positions scaled by {config.rotary.scaling!r} cannot be written as GGUF")
+  if config.window and config.window < config.length:
+    note(
+      f"llama.cpp has no sliding window for {architecture.name} models: the context ends with it, at {config.window}"
+    )
   values: dict[str, Any] = {key: getattr(config, field) for field, key in KEYS.items()}
   values["context_length"] = min(config.length, config.window or config.length)
   values |= {"attention.head_count_kv": config.kv_heads, architecture.epsilon: float(config.epsilon)}
