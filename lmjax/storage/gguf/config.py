@@ -34,7 +34,7 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
 }  # fmt: skip
 
 
-# Keys that change nothing, and those of YaRN, which are of no effect without it. Of any other unknown key, a line tells.
+# Keys that change nothing, those of YaRN without YaRN included; any other unknown key is named in a line.
 IRRELEVANT = ("vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "rope.scaling.original_context_length",
               "rope.scaling.yarn_log_multiplier", "rope.scaling.yarn_ext_factor", "rope.scaling.yarn_attn_factor",
               "rope.scaling.yarn_beta_fast", "rope.scaling.yarn_beta_slow")  # fmt: skip
