@@ -10,7 +10,6 @@ huggingface_hub.
 """
 
 import importlib
-import os
 from typing import Any
 
 import jax
@@ -18,19 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.logs import console
 from lmjax.storage import huggingface
-from lmjax.storage.gguf import write as gguf
-from lmjax.storage.huggingface.folder import HuggingFaceFolder, task_of
+from lmjax.storage.convert import FORMATS, SUFFIX, convert
+from lmjax.storage.huggingface.folder import task_of
 from lmjax.storage.huggingface.hub import download
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.utils.errors import UserError
-
-SUFFIX = ".gguf"
-FORMATS = ("huggingface", *(f"gguf-{kind}" for kind in gguf.KINDS))
 
 
 def main(arguments: list[str]) -> int:
@@ -53,32 +48,6 @@ def main(arguments: list[str]) -> int:
   reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
   console.print(f"{options.output}: written; {reader}", markup=False)
   return 0
-
-
-def convert(
-  source: epath.PathLike,
-  output: epath.PathLike,
-  step: int | None = None,
-  with_tokenizer: bool = True,
-  form: str | None = None,
-) -> None:
-  """Writes a saved model as a Hugging Face folder or as a GGUF file.
-
-  Args:
-    form: one of `FORMATS`; default what the name of the output says.
-
-  Raises:
-    UserError: the source cannot be read or has no equivalent in the format, or the output is there already.
-  """
-  name, is_gguf = os.fspath(output), os.fspath(output).endswith(SUFFIX)
-  form = form or ("gguf-f16" if is_gguf else "huggingface")
-  if is_gguf != form.startswith("gguf"):
-    raise UserError(f"convert: {name}: the output of --format {form} must {'not ' if is_gguf else ''}end with {SUFFIX}")
-  saved = storage.open(source, step)
-  if is_gguf:
-    gguf.save(output, saved, form.removeprefix("gguf-"), with_tokenizer)
-  else:
-    HuggingFaceFolder.save(output, saved, with_tokenizer)
 
 
 def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
