@@ -13,7 +13,7 @@ import pytest
 from lmjax import notebook, storage
 from lmjax.__main__ import main
 from lmjax.commands.convert import convert
-from lmjax.data.tokenizers import base, bpe
+from lmjax.data.tokenizers import base, bpe, characters
 from lmjax.storage.gguf import config, write
 from lmjax.storage.gguf import file as gguf_file
 from lmjax.storage.gguf.file import GGUF
@@ -248,4 +248,4 @@ def test_a_run_is_written_as_gguf(tokenizer, tmp_path):
   for text in PROBES:
     assert list(tokenizer.encode(text)) == list(again.tokenizer.encode(text))
   with pytest.raises(UserError, match="it is a WordLevel model"):
-    write.save(tmp_path / "b.gguf", Run(base.Characters("abc"), tmp_path))
+    write.save(tmp_path / "b.gguf", Run(characters.Characters("abc"), tmp_path))
