@@ -21,8 +21,8 @@ KEYS = dict(
   length="context_length", width="embedding_length", depth="block_count", heads="attention.head_count",
   mlp="feed_forward_length",
 )  # fmt: skip
-# Fields of the config that metadata or tensors say, and those that change no value.
-SAID = {*KEYS, "vocabulary", "kv_heads", "head_size", "epsilon", "qkv_bias", "attention_bias", "mlp_bias",
+# Fields of the config that metadata or tensors state, and those that change no value.
+STATED = {*KEYS, "vocabulary", "kv_heads", "head_size", "epsilon", "qkv_bias", "attention_bias", "mlp_bias",
         "tie_embeddings", "rotary", "window", "window_layers", "dropout", "dtype", "scan", "remat"}  # fmt: skip
 # Keys that change what is computed, with the values that change nothing; any other value is refused.
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
@@ -145,7 +145,7 @@ def write_config(architecture: Architecture, config: decoder.Config) -> dict[str
   Raises:
     UserError: llama.cpp has no such model: a field that the file cannot say is not what llama.cpp computes with.
   """
-  fixed = {f.name: f.default for f in dataclasses.fields(config) if f.name not in SAID} | architecture.shape
+  fixed = {f.name: f.default for f in dataclasses.fields(config) if f.name not in STATED} | architecture.shape
   for field, value in fixed.items():
     if getattr(config, field) != value:
       raise UserError(
