@@ -15,6 +15,7 @@ from lmjax.storage import huggingface
 from lmjax.storage.gguf import config as gguf_config
 from lmjax.storage.gguf.file import GGUF
 from lmjax.storage.gguf.splits import SPLITS
+from lmjax.storage.safetensors import Tensors
 from lmjax.testing import tiny_decoder
 from lmjax.utils.errors import UserError
 from tests.families import LLAMA
@@ -159,6 +160,27 @@ def test_the_file_says_what_llama_cpp_needs(tmp_path):
     assert kind == ("F32" if "norm" in name or name == "rope_freqs.weight" else "Q8_0"), name
   assert {"token_embd.weight", "output.weight", "output_norm.weight", "blk.1.attn_q.weight"} < set(types)
   assert all(tensor.data_offset % 32 == 0 for tensor in read.tensors)
+
+
+def test_the_order_of_rows_is_that_of_llama_cpp(tmp_path):
+  """It turns neighbouring rows of a head against each other, Hugging Face's Llama the two halves of the head."""
+  for case, heads, size in (("llama", {"q": 4, "k": 2}, 16), ("qwen2", {}, 16)):
+    file = make_file(tmp_path / f"{case}.gguf", case)
+    stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(file).tensors}
+    tensors = Tensors(tmp_path / f"{case}-hf")
+    for letter, name in (("q", "q_proj"), ("k", "k_proj"), ("v", "v_proj")):
+      a, b = stored[f"blk.1.attn_{letter}.weight"], tensors[f"model.layers.1.self_attn.{name}.weight"]
+      order = np.arange(len(a))
+      if letter in heads:
+        order = [
+          h * size + half * (size // 2) + i for h in range(heads[letter]) for i in range(size // 2) for half in (0, 1)
+        ]
+      np.testing.assert_array_equal(a, b[order])
+  stored = {tensor.name: tensor.data for tensor in gguf.GGUFReader(make_file(tmp_path / "gpt2.gguf", "gpt2")).tensors}
+  tensors = Tensors(tmp_path / "gpt2-hf")
+  for name, hf in (("attn_qkv", "attn.c_attn"), ("attn_output", "attn.c_proj"), ("ffn_up", "mlp.c_fc")):
+    np.testing.assert_array_equal(stored[f"blk.1.{name}.weight"], tensors[f"transformer.h.1.{hf}.weight"].T)
+    np.testing.assert_array_equal(stored[f"blk.1.{name}.bias"], tensors[f"transformer.h.1.{hf}.bias"])
 
 
 def dequantizable():
