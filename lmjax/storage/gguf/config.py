@@ -160,8 +160,9 @@ def write_config(architecture: Architecture, config: decoder.Config) -> dict[str
   values: dict[str, Any] = {key: getattr(config, field) for field, key in KEYS.items()}
   values["context_length"] = min(config.length, config.window or config.length)
   values |= {"attention.head_count_kv": config.kv_heads, architecture.epsilon: float(config.epsilon)}
+  values["vocab_size"] = config.vocabulary
   if config.rotary:
-    values |= {"vocab_size": config.vocabulary, "rope.freq_base": float(config.rotary.base)}
+    values["rope.freq_base"] = float(config.rotary.base)
     values |= {f"attention.{key}_length": config.head_size for key in ("key", "value")}
     values["rope.dimension_count"] = config.head_size
     if config.rotary.scaling == "linear":
