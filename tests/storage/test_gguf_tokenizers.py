@@ -19,12 +19,20 @@ from tests.storage.test_gguf import PROBES, TEXTS, make_file, make_tokenizer, re
 FIRST = list({split: name for name, split in reversed(SPLITS.items())}.values())  # one name of each way to split
 
 
+def with_whole_word(fast):
+  """Adds a token that no merges make."""
+  spec = json.loads(fast.to_str())
+  spec["model"]["vocab"]["Ġxyzzy"] = len(spec["model"]["vocab"])
+  return tokenizers.Tokenizer.from_str(json.dumps(spec))
+
+
 @pytest.mark.parametrize("split", FIRST)
 def test_every_pre_tokenizer_is_written_and_read(split, tmp_path):
-  fast = make_tokenizer(split)
+  fast = with_whole_word(make_tokenizer(split))
   file = make_file(tmp_path / "a.gguf", "gpt2", fast=fast)
   assert SPLITS[GGUF(file).metadata["tokenizer.ggml.pre"]][:2] == SPLITS[split][:2]
   tokenizer, fast.encode_special_tokens = storage.open(file).tokenizer, True
+  assert len(tokenizer.encode(" xyzzy")) == (1 if SPLITS[split].whole_words else 6)
   for text in PROBES:
     assert list(tokenizer.encode(text)) == fast.encode(text, add_special_tokens=False).ids
     assert tokenizer.decode(tokenizer.encode(text)) == text
@@ -191,3 +199,20 @@ def test_what_sentencepiece_cannot_say_is_refused(tmp_path):
   write_folder(tmp_path / "nfkc", "llama", fast)
   with pytest.raises(UserError, match="does not change text"):
     convert(tmp_path / "nfkc", tmp_path / "a.gguf")
+
+
+def test_control_pieces_are_never_read_out_of_text(tmp_path):
+  """Not even where their halves are pieces, too."""
+  tokens = ["<unk>", "<s>", "</s>", "<", "/", "s", ">", "</", "s>", "▁"]
+  values = {"model": "llama", "tokens": tokens, "scores": [0.0] * 3 + [-1.0] * 7, "token_type": [2, 3, 3] + [1] * 7}
+  metadata = {f"tokenizer.ggml.{key}": value for key, value in (values | {"merges": None}).items()}
+  file = rewrite(make_file(tmp_path / "p.gguf", "llama", vocabulary=310), tmp_path / "a.gguf", metadata)
+  assert list(storage.open(file).tokenizer.encode("</s>")) == [9, 7, 8]
+
+
+def test_what_would_get_other_ids_is_not_written(tmp_path, monkeypatch):
+  """Whatever the reason: what is written is read back and compared."""
+  write_folder(tmp_path / "hf", "gpt2", make_tokenizer("smollm"))
+  monkeypatch.setattr("lmjax.storage.gguf.write_tokenizer._patterns", lambda step: list(SPLITS["qwen2"].patterns))
+  with pytest.raises(UserError, match="would get other ids"):
+    convert(tmp_path / "hf", tmp_path / "a.gguf")
