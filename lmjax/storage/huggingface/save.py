@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,9 @@ def _write_config(
   return hf
 
 
-def tensors_of(family: Family, config: Any, params: Tree):
+def tensors_of(
+  family: Family, config: Any, params: Tree
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
   """Yields the name, the shape and a function that makes the array of each tensor of a model and its heads."""
   flat, heads = pytree.named_leaves(params), params["heads"]
   known = family.heads(config)
