@@ -1,7 +1,7 @@
 """Saved models in a notebook, on a plain CPU, whatever mesh they were trained on.
 
     from lmjax import notebook
-    run = notebook.load("runs/gpt2")        # or a Hugging Face or bilm-tf folder
+    run = notebook.load("runs/gpt2")        # or a GGUF file, or a Hugging Face or bilm-tf folder
     run.table(depth=3)
     run.logit_lens("The cat sat on the")
 
@@ -51,7 +51,7 @@ class Plot(Figure):
 
 
 def load(path: epath.PathLike, step: int | None = None, trust: bool = False) -> "Run":
-  """Returns the saved model at a path: a run folder, a checkpoint, or a Hugging Face or bilm-tf folder.
+  """Returns the saved model at a path: a run folder, a checkpoint, a GGUF file, or a Hugging Face or bilm-tf folder.
 
   Args:
     step: the checkpoint of a run folder; default the latest.

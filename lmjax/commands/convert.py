@@ -1,10 +1,12 @@
-"""Convert models to and from Hugging Face's format.
+"""Convert models to and from the formats of Hugging Face and llama.cpp.
 
     lmjax convert --input runs/gpt2 --output my-gpt2        write a run folder as a Hugging Face folder
-    lmjax convert --input path/to/hf --output copy          read a Hugging Face folder and write it again
+    lmjax convert --input model.gguf --output my-model      write a GGUF file as a Hugging Face folder
+    lmjax convert --input my-gpt2 --output my-gpt2.gguf     write a model for llama.cpp, in float16
     lmjax convert --check path/to/hf                        compare the logits of lmjax and transformers
 
-Every command takes a Hugging Face folder in place of a run folder. `hf:owner/name` is downloaded with huggingface_hub.
+Every command takes a Hugging Face folder or a GGUF file in place of a run folder. `hf:owner/name` is downloaded with
+huggingface_hub.
 """
 
 import importlib
@@ -14,12 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.logs import console
 from lmjax.storage import huggingface
+from lmjax.storage.convert import FORMATS, SUFFIX, convert
 from lmjax.storage.huggingface.families import note
-from lmjax.storage.huggingface.folder import HuggingFaceFolder, class_of, task_of
+from lmjax.storage.huggingface.folder import class_of, task_of
 from lmjax.storage.huggingface.hub import download
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -29,8 +31,9 @@ from lmjax.utils.errors import UserError, reason
 def main(arguments: list[str]) -> int:
   """Runs `lmjax convert`."""
   parser = new_parser("convert", __doc__)
-  parser.add_argument("--input", help="a run folder, a Hugging Face folder, or hf:owner/name")
-  parser.add_argument("--output", help="the Hugging Face folder to write")
+  parser.add_argument("--input", help="a run folder, a Hugging Face folder, a GGUF file, or hf:owner/name")
+  parser.add_argument("--output", help="the Hugging Face folder or the GGUF file to write")
+  parser.add_argument("--format", choices=FORMATS, help="default gguf-f16 for an output that ends with .gguf")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
@@ -41,20 +44,10 @@ def main(arguments: list[str]) -> int:
   if not options.input or not options.output:
     raise UserError("convert: --input and --output are required, or --check")
   source = download(options.input[3:]) if options.input.startswith("hf:") else options.input
-  convert(source, options.output, options.step, not options.without_tokenizer)
-  console.print(f"{options.output}: written; load it with transformers' from_pretrained", markup=False)
+  convert(source, options.output, options.step, not options.without_tokenizer, options.format)
+  reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
+  console.print(f"{options.output}: written; {reader}", markup=False)
   return 0
-
-
-def convert(
-  source: epath.PathLike, output: epath.PathLike, step: int | None = None, with_tokenizer: bool = True
-) -> None:
-  """Writes a saved model as a Hugging Face folder.
-
-  Raises:
-    UserError: the source cannot be read or has no Hugging Face equivalent, or the output is not empty.
-  """
-  HuggingFaceFolder.save(output, storage.open(source, step), with_tokenizer)
 
 
 def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:

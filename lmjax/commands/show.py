@@ -17,7 +17,7 @@ from lmjax.logs import console
 def main(arguments: list[str]) -> int:
   """Runs `lmjax show`."""
   parser = new_parser("show", __doc__)
-  parser.add_argument("path", help="a run folder, a checkpoint, or a Hugging Face or bilm-tf folder")
+  parser.add_argument("path", help="a run folder, a checkpoint, a GGUF file, or a Hugging Face or bilm-tf folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--depth", type=int, help="group parameters by so many parts of their names; default none")
   parser.add_argument("--pattern", default="", help="a regular expression that names must match")

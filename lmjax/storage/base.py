@@ -231,6 +231,10 @@ def _is_bilm(path: epath.Path) -> bool:
   return {"lstm", "char_cnn"} <= set(options) and any(path.glob("*weights*.hdf5"))
 
 
+def _is_gguf(path: epath.Path) -> bool:
+  return path.suffix == ".gguf" or any(path.glob("*.gguf"))
+
+
 def _is_run(path: epath.Path) -> bool:
   return any((path / name).exists() for name in ("config.json", "checkpoints", "state"))  # `state`: a checkpoint
 
@@ -240,6 +244,7 @@ FORMATS: tuple[tuple[Callable[[epath.Path], bool], str], ...] = (
   (_is_huggingface, "lmjax.storage.huggingface.folder:HuggingFaceFolder"),
   (_is_bilm, "lmjax.storage.bilm:BilmFolder"),
   (_is_run, "lmjax.storage.run:RunFolder"),
+  (_is_gguf, "lmjax.storage.gguf.model:GGUFFile"),
 )
 
 
@@ -261,10 +266,10 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
       saved.trusted = trust.trusted()
       return saved
   if not folder.exists():
-    raise UserError(f"{path} does not exist; give a run folder, or a Hugging Face or bilm-tf folder")
+    raise UserError(f"{path} does not exist; give a run folder, a GGUF file, or a Hugging Face or bilm-tf folder")
   raise UserError(
     f"{path} is not a saved model: it is neither a run folder (config.json, checkpoints/), nor a Hugging Face folder "
-    "(config.json with a model_type), nor a bilm-tf folder (options.json, *weights*.hdf5)"
+    "(config.json with a model_type), nor a bilm-tf folder (options.json, *weights*.hdf5), nor a GGUF file (*.gguf)"
   )
 
 

@@ -1,6 +1,8 @@
 """Hugging Face folders as saved models."""
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -65,6 +67,11 @@ class HuggingFaceFolder(SavedModel):
   def tokenizer(self) -> Tokenizer | None:
     return self._loaded.tokenizer
 
+  @contextlib.contextmanager
+  def tokenizer_folder(self) -> Iterator[epath.Path]:
+    """Yields a folder with the tokenizer's files, there as long as the block runs."""
+    yield self.folder
+
   @functools.cached_property
   def named(self) -> Tree:
     named, there = named_parameters(self.task, 1, 1), self.parameters()
@@ -96,16 +103,12 @@ class HuggingFaceFolder(SavedModel):
     Raises:
       UserError: the model has no Hugging Face equivalent, or the folder is not empty.
     """
-    is_same, params = isinstance(source, cls), traverse_util.unflatten_dict(source.parameters(), sep="/")
-    save(
-      folder,
-      source.task.model,
-      {"heads": {}} | params,
-      tokenizer=source.tokenizer if with_tokenizer and not is_same else None,
-      settings=source.config if is_same else None,
-      files=source.folder if isinstance(source, cls) else None,
-      with_tokenizer=with_tokenizer,
-    )
+    params = {"heads": {}} | traverse_util.unflatten_dict(source.parameters(), sep="/")
+    if isinstance(source, HuggingFaceFolder):
+      with source.tokenizer_folder() as files:
+        save(folder, source.task.model, params, settings=source.config, files=files, with_tokenizer=with_tokenizer)
+    else:
+      save(folder, source.task.model, params, tokenizer=source.tokenizer if with_tokenizer else None)
 
 
 def class_of(loaded: Loaded) -> str:

@@ -114,7 +114,26 @@ def load(folder: epath.PathLike) -> Loaded:
   folder = epath.Path(folder).expanduser()
   check_links(folder)
   settings, family, config = read_config(folder)
-  stored = open_tensors(folder)
+  tokenizer: Any = load_tokenizer(folder, config.vocabulary)
+  if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
+    with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
+      tokenizer.start = Settings(folder).decoder_start(config.vocabulary)
+  return assemble(folder, settings, family, config, open_tensors(folder), tokenizer)
+
+
+def assemble(
+  folder: epath.Path, settings: dict[str, Any], family: Family, config: Any, stored: Any, tokenizer: Any = None
+) -> Loaded:
+  """Returns the model of a config and tensors; see `load`.
+
+  Args:
+    folder: names the model in messages.
+    stored: the tensors by the names of Hugging Face's models; see `storage.safetensors.Tensors`.
+    tokenizer: a Tokenizer, or None.
+
+  Raises:
+    UserError: as `load`.
+  """
   tensors = rename(stored, family, family.weights(config), folder)
   resolve_copies(tensors, family, folder)
   resolve_bias(tensors, family, config, folder)
@@ -133,10 +152,6 @@ def load(folder: epath.PathLike) -> Loaded:
   if unused:
     names = ", ".join(sorted(unused)[:8]) + (f" and {len(unused) - 8} more" if len(unused) > 8 else "")
     raise UserError(f"{folder}: the model does not use the tensors {names}")
-  tokenizer: Any = _load_tokenizer(folder, config.vocabulary)
-  if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
-    with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
-      tokenizer.start = Settings(folder).decoder_start(config.vocabulary)
   tree = {"heads": {}} | traverse_util.unflatten_dict(params, sep="/")
   return Loaded(family.module(config), tree, tokenizer, settings, family)
 
@@ -270,7 +285,7 @@ class _Reader:
     return array if number is None else array[number]
 
 
-def _load_tokenizer(folder: epath.Path, rows: int) -> Tokenizer | None:
+def load_tokenizer(folder: epath.Path, rows: int) -> Tokenizer | None:
   """Returns a folder's tokenizer with what surrounds a string; None where there is none.
 
   Raises:

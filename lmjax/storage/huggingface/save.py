@@ -3,7 +3,7 @@
 import contextlib
 import json
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -50,7 +50,7 @@ def save(
   hf = _write_config(family, config, heads, ending, tokenizer, settings or {})
   dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(hf.get("dtype") or hf.get("torch_dtype")), "F32")
   dtype = np.dtype(safetensors.DTYPES[dtype])
-  tensors = list(_tensors(family, config, params, ending))
+  tensors = list(tensors_of(family, config, params, ending))
   shapes = {name: (dtype, shape) for name, shape, _ in tensors}
   part = folder.parent / (folder.name + ".part")
   with contextlib.ExitStack() as stack:
@@ -100,7 +100,9 @@ def _write_config(
   return hf
 
 
-def _tensors(family: Family, config: Any, params: Tree, bare: str):
+def tensors_of(
+  family: Family, config: Any, params: Tree, bare: str = ""
+) -> Iterator[tuple[str, tuple[int, ...], Callable[[], np.ndarray]]]:
   """Yields the name, the shape and a function that makes the array of each tensor of a model and its heads."""
   flat, heads = pytree.named_leaves(params), params["heads"]
   known = family.heads(config)

@@ -1,0 +1,1 @@
+"""GGUF, the file format of llama.cpp: one file with weights, config, tokenizer and chat template."""
