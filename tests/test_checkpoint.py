@@ -15,7 +15,7 @@ from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
 from lmjax.state import init_state
-from lmjax.storage.run import _best
+from lmjax.storage.run import best_step
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import tiny_decoder
 from lmjax.utils import checksums
@@ -201,12 +201,12 @@ def test_checkpoints_that_a_running_run_removes_meanwhile_are_not_the_last_word(
   assert checkpoint.choose(run, None, read)[0] == 3
 
 
-def test_metrics_that_changed_do_not_choose_the_best(run):
-  assert _best(run) == 1
+def test_metrics_that_changed_do_not_choose_thebest_step(run):
+  assert best_step(run) == 1
   path = run / "checkpoints" / "1" / "metrics" / "metrics"
   path.write_text(path.read_text().replace("1.0", "9.0"))
   with pytest.raises(UserError, match="the best is not known: .*metrics/metrics has changed"):
-    _best(run)
+    best_step(run)
 
 
 @pytest.mark.parametrize("killed", ["before the checksums", "before the commit", "after the commit"])

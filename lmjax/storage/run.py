@@ -211,7 +211,7 @@ class RunFolder(SavedModel):
       settings["model"]["dtype"] = dtype
     with trust.trusting(*self.trusted):
       run = attach_sources(experiments.build(settings, self.folder), self.folder)
-      state, step = _load_state(run, self.path, _best(self.folder) if best else self._step)
+      state, step = _load_state(run, self.path, best_step(self.folder) if best else self._step)
       params = run.eval_params(with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
@@ -231,7 +231,7 @@ def _load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tupl
   return state.replace(**parts), step
 
 
-def _best(workdir: epath.PathLike) -> int:
+def best_step(workdir: epath.PathLike) -> int:
   """Returns the step of a run folder's checkpoint with the lowest validation loss.
 
   Raises:

@@ -31,6 +31,7 @@ from lmjax.models.elmo import DIRECTIONS
 from lmjax.storage import huggingface
 from lmjax.storage.bilm import BilmFolder
 from lmjax.storage.huggingface import sentence
+from lmjax.storage.run import best_step
 from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
@@ -285,7 +286,7 @@ def _make_checkpoint(folder: pathlib.Path) -> None:
 
 def _read_checkpoint(folder: pathlib.Path) -> None:
   str(table(storage.open(folder)))
-  checkpoint.best(folder)
+  best_step(folder)
   checkpoint.Checkpoints(epath.Path(folder), say=lambda text: None).close()
 
 

@@ -98,6 +98,7 @@ def run(name: str, folder: pathlib.Path, numbers: range, guard: Guard) -> list[d
 
   reader, example = READERS[name], folder / "example" / name.replace(" ", "-")
   case, failures, seen = folder / "case", [], set()  # every mutation is read at the same path, which some files name
+  shutil.rmtree(case, ignore_errors=True)
   if not example.exists():
     case.mkdir()
     with contextlib.redirect_stdout(io.StringIO()):

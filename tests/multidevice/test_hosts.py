@@ -195,7 +195,7 @@ def test_a_missing_host_is_named(tmp_path):
 
 def test_half_a_description_is_refused(lmjax, tmp_path):
   process = lmjax("train", *CONFIG, "--workdir", tmp_path, env={"LMJAX_PROCESSES": "2"}, check=False)
-  assert process.returncode == 2 and "LMJAX_COORDINATOR, LMJAX_PROCESS is not set" in process.stderr
+  assert process.returncode == 2 and "not set: LMJAX_COORDINATOR, LMJAX_PROCESS;" in process.stderr
   wrong = {"LMJAX_COORDINATOR": "localhost:1", "LMJAX_PROCESSES": "2", "LMJAX_PROCESS": "2"}
   process = lmjax("train", *CONFIG, "--workdir", tmp_path, env=wrong, check=False)
   assert process.returncode == 2 and "the process index below their number" in process.stderr

@@ -71,7 +71,7 @@ def test_a_run_becomes_a_folder_that_a_config_measures(tmp_path, capsys):
     assert metrics[1][key] == pytest.approx(value, rel=1e-5)
   capsys.readouterr()
   for folder, more, message in (
-    (out, [], "name a config"),
+    (out, [], "give a config"),
     (out, ["--config", "configs/bert.py:debug"], "is MaskedLM"),
     (run, ["--config", config], "a config of its own"),
   ):

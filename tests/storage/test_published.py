@@ -175,15 +175,15 @@ def test_added_tokens_count_and_keep_their_ids(tmp_path):
 @pytest.mark.parametrize(
   "name, content, words",
   [
-    ("tokenizer_config.json", "[]", "holds list, not dict"),
+    ("tokenizer_config.json", "[]", "a JSON list, not an object"),
     ("tokenizer_config.json", '{"tokenizer_class": 3}', "tokenizer_class must be a string"),
     ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {}}}', "added_tokens_decoder.x must be"),
     ("tokenizer_config.json", '{"bos_token": {"content": 7}}', "bos_token must be a string"),
     ("tokenizer_config.json", '{"additional_special_tokens": 5}', "additional_special_tokens must be a list"),
     ("added_tokens.json", '{"a": "b"}', "the id of 'a' must be"),
-    ("special_tokens_map.json", "3", "holds int, not dict"),
-    ("generation_config.json", "null", "holds NoneType, not dict"),
-    ("vocab.json", '{"a": -1}', "must give every token a whole number"),
+    ("special_tokens_map.json", "3", "a JSON int, not an object"),
+    ("generation_config.json", "null", "a JSON NoneType, not an object"),
+    ("vocab.json", '{"a": -1}', "must give each token an id of its own"),
     ("vocab.json", "{}", "is corrupt"),
   ],
 )

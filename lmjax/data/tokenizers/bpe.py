@@ -39,10 +39,11 @@ class BPE:
         tokenizer.add_special_tokens([END])
       ends = tuple(self._known_ids(*ENDS)[:1])
       start = (*self._known_ids(*STARTS), *ends)[0]
-    self.size = max(tokenizer.get_vocab().values()) + 1
     self.ends, self.roles = ends, roles
     self.end: Any = ends[0] if ends else None
     self.start: Any = self.end if start is None else start
+    # A config may name a start or an end that is an id of the model and no token of the vocabulary.
+    self.size = max(*tokenizer.get_vocab().values(), *ends, -1 if self.start is None else self.start) + 1
     self.mask = roles.get("mask")
     # Not text: the start, the ends, and tokens of other roles. Other special tokens are part of what a model answers.
     self.special = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}

@@ -19,7 +19,7 @@ from lmjax.data.tokenizers.special import Template, read_processor
 from lmjax.data.tokenizers.spiece import MODELS, convert
 from lmjax.data.tokenizers.subword import SentencePiece, WordPiece
 from lmjax.utils.errors import UserError
-from lmjax.utils.files import read_bytes, read_json, read_text
+from lmjax.utils.files import parse_json, read_bytes, read_json, read_text
 
 # Qwen2's words: contractions, letters, single digits, punctuation, and white space.
 QWEN2 = (
@@ -73,7 +73,7 @@ class Pretrained(_WithRoles):
   @functools.cached_property
   def _without_special(self) -> tokenizers.Tokenizer:
     """The tokenizer with names for special tokens that no string has, as white space is not part of a token."""
-    data = json.loads(self.fast.to_str())
+    data = parse_json(self.fast.to_str())
     model, added = data["model"], [token for token in data["added_tokens"] if token["id"] not in self._control]
     names = {self.fast.id_to_token(i): f" \n{i}\n " for i in self._control}
     if isinstance(model["vocab"], list):
@@ -181,7 +181,7 @@ def read_template(folder: epath.PathLike, tokenizer: Any) -> Template | None:
   if not isinstance(tokenizer, BPE):
     return None
   processor = tokenizer.fast.post_processor
-  processor_template = read_processor(json.loads(processor.__getstate__())) if processor is not None else None
+  processor_template = read_processor(parse_json(processor.__getstate__())) if processor is not None else None
   return processor_template or Settings(folder).template(tokenizer.start, tokenizer.ends, tokenizer.fast)
 
 

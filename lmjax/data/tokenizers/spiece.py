@@ -1,5 +1,7 @@
 """SentencePiece models as tokenizers of the `tokenizers` library, which can parse special tokens."""
 
+from typing import Any
+
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
@@ -12,14 +14,14 @@ MODELS = ("T5Tokenizer", "MT5Tokenizer", "XLMRobertaTokenizer", "CamembertTokeni
           "CodeLlamaTokenizer", "GemmaTokenizer")  # fmt: skip
 
 
-def parse(model: bytes):
+def parse(model: bytes) -> Any:
   """Returns the protocol buffer of a SentencePiece model."""
   from sentencepiece import sentencepiece_model_pb2  # needs protobuf
 
   return sentencepiece_model_pb2.ModelProto.FromString(model)  # type: ignore[attr-defined]  # made at import
 
 
-def model_of(proto, pieces: list[tuple[str, float]] | None = None, unknown: int | None = None) -> models.Model:
+def model_of(proto: Any, pieces: list[tuple[str, float]] | None = None, unknown: int | None = None) -> models.Model:
   """Returns the model of the `tokenizers` library, of other pieces than its own if they are given.
 
   Raises:

@@ -18,6 +18,7 @@ from lmjax.storage.gguf.file import GGUF
 from lmjax.storage.gguf.tokenizer import special_ids, tokenizer_files
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import Loaded, assemble, load_tokenizer
+from lmjax.utils.files import write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +82,7 @@ class GGUFFile(HuggingFaceFolder):
   def tokenizer_folder(self) -> Iterator[epath.Path]:
     with tempfile.TemporaryDirectory() as folder:
       for name, text in tokenizer_files(self._gguf).items():
-        (epath.Path(folder) / name).write_text(text)
+        write(epath.Path(folder) / name, text)
       yield epath.Path(folder)
 
   def files(self) -> dict[str, epath.Path]:

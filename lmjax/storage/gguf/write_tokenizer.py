@@ -12,6 +12,7 @@ from lmjax.storage.gguf.tokenizer import BYTE, CONTROL, NFC, NORMAL, PREFIX, UNK
 from lmjax.storage.gguf.tokenizer import tokenizer_files as read_back
 from lmjax.storage.huggingface.tokenizer import ADVICE, PROBE, convert
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import parse_json
 
 SPACE = "▁"
 ROLES = {"unk": "unknown", "pad": "padding"}
@@ -29,7 +30,7 @@ def tokenizer_metadata(tokenizer: Tokenizer, size: int, adds_start: bool | None 
     UserError: llama.cpp has no such tokenizer, or would give other ids.
   """
   fast = convert(tokenizer)
-  spec = json.loads(fast.to_str())
+  spec = parse_json(fast.to_str())
   if spec["model"]["type"] != "BPE":
     raise _no_equivalent(f"it is a {spec['model']['type']} model")
   vocabulary = fast.get_vocab(with_added_tokens=True)
