@@ -198,4 +198,4 @@ def test_half_a_description_is_refused(lmjax, tmp_path):
   assert process.returncode == 2 and "not set: LMJAX_COORDINATOR, LMJAX_PROCESS;" in process.stderr
   wrong = {"LMJAX_COORDINATOR": "localhost:1", "LMJAX_PROCESSES": "2", "LMJAX_PROCESS": "2"}
   process = lmjax("train", *CONFIG, "--workdir", tmp_path, env=wrong, check=False)
-  assert process.returncode == 2 and "the process index below their number" in process.stderr
+  assert process.returncode == 2 and "LMJAX_PROCESS below LMJAX_PROCESSES" in process.stderr
