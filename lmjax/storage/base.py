@@ -227,8 +227,8 @@ def _is_huggingface(path: epath.Path) -> bool:
 
 
 def _is_bilm(path: epath.Path) -> bool:
-  options = _read_json(path / "options.json")
-  return {"lstm", "char_cnn"} <= set(options) and any(path.glob("*weights*.hdf5"))
+  options = map(_read_json, path.glob("*options.json"))  # published models have a prefix
+  return any({"lstm", "char_cnn"} <= set(settings) for settings in options) and any(path.glob("*weights*.hdf5"))
 
 
 def _is_gguf(path: epath.Path) -> bool:
@@ -258,7 +258,8 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
     UserError: there is no saved model, `step` is given for a format without steps, or a link leads out of the folder.
   """
   folder = epath.Path(path).expanduser()
-  trust.check_links(folder, "config.json", "options.json")  # which are read to recognise a format
+  read = ["config.json", *(file.name for file in folder.glob("*options.json"))]  # to recognise a format
+  trust.check_links(folder, *read)
   for matches, name in FORMATS:
     if matches(folder):
       trust.check_links(folder)
@@ -269,7 +270,7 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
     raise UserError(f"{path} does not exist; give a run folder, a GGUF file, or a Hugging Face or bilm-tf folder")
   raise UserError(
     f"{path} is not a saved model: it is neither a run folder (config.json, checkpoints/), nor a Hugging Face folder "
-    "(config.json with a model_type), nor a bilm-tf folder (options.json, *weights*.hdf5), nor a GGUF file (*.gguf)"
+    "(config.json with a model_type), nor a bilm-tf folder (*options.json, *weights*.hdf5), nor a GGUF file (*.gguf)"
   )
 
 

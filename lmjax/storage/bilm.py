@@ -40,11 +40,11 @@ class BilmFolder(SavedModel):
 
   @functools.cached_property
   def config(self) -> dict[str, Any]:
-    return files.read_json(self.path / "options.json")
+    return files.read_json(options_file(self.path))
 
   @functools.cached_property
   def task(self) -> BidirectionalLM:
-    characters = Fields(self.config, self.path / "options.json").section("char_cnn")
+    characters = Fields(self.config, options_file(self.path)).section("char_cnn")
     return BidirectionalLM(self._loaded[0], characters.integer(*LONGEST_WORD))
 
   @property
@@ -76,7 +76,7 @@ class BilmFolder(SavedModel):
     return LoadedModel(task, self.tokenizer, MAX_WORDS, layout, params, 0, self.config)
 
   def files(self) -> dict[str, epath.Path]:
-    return {file.name: file for file in (self.path / "options.json", *sorted(self.path.glob("*weights*.hdf5")))}
+    return {file.name: file for file in (options_file(self.path), *sorted(self.path.glob("*weights*.hdf5")))}
 
 
 def _lazy(array: np.ndarray) -> LazyTensor:
@@ -95,10 +95,12 @@ def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
   import h5py  # an import of half a second that nothing else needs
 
   folder = epath.Path(folder)
-  weights = sorted(folder.glob("*weights*.hdf5"))
-  if not (folder / "options.json").exists() or not weights:
+  weights, options = sorted(folder.glob("*weights*.hdf5")), options_file(folder)
+  if not options.exists() or not weights:
     raise UserError(f"{folder} is not a bilm-tf folder: it needs options.json and *weights*.hdf5")
-  model = ELMo(_config(Fields(files.read_json(folder / "options.json"), folder / "options.json"), vocabulary))
+  if len(weights) > 1:
+    raise UserError(f"{folder} has several models, {', '.join(file.name for file in weights[:4])}; keep one")
+  model = ELMo(_config(Fields(files.read_json(options), options), vocabulary))
   try:
     with h5py.File(weights[0], "r") as file:
       return model, _parameters(model.config, file)
@@ -106,6 +108,12 @@ def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
     raise
   except Exception as error:  # what HDF5 raises for a corrupt file depends on where it is corrupt
     raise UserError(f"{weights[0]} cannot be read: {reason(error)}") from error
+
+
+def options_file(folder: epath.Path) -> epath.Path:
+  """Returns options.json, or the only file whose name ends so: those of published models have a prefix."""
+  paths = list(folder.glob("*options.json"))
+  return paths[0] if len(paths) == 1 else folder / "options.json"
 
 
 def _read(file: Any, name: str, shape: tuple[int, ...] | None = None) -> np.ndarray:

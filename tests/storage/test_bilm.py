@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import notebook
+from lmjax import notebook, storage
 from lmjax.__main__ import main
 from lmjax.data.tokenizers.spelling import spell
 from lmjax.storage import bilm
@@ -42,6 +42,17 @@ def test_embeddings_are_those_of_bilm_tf_batch_after_batch(data):
       np.testing.assert_allclose(top, wanted, atol=1e-5)
       seen += len(wanted)
   assert seen > 250
+
+
+def test_the_names_of_published_models_have_a_prefix(data, tmp_path):
+  for name, copy in (("options.json", "small_options.json"), ("lm_weights.hdf5", "small_weights.hdf5")):
+    shutil.copy(data / "elmo_bilm" / name, tmp_path / copy)
+  saved = storage.open(tmp_path)
+  assert isinstance(saved, bilm.BilmFolder) and set(saved.files()) == {"small_options.json", "small_weights.hdf5"}
+  assert set(saved.leaves) == set(storage.open(data / "elmo_bilm").leaves) and saved.task.model.config.width == 16
+  shutil.copy(tmp_path / "small_weights.hdf5", tmp_path / "large_weights.hdf5")
+  with pytest.raises(UserError, match="several models"):
+    bilm.load(tmp_path)
 
 
 def test_a_folder_that_is_not_bilm_tf_is_refused(data, tmp_path):
