@@ -160,7 +160,7 @@ class RunFolder(SavedModel):
   def _merge(self, run: Experiment) -> dict[str, jax.Array]:
     with trust.trusting(*self.trusted):
       run = attach_sources(run, self.folder)
-      state, step = _load_state(run, self.path, self._step)
+      state, step = load_state(run, self.path, self._step)
       self._stay_at(step)
       state = with_frozen(run, state)
     params = averaged(state.opt_state, state.params)
@@ -211,7 +211,7 @@ class RunFolder(SavedModel):
       settings["model"]["dtype"] = dtype
     with trust.trusting(*self.trusted):
       run = attach_sources(experiments.build(settings, self.folder), self.folder)
-      state, step = _load_state(run, self.path, best_step(self.folder) if best else self._step)
+      state, step = load_state(run, self.path, best_step(self.folder) if best else self._step)
       params = run.eval_params(with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
@@ -223,7 +223,7 @@ class RunFolder(SavedModel):
     return {f"state/{name}": file for name, file in checksums.walk(state).items()}
 
 
-def _load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tuple[TrainState, int]:
+def load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tuple[TrainState, int]:
   """Returns a state with only what the model's parameters depend on loaded, and its step; the frozen part is not."""
   state = run.state(abstract=True)
   names = ("params", "opt_state", "transform") if run.optimizer.ema else ("params", "transform")

@@ -79,11 +79,12 @@ def same_parameters(run, meshes):
 import jax, numpy as np
 from lmjax import experiment
 from lmjax.parallel.sharding import use_layout
+from lmjax.storage.run import load_state
 settings, results = experiment.load_config({str(run)!r}), []
 for count in {meshes}:
   built = experiment.build(settings, {str(run)!r}, devices=jax.devices()[:count])
   with use_layout(built.layout):
-    state, _ = built.load({str(run)!r})
+    state, _ = load_state(built, {str(run)!r}, None)
   results.append([np.asarray(leaf) for leaf in jax.tree.leaves(state.params)])
 for other in results[1:]:
   for a, b in zip(results[0], other, strict=True):
