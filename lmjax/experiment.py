@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from flax import linen as nn
 
-from lmjax import checkpoint, config, logs
+from lmjax import checkpoint, logs, sections
 from lmjax.compression.base import ParamTransform
 from lmjax.data.pipeline import Reader
 from lmjax.data.tokenizers import registry
@@ -128,22 +128,22 @@ def build(
     value = settings[key]
     if isinstance(value, bool) or not isinstance(value, int) or value < (0 if key == "seed" else 1):
       raise UserError(f"config.{key} is a whole number of at least {0 if key == 'seed' else 1}, not {value!r}")
-  layout = Layout.build(config.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
-  optimizer = config.build(settings["optim"], "optim", Optimizer)
+  layout = Layout.build(sections.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
+  optimizer = sections.build(settings["optim"], "optim", Optimizer)
   if settings["batch"] % optimizer.microbatches:
     raise UserError(
       f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {settings['batch']}"
     )
-  data = config.build(settings["data"], "data", None, Reader)
+  data = sections.build(settings["data"], "data", None, Reader)
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
     with trust.trusting(*trust.named(settings)):  # a tokenizer of the config's own class
       tokenizer = registry.load(kept)
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
-  start = config.build(settings["start"], "start", Start)
-  model = config.build(settings["model"], "model", None, nn.Module, vocabulary=tokenizer.size, length=data.length)
-  task = config.build(settings["task"], "task", None, Base, model=model, **data.shared())
+  start = sections.build(settings["start"], "start", Start)
+  model = sections.build(settings["model"], "model", None, nn.Module, vocabulary=tokenizer.size, length=data.length)
+  task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared())
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
@@ -161,11 +161,11 @@ def build(
     tokenizer=tokenizer,
     task=task,
     optimizer=optimizer,
-    transform=config.build(settings["transform"], "transform", None, ParamTransform),
-    evaluators={name: config.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()},
+    transform=sections.build(settings["transform"], "transform", None, ParamTransform),
+    evaluators={name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()},
     evaluate_every=every,
-    checkpoint=config.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
-    log=config.build(settings["log"], "log", logs.LogConfig),
+    checkpoint=sections.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
+    log=sections.build(settings["log"], "log", logs.LogConfig),
   )
 
 
@@ -191,7 +191,7 @@ def load_config(workdir: epath.PathLike, given: dict[str, Any] | None = None) ->
     settings = files.parse_json(files.read_bytes(file))
   except ValueError as error:
     raise CorruptConfig(f"{file} {error}; to write that of a run again, repeat its lmjax train command") from error
-  return trust.mark(config.upgrade(settings, str(file)), file, given and trust.named(given))
+  return trust.mark(sections.upgrade(settings, str(file)), file, given and trust.named(given))
 
 
 def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir: epath.Path) -> None:
@@ -216,12 +216,12 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
     advice = "choose another --workdir, or give the same config to resume"
     if settings["data"].get("version", 0) > before["data"].get("version", 0):
       free.append("data")
-    elif config.complete(before["data"], "data") != config.complete(settings["data"], "data"):
+    elif sections.complete(before["data"], "data") != sections.complete(settings["data"], "data"):
       advice += f" (with other data: --config.data.version={before['data'].get('version', 0) + 1})"
     if before["start"].get("path") and settings["start"].get("path"):  # the sources are compared by sources.json
       before["start"] = before["start"] | {"path": settings["start"]["path"]}
     for key in (key for key in settings if key not in free):
-      was, now = (config.complete(values[key], key, SECTIONS.get(key)) for values in (before, settings))
+      was, now = (sections.complete(values[key], key, SECTIONS.get(key)) for values in (before, settings))
       if was != now:
         raise UserError(f"{workdir} holds a run of another config: {_difference(key, was, now)}; {advice}")
   hosts.wait_for_all("config read")
@@ -232,7 +232,7 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
       with files.writing(kept):
         file.replace(kept)
     # The config first: a tokenizer in a folder without one would be taken for that of any other config.
-    files.write(file, json.dumps({"format": config.FORMAT} | settings, indent=2))
+    files.write(file, json.dumps({"format": sections.FORMAT} | settings, indent=2))
     if not (workdir / "tokenizer").exists():
       with files.new_folder(workdir / "tokenizer") as folder:
         tokenizer.save(folder)

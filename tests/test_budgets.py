@@ -31,7 +31,8 @@ ORDER = (
   ("data",),
   ("tasks",),
   ("optim", "compression"),
-  ("config", "logs", "evals"),
+  ("sections", "logs", "evals"),
+  ("config",),
   ("state",),
   ("checkpoint",),
   ("experiment",),
@@ -45,7 +46,7 @@ ORDER = (
 RANK = {name: i for i, names in enumerate(ORDER) for name in names}
 # What a folder does not see although it comes earlier.
 BLIND = {
-  "layers": ("config",),
+  "layers": ("sections", "config"),
   "models": ("data",),
   "decode": ("data",),
   "data": ("parallel", "layers", "models", "decode"),
