@@ -239,9 +239,12 @@ def raw_reads(tree: ast.AST):
 
 
 def test_kernels_and_tables_are_read_by_leaves_alone():
-  """As far as syntax says it; backend.py's products get arrays, which leaves.py gives them."""
+  """As far as syntax says it; backend.py's products get arrays, which leaves.py gives them.
+
+  transposed.py defines a leaf type, whose components are arrays.
+  """
   for path, tree in trees("layers", "models", "tasks"):
-    if path.name in ("leaves.py", "backend.py"):
+    if path.name in ("leaves.py", "transposed.py", "backend.py"):
       continue
     for node, why in raw_reads(tree):
       raise AssertionError(f"{path}:{node.lineno}: {ast.unparse(node)!r} {why}")

@@ -4,7 +4,6 @@ A leaf of the parameter tree is an array, or a `Leaf`: a type of several arrays 
 kernel or a kernel plus low-rank factors. Layers read both through `einsum`, `take`, `scores` and `dense`.
 """
 
-import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -12,9 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
-from flax import struct
 
-from lmjax.layers.backend import barrier, einsum_f32, einsum_with_grad, transposes_kernels
+from lmjax.layers.backend import einsum_with_grad
 from lmjax.parallel.sharding import LogicallyPartitioned
 from lmjax.utils import pytree
 from lmjax.utils.pytree import Tree
@@ -143,39 +141,3 @@ def partition(leaf: Leaf, parameter: LogicallyPartitioned) -> Leaf:
     return LogicallyPartitioned(value, names)
 
   return pytree.map_named(component, leaf)
-
-
-class Transposed(Leaf, struct.PyTreeNode):
-  """A kernel stored as a matrix [outputs, inputs], which products of single tokens read fastest on a CPU."""
-
-  values: jax.Array
-  shape: tuple[int, ...] = struct.field(pytree_node=False)  # of the kernel
-
-  def dense(self, dtype: jnp.dtype) -> jax.Array:
-    return self.values.T.reshape(self.shape).astype(dtype)
-
-  def cast(self, dtype: jnp.dtype) -> "Transposed":
-    return self.replace(values=self.values.astype(dtype))
-
-  def einsum(self, equation: str, x: jax.Array) -> jax.Array:
-    letters, outputs = equation.split(",")[1].split("->")
-    tokens = x.shape[: x.ndim - sum(letter not in outputs for letter in letters)]
-    y = matvec_by_columns(x.reshape(math.prod(tokens), -1), self.values.astype(x.dtype))
-    return y.reshape(*tokens, *(n for letter, n in zip(letters, self.shape, strict=True) if letter in outputs))
-
-
-def matvec_by_columns(x_TxI: jax.Array, values_OxI: jax.Array) -> jax.Array:
-  """Returns x values^T [T, O] as a product with columns: a matrix is read 1.6 times as fast for eight tokens."""
-  return barrier(einsum_f32("oi,it->ot", values_OxI, barrier(x_TxI.T))).T
-
-
-def decode_layout(params: Tree) -> Tree:
-  """Returns the parameters of one layer as products of single tokens read them fastest."""
-
-  def leaf(name, value):
-    if is_leaf(value) or not name.endswith("kernel"):
-      return value
-    inputs = 2 if name.endswith("out/kernel") else 1  # axes summed over: heads and head size, or one
-    return Transposed(value.reshape(math.prod(value.shape[:inputs]), -1).T, value.shape)
-
-  return pytree.map_named(leaf, params, is_leaf=is_leaf) if transposes_kernels() else params

@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers import leaves
 from lmjax.layers.backend import barrier
 from lmjax.layers.cache import Cache
 from lmjax.layers.kernels.mask import Mask
-from lmjax.parallel.sharding import stack_names
+from lmjax.layers.transposed import transpose
+from lmjax.parallel.sharding import is_partitioned
 from lmjax.utils.pytree import Tree
 
 REMAT = {
@@ -31,7 +31,12 @@ def unstack(layers: Tree, depth: int) -> tuple[Tree, ...]:
 
 def decode_layout(layers: Tree, depth: int) -> tuple[Tree, ...]:
   """Returns stacked layers as one tree a layer, laid out as decoding reads every weight for every token."""
-  return tuple(map(leaves.decode_layout, unstack(layers, depth)))
+  return tuple(map(transpose, unstack(layers, depth)))
+
+
+def stack_names(boxed: Tree) -> Tree:
+  """Prepends the name `layers` to every parameter, after a vmapped initialisation."""
+  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=is_partitioned)
 
 
 class Stack(nn.Module):

@@ -57,11 +57,6 @@ def is_partitioned(leaf: Any) -> bool:
   return isinstance(leaf, LogicallyPartitioned)
 
 
-def stack_names(boxed: Tree) -> Tree:
-  """Prepends the name `layers` to every parameter, after a vmapped initialisation."""
-  return jax.tree.map(lambda leaf: leaf.add_axis(0, {}), boxed, is_leaf=is_partitioned)
-
-
 def count_parameters(boxed: Tree) -> int:
   """Returns the number of values in a tree of `LogicallyPartitioned`, vocabulary padding not counted."""
   return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=is_partitioned))
@@ -121,9 +116,14 @@ class Layout:
     """Returns the NamedSharding of an array with these logical axes; replicated if there are none."""
     return NamedSharding(self.mesh, self.spec(*logical, shape=shape))
 
-  def shardings(self, boxed: Tree) -> Tree:
-    """Returns the sharding of each parameter of an abstract tree of `LogicallyPartitioned`."""
-    return jax.tree.map(lambda leaf: self.sharding(*leaf.names, shape=leaf.value.shape), boxed, is_leaf=is_partitioned)
+  def abstract(self, boxed: Tree) -> Tree:
+    """Returns shape, dtype and sharding of each parameter of a tree of `LogicallyPartitioned`."""
+
+    def leaf(box: LogicallyPartitioned) -> jax.ShapeDtypeStruct:
+      shape = box.value.shape
+      return jax.ShapeDtypeStruct(shape, box.value.dtype, sharding=self.sharding(*box.names, shape=shape))
+
+    return jax.tree.map(leaf, boxed, is_leaf=is_partitioned)
 
   def inherited(self, tree: Tree, *boxed: Tree) -> Tree:
     """Returns a sharding for each array of a tree made from named parameters: optimizer state, masks, factors."""

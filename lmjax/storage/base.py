@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers.base import Tokenizer
-from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.tasks.base import Task
 from lmjax.utils import files, names, pytree, trust
 from lmjax.utils.errors import UserError
@@ -153,7 +153,7 @@ class SavedModel(abc.ABC):
       sharding = layout.sharding(*box.names, shape=wanted.shape)
       return jax.make_array_from_callback(wanted.shape, sharding, lambda index: _read_slice(saved, index, wanted))
 
-    return map_boxes(leaf, named)
+    return pytree.map_named(leaf, named, is_leaf=is_partitioned)
 
   @classmethod
   def save(cls, folder: epath.PathLike, source: "SavedModel", with_tokenizer: bool = True) -> None:
@@ -180,12 +180,6 @@ def report_not_finite(params: Tree, where: str) -> None:
     first, total = next(iter(counts.items())), sum(counts.values())
     more = f"; {total:,} in {len(counts)} parameters" if len(counts) > 1 else ""
     print(f"lmjax: warning: {where} has NaN or infinite weights: {first[1]:,} in {first[0]}{more}", file=sys.stderr)
-
-
-def map_boxes(fn: Callable[[str, LogicallyPartitioned], Any], named: Tree) -> Tree:
-  """Maps fn(path name, box) over a tree of LogicallyPartitioned leaves."""
-  is_box = lambda leaf: isinstance(leaf, LogicallyPartitioned)  # noqa: E731
-  return jax.tree_util.tree_map_with_path(lambda path, box: fn(pytree.name(path), box), named, is_leaf=is_box)
 
 
 def _read_slice(saved: LazyArray, index: tuple[slice, ...], wanted: jax.ShapeDtypeStruct) -> np.ndarray:

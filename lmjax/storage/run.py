@@ -19,9 +19,9 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.experiment import Experiment
 from lmjax.layers.leaves import dense_tree
 from lmjax.optim import averaged
-from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import TrainState
-from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, map_boxes
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel
 from lmjax.storage.sources import attach_sources
 from lmjax.storage.start import with_frozen
 from lmjax.tasks.base import Task
@@ -95,14 +95,12 @@ class RunFolder(SavedModel):
   @functools.cached_property
   def _boxes(self) -> dict[str, LogicallyPartitioned]:
     """The model's named parameters; empty where the config is missing or cannot be built on this machine."""
-    boxes: dict[str, LogicallyPartitioned] = {}
     try:
-      map_boxes(boxes.__setitem__, self.named)
+      return pytree.named_leaves(self.named, is_leaf=is_partitioned)
     except trust.UntrustedError:
       raise
     except UserError:
       return {}
-    return boxes
 
   @functools.cached_property
   def leaves(self) -> dict[str, Leaf]:
@@ -186,14 +184,8 @@ class RunFolder(SavedModel):
   def arrays(self, named: Tree, layout: Layout) -> Tree:
     """Returns parameters on their shardings; averages and transforms are merged there. See SavedModel.arrays."""
     shapes = {name: array.shape for name, array in self.parameters().items()}
-    wanted: dict[str, jax.ShapeDtypeStruct] = {}
-
-    def describe(name: str, box: LogicallyPartitioned) -> None:
-      if shapes[name] == box.value.shape:  # else its padding differs
-        sharding = layout.sharding(*box.names, shape=box.value.shape)
-        wanted[name] = jax.ShapeDtypeStruct(box.value.shape, box.value.dtype, sharding=sharding)
-
-    map_boxes(describe, named)
+    abstract = pytree.named_leaves(layout.abstract(named))
+    wanted = {name: leaf for name, leaf in abstract.items() if shapes[name] == leaf.shape}  # else its padding differs
     if self._is_plain:
       arrays = self._restore(wanted) if wanted else {}
     else:
@@ -201,7 +193,11 @@ class RunFolder(SavedModel):
       merged = self._merge(experiment)
       arrays = {name: jax.device_put(merged[name].astype(leaf.dtype), leaf.sharding) for name, leaf in wanted.items()}
     read = super().arrays
-    return map_boxes(lambda name, box: arrays[name] if name in arrays else read({name: box}, layout)[name], named)
+
+    def leaf(name: str, box: LogicallyPartitioned) -> jax.Array:
+      return arrays[name] if name in arrays else read({name: box}, layout)[name]
+
+    return pytree.map_named(leaf, named, is_leaf=is_partitioned)
 
   def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
     settings = copy.deepcopy(self.config) | {"mesh": {}}

@@ -15,8 +15,7 @@ from lmjax.storage import base
 from lmjax.storage.start import load_frozen
 from lmjax.tasks.base import Frozen
 from lmjax.utils import files, trust
-from lmjax.utils.errors import UserError
-from lmjax.utils.fields import Fields
+from lmjax.utils.errors import UserError, one_line
 
 NAME = "sources.json"
 BLOCK = 2**22  # bytes read at a time
@@ -82,17 +81,19 @@ def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]
     UserError: a source is missing or has changed, or sources.json does not list it.
   """
   file = epath.Path(workdir) / NAME
-  records = Fields(files.read_json(file) if file.exists() else {}, file)
-  return {name: _check(records, name, source) for name, source in sources.items()}
+  records = files.read_json(file) if file.exists() else {}
+  return {name: _check(file, records.get(name), name, source) for name, source in sources.items()}
 
 
-def _check(records: Fields, name: str, source: Start | Frozen) -> Start | Frozen:
-  if name not in records:
-    raise UserError(f"{records.where} does not list the source {name!r}; choose another --workdir")
-  record = records.section(name)
-  recorded, step, listed = record.text("path"), record.integer("step", None), record.section("files")
-  before = {key: listed.integer(key, most=2**63) for key in listed.values}
-  reason = ""
+def _check(file: epath.Path, record: Any, name: str, source: Start | Frozen) -> Start | Frozen:
+  match record:
+    case None:
+      raise UserError(f"{file} does not list the source {name!r}; choose another --workdir")
+    case {"path": str(recorded), "step": int() | None as step, "files": dict(before)} if _are_sizes(before):
+      reason = ""
+    case _:
+      wrong = one_line(repr(record), 200)
+      raise UserError(f"{file}: {name} must be an object with a path, a step and the sizes of files, not {wrong}")
   for path in dict.fromkeys((recorded, source.path)):
     try:
       sizes = _sizes(base.open(path, step).files())
@@ -105,9 +106,13 @@ def _check(records: Fields, name: str, source: Start | Frozen) -> Start | Frozen
       return dataclasses.replace(source, path=path, step=step)
     changed = min(key for key in {*sizes, *before} if sizes.get(key) != before.get(key))
     reason = f"has changed: {changed} has {sizes.get(changed, 0):,} bytes, not {before.get(changed, 0):,}"
-  advice = f"edit `path` of {name!r} in {records.where}"
+  advice = f"edit `path` of {name!r} in {file}"
   advice += ", or pass --config.start.path=NEW when training" if isinstance(source, Start) else ""
   raise UserError(f"the source {name!r} at {recorded} {reason}; {advice}")
+
+
+def _are_sizes(values: dict[str, Any]) -> bool:
+  return all(isinstance(value, int) for value in values.values())
 
 
 def _sizes(files: Mapping[str, epath.Path]) -> dict[str, int]:

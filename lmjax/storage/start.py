@@ -9,11 +9,12 @@ import jax.numpy as jnp
 
 from lmjax.experiment import Experiment, Start
 from lmjax.layers.leaves import cast
-from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import FrozenState, TrainState
 from lmjax.storage import base
-from lmjax.storage.base import LazyArray, map_boxes, replace_dtype, report_not_finite
+from lmjax.storage.base import LazyArray, replace_dtype, report_not_finite
 from lmjax.tasks.base import Frozen, FrozenModel
+from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.pytree import Tree
 
@@ -52,8 +53,7 @@ def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array
   Raises:
     UserError: a parameter is in the source with another shape, or is not loaded and does not match `start.new`.
   """
-  boxes: dict[str, LogicallyPartitioned] = {}
-  map_boxes(boxes.__setitem__, named)
+  boxes: dict[str, LogicallyPartitioned] = pytree.named_leaves(named, is_leaf=is_partitioned)
   if not start.path:
     return {}, Report("", None, (), tuple(boxes), ())
   saved = base.open(start.path, start.step)
@@ -115,12 +115,7 @@ def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> Froze
   saved = base.open(frozen.path, frozen.step)
   named = jax.eval_shape(lambda params: cast(params, jnp.dtype(frozen.dtype)), saved.named)
   if abstract:
-    params = map_boxes(
-      lambda name, box: jax.ShapeDtypeStruct(
-        box.value.shape, box.value.dtype, sharding=layout.sharding(*box.names, shape=box.value.shape)
-      ),
-      named,
-    )
+    params = layout.abstract(named)
   else:
     params = saved.arrays(named, layout)
     report_not_finite(params, frozen.path)

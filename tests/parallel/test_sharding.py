@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from lmjax.layers.stack import stack_names
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import (
   Layout,
@@ -17,7 +18,6 @@ from lmjax.parallel.sharding import (
   constrain,
   count_parameters,
   current_layout,
-  stack_names,
   use_layout,
 )
 from lmjax.utils.errors import UserError
@@ -87,9 +87,9 @@ def test_an_axis_that_does_not_divide_is_replicated_and_reported():
     "both (31, 3, 8) is replicated along 'heads', which the mesh does not divide",
     "odd (32, 3, 8) is replicated along 'heads', which the mesh does not divide",
   ]
-  shardings = where.shardings(tree)
-  assert shardings["odd"].spec == PartitionSpec("fsdp", None, None)
-  assert shardings["good"].spec == PartitionSpec("fsdp", "model", None)
+  abstract = where.abstract(tree)
+  assert abstract["odd"].sharding.spec == PartitionSpec("fsdp", None, None)
+  assert abstract["good"].sharding.spec == PartitionSpec("fsdp", "model", None)
 
 
 def test_the_axis_that_is_freed_goes_to_a_later_dimension():
@@ -158,6 +158,7 @@ def test_a_host_with_some_of_the_rows_provides_those_that_are_asked_for(monkeypa
 
 EIGHT = """
 import jax, numpy as np
+from lmjax.layers.stack import stack_names
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 layout = Layout.build(MeshShape(data=2, fsdp=2, sequence=2).build(), "sequence")

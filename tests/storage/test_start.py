@@ -21,7 +21,6 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.state import named_parameters
 from lmjax.storage import huggingface
-from lmjax.storage.base import map_boxes
 from lmjax.storage.sources import check_sources, record_sources
 from lmjax.storage.start import load, load_frozen
 from lmjax.tasks.base import Frozen
@@ -208,12 +207,6 @@ def test_a_source_may_move_and_may_not_change(hf, tmp_path):
     file.write("\n")
   with pytest.raises(UserError, match=r"has changed: config.json has"):
     check_sources(tmp_path, sources)
-
-
-def test_map_boxes_gives_path_names():
-  names = []
-  map_boxes(lambda name, box: names.append((name, box.names)), named())
-  assert ("model/embed/table", ("vocabulary", "width")) in names
 
 
 def test_starting_from_scratch_imports_no_format():

@@ -11,7 +11,9 @@ from etils import epath
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer, write_file
 from lmjax.utils import files
-from lmjax.utils.fields import Fields
+from lmjax.utils.errors import UserError
+
+MOST = 2**20  # sentinels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,5 +88,7 @@ class Sentinels:
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Sentinels":
-    kind = Fields(files.read_json(folder / "kind.json"), folder / "kind.json")
-    return cls(registry.load(folder / "inner"), kind.integer("sentinels", most=2**20))
+    number = files.read_json(folder / "kind.json").get("sentinels")
+    if type(number) is not int or not 0 <= number <= MOST:
+      raise UserError(f"{folder / 'kind.json'}: sentinels must be a whole number from 0 to {MOST:,}")
+    return cls(registry.load(folder / "inner"), number)

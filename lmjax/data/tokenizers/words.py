@@ -12,7 +12,7 @@ from etils import epath
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import write_file
 from lmjax.utils import files, names
-from lmjax.utils.fields import Fields
+from lmjax.utils.errors import UserError
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
@@ -82,10 +82,15 @@ class Words:
     values = files.read_json(file)
     if "split_by" not in values:  # format 1
       values = names.load("lmjax.utils.renames:section")(values, "data.tokenizer")
-    saved = Fields(values, file)
-    vocabulary, split_by = saved.sequence("vocabulary", str), saved.text("split_by", "words", choices=tuple(PATTERNS))
-    most = len(vocabulary) - 1
-    return cls(tuple(vocabulary), split_by, *(saved.integer(*key, most=most) for key in IDS))
+    words, split_by = values.get("vocabulary"), values.get("split_by", "words")
+    ids = [values.get(key, default) for key, default in IDS]
+    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
+      raise UserError(f"{file}: vocabulary must be a list of strings")
+    if split_by not in list(PATTERNS):
+      raise UserError(f"{file}: split_by must be one of {', '.join(PATTERNS)}")
+    if not all(type(number) is int and 0 <= number < len(words) for number in ids):
+      raise UserError(f"{file}: start, end and unknown must be ids of the {len(words):,} words")
+    return cls(tuple(words), split_by, *ids)
 
 
 def train(texts: Iterable[str], size: int, split_by: str = "words") -> Words:
