@@ -29,7 +29,7 @@ from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 
 CORRUPT = ("corrupt", "damaged")  # folders of corrupt checkpoints; the second is that of format 1
-OLD_NAMES, NEW_NAMES = "lmjax.utils.renames:old_tree", "lmjax.utils.renames:new_tree"  # for format 1 alone
+OLD_NAMES, NEW_NAMES = "lmjax.utils.renames:old_items", "lmjax.utils.renames:new_items"  # for format 1 alone
 UNKNOWN = 1e30  # loss of a checkpoint that was not evaluated; JSON has no NaN
 METRICS = "metrics/metrics"
 COMMIT_FILES = ("_CHECKPOINT_METADATA", "commit_success.txt")  # that Orbax writes when it commits
@@ -88,14 +88,13 @@ class Checkpoints:
 
   def _prepare(self) -> None:
     """Moves checkpoints whose metadata are corrupt aside: Orbax reads those of all before anything else."""
-    for path in self.folder.iterdir() if self.folder.exists() else []:
-      if path.name.isdigit():
-        try:
-          read_json(path / METRICS)
-          check(path, metadata=True)
-          self._finish(path)
-        except UserError as error:
-          self._move_aside(path, str(error))
+    for path in _steps(self.folder).values():
+      try:
+        read_json(path / METRICS)
+        check(path, metadata=True)
+        self._finish(path)
+      except UserError as error:
+        self._move_aside(path, str(error))
 
   def _move_aside(self, path: epath.Path, why: str) -> None:
     corrupt = self.folder.parent / "corrupt" / path.name
@@ -155,7 +154,7 @@ class Checkpoints:
         raise self._failed(step, error) from error
 
   def _failed(self, step: int, error: Exception) -> UserError:
-    good = [s for s in sorted(int(p.name) for p in self.folder.iterdir() if p.name.isdigit()) if s != step]
+    good = [s for s in _steps(self.folder) if s != step]
     last = f"the last complete one is step {good[-1]}" if good else "there is no earlier one"
     return UserError(
       f"checkpoint: step {step} could not be written to {self.folder}: {reason(error)}; {last}. "
@@ -223,7 +222,7 @@ def load(
 def parameters(folder: epath.Path) -> Tree:
   """Returns the metadata of a checkpoint's parameters, no value read: shapes, dtypes, shardings."""
   params = ocp.checkpointables_metadata(folder).metadata["state"]["params"]
-  return names.load(NEW_NAMES)(params) if _is_old(folder) else params
+  return names.load(NEW_NAMES)({"state": params}, 0)["state"] if _is_old(folder) else params
 
 
 def check(folder: epath.Path, metadata: bool = False, part: tuple[int, int] = (0, 1)) -> int:
@@ -296,18 +295,15 @@ def _read(
 ) -> tuple[dict[str, Tree], DataState]:
   """Returns parts of the state, and the data state if it is wanted, of a checkpoint, also of one in format 1."""
   old = _is_old(folder)
-  name = "place" if old else "data_state"
-  wanted: dict[str, Any] = {"state": names.load(OLD_NAMES)(state) if old else state}
-  if data is not None:
-    wanted[name] = {key: value for key, value in data.items() if not old or key != "collects"}
+  wanted: dict[str, Any] = {"state": state} | ({} if data is None else {"data_state": data})
+  if old:
+    wanted = names.load(OLD_NAMES)(wanted)
   loading = ocp.options.PyTreeOptions.Loading(partial_load=data is None)
   with ocp.Context(pytree_options=ocp.options.PyTreeOptions(loading=loading)):
     items = ocp.load_checkpointables(folder, wanted)
   if old:
-    items["state"] = names.load(NEW_NAMES)(items["state"])
-  if old and data is not None:
-    items[name] |= {"collects": np.asarray(int(folder.name), np.int64)}
-  return items["state"], items.get(name, {})
+    items = names.load(NEW_NAMES)(items, int(folder.name))
+  return items["state"], items.get("data_state", {})
 
 
 def is_checkpoint(path: epath.PathLike) -> bool:
@@ -320,9 +316,13 @@ def folders(path: epath.PathLike) -> dict[int, epath.Path]:
   if is_checkpoint(path):
     folder = _folder(path).parent
     return {int(folder.name) if folder.name.isdigit() else 0: folder}
-  folder = _folder(path)
-  numbers = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.exists() else []
-  return {step: folder / str(step) for step in sorted(numbers)}
+  return _steps(_folder(path))
+
+
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+  """Returns {step: folder}, oldest first, of the folder in which a run keeps its checkpoints."""
+  found = {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()} if folder.exists() else {}
+  return dict(sorted(found.items()))
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
@@ -337,12 +337,9 @@ def data_state(rng: jax.Array, positions: np.ndarray, version: int, collects: in
   The random key; the positions of the data's streams [streams, integers]; the version of the data; how many batches of
   data have been taken.
   """
-  counts = {"version": version, "collects": collects}
-  return {
-    "rng": np.asarray(jax.random.key_data(rng)),
-    "positions": np.asarray(positions, np.int64),
-    **{key: np.asarray(value, np.int64) for key, value in counts.items()},
-  }
+  integers = {"positions": positions, "version": version, "collects": collects}
+  data = {key: np.asarray(value, np.int64) for key, value in integers.items()}
+  return data | {"rng": np.asarray(jax.random.key_data(rng))}
 
 
 def _is_old(checkpoint: epath.Path) -> bool:

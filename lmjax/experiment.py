@@ -228,7 +228,7 @@ def check_or_save_config(settings: dict[str, Any], tokenizer: Tokenizer, workdir
   if jax.process_index() == 0:
     if corrupt:
       kept = file.with_name("config.json.corrupt")
-      logs.console.print(f"{file} {corrupt.__cause__}; it is written again, and kept as {kept}", markup=False)
+      logs.console.print(f"{file} {corrupt.__cause__}; it is written again, and kept as {kept}")
       with files.writing(kept):
         file.replace(kept)
     # The config first: a tokenizer in a folder without one would be taken for that of any other config.

@@ -18,7 +18,7 @@ from lmjax.utils.errors import UserError, one_line
 
 FLUSH_SECONDS = 30  # between writes of the TensorBoard file
 
-console = Console(highlight=False, soft_wrap=True)
+console = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Log:
   def say(self, text: str) -> None:
     """Prints a line above the progress bar."""
     if self._enabled:
-      console.print(text, markup=False)
+      console.print(text)
 
   def summary(self, values: dict[str, Any]) -> None:
     """Writes summary.json and loss.png."""

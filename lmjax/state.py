@@ -1,5 +1,6 @@
 """TrainState: everything a step reads and writes, sharded from its initialisation on."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -41,13 +42,7 @@ class TrainState(struct.PyTreeNode):
 
   def saved(self) -> dict[str, Any]:
     """Returns what a checkpoint holds."""
-    return {
-      "step": self.step,
-      "params": self.params,
-      "opt_state": self.opt_state,
-      "transform": self.transform,
-      "carry": self.carry,
-    }
+    return {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "frozen"}
 
 
 def named_parameters(task: Base, batch: int, length: int) -> Tree:

@@ -158,15 +158,12 @@ def _train(
   rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
   first, collects = int(state.step), int(saved["collects"])
   if first >= run.steps:
-    console.print(
-      f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.steps to train further", markup=False
-    )
+    console.print(f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.steps to train further")
     return 0
   if int(saved["version"]) != run.data.version:
     console.print(
       f"data version {run.data.version} starts at step {first}, from its beginning "
-      f"(version {int(saved['version'])} was used before)",
-      markup=False,
+      f"(version {int(saved['version'])} was used before)"
     )
     saved = start
   batches = run.data.train(run.tokenizer, run.batch, run.seed, saved["positions"], run.layout.rows(run.batch))
@@ -338,7 +335,7 @@ def _restore_or_init(
     return with_frozen(run, state), abstract, data
   loaded, report = load(run.start, run.named, run.layout)
   if run.start.path:
-    console.print(str(report), markup=False)
+    console.print(str(report))
   return init(loaded), abstract, data
 
 

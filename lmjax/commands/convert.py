@@ -39,14 +39,14 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
   options = parse(parser, arguments)
   if options.check:
-    console.print(f"largest difference of logits: {check(options.check):.2e}", markup=False)
+    console.print(f"largest difference of logits: {check(options.check):.2e}")
     return 0
   if not options.input or not options.output:
     raise UserError("convert: --input and --output are required, or --check")
   source = download(options.input[3:]) if options.input.startswith("hf:") else options.input
   convert(source, options.output, options.step, not options.without_tokenizer, options.format)
   reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
-  console.print(f"{options.output}: written; {reader}", markup=False)
+  console.print(f"{options.output}: written; {reader}")
   return 0
 
 

@@ -63,7 +63,7 @@ def main(arguments: list[str]) -> int:
     else:
       blocks = (embedder.sequences(loaded.params, texts) for texts in groups)
       write_npz_rows(options.output, "embeddings", blocks, count)
-  console.print(f"{options.output}: embeddings of {count:,} lines", markup=False)
+  console.print(f"{options.output}: embeddings of {count:,} lines")
   return 0
 
 

@@ -45,5 +45,5 @@ def main(arguments: list[str]) -> int:
       file.write(json.dumps(metrics, indent=2).encode())
     for key, value in metrics.items():
       line = f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
-      console.print(one_line(line), markup=False)
+      console.print(one_line(line))
   return 0

@@ -45,5 +45,5 @@ def _print(mask: str, text: str, predictions: list[list[tuple[str, float]]], fil
     table.add_column("p", justify="right")
   for row in zip(*predictions, strict=True):
     table.add_row(*[Text(one_line(cell)) for token, p in row for cell in (token, f"{p:.3f}")])
-  console.print(table, markup=False)
-  console.print(one_line(filled, len(filled) * 10), markup=False)
+  console.print(table)
+  console.print(one_line(filled, len(filled) * 10))

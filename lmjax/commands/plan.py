@@ -66,7 +66,7 @@ def _report(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
     report = make_report(settings, target, jit_step, options.vocabulary)
     if options.fit and not options.json:
       total = report["bytes_per_device"]["total"] / 1e9
-      console.print(f"batch {report['batch']}: {total:.2f} GB per device", style="dim", markup=False)
+      console.print(f"batch {report['batch']}: {total:.2f} GB per device", style="dim")
     return report
 
   if options.fit:
@@ -86,4 +86,4 @@ def _print_strubell(as_json: bool) -> None:
     return
   show(tables.strubell_table(rows))
   for name, pounds in energy.COMPARISONS.items():
-    console.print(f"{pounds:>9,} lb CO2e: {name}", markup=False)
+    console.print(f"{pounds:>9,} lb CO2e: {name}")

@@ -84,14 +84,14 @@ def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
       speed = (counts["bytes"] - first) / 1e6 / (time.perf_counter() - began)
       progress.update(bar, completed=read, speed=f"{speed:.1f} MB/s")
   if counts is None:
-    console.print(f"{options.output} is prepared already", markup=False)
+    console.print(f"{options.output} is prepared already")
     return
   seconds = time.perf_counter() - began
   speed = counts["bytes"] / 1e6 / seconds / max(options.workers, 1)
   keys = ("documents", "tokens", "duplicates", "filtered", "skipped")
   summary = ", ".join(f"{counts[key]:,} {key}" for key in keys)
-  console.print(f"{options.output}: {summary}; {seconds:.1f} s, {speed:.2f} MB/s of text per process", markup=False)
-  console.print(f"lmjax train --config configs/text.py:prepared={options.output} --workdir runs/NAME", markup=False)
+  console.print(f"{options.output}: {summary}; {seconds:.1f} s, {speed:.2f} MB/s of text per process")
+  console.print(f"lmjax train --config configs/text.py:prepared={options.output} --workdir runs/NAME")
 
 
 def _prepare_tfds(options: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -99,7 +99,7 @@ def _prepare_tfds(options: argparse.Namespace, overrides: dict[str, str]) -> Non
     raise UserError(f"prepare: unexpected arguments {' '.join(options.tfds)!r}; did you mean lmjax prepare tfds NAME?")
   with console.status(f"{options.tfds[1]}: downloading and preparing"):
     folder, examples = records.prepare_tfds(options.tfds[1], options.folder)
-  console.print(f"{folder}: {', '.join(f'{name} {count:,}' for name, count in examples.items())}", markup=False)
+  console.print(f"{folder}: {', '.join(f'{name} {count:,}' for name, count in examples.items())}")
 
 
 def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -107,7 +107,7 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
   path, seed, batch = epath.Path(options.inspect), 0, options.rows
   if path.is_dir() and not (path / "config.json").exists():
     data, tokenizer, counts = preview.open_prepared(path)
-    console.print(f"{path}: {counts}; all checksums match", markup=False)
+    console.print(f"{path}: {counts}; all checksums match")
   else:
     settings = load_config(path) if path.is_dir() else configs.load(options.inspect, overrides)
     data, seed, batch = configs.build(settings["data"], "data", None, Reader), settings["seed"], settings["batch"]
@@ -116,4 +116,4 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
   plot = path / "lengths.png" if path.is_dir() and os.access(path, os.W_OK) else None
   plot = None if plot and os.path.islink(plot) else plot  # which would be written wherever it points
   for part in preview.preview(data, tokenizer, batch, seed, options.rows, options.tokens, plot):
-    show(part) if isinstance(part, Table) else console.print(part, markup=False)
+    show(part) if isinstance(part, Table) else console.print(part)

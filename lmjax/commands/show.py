@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--verify", action="store_true", help="compare files with their checksums, read all weights")
   options = parse(parser, arguments)
   if options.verify:
-    verify(options.path, lambda line: console.print(line, markup=False))
+    verify(options.path, console.print)
     return 0
   show(table(storage.open(options.path, options.step), options.depth, options.pattern, options.values).rich())
   return 0

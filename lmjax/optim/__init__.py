@@ -146,8 +146,6 @@ def averaged(opt_state: Tree, params: Tree) -> Tree:
 
 def _scale_by_pattern(factors: dict[str, float]) -> optax.GradientTransformation:
   """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does."""
-
-  def update(updates, state, params=None):
-    return pytree.map_named(lambda name, u: u * pytree.first_match(factors, name, 1.0), updates), state
-
-  return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
+  return optax.stateless(
+    lambda updates, params: pytree.map_named(lambda name, u: u * pytree.first_match(factors, name, 1.0), updates)
+  )

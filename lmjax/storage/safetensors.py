@@ -1,5 +1,6 @@
 """Safetensors: headers are checked, tensors are mapped, and files are written one tensor at a time."""
 
+import collections
 import json
 import math
 from collections.abc import Iterable
@@ -116,7 +117,7 @@ def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...],
     if size < 8 or length > min(size - 8, LARGEST_HEADER):
       raise UserError(f"{file} is corrupt: it has {size:,} bytes and a header of {length:,}")
     try:
-      header = Fields(files.parse_json(opened.read(length), unique=True), file)
+      header = Fields(files.parse_json(opened.read(length), make=unique_keys), file)
     except ValueError as error:
       raise UserError(f"{file} is corrupt: its header {error}") from error
   begin, spans = 8 + length, []
@@ -147,6 +148,15 @@ def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...],
   if end != size - begin:
     raise UserError(f"{file} is corrupt: it has {size - begin:,} bytes of data, and its header describes {end:,}")
   return entries
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+  """Returns a JSON object of its keys and values; raises ValueError if a key is there twice."""
+  values = dict(pairs)
+  if len(values) < len(pairs):
+    twice = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
+    raise ValueError(f"{twice!r} is there twice")
+  return values
 
 
 def write(file: epath.Path, shapes: dict[str, tuple[np.dtype, tuple[int, ...]]], tensors: Iterable[np.ndarray]) -> None:

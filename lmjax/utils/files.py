@@ -1,6 +1,5 @@
 """Small files: written whole or not at all, and JSON that is read as what it should be."""
 
-import collections
 import contextlib
 import errno
 import json
@@ -9,7 +8,7 @@ import pathlib
 import re
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import IO, Any
 
 from etils import epath
@@ -183,19 +182,19 @@ def read_json(file: epath.PathLike, kind: type = dict) -> Any:
     raise UserError(f"{file} {error}") from error
 
 
-def parse_json(text: str | bytes, kind: type = dict, unique: bool = False) -> Any:
+def parse_json(text: str | bytes, kind: type = dict, make: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
   """Returns the value that JSON describes.
 
   Args:
     kind: of the value: dict, or list.
-    unique: no object may have a key twice.
+    make: returns an object of its keys and values, or raises ValueError; by default a dict, whatever its keys.
 
   Raises:
     ValueError: why the text cannot be read, as it continues "FILE ...".
   """
   try:
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-    value = json.loads(text, object_pairs_hook=_without_duplicates if unique else None)
+    value = json.loads(text, object_pairs_hook=make)
     if text.count("[") + text.count("{") > DEEPEST:
       _check_depth(value)
     if SURROGATE.search(text):  # half a surrogate pair is valid JSON and no text
@@ -220,14 +219,6 @@ def _check_depth(value: Any) -> None:
     level = [v for item in nested for v in (item.values() if isinstance(item, dict) else item)]
   if level:
     raise RecursionError
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-  values = dict(pairs)
-  if len(values) < len(pairs):
-    twice = next(key for key, count in collections.Counter(key for key, _ in pairs).items() if count > 1)
-    raise ValueError(f"{twice!r} is there twice")
-  return values
 
 
 def inside(folder: epath.PathLike, name: Any) -> epath.Path:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
+import numpy as np
 from flax import traverse_util
 
 # Dotted names, `package.module:Name`; a module alone stands for every name in it.
@@ -113,14 +114,20 @@ def _rename(name: str, table: Iterable[tuple[str, str]]) -> str:
   return name
 
 
-def new_tree(state: Any) -> Any:
-  """Returns a tree of format 1 with its parameters in the names of today."""
-  return tree(state, parameter)
+def old_items(items: dict[str, Any]) -> dict[str, Any]:
+  """Returns the items of a checkpoint as format 1 called them, and without what it did not have."""
+  old = {"state": tree(items["state"], old_parameter)}
+  if "data_state" in items:
+    old["place"] = {key: value for key, value in items["data_state"].items() if key != "collects"}
+  return old
 
 
-def old_tree(state: Any) -> Any:
-  """Returns a tree with its parameters in the names of format 1."""
-  return tree(state, old_parameter)
+def new_items(items: dict[str, Any], step: int) -> dict[str, Any]:
+  """Returns the items of a checkpoint of format 1 in the names of today; every step of such a run is a collect."""
+  new = {"state": tree(items["state"], parameter)}
+  if "place" in items:
+    new["data_state"] = items["place"] | {"collects": np.asarray(step, np.int64)}
+  return new
 
 
 def tree(state: Any, rename: Callable[[str], str]) -> Any:

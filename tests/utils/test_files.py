@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from lmjax.storage.safetensors import unique_keys
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, one_line
 
@@ -114,7 +115,7 @@ def test_a_pipe_is_not_read(tmp_path):
 def test_keys_are_unique_where_they_must_be():
   assert files.parse_json('{"a": 1, "a": 2}') == {"a": 2}
   with pytest.raises(ValueError, match="'a' is there twice"):
-    files.parse_json('[{"a": 1, "a": 2}]', list, unique=True)
+    files.parse_json('[{"a": 1, "a": 2}]', list, unique_keys)
   deep = 60 * "[" + 60 * "]"
   assert files.parse_json(deep, list)
   with pytest.raises(ValueError, match="nested too deeply"):
