@@ -183,7 +183,7 @@ def _train(
   _log_startup(log, run, step, first, workdir)
   tokens = run.batch * run.data.length
   learning_rate = run.optimizer.learning_rate(run.steps)
-  latest = {"validation_loss": None, "train_loss": None, "evaluations": {}}
+  latest: dict[str, Any] = {"train_loss": None, "evaluations": {}}
   pending: list[tuple[int, dict]] = []
 
   def process_metrics() -> None:
@@ -223,7 +223,6 @@ def _train(
       scores = {f"{n}_{k}": v for n, evaluator in evaluators.items() for k, v in evaluator(params).items()}
     if scores:
       latest["evaluations"] = scores
-      latest["validation_loss"] = scores.get("validation_loss")
       log.write(at, scores)
       log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
 
@@ -233,7 +232,7 @@ def _train(
         at,
         state,
         data_state(rng, hosts.gather(batches.positions, batches.streams), run.data.version, collects),
-        latest["validation_loss"],
+        latest["evaluations"].get("validation_loss"),
       )
 
   try:

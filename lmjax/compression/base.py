@@ -21,23 +21,18 @@ class ParamTransform(Protocol):
     trained, such as masks and ranges. frozen: never saved, but made again from `config.start` or the seed, such as the
     base of LoRA.
     """
-    ...
 
   def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
     """Returns the model's parameters; called inside the loss. It may wrap leaves, but not materialise them."""
-    ...
 
   def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
     """Returns the trained tree and the state; called after each update of the optimizer, with its gradients."""
-    ...
 
   def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
     """Returns the model's parameters as a tree of arrays, without leaf types; for export only."""
-    ...
 
   def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
     """Returns scalars to log, such as the sparsity."""
-    ...
 
 
 @dataclasses.dataclass(frozen=True)

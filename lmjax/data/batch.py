@@ -11,20 +11,14 @@ from lmjax.utils.errors import UserError, did_you_mean
 
 Batch = dict[str, Any]
 
-AXES = {
-  "B": "rows",
-  "L": "tokens of a row; tokens of its source if the row has a source and a target",
-  "T": "tokens of the target if the row has a source and a target",
-  "P": "masked positions of a row",
-  "C": "characters of a word",
-}
-
 
 @dataclasses.dataclass(frozen=True)
 class Key:
   """One batch key.
 
-  axes: one letter of AXES for each dimension; alternatives are separated by spaces (see `key_axes`).
+  axes: a letter for each dimension; alternatives are separated by spaces (see `key_axes`). B: rows. L: tokens of a row,
+  or of its source if the row has a source and a target. T: tokens of the target of such a row. P: masked positions of a
+  row. C: characters of a word.
   content: what the values are: token, next_token or previous_token (ids), position, segment, token_type, weight,
   character or label. `testing.fake_batch` generates values by it.
   """

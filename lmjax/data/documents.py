@@ -25,7 +25,6 @@ class Mixed(Protocol):
 
   def draw(self, stream: int, number: int) -> tuple[int, int]:
     """Returns the source of a stream's document `number`, and how many documents of it the stream has read before."""
-    ...
 
 
 class Documents:

@@ -42,30 +42,24 @@ class Model(Protocol):
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors; taps: `hidden` [N, B, L, D] and `attention` [N, B, H, L, L] of all layers."""
-    ...
 
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]; of kinds that generate."""
-    ...
 
   def unembedding(self, params: Tree) -> Table:
     """Returns what scores final vectors, out of this model's parameters."""
-    ...
 
   def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Any]:
     """Returns the final vectors [B, L, D] of prompts and their cache, with space for `max_tokens` tokens.
 
     Tokens with segment 0 are padding. An encoder-decoder encodes `inputs`; its prompts are the `decoder_inputs`.
     """
-    ...
 
   def extend(self, cache: Any, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Any]:
     """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
-    ...
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters laid out as decoding reads them fastest."""
-    ...
 
 
 def positions_of(batch: Mapping[str, jax.Array], key: str = "inputs", positions: str = "positions") -> jax.Array:
