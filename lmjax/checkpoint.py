@@ -321,8 +321,8 @@ def folders(path: epath.PathLike) -> dict[int, epath.Path]:
 
 def _steps(folder: epath.Path) -> dict[int, epath.Path]:
   """Returns {step: folder}, oldest first, of the folder in which a run keeps its checkpoints."""
-  found = {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()} if folder.exists() else {}
-  return dict(sorted(found.items()))
+  paths = {int(path.name): path for path in folder.iterdir() if path.name.isdecimal()} if folder.exists() else {}
+  return dict(sorted(paths.items()))
 
 
 def _folder(workdir: epath.PathLike) -> epath.Path:

@@ -28,7 +28,7 @@ from lmjax.inference import table as tables
 from lmjax.inference.embed import Embedder, make_embedder
 from lmjax.inference.fill_mask import candidates
 from lmjax.inference.generate import Generator
-from lmjax.inference.table import Table
+from lmjax.inference.table import DisplayTable
 from lmjax.layers.leaves import dense
 from lmjax.logs import read_metrics
 from lmjax.storage import LoadedModel, SavedModel
@@ -97,7 +97,7 @@ class Run:
   def tokenizer(self) -> Tokenizer:
     return self.loaded.tokenizer
 
-  def table(self, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:
+  def table(self, depth: int | None = None, pattern: str = "", values: bool = False) -> DisplayTable:
     """Returns the parameters as a table; with `values`, reads them for their norms and fractions of zeros."""
     return tables.table(self.saved, depth, pattern, values)
 
@@ -151,7 +151,7 @@ class Run:
     figure.supylabel("token")
     return figure
 
-  def logit_lens(self, text: str, top: int = 1) -> Table:
+  def logit_lens(self, text: str, top: int = 1) -> DisplayTable:
     """Returns the likeliest next tokens after each layer, by the model's final norm and unembedding.
 
     nostalgebraist (2020), "interpreting GPT: the logit lens". The last row is the prediction of the model.
@@ -170,9 +170,9 @@ class Run:
       scores = model.apply({"params": params}, x[0], method=predict)
       best = np.asarray(jax.lax.top_k(scores, top)[1])
       rows.append((f"layer {number + 1}", *[" ".join(map(self._token, ids)) for ids in best]))
-    return Table(f"next token by layer: {text}", ("", *labels), tuple(rows))
+    return DisplayTable(f"next token by layer: {text}", ("", *labels), tuple(rows))
 
-  def neighbors(self, word: str, top: int = 10) -> Table:
+  def neighbors(self, word: str, top: int = 10) -> DisplayTable:
     """Returns the tokens whose embeddings have the largest cosine similarity to that of a word's first token."""
     ids = self.tokenizer.encode(word)
     if not ids:
@@ -182,9 +182,9 @@ class Run:
     cosine = unit @ unit[ids[0]]
     order = np.argsort(-cosine)[: top + 1]
     rows = tuple((self._token(int(i)), f"{cosine[i]:.3f}") for i in order if i != ids[0])[:top]
-    return Table(f"nearest to {self._token(int(ids[0]))}", ("token", "cosine"), rows)
+    return DisplayTable(f"nearest to {self._token(int(ids[0]))}", ("token", "cosine"), rows)
 
-  def diff(self, other: "Run") -> Table:
+  def diff(self, other: "Run") -> DisplayTable:
     """Returns the relative difference |a - b| / |a| of every parameter from that of another model."""
     rows = []
     for name, leaf in self.saved.leaves.items():
@@ -195,7 +195,7 @@ class Run:
       a, b = self.saved.read(name).astype(np.float32), other.saved.read(name).astype(np.float32)
       rows.append((name, f"{np.linalg.norm(a - b) / max(np.linalg.norm(a), 1e-12):.4g}"))
     rows += [(name, "only in the second") for name in other.saved.leaves if name not in self.saved.leaves]
-    return Table(f"{self.path} and {other.path}", ("name", "relative difference"), tuple(rows))
+    return DisplayTable(f"{self.path} and {other.path}", ("name", "relative difference"), tuple(rows))
 
   def generate(self, prompt: str, new: int = 50, temperature: float = 1.0, seed: int = 0, **filters) -> str:
     """Returns a sampled continuation of a prompt, or the output of an encoder-decoder for it.
@@ -213,7 +213,7 @@ class Run:
     embedder = make_embedder(self.loaded, folder, pooling, layer, normalize=False, batch=32)
     return embedder.sequences(self.params, [embedder.encode_text(text) for text in texts])
 
-  def fill(self, text: str, top: int = 5) -> Table:
+  def fill(self, text: str, top: int = 5) -> DisplayTable:
     """Returns the likeliest tokens for each [MASK] and their probabilities."""
     if not isinstance(self.loaded.task, MaskedLM):
       raise UserError(f"{self.path} has no masked-LM head")
@@ -222,7 +222,7 @@ class Run:
     rows = tuple(
       tuple(cell for token, p in row for cell in (token, f"{p:.3f}")) for row in zip(*predictions, strict=True)
     )
-    return Table(filled, columns, rows)
+    return DisplayTable(filled, columns, rows)
 
   def _batch(self, text: str) -> tuple[Batch, list[str]]:
     """Returns the batch of one row that text makes, and the strings of its tokens."""

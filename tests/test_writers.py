@@ -24,7 +24,7 @@ from lmjax.data.tokenizers import registry, words
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.inference.output import show
-from lmjax.inference.table import Table
+from lmjax.inference.table import DisplayTable
 from lmjax.storage import huggingface
 from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils import files
@@ -251,11 +251,13 @@ def test_standard_output_on_a_full_disk():
 def test_names_in_tables_are_printable(capsys):
   """Names come from files: escape sequences do not reach a terminal, and brackets are no markup."""
   show(
-    Table("[/b] a\x1b[2Jtitle", ("[bold]a", "b"), (("x\x1b]0;name\x07", "[/red]"), ("line\nbreak", "\u202e"))).rich()
+    DisplayTable(
+      "[/b] a\x1b[2Jtitle", ("[bold]a", "b"), (("x\x1b]0;name\x07", "[/red]"), ("line\nbreak", "\u202e"))
+    ).rich()
   )
   out = capsys.readouterr().out
   assert all(line.isprintable() for line in out.splitlines()) and "\\x1b[2Jtitle" in out and "[/red]" in out
-  assert "\x1b" not in str(Table("", ("a",), (("\x1b",),)))
+  assert "\x1b" not in str(DisplayTable("", ("a",), (("\x1b",),)))
 
 
 OPENS = re.compile(r"write_text\(|write_bytes\(|open\([^)]*[\"'][wax]b?[\"']|json\.loads?\(")

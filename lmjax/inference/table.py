@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 
 import numpy as np
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
 from lmjax.storage.base import Leaf, SavedModel
@@ -14,7 +14,7 @@ from lmjax.utils.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
-class Table:
+class DisplayTable:
   """Rows of strings, displayed as HTML in a notebook and as a table in a terminal."""
 
   title: str
@@ -27,9 +27,9 @@ class Table:
     title = html.escape(self.title)
     return f"<table><caption>{title}</caption><tr>{cells('th', self.columns)}</tr>{body}</table>"
 
-  def rich(self) -> RichTable:
+  def rich(self) -> Table:
     """Returns the table for a terminal."""
-    table = RichTable(
+    table = Table(
       title=Text(one_line(self.title)), title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold"
     )
     for i, column in enumerate(self.columns):
@@ -59,7 +59,7 @@ def matching(saved: SavedModel, pattern: str = "") -> list[str]:
   return names
 
 
-def table(saved: SavedModel, depth: int | None = None, pattern: str = "", values: bool = False) -> Table:
+def table(saved: SavedModel, depth: int | None = None, pattern: str = "", values: bool = False) -> DisplayTable:
   """Returns a table of parameters: name, shape, dtype, axes, sharding, count, bytes.
 
   Args:
@@ -77,7 +77,7 @@ def table(saved: SavedModel, depth: int | None = None, pattern: str = "", values
   columns = ("name", "shape", "dtype", "axes", "sharding", "count", "bytes", *(("norm", "zeros") if values else ()))
   rows = [_row(name, leaves, saved if values else None) for name, leaves in groups.items()]
   total = sum(leaf.count for leaf in chosen)
-  return Table(f"{len(chosen)} parameters, {total:,} values, {_bytes(chosen)}", columns, tuple(rows))
+  return DisplayTable(f"{len(chosen)} parameters, {total:,} values, {_bytes(chosen)}", columns, tuple(rows))
 
 
 def _row(name: str, leaves: list[Leaf], saved: SavedModel | None) -> tuple[str, ...]:

@@ -15,7 +15,7 @@ from lmjax.parallel.sharding import constrain
 
 
 @struct.dataclass
-class Source:
+class CrossInputs:
   """What a decoder layer reads besides its input: both masks, and the encoder's vectors."""
 
   self_mask: Mask
@@ -88,7 +88,7 @@ class CrossBlock(nn.Module):
     self,
     x_BxLxD: jax.Array,
     positions_BxL: jax.Array,
-    source: Source,
+    source: CrossInputs,
     cache: CrossCache | None = None,
     layer: int = 0,
     tap: bool = False,

@@ -15,7 +15,7 @@ from flax import linen as nn
 from lmjax.layers.attention import Attention
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
-from lmjax.layers.cross_block import CrossAttention, CrossBlock, CrossCache, Source
+from lmjax.layers.cross_block import CrossAttention, CrossBlock, CrossCache, CrossInputs
 from lmjax.layers.einsum import Embed, vocabulary_logits
 from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
@@ -120,7 +120,7 @@ class EncoderDecoder(nn.Module):
     positions_BxL = positions_of(batch, "decoder_inputs", "decoder_positions")
     cross = prepare_mask(Mask(segments_BxL, batch.get("segments")), length, sources)
     mask = Mask(segments_BxL, bias_BxHxLxM=self._bias("decoder_bias", length), causal=True)
-    source = Source(prepare_mask(mask, length), cross, source_BxMxD)
+    source = CrossInputs(prepare_mask(mask, length), cross, source_BxMxD)
     x_BxLxD, tapped = self.decoder(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, source, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
@@ -161,7 +161,7 @@ class EncoderDecoder(nn.Module):
     bias = self.decoder_bias(positions_BxL, self_cache.positions_BxM) if self.config.positions == "relative" else None
     length, sources = tokens_BxL.shape[1], cache.valid_BxM.shape[1]
     source_mask = jnp.broadcast_to(cache.valid_BxM[:, None], (len(tokens_BxL), length, sources))
-    source = Source(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=source_mask))
+    source = CrossInputs(Mask(allowed_BxLxM=allowed_BxLxM, bias_BxHxLxM=bias), Mask(allowed_BxLxM=source_mask))
     x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)
     x_BxLxD, cache = self.decoder.extend(x_BxLxD, positions_BxL, source, cache.replace(self_cache=self_cache))
     return self.final_norm(x_BxLxD), cache.replace(self_cache=cache.self_cache.advance(length))
