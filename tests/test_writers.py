@@ -260,6 +260,11 @@ def test_names_in_tables_are_printable(capsys):
   assert "\x1b" not in str(DisplayTable("", ("a",), (("\x1b",),)))
 
 
+def test_the_console_prints_text_as_it_is(capsys):
+  logs.console.print("runs/:smile:/[red]a[/red]")
+  assert capsys.readouterr().out == "runs/:smile:/[red]a[/red]\n"
+
+
 OPENS = re.compile(r"write_text\(|write_bytes\(|open\([^)]*[\"'][wax]b?[\"']|json\.loads?\(")
 ALLOWED = {  # the helpers, an archive inside of a file, what a process says to another, and a config's own data
   "utils/files.py", "inference/output.py", "data/sources/shards.py", "parallel/processes.py", "config.py",
