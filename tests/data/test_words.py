@@ -1,5 +1,7 @@
 """Words, their characters, and bidirectional rows."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -30,6 +32,34 @@ def test_the_end_of_a_line_is_an_end_token_if_words_are_split_by_spaces():
 def test_a_folder_of_an_unknown_kind_is_named(tmp_path):
   (tmp_path / "kind.json").write_text('{"kind": "nowhere:Nothing"}')
   with pytest.raises(UserError, match="nowhere"):
+    registry.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "changes, wrong",
+  [
+    ({"vocabulary": "words"}, "vocabulary"), ({"vocabulary": [1]}, "vocabulary"), ({"vocabulary": None}, "vocabulary"),
+    ({"split_by": 3}, "split_by"), ({"split_by": ["words"]}, "split_by"), ({"start": 9}, "start"), ({"end": -1}, "end"),
+    ({"unknown": True}, "unknown"), ({"unknown": 1.0}, "unknown"),
+  ],
+)  # fmt: skip
+def test_corrupt_words_are_refused_by_name(changes, wrong, tmp_path):
+  words.train(["a b c"], size=6).save(tmp_path)
+  saved = json.loads((tmp_path / "words.json").read_text())
+  (tmp_path / "words.json").write_text(json.dumps(saved | changes))
+  with pytest.raises(UserError, match=rf"words.json: .*{wrong}.* must be"):
+    registry.load(tmp_path)
+
+
+@pytest.mark.parametrize("kind", [None, 3, ["x"]])
+@pytest.mark.parametrize("number", [None, -1, 2**20 + 1, True, 1.5, "3"])
+def test_corrupt_kinds_of_tokenizers_are_refused_by_name(kind, number, tmp_path):
+  (tmp_path / "kind.json").write_text(json.dumps({"kind": kind}))
+  with pytest.raises(UserError, match="kind.json: kind must be a string"):
+    registry.load(tmp_path)
+  content = {"kind": "lmjax.data.tokenizers.sentinels:Sentinels", "sentinels": number}
+  (tmp_path / "kind.json").write_text(json.dumps(content))
+  with pytest.raises(UserError, match="kind.json: sentinels must be a whole number from 0 to"):
     registry.load(tmp_path)
 
 

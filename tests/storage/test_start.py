@@ -209,6 +209,17 @@ def test_a_source_may_move_and_may_not_change(hf, tmp_path):
     check_sources(tmp_path, sources)
 
 
+@pytest.mark.parametrize(
+  "changes", [{"path": 3}, {"step": "1"}, {"step": 1.5}, {"files": [1]}, {"files": {"a": "1"}}, {"files": {"a": None}}]
+)
+def test_a_record_of_a_source_has_a_path_a_step_and_sizes(changes, tmp_path):
+  record = {"path": str(tmp_path), "step": None, "files": {"a": 1}, "sha256": ""} | changes
+  for value in (record, [record], "x", {key: value for key, value in record.items() if key not in changes}):
+    (tmp_path / "sources.json").write_text(json.dumps({"start": value}))
+    with pytest.raises(UserError, match=r"sources.json: start must be an object with a path, a step and the sizes"):
+      check_sources(tmp_path, {"start": Start("nowhere")})
+
+
 def test_starting_from_scratch_imports_no_format():
   code = "import sys, lmjax.storage.start, lmjax.storage.sources; print(*sys.modules)"
   modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
