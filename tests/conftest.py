@@ -38,10 +38,17 @@ def pytest_sessionfinish(session):
 def pytest_collection_modifyitems(config, items):
   parity = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
   for item in items:
-    if {"slow", "docs", "hosts"} & set(item.keywords) and not config.getoption("--all"):
+    if {"slow", "docs", "long"} & set(item.keywords) and not config.getoption("--all"):
       item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --all"))
     if "torch" in item.keywords and not parity:
       item.add_marker(pytest.mark.skip(reason="needs torch and transformers: pip install -e '.[parity]'"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forget_compiled():
+  """Programs that a file of tests has compiled do not stay in memory."""
+  yield
+  jax.clear_caches()
 
 
 @pytest.fixture

@@ -109,6 +109,7 @@ def test_a_launch_that_does_not_fit_is_refused():
   assert "DOES NOT FIT" in output and "nothing was launched" in output
 
 
+@pytest.mark.long
 def test_a_sweep_runs_once(tmp_path):
   common = ("--workdir", tmp_path, "--grid", "optim.peak_lr=1e-3,3e-3", "--", "--config", DEBUG, "--config.steps=4")
   output = launch("sweep.py", "--dry-run", *common)

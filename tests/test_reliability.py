@@ -107,6 +107,7 @@ def test_sigterm_saves_and_leaves_with_its_own_code(whole, tmp_path):
   assert_same(run, whole)
 
 
+@pytest.mark.long
 def test_a_corrupt_checkpoint_is_named_and_skipped(whole, tmp_path):
   run = tmp_path / "run"
   finish(start(run, "--config.steps=45"))
@@ -125,6 +126,7 @@ def test_a_corrupt_checkpoint_is_named_and_skipped(whole, tmp_path):
   assert "has no complete checkpoint" in err and err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_a_flipped_bit_is_found_and_the_checkpoint_before_is_used(whole, tmp_path, capsys):
   run = tmp_path / "run"
   shutil.copytree(whole, run)
@@ -178,6 +180,7 @@ def test_weights_that_are_not_finite_are_reported(whole, tmp_path, capsys):
   assert "have NaN or infinite weights, first embed/table (3)" in out.replace("model/", "")
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_in_a_message_and_keeps_the_last_checkpoint(tmp_path):
   run = tmp_path / "run"
   finish(start(run, "--config.steps=15"))

@@ -96,7 +96,7 @@ print("the same")
   assert "the same" in done.stdout, done.stderr[-2000:]
 
 
-@pytest.mark.hosts
+@pytest.mark.long
 def test_two_hosts_are_one_and_a_run_resumes_on_another_number(lmjax, tmp_path):
   """Uninterrupted on one device; 8 devices on two hosts, then 1, then 8 again: the same losses."""
   alone, moved = tmp_path / "alone", tmp_path / "moved"
@@ -115,6 +115,7 @@ def test_two_hosts_are_one_and_a_run_resumes_on_another_number(lmjax, tmp_path):
   assert read[0]["validation_loss"] == pytest.approx(read[1]["validation_loss"], rel=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("rules, axis", [("tp", "model"), pytest.param("sequence", "sequence", marks=pytest.mark.slow)])
 def test_hosts_share_a_model_or_a_sequence(lmjax, tmp_path, rules, axis):
   """An axis that spans both hosts: they read the same rows, and the losses are those of one device."""
@@ -126,6 +127,7 @@ def test_hosts_share_a_model_or_a_sequence(lmjax, tmp_path, rules, axis):
   np.testing.assert_allclose(losses(both), losses(alone), rtol=2e-5)
 
 
+@pytest.mark.long
 def test_hosts_evaluate_and_generate_what_one_would(lmjax, tmp_path):
   """Three prompts in batches of two, and validation text that fills no whole number of batches."""
   run, prompts = tmp_path / "run", tmp_path / "prompts.txt"
@@ -168,7 +170,7 @@ def test_sigterm_to_one_of_four_makes_all_save_the_same_step_and_leave(tmp_path)
   assert f"saved step {step} " in done[0][1] and step >= 20
 
 
-@pytest.mark.hosts
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_killed_host_stops_the_other_and_the_next_start_resumes(tmp_path, victim):
   more = ("--config.steps=5000", "--config.checkpoint.every=20", "--config.evals.every=0")

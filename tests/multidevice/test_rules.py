@@ -28,10 +28,12 @@ def test_every_rule_set_gives_the_loss_of_one_device():
   assert output.count("same loss under") == 6 and "splash under a mesh" in output
 
 
+@pytest.mark.long
 def test_each_device_reads_its_own_part_of_a_folder():
   assert "each device read its own part" in run("folder")
 
 
+@pytest.mark.long
 def test_leaf_types_are_sharded_as_the_parameters_they_represent():
   output = run("toy_leaf")
   assert "leaf types are split as their parameters" in output and output.count("same loss of a leaf type") == 2
@@ -44,11 +46,12 @@ def test_every_family_has_the_same_loss_under_every_rule_set():
   assert output.count("same loss of") == 5 * len(families) and output.count("devices") == 4
 
 
+@pytest.mark.long
 def test_a_7b_state_is_initialised_in_parts():
   assert "initialised in parts" in run("sharded_init", timeout=200)
 
 
-@pytest.mark.hosts
+@pytest.mark.long
 def test_the_command_line_simulates_devices(lmjax, tmp_path):
   """A checkpoint written on eight devices opens on one."""
   workdir = tmp_path / "run"

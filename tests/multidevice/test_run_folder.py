@@ -8,7 +8,7 @@ from tests.multidevice.test_hosts import finish, start
 MORE = ("--config.checkpoint.every=4", "--config.evals.every=0")
 
 
-@pytest.mark.hosts
+@pytest.mark.long
 def test_hosts_decide_together(tmp_path):
   run = tmp_path / "run"
   with only_run(run):
