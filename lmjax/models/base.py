@@ -23,10 +23,11 @@ class Hidden:
 
 
 class Table(NamedTuple):
-  """What scores final vectors: a table [V padded, D], and a bias [V padded] or None."""
+  """What scores final vectors: a table [V padded, D], and a bias [V padded] and a cap c, or None: c tanh(s / c) for s."""
 
   values: Parameter
   bias: jax.Array | None = None
+  cap: float | None = None
 
 
 class Model(Protocol):
