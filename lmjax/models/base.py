@@ -23,7 +23,7 @@ class Hidden:
 
 
 class Table(NamedTuple):
-  """What scores final vectors: a table [V padded, D], and a bias [V padded] and a cap c, or None: c tanh(s / c) for s."""
+  """What scores final vectors: a table [V padded, D], a bias [V padded] or None, a cap of the scores or None."""
 
   values: Parameter
   bias: jax.Array | None = None

@@ -81,9 +81,9 @@ class Config:
       raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
     object.__setattr__(self, "window_layers", tuple(self.window_layers))
     if self.rotary and (int(self.rotary.fraction * self.head_size) or 1) % 2:
-      raise ValueError(
-        f"rotary positions need an even part of head_size, not {self.rotary.fraction} of {self.head_size}"
-      )
+      raise ValueError(f"rotary positions need an even head_size, not {self.rotary.fraction * self.head_size:g}")
+    if self.qk_norm and self.norm == "layer":
+      raise ValueError("qk_norm needs norm 'rms' or 'rms_offset'")
 
 
 class Decoder(nn.Module):

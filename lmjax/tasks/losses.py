@@ -49,16 +49,9 @@ def cross_entropy(
 
   weights = weights_BxL.astype(jnp.float32)
   loss, nll, correct = _xent(
-    split(x_BxLxD),
-    dense(table.values),
-    split(targets_BxL),
-    split(weights),
-    table.bias,
-    vocabulary,
-    z_loss,
-    smoothing,
+    split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias, vocabulary, z_loss, smoothing,
     table.cap,
-  )
+  )  # fmt: skip
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
