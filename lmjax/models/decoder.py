@@ -185,7 +185,8 @@ class Decoder(nn.Module):
     table = self.embed.table if self.config.tie_embeddings else self.unembed.table
     logits, cap = vocabulary_logits(x, table, self.config.vocabulary), self.config.logits_cap
     if self.config.unembed_bias:
-      logits += self.unembed_bias()[: self.config.vocabulary]
+      bias_V = self.unembed_bias()[: self.config.vocabulary]
+      logits += jnp.expand_dims(bias_V, tuple(range(logits.ndim - 1)))
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
   def init_cache(self, batch: int, max_tokens: int) -> Cache:

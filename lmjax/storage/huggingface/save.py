@@ -184,9 +184,7 @@ def _plain(config: decoder.Config) -> dict[str, Any]:
     fields["qkv_bias"] = False
   for name in ("rotary", "window_rotary"):  # without what its kind does not use
     rotary = fields[name]
-    fields[name] = rope.write(rotary) | (
-      {"original": rotary.original} if rotary and rotary.scaling == "dynamic" else {}
-    )
+    fields[name] = rope.write(rotary), rotary.original if rotary and rotary.scaling == "dynamic" else 0
   return fields
 
 

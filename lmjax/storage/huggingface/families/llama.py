@@ -175,7 +175,7 @@ QWEN2 = dataclasses.replace(
   LLAMA, hf_prefix="Qwen2", defaults=_qwen2, read=reader(_qwen2, 32, _layers), write=writer("qwen2", _write_qwen)
 )
 QWEN3 = dataclasses.replace(
-  QWEN2, hf_prefix="Qwen3", read=reader(_qwen2, 32, _read_qwen3, head_dim=128), prefix={"": "model."},
+  QWEN2, hf_prefix="Qwen3", read=reader(_qwen2, 32, _read_qwen3, head_dim=128),
   write=writer("qwen3", lambda c: _write_qwen(c) | dict(attention_bias=c.attention_bias)),
 )  # fmt: skip
 GRANITE = dataclasses.replace(

@@ -40,7 +40,10 @@ def read(
   theta = rope.number("rope_theta", fields.number(theta_key, theta, POSITIVE), POSITIVE)
   turned = rope.number("partial_rotary_factor", fields.number(fraction_key, fraction or 1.0))
   if (turned != 1 and fraction is None) or not 0 < turned <= 1 or int(turned * head_size) < 2:
-    raise UserError(f"{fields.where}: {fraction_key} {turned:g} is not supported with heads of {head_size}")
+    raise UserError(
+      f"{fields.where}: {fraction_key} {turned:g} is not supported with heads of {head_size}, the width divided by "
+      "num_attention_heads"
+    )
   head_size = int(turned * head_size)
   kind = rope.text("rope_type", rope.text("type", "default", kinds), kinds)
   rope.get("type", None)
