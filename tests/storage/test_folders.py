@@ -152,7 +152,7 @@ def test_pickles_unknown_architectures_and_indices_that_point_elsewhere_are_refu
   refused(folder, "save_pretrained")
   settings = json.loads((folder / "config.json").read_text())
   (folder / "config.json").write_text(json.dumps(settings | {"model_type": "gpt3"}))
-  refused(folder, "did you mean 'gpt2'")
+  refused(folder, "closest to that of 'gpt2', a decoder")
   (folder / "config.json").write_text(json.dumps(settings | {"activation_function": "swoosh"}))
   refused(folder, "swoosh")
 

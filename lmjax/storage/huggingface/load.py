@@ -19,6 +19,7 @@ from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
 from lmjax.models import decoder, encoder, encoder_decoder
 from lmjax.storage import safetensors
+from lmjax.storage.huggingface.closest import closest
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.families.base import SCORING
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
@@ -26,7 +27,7 @@ from lmjax.storage.huggingface.names import Renamed, family_of, rename, resolve_
 from lmjax.storage.huggingface.weights import WeightMap, arrange, separate, unembedding, unembedding_bias
 from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
@@ -82,7 +83,7 @@ def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
   fields = Fields(read_json(file), file)
   kind = fields.text("model_type", "") or _infer_kind(fields, folder)
   if kind not in FAMILIES:
-    raise UserError(f"{file}: the architecture {kind!r} is not supported{did_you_mean(kind, FAMILIES)}")
+    raise UserError(f"{file}: the architecture {kind!r} is not supported{closest(fields)}")
   family = FAMILIES[kind]
   config = family.from_hf(fields)
   return fields.values | {"model_type": kind}, family, config
@@ -95,7 +96,7 @@ def _infer_kind(fields: Fields, folder: epath.PathLike) -> str:
       if family.is_class(name):
         note(f"{fields.where}: model_type is missing; taken to be {kind}, by architectures")
         return kind
-    raise UserError(f"{fields.where}: the architecture {name!r} is not supported")
+    raise UserError(f"{fields.where}: the architecture {name!r} is not supported{closest(fields)}")
   kind = family_of(open_tensors(folder), FAMILIES, lambda family: family.from_hf(Fields({}, fields.where)))
   if kind is None:
     raise UserError(
