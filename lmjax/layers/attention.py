@@ -31,8 +31,12 @@ class Attention(nn.Module):
   deviation: float = 0.02  # of the initial values
   scale_scores: bool = True  # scores are divided by sqrt(head_size); T5 leaves that to its initial values
   scale_by_layer: bool = False  # scores of layer i are divided by i + 1
+  score_scale: float | None = None  # scores are multiplied by it instead
+  score_cap: float | None = None  # scores are cap * tanh(score / cap)
+  norm: Callable[..., nn.Module] | None = None  # of each head's queries and keys, before they are turned
   window: int | None = None  # of the layers in `window_layers`; the mask has the window of all layers
   window_layers: tuple[int, ...] = ()
+  window_rotary: Callable[[jax.Array, jax.Array], jax.Array] | None = None  # `rotary` of those layers
 
   @nn.compact
   def __call__(
@@ -50,11 +54,15 @@ class Attention(nn.Module):
     q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, smaller, self.deviation, name="query")(x_BxLxD)
     k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="key")(x_BxLxD)
     v_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="value")(x_BxLxD)
-    if self.rotary:
-      q_BxLxHxK = self.rotary(q_BxLxHxK, positions_BxL)
-      k_BxMxGxK = self.rotary(k_BxMxGxK, positions_BxL)
+    if self.norm:
+      q_BxLxHxK, k_BxMxGxK = self.norm(name="query_norm")(q_BxLxHxK), self.norm(name="key_norm")(k_BxMxGxK)
+    if rotary := self.window_rotary if self.window_rotary and layer in self.window_layers else self.rotary:
+      q_BxLxHxK = rotary(q_BxLxHxK, positions_BxL)
+      k_BxMxGxK = rotary(k_BxMxGxK, positions_BxL)
     if not self.scale_scores:
       q_BxLxHxK *= self.head_size**0.5
+    if self.score_scale is not None:
+      q_BxLxHxK *= self.score_scale * self.head_size**0.5
     if self.scale_by_layer:
       q_BxLxHxK /= layer + 1
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
@@ -67,8 +75,8 @@ class Attention(nn.Module):
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
       k_BxMxGxK, v_BxMxGxK = cache.read(layer)
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
-    o_BxLxHxK = dispatch.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
-    weights = dispatch.attention_weights(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
+    o_BxLxHxK = dispatch.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask, self.score_cap)
+    weights = dispatch.attention_weights(q_BxLxHxK, k_BxMxGxK, mask, self.score_cap) if tap else None
     out_bias = self.bias if self.out_bias is None else self.out_bias
     y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, out_bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

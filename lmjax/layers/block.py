@@ -14,13 +14,18 @@ from lmjax.parallel.sharding import constrain
 class Block(nn.Module):
   """x + attention(norm(x)), then x + mlp(norm(x)); with `post`, norm(x + attention(x)) as in 2017 and GPT-1.
 
-  The model passes the three constructors; a block only arranges them.
+  With `parallel`, both read the same x: x + attention(norm(x)) + mlp(norm(x)), as GPT-J and GPT-NeoX do (Black et al.,
+  2022, arXiv:2204.06745). The model passes the three constructors; a block only arranges them.
   """
 
   norm: Callable[..., nn.Module]
   attention: Callable[..., nn.Module]
   mlp: Callable[..., nn.Module]
   post: bool = False
+  parallel: bool = False
+  shared_norm: bool = False  # with `parallel`: of both
+  output_norms: bool = False  # what attention and MLP add is normalized too
+  residual_scale: float = 1.0  # of what attention and MLP add
   dropout: float = 0.0
 
   @nn.compact
@@ -38,13 +43,19 @@ class Block(nn.Module):
     attention, attention_norm = self.attention(name="attention"), self.norm(name="attention_norm")
     mlp, mlp_norm = self.mlp(name="mlp"), self.norm(name="mlp_norm")
 
-    y, cache, weights = attention(
-      x_BxLxD if self.post else attention_norm(x_BxLxD), positions_BxL, mask, cache, layer, tap
-    )
-    x_BxLxD = barrier(constrain(x_BxLxD + drop(y), "batch", "residual_length", None))
+    def added(y, name):
+      y = drop(self.norm(name=name)(y) if self.output_norms else y)
+      return y if self.residual_scale == 1 else y * self.residual_scale
+
+    normed = x_BxLxD if self.post else attention_norm(x_BxLxD)
+    y, cache, weights = attention(normed, positions_BxL, mask, cache, layer, tap)
+    source = x_BxLxD
+    x_BxLxD = barrier(constrain(x_BxLxD + added(y, "attention_output_norm"), "batch", "residual_length", None))
     if self.post:
       x_BxLxD = attention_norm(x_BxLxD)
-      x_BxLxD = mlp_norm(x_BxLxD + drop(mlp(x_BxLxD)))
+      x_BxLxD = mlp_norm(x_BxLxD + added(mlp(x_BxLxD), "mlp_output_norm"))
     else:
-      x_BxLxD = x_BxLxD + drop(mlp(mlp_norm(x_BxLxD)))
+      if not self.shared_norm:
+        normed = mlp_norm(source if self.parallel else x_BxLxD)
+      x_BxLxD = x_BxLxD + added(mlp(normed), "mlp_output_norm")
     return constrain(x_BxLxD, "batch", "residual_length", None), cache, weights

@@ -21,7 +21,8 @@ class Rotary:
   one number per frequency (Ding et al., 2024, arXiv:2402.13753).
 
   original: the length the model was first trained on, in tokens. amplitude: a factor of both sine and cosine.
-  truncate: yarn's interval is widened to whole numbers.
+  truncate: yarn's interval is widened to whole numbers. fraction: of each head's elements, the first ones, that are
+  turned.
   """
 
   base: float = 10_000.0
@@ -32,6 +33,7 @@ class Rotary:
   original: int = 8192
   amplitude: float = 1.0
   truncate: bool = True
+  fraction: float = 1.0
   short: tuple[float, ...] = ()
   long: tuple[float, ...] = ()
 
@@ -73,7 +75,11 @@ class Rotary:
 
   def __call__(self, x_BxLxHxK: jax.Array, positions_BxL: jax.Array) -> jax.Array:
     """Returns x with dimension i of the first half rotated against dimension i of the second."""
-    frequencies = self.frequencies(x_BxLxHxK.shape[-1], jnp.max(positions_BxL) + 1)
+    size = int(self.fraction * x_BxLxHxK.shape[-1])
+    if size < x_BxLxHxK.shape[-1]:
+      whole = dataclasses.replace(self, fraction=1.0)(x_BxLxHxK[..., :size], positions_BxL)
+      return jnp.concatenate([whole, x_BxLxHxK[..., size:]], axis=-1)
+    frequencies = self.frequencies(size, jnp.max(positions_BxL) + 1)
     angles = positions_BxL[..., None, None].astype(jnp.float32) * frequencies[None, None, None]
     sin, cos = self.amplitude * jnp.sin(angles), self.amplitude * jnp.cos(angles)
     first, second = jnp.split(x_BxLxHxK.astype(jnp.float32), 2, axis=-1)

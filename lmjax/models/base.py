@@ -23,10 +23,11 @@ class Hidden:
 
 
 class Table(NamedTuple):
-  """What scores final vectors: a table [V padded, D], and a bias [V padded] or None."""
+  """What scores final vectors: a table [V padded, D], a bias [V padded] or None, a cap of the scores or None."""
 
   values: Parameter
   bias: jax.Array | None = None
+  cap: float | None = None
 
 
 class Model(Protocol):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from lmjax.layers import leaves
 from lmjax.layers.attention import Attention, window_mask
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
@@ -24,6 +25,7 @@ from lmjax.layers.positions import Rotary
 from lmjax.layers.stack import Stack, decode_layout
 from lmjax.models.base import Hidden, Table, positions_of
 from lmjax.models.config import check
+from lmjax.models.heads import VocabularyBias
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -50,9 +52,22 @@ class Config:
   attention_bias: bool = False  # of those and the output where `bias` is off
   mlp_bias: bool = False  # of the MLP where `bias` is off
   tie_embeddings: bool = True  # the embedding table also scores the next token
+  unembed_bias: bool = False  # of the scores of the next token
+  logits_scaling: float = 1.0  # those scores are divided by it, with the final vectors
+  logits_cap: float | None = None  # those scores are cap * tanh(score / cap)
+  embed_scale: float = 1.0  # of the embedded tokens
+  position_offset: int = 0  # rows of the table of positions before that of the first token (OPT has 2)
+  parallel: bool = False  # the MLP reads what attention reads
+  shared_norm: bool = False  # with `parallel`: by one norm
+  output_norms: bool = False  # what attention and MLP add is normalized too (Gemma 2)
+  residual_scale: float = 1.0  # of what attention and MLP add
   rotary: Rotary | None = None  # None: learned positions
   window: int | None = None  # how many tokens back attention reaches, itself included
   window_layers: tuple[int, ...] = ()  # the layers with the window, from 0; empty for all
+  window_rotary: Rotary | None = None  # of `window_layers`, where it is not `rotary` (Gemma 3)
+  qk_norm: bool = False  # of each head's queries and keys (Qwen3)
+  score_scale: float | None = None  # attention scores are multiplied by it; None: by 1 / sqrt(head_size)
+  score_cap: float | None = None  # attention scores are cap * tanh(score / cap)
   scale_scores: bool = True  # attention scores are divided by sqrt(head_size)
   scale_by_layer: bool = False  # attention scores of layer i, from 0, are divided by i + 1
   dropout: float = 0.0  # of embeddings and residual branches
@@ -65,8 +80,10 @@ class Config:
     if self.heads % self.kv_heads:
       raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")
     object.__setattr__(self, "window_layers", tuple(self.window_layers))
-    if self.rotary and self.head_size % 2:
-      raise ValueError(f"rotary positions need an even head_size, not {self.head_size}")
+    if self.rotary and (int(self.rotary.fraction * self.head_size) or 1) % 2:
+      raise ValueError(f"rotary positions need an even head_size, not {self.rotary.fraction * self.head_size:g}")
+    if self.qk_norm and self.norm == "layer":
+      raise ValueError("qk_norm needs norm 'rms' or 'rms_offset'")
 
 
 class Decoder(nn.Module):
@@ -99,6 +116,10 @@ class Decoder(nn.Module):
         scale_by_layer=c.scale_by_layer,
         window=c.window,
         window_layers=c.window_layers,
+        window_rotary=c.window_rotary,
+        norm=partial(norm, axis="head") if c.qk_norm else None,
+        score_scale=c.score_scale,
+        score_cap=c.score_cap,
       ),
       mlp=partial(
         Mlp,
@@ -110,17 +131,23 @@ class Decoder(nn.Module):
         scale=scale,
       ),
       post=c.post_norm,
+      parallel=c.parallel,
+      shared_norm=c.shared_norm,
+      output_norms=c.output_norms,
+      residual_scale=c.residual_scale,
       dropout=c.dropout,
     )
     self.embed = Embed(c.vocabulary, c.width)
     if c.rotary is None:
-      self.positions = Embed(c.length, c.width, axis="positions")
+      self.positions = Embed(c.length + c.position_offset, c.width, axis="positions")
     differ = bool(c.window_layers) or c.scale_by_layer  # a scan computes all layers alike
     self.stack = Stack(block, c.depth, c.scan and not differ, c.remat)
     if not c.post_norm:
       self.norm = norm()
     if not c.tie_embeddings:
       self.unembed = Embed(c.vocabulary, c.width)
+    if c.unembed_bias:
+      self.unembed_bias = VocabularyBias(c.vocabulary)
     self.drop = nn.Dropout(c.dropout)
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
@@ -130,6 +157,8 @@ class Decoder(nn.Module):
     x_BxLxD, tapped = self.stack(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
+    if self.is_initializing() and self.config.unembed_bias:
+      self.unembed_bias()
     return Hidden(self.final_norm(x_BxLxD), taps=tapped)
 
   def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Cache]:
@@ -154,7 +183,11 @@ class Decoder(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""
     table = self.embed.table if self.config.tie_embeddings else self.unembed.table
-    return vocabulary_logits(x, table, self.config.vocabulary)
+    logits, cap = vocabulary_logits(x, table, self.config.vocabulary), self.config.logits_cap
+    if self.config.unembed_bias:
+      bias_V = self.unembed_bias()[: self.config.vocabulary]
+      logits += jnp.expand_dims(bias_V, tuple(range(logits.ndim - 1)))
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
 
   def init_cache(self, batch: int, max_tokens: int) -> Cache:
     """Returns an empty cache for `max_tokens` tokens of each of `batch` rows."""
@@ -163,7 +196,8 @@ class Decoder(nn.Module):
 
   def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
-    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
+    bias = leaves.dense(params["unembed_bias"]["bias"]) if self.config.unembed_bias else None
+    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"], bias, self.config.logits_cap)
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each layer as a tree of its own, as decoding reads them fastest."""
@@ -173,14 +207,17 @@ class Decoder(nn.Module):
     """Returns the input [B, L, D] of the first layer."""
     dtype = jnp.dtype(self.config.dtype)
     x_BxLxD = self.embed(tokens_BxL, dtype)
+    if self.config.embed_scale != 1:
+      x_BxLxD *= self.config.embed_scale
     if self.config.rotary is None:
-      x_BxLxD += self.positions(positions_BxL, dtype)
+      x_BxLxD += self.positions(positions_BxL + self.config.position_offset, dtype)
     x_BxLxD = constrain(x_BxLxD, "batch", "residual_length", None)
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 
   def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
     """Returns the final vectors of the last layer's output: normalized, unless every layer ends with a norm."""
-    return x_BxLxD if self.config.post_norm else self.norm(x_BxLxD)
+    x_BxLxD = x_BxLxD if self.config.post_norm else self.norm(x_BxLxD)
+    return x_BxLxD if self.config.logits_scaling == 1 else x_BxLxD / self.config.logits_scaling
 
 
 def _gpt(width: int, depth: int, heads: int, length: int, **changes) -> dict:

@@ -49,14 +49,15 @@ def cross_entropy(
 
   weights = weights_BxL.astype(jnp.float32)
   loss, nll, correct = _xent(
-    split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias, vocabulary, z_loss, smoothing
-  )
+    split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias, vocabulary, z_loss, smoothing,
+    table.cap,
+  )  # fmt: skip
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
-def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, smoothing):
+def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, smoothing, cap):
   """Returns the three totals of one chunk, and what its gradient needs."""
-  scores_TxV = table_logits(x_TxD, table_VxD, bias_V, vocabulary)
+  scores_TxV = table_logits(x_TxD, Table(table_VxD, bias_V, cap), vocabulary)
   top_T = jnp.max(scores_TxV, axis=-1)
   exp_TxV = barrier(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
   total_T = jnp.sum(exp_TxV, axis=-1)
@@ -68,27 +69,31 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
     mean_T = jnp.sum(scores_TxV[:, :vocabulary], axis=-1) / vocabulary
     loss += smoothing * jnp.sum(weights_T * (score_T - mean_T))
   totals = jnp.stack([loss, jnp.sum(weights_T * nll_T), jnp.sum(weights_T * (score_T >= top_T))])
-  return totals, (exp_TxV, total_T, log_z_T)
+  slope_TxV = None if cap is None else jnp.nan_to_num(1 - (scores_TxV / cap) ** 2, neginf=0.0)  # of capped scores
+  return totals, (exp_TxV, total_T, log_z_T, slope_TxV)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
-def _xent(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing):
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
+def _xent(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap):
   def body(totals, inputs):
     x, targets, weights = inputs
-    return totals + _chunk(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing)[0], None
+    return totals + _chunk(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap)[0], None
 
   return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
 
 
-def _xent_forward(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing):
+def _xent_forward(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap):
   def body(carry, inputs):
     totals, d_table, d_bias = carry
     x, targets, weights = inputs
-    more, (exp_TxV, total, log_z) = _chunk(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing)
+    arguments = (x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap)
+    more, (exp_TxV, total, log_z, slope_TxV) = _chunk(*arguments)
     d_scores = exp_TxV * ((1 + 2 * z_loss * log_z) / total)[:, None]
     d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, exp_TxV.shape[-1], dtype=d_scores.dtype)
     if smoothing:
       d_scores -= jnp.where(jnp.arange(exp_TxV.shape[-1]) < vocabulary, smoothing / vocabulary, 0)[None]
+    if slope_TxV is not None:
+      d_scores *= slope_TxV
     d_scores = barrier((d_scores * weights[:, None]).astype(x.dtype))
     d_x = einsum_f32("tv,vd->td", d_scores, table_VxD.astype(x.dtype))
     d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
@@ -105,7 +110,7 @@ def _xent_forward(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoo
   return tuple(totals), (d_x, d_table.astype(table_VxD.dtype), d_bias, targets.shape)
 
 
-def _xent_backward(vocabulary, z_loss, smoothing, saved, cotangents):
+def _xent_backward(vocabulary, z_loss, smoothing, cap, saved, cotangents):
   d_x, d_table, d_bias, shape = saved
   scale = cotangents[0]  # of the loss; the other totals are metrics
   no_gradient = np.zeros(shape, jax.dtypes.float0)

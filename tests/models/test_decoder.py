@@ -10,6 +10,8 @@ import pytest
 from lmjax.layers.positions import Rotary
 from lmjax.models.decoder import PRESETS, Config, Decoder
 from lmjax.parallel.sharding import count_parameters
+from lmjax.tasks.log_probs import token_log_probs
+from lmjax.tasks.losses import cross_entropy
 from lmjax.testing import init_params, tiny_decoder
 
 COUNTS = {
@@ -38,7 +40,19 @@ SHAPES = {
   "gpt2": {},
   "llama": LLAMA,
   "mistral": LLAMA | dict(window=5),
-}
+  # As GPT-NeoX and Phi, with Granite's multipliers and Qwen3's norms.
+  "parallel": dict(
+    parallel=True, rotary=Rotary(fraction=0.5), residual_scale=0.7, logits_scaling=3.0, embed_scale=6.0,
+    score_scale=0.3, unembed_bias=True,
+  ),
+  "phi": LLAMA | dict(parallel=True, shared_norm=True, qk_norm=True, unembed_bias=True, output_norms=True),
+  "opt": dict(position_offset=2, activation="relu"),
+  # As Gemma 2 and 3: layers that differ are not scanned.
+  "gemma": LLAMA | dict(
+    norm="rms_offset", output_norms=True, qk_norm=True, embed_scale=5.7, score_scale=0.2, score_cap=2.0, logits_cap=3.0,
+    window=5, window_layers=(0,), window_rotary=Rotary(base=50.0),
+  ),
+}  # fmt: skip
 
 
 def made(**changes):
@@ -90,7 +104,7 @@ def test_a_token_depends_on_no_later_one(shape):
     gradient = jnp.abs(jax.grad(output)(table, at)[:10]).sum(-1)
     assert (gradient[at + 1 :] == 0).all()
     reach = gradient[: at + 1]
-    assert (reach > 0).all() if shape != "mistral" else reach[-1] > 0
+    assert (reach > 0).all() if "window" not in SHAPES[shape] else reach[-1] > 0
 
 
 def test_a_window_reaches_as_far_as_layers_let_it():
@@ -157,6 +171,39 @@ def test_cached_decoding_is_the_full_forward(shape):
     np.testing.assert_allclose(jnp.concatenate(parts, 1), hidden, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", ["parallel", "phi", "gemma"])
+def test_scores_of_the_table_are_the_models(shape):
+  """What losses compute from `unembedding`, with its bias and its cap, are the logits that decoding uses."""
+  model, params = made(**SHAPES[shape])
+  x, targets = vectors(model, params, tokens()), tokens(seed=3)
+  logits = model.apply({"params": params}, x, method="logits")
+  expected = jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+  table = model.unembedding(params)
+  np.testing.assert_allclose(token_log_probs(x, table, targets, 50), expected, atol=1e-5)
+  loss, _ = cross_entropy(x, table, targets, jnp.ones(targets.shape), 50)
+  np.testing.assert_allclose(loss, -expected.sum(), rtol=1e-5)
+  cap = model.config.logits_cap
+  assert cap is None or jnp.abs(logits).max() < cap
+
+
+def test_every_new_option_changes_the_output():
+  ids = tokens()
+  for changes in (
+    dict(parallel=True), dict(parallel=True, shared_norm=True), dict(residual_scale=0.5), dict(logits_scaling=2.0),
+    dict(embed_scale=2.0), dict(score_scale=3.0), dict(score_cap=0.01), dict(position_offset=2), dict(logits_cap=0.5),
+  ):  # fmt: skip
+    model, params = made(depth=1, **changes)
+    plain = with_config(model, **{name: getattr(tiny_decoder().config, name) for name in changes})
+    if "position_offset" in changes:
+      params, other = params, params | {"positions": {"table": params["positions"]["table"][:-2]}}
+    else:
+      other = params
+    one, two = (
+      m.apply({"params": p}, vectors(m, p, ids), method="logits") for m, p in ((model, params), (plain, other))
+    )
+    assert jnp.abs(one - two).max() > 1e-4, changes
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 def test_padding_anywhere_changes_nothing(shape):
   model, params = made(**SHAPES[shape])
@@ -198,6 +245,8 @@ def test_taps():
     (dict(kv_heads=3), "multiple of kv_heads"),
     (dict(norm="batch"), "norm is one of"),
     (dict(dropout=1.0), "dropout"),
+    (dict(qk_norm=True), "qk_norm needs"),
+    (dict(rotary=Rotary(fraction=0.4)), "even"),
   ],
 )
 def test_impossible_shapes_are_refused(changes, words):

@@ -27,6 +27,12 @@ LLAMA = BERT | dict(num_key_value_heads=2)
 GPT = dict(vocab_size=V, n_positions=24, n_embd=D, n_layer=N, n_head=H)
 SHAPES = {
   "openai-gpt": GPT, "gpt2": GPT, "llama": LLAMA, "mistral": LLAMA | dict(sliding_window=4), "qwen2": LLAMA,
+  "qwen3": LLAMA | dict(head_dim=16), "granite": LLAMA | dict(embedding_multiplier=6.0, logits_scaling=3.0),
+  "phi3": LLAMA | dict(pad_token_id=0), "gemma": LLAMA | dict(head_dim=16),
+  "gemma2": LLAMA | dict(head_dim=16, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+  "gemma3_text": LLAMA | dict(head_dim=16, sliding_window=4, sliding_window_pattern=2),
+  "opt": {key: value for key, value in BERT.items() if key != "intermediate_size"} | dict(ffn_dim=F),
+  "gpt_neox": BERT, "phi": LLAMA,
   "bert": BERT, "roberta": BERT,
   "distilbert": dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F, max_position_embeddings=30),
   "t5": dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=N, num_heads=H, relative_attention_num_buckets=8),

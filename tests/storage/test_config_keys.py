@@ -21,6 +21,9 @@ pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 CLASSES = {
   "openai-gpt": "OpenAIGPTLMHeadModel", "gpt2": "GPT2LMHeadModel", "llama": "LlamaForCausalLM",
   "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "bert": "BertForMaskedLM",
+  "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM", "gemma": "GemmaForCausalLM",
+  "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "opt": "OPTForCausalLM",
+  "gpt_neox": "GPTNeoXForCausalLM", "phi": "PhiForCausalLM",
   "roberta": "RobertaForMaskedLM", "distilbert": "DistilBertForMaskedLM", "t5": "T5ForConditionalGeneration",
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh", "quick_gelu",
@@ -51,6 +54,9 @@ VALUES = {
   "layer_types": (["sliding_attention", "full_attention"], ["full_attention"] * 2, ["chunked_attention"] * 2),
   "rope_parameters": ROPES, "num_key_value_heads": (1, 4), "head_dim": (16,), "transformers_version": ("3.0",),
   "type_vocab_size": (3,), "_name_or_path": ("x",), "pretraining_tp": (2,), "chunk_size_feed_forward": (3,),
+  "attn_logit_softcapping": (1.0, None), "final_logit_softcapping": (1.0, None), "query_pre_attn_scalar": (9,),
+  "use_bidirectional_attention": (True,), "hidden_activation": ACTIVATIONS[4:9], "word_embed_proj_dim": (16,),
+  "embedding_multiplier": (2, 0.5), "logits_scaling": (2, 0.5), "original_max_position_embeddings": (4,),
   "output_attentions": (), "is_gated_act": (), "model_type": (), "return_dict": (),
 }  # fmt: skip
 # Keys that transformers reads although its config classes do not list them.
@@ -62,9 +68,18 @@ MORE = {
   "bert": dict(position_embedding_type=("relative_key",), pruned_heads=({"0": [1]},)),
   "roberta": dict(position_embedding_type=("relative_key_query",), pruned_heads=({"0": [1]},)),
   "distilbert": dict(pruned_heads=({"0": [1]},)), "t5": dict(scale_decoder_outputs=(False,)),
+  "qwen3": dict(rope_theta=(50.0,)), "granite": dict(rope_theta=(50.0,), head_dim=(16,)),
+  "phi3": dict(partial_rotary_factor=(0.5,), attention_bias=(True,), rope_theta=(50.0,)),
+  "gemma": dict(hidden_activation=("relu",)), "gemma2": dict(hidden_act=("relu",), rope_theta=(50.0,)),
+  "gemma3_text": dict(rope_local_base_freq=(50.0,), rope_theta=(50.0,), sliding_window_pattern=(1,),
+                      rope_scaling=(dict(rope_type="linear", factor=3.0),)),
+  "opt": dict(activation_dropout=(0.3,), is_decoder=(True,)),
+  "gpt_neox": dict(rotary_pct=(0.5,), rotary_emb_base=(50,), rope_scaling=(dict(type="linear", factor=3.0),)),
+  "phi": dict(partial_rotary_factor=(0.25,), rope_theta=(50.0,)),
   "gpt2": dict(pruned_heads=({"0": [1]},)), "openai-gpt": dict(n_ctx=(9,)),
 }  # fmt: skip
 BASES = {"qwen2-window": ("qwen2", dict(use_sliding_window=True, sliding_window=4, max_window_layers=1))}
+BASES |= {"qwen3-window": ("qwen3", dict(use_sliding_window=True, sliding_window=4, max_window_layers=1))}
 BASES |= {"t5-gated": ("t5", dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False))}
 BASES |= {kind: (kind, {}) for kind in FAMILIES}
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types", "use_sliding_window")
@@ -97,6 +112,7 @@ def make(base, config):
   import transformers
 
   torch.manual_seed(0)
+  config._attn_implementation = "eager"  # the only one with caps on scores
   return getattr(transformers, CLASSES[BASES[base][0]])(config).eval()
 
 

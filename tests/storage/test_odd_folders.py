@@ -32,10 +32,19 @@ MORE_KEYS = (
   "head_dim", "num_key_value_heads", "sliding_window", "tie_word_embeddings", "hidden_act", "afn", "activation",
   "activation_function", "feed_forward_proj", "dense_act_fn", "n_inner", "pad_token_id", "decoder_start_token_id",
   "num_decoder_layers", "partial_rotary_factor", "id2label", "model_type", "hidden_size", "use_sliding_window",
+  "attn_logit_softcapping", "final_logit_softcapping", "query_pre_attn_scalar", "attention_multiplier",
+  "logits_scaling", "embedding_multiplier", "residual_multiplier", "sliding_window_pattern", "rope_local_base_freq",
+  "rotary_pct", "rotary_emb_base", "word_embed_proj_dim", "do_layer_norm_before", "hidden_activation",
+  "use_parallel_residual", "qk_layernorm", "attention_bias",
   "max_window_layers", "scale_attn_weights", "scale_attn_by_inverse_layer_idx", "is_decoder", "max_position_embeddings",
 )  # fmt: skip
 ROPE_KEYS = ("factor", "rope_theta", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow",
              "mscale", "truncate", "short_factor", "long_factor", "low_freq_factor", "high_freq_factor")  # fmt: skip
+
+
+def family_has_rotary(kind):
+  """Returns whether a family of transformers has rotary positions, by its default config."""
+  return getattr(FAMILIES[kind].from_hf(Fields({}, "config.json")), "rotary", None) is not None
 
 
 @pytest.mark.parametrize("kind", FAMILIES)
@@ -48,7 +57,7 @@ def test_a_value_of_any_type_is_read_or_refused_by_name(kind, tmp_path):
         read(Fields(SHAPES[kind] | {key: value}, "config.json"))
       except UserError as error:
         assert "config.json" in str(error) and "\n" not in str(error)
-  if kind in ("llama", "mistral", "qwen2"):
+  if family_has_rotary(kind):
     for scaling in ("linear", "dynamic", "yarn", "llama3", "longrope", "odd"):
       rope = dict(rope_type=scaling, factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0) | {
         key: [1.0] * 4 for key in ("short_factor", "long_factor")

@@ -34,12 +34,15 @@ def _heads_last(x_BxGxNxK, length):
 
 
 def softmax_attention_forward(
-  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, allowed: jax.Array | None, causal: bool
-) -> tuple[jax.Array, tuple[Any, ...]]:
+  q: jax.Array, k: jax.Array, v: jax.Array, bias: jax.Array | None, allowed: jax.Array | None, causal: bool,
+  cap: float | None = None,
+) -> tuple[jax.Array, tuple[Any, ...]]:  # fmt: skip
   (batch, length, heads, size), (keys, groups) = q.shape, k.shape[1:3]
   q, k, v = (_heads_first(x, groups) for x in (q * size**-0.5, k, v))
   scores = jnp.einsum("bgnk,bgmk->bgnm", q, k, preferred_element_type=jnp.float32)
   scores = scores.reshape(batch, heads, length, keys)
+  if cap is not None:
+    scores = cap * jnp.tanh(scores / cap)
   if bias is not None:
     scores += bias
   if causal or allowed is not None:

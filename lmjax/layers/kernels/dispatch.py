@@ -17,13 +17,21 @@ def prepare_mask(mask: Mask, length: int, keys: int | None = None) -> Mask:
   return Mask(allowed_BxLxM=mask.array(length, keys), bias_BxHxLxM=mask.bias_BxHxLxM, causal=mask.causal)
 
 
-def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
-  """Returns softmax(q k / sqrt(K)) v, [B, L, H, K]; H / G query heads share each key/value head."""
+def attend(
+  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask, cap: float | None = None
+) -> jax.Array:
+  """Returns softmax(q k / sqrt(K)) v, [B, L, H, K]; H / G query heads share each key/value head.
+
+  With a cap, scores s become cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118); the same code on all platforms then.
+  """
   length, keys = q_BxLxHxK.shape[1], k_BxMxGxK.shape[1]
   implementation = attention_implementation(length, keys, mask.dense, q_BxLxHxK.dtype)
-  if implementation == "splash":
+  if implementation == "splash" and cap is None:
     return splash(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
   allowed = mask.array(length, keys)
+  if cap is not None:
+    arguments = (q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal, cap)
+    return softmax_attention_forward(*arguments)[0]
   if implementation == "cpu":
     return softmax_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal)
   return jax.nn.dot_product_attention(
@@ -37,10 +45,13 @@ def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mas
   )
 
 
-def attention_weights(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
+def attention_weights(
+  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask, cap: float | None = None
+) -> jax.Array:  # fmt: skip
   """Returns the attention weights [B, H, L, M] in float32, for inspection and distillation."""
   allowed = mask.array(q_BxLxHxK.shape[1], k_BxMxGxK.shape[1])
-  _, residuals = softmax_attention_forward(q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal)
+  arguments = (q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal, cap)
+  _, residuals = softmax_attention_forward(*arguments)
   *_, weights, total, _ = residuals
   batch, length, heads, _ = q_BxLxHxK.shape
   return (weights / total).reshape(batch, heads, length, -1)

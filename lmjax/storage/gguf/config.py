@@ -11,7 +11,7 @@ from lmjax.models import decoder
 from lmjax.storage.gguf.file import GGUF, Deferred, package
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.weights import unembedding
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 
 ROPE_FREQS = "rope_freqs.weight"  # what the frequencies of rotary positions are divided by
@@ -84,7 +84,7 @@ def read_architecture(gguf: GGUF) -> Architecture:
     raise UserError(f"{gguf.path} holds no model, but a file of the type {kind!r}")
   name = fields.text("general.architecture")
   if name not in ARCHITECTURES:
-    raise UserError(f"{gguf.path}: the architecture {name!r} is not supported{did_you_mean(name, ARCHITECTURES)}")
+    raise UserError(f"{gguf.path}: the architecture {name!r} is not supported; known: {', '.join(ARCHITECTURES)}")
   return ARCHITECTURES[name]
 
 

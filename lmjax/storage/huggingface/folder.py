@@ -75,8 +75,9 @@ class HuggingFaceFolder(SavedModel):
   @functools.cached_property
   def named(self) -> Tree:
     named, there = named_parameters(self.task, 1, 1), self.parameters()
-    if "model/unembed/table" not in there:  # of a base model, which scores no tokens
-      named["model"].pop("unembed", None)
+    for part, leaf in (("unembed", "table"), ("unembed_bias", "bias")):
+      if f"model/{part}/{leaf}" not in there:  # of a base model, which scores no tokens
+        named["model"].pop(part, None)
     return named
 
   def parameters(self) -> dict[str, LazyArray]:

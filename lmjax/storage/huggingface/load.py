@@ -17,16 +17,17 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
-from lmjax.models import encoder, encoder_decoder
+from lmjax.models import decoder, encoder, encoder_decoder
 from lmjax.storage import safetensors
+from lmjax.storage.huggingface.closest import closest
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.families.base import SCORING
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
 from lmjax.storage.huggingface.names import Renamed, family_of, rename, resolve_bias, resolve_copies
-from lmjax.storage.huggingface.weights import WeightMap, arrange, unembedding
+from lmjax.storage.huggingface.weights import WeightMap, arrange, separate, unembedding, unembedding_bias
 from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
-from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
@@ -82,7 +83,7 @@ def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
   fields = Fields(read_json(file), file)
   kind = fields.text("model_type", "") or _infer_kind(fields, folder)
   if kind not in FAMILIES:
-    raise UserError(f"{file}: the architecture {kind!r} is not supported{did_you_mean(kind, FAMILIES)}")
+    raise UserError(f"{file}: the architecture {kind!r} is not supported{closest(fields)}")
   family = FAMILIES[kind]
   config = family.from_hf(fields)
   return fields.values | {"model_type": kind}, family, config
@@ -95,7 +96,7 @@ def _infer_kind(fields: Fields, folder: epath.PathLike) -> str:
       if family.is_class(name):
         note(f"{fields.where}: model_type is missing; taken to be {kind}, by architectures")
         return kind
-    raise UserError(f"{fields.where}: the architecture {name!r} is not supported")
+    raise UserError(f"{fields.where}: the architecture {name!r} is not supported{closest(fields)}")
   kind = family_of(open_tensors(folder), FAMILIES, lambda family: family.from_hf(Fields({}, fields.where)))
   if kind is None:
     raise UserError(
@@ -142,6 +143,9 @@ def assemble(
   config = _fit_scoring(config, settings, family, tensors, heads, folder)
   weights = family.weights(config)
   scoring = () if config.tie_embeddings or family.unembed not in tensors else unembedding(family.unembed)
+  bias = unembedding_bias(family.unembed) if getattr(config, "unembed_bias", False) else ()
+  scores = bool(scoring or config.tie_embeddings) and not set(LABELS) & set(heads)
+  scoring += tuple(weight for weight in bias if scores or weight.hf in tensors)
   reader = _Reader(folder, tensors, config, family.prefix_under(heads))
   params: dict[str, Any] = {}
   for part, table in (("model", (*weights, *scoring)), *(("heads", table) for table in heads.values())):
@@ -197,6 +201,8 @@ def _fit_scoring(
   if not tied and family.unembed not in tensors and needs:
     raise UserError(f"{folder}: the tensor {family.unembed} is missing, and tie_word_embeddings is false")
   config = dataclasses.replace(config, tie_embeddings=tied)
+  if isinstance(config, decoder.Config) and not needs and not tied and family.unembed not in tensors:
+    config = dataclasses.replace(config, logits_scaling=1.0)  # final vectors are taken as they are
   if is_t5 and set(LABELS) & set(heads):  # a classifier takes the final vectors as they are
     config = dataclasses.replace(config, scale_output=False)
   return config
@@ -204,7 +210,8 @@ def _fit_scoring(
 
 def axis_sizes(config: Any) -> dict[str, int]:
   """Returns the size of every axis letter that the layouts of a model use."""
-  positions = getattr(config, "length", 0) + getattr(config, "offset", 0)
+  offset = getattr(config, "offset", 0) or getattr(config, "position_offset", 0)
+  positions = getattr(config, "length", 0) + offset
   sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=positions)
   sizes |= dict(H=config.heads, G=getattr(config, "kv_heads", config.heads), K=config.head_size)
   if isinstance(config, encoder_decoder.Config):
@@ -279,10 +286,12 @@ class _Reader:
     if weight.layout.startswith("Y"):  # classes: as many as the file has
       sizes = sizes | {"Y": (self.tensors.shape(name) or (0,))[0]}
     try:
-      array = arrange(self.tensors[name], weight.layout, sizes)
+      stored_array = self.tensors[name]
+      if len(weight.paths) > 1:
+        return separate(stored_array, weight.layout, sizes, number or 0)
+      return arrange(stored_array, weight.layout, sizes)
     except ValueError as error:
       raise UserError(f"{self.folder}: {stored} {error}") from error
-    return array if number is None else array[number]
 
 
 def load_tokenizer(folder: epath.Path, rows: int) -> Tokenizer | None:

@@ -1,6 +1,7 @@
 """Writes models as Hugging Face folders."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -11,18 +12,19 @@ from etils import epath
 from flax import linen as nn
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
-from lmjax.models import encoder, encoder_decoder
+from lmjax.models import decoder, encoder, encoder_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.companions import companions
-from lmjax.storage.huggingface.families import FAMILIES, Family
+from lmjax.storage.huggingface.families import FAMILIES, Family, rope
 from lmjax.storage.huggingface.load import LABELS, axis_sizes, depth_of
-from lmjax.storage.huggingface.weights import WeightMap, arrange, hf_shape, unembedding
+from lmjax.storage.huggingface.weights import WeightMap, hf_shape, join, unembedding, unembedding_bias
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
 
-TIES = ("tie_word_embeddings", "scale_decoder_outputs")
+TIES = ("tie_word_embeddings", "scale_decoder_outputs", "logits_scaling")
 
 
 def save(
@@ -43,7 +45,8 @@ def save(
   folder = epath.Path(folder).expanduser()
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
-  family, config, heads = family_of(model), model.config, params["heads"]
+  family = family_of(model, str((settings or {}).get("model_type", "")))
+  config, heads = model.config, params["heads"]
   if files:
     tokenizer = None
   ending = bare(model, params)
@@ -112,6 +115,8 @@ def tensors_of(
   yield from _tensors_of(family.weights(config), "model", flat, config, family.prefix_under(heads, bare))
   if "model/unembed/table" in flat:
     yield from _tensors_of(unembedding(family.unembed), "model", flat, config, "")
+  if "model/unembed_bias/bias" in flat:
+    yield from _tensors_of(unembedding_bias(family.unembed), "model", flat, config, "")
   for head in heads:
     yield from _tensors_of(known[head], "heads", flat, config, "")
     if head == "masked_lm" and family.unembed_bias and not config.tie_embeddings:
@@ -133,27 +138,29 @@ def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], c
     def make(layer: int | None, weight=weight, leaves=leaves, sizes=sizes) -> np.ndarray:
       # Indexing first keeps all but one layer of a stacked parameter on disk or on its device.
       parts = [np.asarray(leaf if layer is None else leaf[layer]) for leaf in leaves]
-      array = parts[0] if len(parts) == 1 else np.stack(parts)
-      array = array[: config.vocabulary] if weight.layout.startswith("V") else array
-      return arrange(array, weight.layout, sizes, back=True)
+      parts = [part[: config.vocabulary] for part in parts] if weight.layout.startswith("V") else parts
+      return join(parts, weight.layout, sizes)
 
     for layer in range(depth_of(config, weight)) if weight.stacked else (None,):
       name = prefix + weight.hf.format(layer)
       yield name, hf_shape(weight.layout, sizes), (lambda layer=layer, make=make: make(layer))
 
 
-def family_of(model: nn.Module) -> Family:
+def family_of(model: nn.Module, first: str = "") -> Family:
   """Returns the family that a model is written as.
+
+  Args:
+    first: the `model_type` that is taken if it fits, as others do.
 
   Raises:
     UserError: no family has such a model.
   """
   if not any(isinstance(model, family.module) for family in FAMILIES.values()):
     raise UserError(f"{type(model).__name__} models have no Hugging Face equivalent, so they cannot be converted")
-  return FAMILIES[_model_type(model)]
+  return FAMILIES[_model_type(model, first)]
 
 
-def _model_type(model: nn.Module) -> str:
+def _model_type(model: nn.Module, first: str) -> str:
   c = model.config
   if isinstance(c, encoder.Config):
     return "roberta" if c.offset else "bert" if c.token_types else "distilbert"
@@ -161,13 +168,40 @@ def _model_type(model: nn.Module) -> str:
     if c.positions != "relative" or c.bias or c.scale_scores or c.post_norm or c.norm != "rms":
       raise UserError("this encoder-decoder has no Hugging Face equivalent: it is not a T5")
     return "t5"
-  if c.rotary is None:
-    scaled = c.post_norm and (c.scale_by_layer or not c.scale_scores)
-    if c.gated_mlp or c.norm != "layer" or not c.bias or c.kv_heads != c.heads or c.window or scaled:
-      raise UserError("this decoder has no Hugging Face equivalent: it is neither GPT-1, GPT-2 nor Llama")
-    return "openai-gpt" if c.post_norm else "gpt2"
-  mixed = c.qkv_bias or (c.window and not c.window_layers)
-  odd = c.scale_by_layer or not c.scale_scores or (mixed and (c.attention_bias or c.mlp_bias))
-  if not c.gated_mlp or c.norm != "rms" or c.post_norm or c.bias or odd or (c.window_layers and not c.qkv_bias):
-    raise UserError("this decoder has no Hugging Face equivalent: with rotary positions it must be a Llama")
-  return "qwen2" if c.qkv_bias else "mistral" if c.window else "llama"
+  return _decoder_type(c, first)
+
+
+def _plain(config: decoder.Config) -> dict[str, Any]:
+  """Returns the fields that say what a decoder computes, equal for equal models."""
+  fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+  for name in ("dropout", "dtype", "scan", "remat"):
+    del fields[name]
+  if config.window is None or len(set(config.window_layers)) == config.depth:
+    fields["window_layers"] = ()
+  if config.bias:
+    fields |= dict(attention_bias=False, mlp_bias=False)
+  if config.bias or config.attention_bias:
+    fields["qkv_bias"] = False
+  for name in ("rotary", "window_rotary"):  # without what its kind does not use
+    rotary = fields[name]
+    fields[name] = rope.write(rotary), rotary.original if rotary and rotary.scaling == "dynamic" else 0
+  return fields
+
+
+def _decoder_type(config: decoder.Config, first: str) -> str:
+  """Returns the `model_type` whose config.json of a decoder is read as the same decoder; see `family_of`."""
+  wanted = _plain(config)
+  best, fewest = "", ["?"] * 100
+  for kind in sorted((kind for kind in FAMILIES if FAMILIES[kind].config is decoder.Config), key=lambda k: k != first):
+    try:
+      read = FAMILIES[kind].from_hf(Fields(FAMILIES[kind].to_hf(config), "config.json"))
+    except UserError:
+      continue
+    wrong = [name for name, value in _plain(read).items() if value != wanted[name]]
+    if len(wrong) < len(fewest):
+      best, fewest = kind, wrong
+  if fewest:
+    raise UserError(
+      f"this decoder has no Hugging Face equivalent: it differs from {best}, the closest, in {', '.join(fewest)}"
+    )
+  return best

@@ -19,7 +19,8 @@ class WeightMap(NamedTuple):
   lmjax: the path of the parameter below `model` or `heads`; `{query,key}` in it lists several parameters, which the
     tensor holds together and the first axis of the layout's right side counts.
   hf: the name of the tensor. With `{}` for the number of a layer, the parameter is the stack of all layers.
-  layout: the axes of the tensor and of the parameter, `tensor -> parameter`.
+  layout: the axes of the tensor and of the parameter, `tensor -> parameter`. With ` | ` between several, the tensor
+    holds one parameter after the other along its first axis, each with its own layout.
   """
 
   lmjax: str
@@ -61,6 +62,14 @@ def _attention(lmjax: str, hf: str, names: str, bias: bool = True, kv_heads: str
   return (*weights, *_dense(f"{lmjax}/out", f"{hf}.{out}", "D (H K) -> H K D", "D -> D" if bias else ""))
 
 
+def _gated(gate: str, up: str, down: str) -> tuple[WeightMap, ...]:
+  return (
+    *_dense("stack/layers/mlp/gate", gate, "F D -> D F"),
+    *_dense("stack/layers/mlp/up", up, "F D -> D F"),
+    *_dense("stack/layers/mlp/down", down, "D F -> F D"),
+  )
+
+
 def _gpt(tokens: str, positions: str) -> tuple[WeightMap, ...]:
   """Returns the table of a GPT, whose kernels are inputs x outputs and whose query, key and value are one tensor."""
   layer, qkv = "stack/layers", "{query,key,value}"
@@ -80,16 +89,78 @@ def _gpt(tokens: str, positions: str) -> tuple[WeightMap, ...]:
 GPT1 = _gpt("tokens_embed", "positions_embed")
 GPT2 = (*_gpt("wte", "wpe"), *_norm("norm", "ln_f"))
 
-LLAMA = (
-  WeightMap("embed/table", "embed_tokens.weight", "V D -> V D"),
-  *_attention("stack/layers/attention", "layers.{}.self_attn", "q_proj k_proj v_proj o_proj", bias=False),
-  *_dense("stack/layers/mlp/gate", "layers.{}.mlp.gate_proj", "F D -> D F"),
-  *_dense("stack/layers/mlp/up", "layers.{}.mlp.up_proj", "F D -> D F"),
-  *_dense("stack/layers/mlp/down", "layers.{}.mlp.down_proj", "D F -> F D"),
+_LLAMA_NORMS = (
   *_norm("stack/layers/attention_norm", "layers.{}.input_layernorm", bias=False),
   *_norm("stack/layers/mlp_norm", "layers.{}.post_attention_layernorm", bias=False),
+)
+_LLAMA_REST = (
+  WeightMap("embed/table", "embed_tokens.weight", "V D -> V D"),
+  *_attention("stack/layers/attention", "layers.{}.self_attn", "q_proj k_proj v_proj o_proj", bias=False),
+  *_gated(*(f"layers.{{}}.mlp.{name}_proj" for name in ("gate", "up", "down"))),
   *_norm("norm", "norm", bias=False),
 )
+LLAMA = (*_LLAMA_REST, *_LLAMA_NORMS)
+GEMMA2 = (
+  *_LLAMA_REST,
+  *_norm("stack/layers/attention_norm", "layers.{}.input_layernorm", bias=False),
+  *_norm("stack/layers/attention_output_norm", "layers.{}.post_attention_layernorm", bias=False),
+  *_norm("stack/layers/mlp_norm", "layers.{}.pre_feedforward_layernorm", bias=False),
+  *_norm("stack/layers/mlp_output_norm", "layers.{}.post_feedforward_layernorm", bias=False),
+)
+QK_NORMS = tuple(
+  WeightMap(f"stack/layers/attention/{part}_norm/scale", f"layers.{{}}.self_attn.{part[0]}_norm.weight", "K -> K")
+  for part in ("query", "key")
+)
+PHI3 = (
+  WeightMap("embed/table", "embed_tokens.weight", "V D -> V D"),
+  WeightMap(
+    "stack/layers/attention/{query,key,value}/kernel", "layers.{}.self_attn.qkv_proj.weight",
+    "(H K) D -> D H K | (G K) D -> D G K | (G K) D -> D G K",
+  ),
+  *_dense("stack/layers/attention/out", "layers.{}.self_attn.o_proj", "D (H K) -> H K D"),
+  WeightMap(
+    "stack/layers/mlp/{gate,up}/kernel", "layers.{}.mlp.gate_up_proj.weight", "F D -> D F | F D -> D F"
+  ),
+  *_dense("stack/layers/mlp/down", "layers.{}.mlp.down_proj", "D F -> F D"),
+  *_norm("norm", "norm", bias=False),
+  *_LLAMA_NORMS,
+)  # fmt: skip
+PHI = (
+  WeightMap("embed/table", "embed_tokens.weight", "V D -> V D"),
+  *_attention("stack/layers/attention", "layers.{}.self_attn", "q_proj k_proj v_proj dense"),
+  *_dense("stack/layers/mlp/up", "layers.{}.mlp.fc1", "F D -> D F", "F -> F"),
+  *_dense("stack/layers/mlp/down", "layers.{}.mlp.fc2", "D F -> F D", "D -> D"),
+  *_norm("stack/layers/attention_norm", "layers.{}.input_layernorm"),
+  *_norm("norm", "final_layernorm"),
+)
+OPT = (
+  WeightMap("embed/table", "embed_tokens.weight", "V D -> V D"),
+  WeightMap("positions/table", "embed_positions.weight", "P D -> P D"),
+  *_attention("stack/layers/attention", "layers.{}.self_attn", "q_proj k_proj v_proj out_proj"),
+  *_dense("stack/layers/mlp/up", "layers.{}.fc1", "F D -> D F", "F -> F"),
+  *_dense("stack/layers/mlp/down", "layers.{}.fc2", "D F -> F D", "D -> D"),
+  *_norm("stack/layers/attention_norm", "layers.{}.self_attn_layer_norm"),
+  *_norm("stack/layers/mlp_norm", "layers.{}.final_layer_norm"),
+)
+OPT_NORM = _norm("norm", "final_layer_norm")
+
+
+def gpt_neox(bias: bool) -> tuple[WeightMap, ...]:
+  """Returns the table of a GPT-NeoX, with or without biases in attention."""
+  qkv, tensor = "stack/layers/attention/{query,key,value}", "layers.{}.attention.query_key_value"
+  return (
+    WeightMap("embed/table", "embed_in.weight", "V D -> V D"),
+    WeightMap(f"{qkv}/kernel", f"{tensor}.weight", "(H 3 K) D -> 3 D H K"),
+    *((WeightMap(f"{qkv}/bias", f"{tensor}.bias", "(H 3 K) -> 3 H K"),) if bias else ()),
+    *_dense("stack/layers/attention/out", "layers.{}.attention.dense", "D (H K) -> H K D", "D -> D" if bias else ""),
+    *_dense("stack/layers/mlp/up", "layers.{}.mlp.dense_h_to_4h", "F D -> D F", "F -> F"),
+    *_dense("stack/layers/mlp/down", "layers.{}.mlp.dense_4h_to_h", "D F -> F D", "D -> D"),
+    *_norm("stack/layers/attention_norm", "layers.{}.input_layernorm"),
+    *_norm("stack/layers/mlp_norm", "layers.{}.post_attention_layernorm"),
+    *_norm("norm", "final_layer_norm"),
+  )
+
+
 QKV_BIASES = (
   WeightMap("stack/layers/attention/query/bias", "layers.{}.self_attn.q_proj.bias", "(H K) -> H K"),
   WeightMap("stack/layers/attention/key/bias", "layers.{}.self_attn.k_proj.bias", "(G K) -> G K"),
@@ -161,6 +232,11 @@ def unembedding(name: str) -> tuple[WeightMap, ...]:
   return (WeightMap("unembed/table", name, "V D -> V D"),)
 
 
+def unembedding_bias(name: str) -> tuple[WeightMap, ...]:
+  """Returns the table of the bias of the tokens' scores, `name` that of their table."""
+  return (WeightMap("unembed_bias/bias", name.removesuffix("weight") + "bias", "V -> V"),)
+
+
 def t5(gated: bool, decoder: bool = True) -> tuple[WeightMap, ...]:
   """Returns the table of a T5, with the gated MLP of version 1.1 or the plain one of version 1.0."""
   attention = (("self_attention", "SelfAttention"), ("cross_attention", "EncDecAttention"))
@@ -194,7 +270,31 @@ def _shape(dimensions: list[list[str]], sizes: dict[str, int]) -> tuple[int, ...
 
 def hf_shape(layout: str, sizes: dict[str, int]) -> tuple[int, ...]:
   """Returns the shape of the Hugging Face tensor of a layout."""
-  return _shape(_parse(layout.split(" -> ")[0]), sizes)
+  first, *others = (_shape(_parse(part.split(" -> ")[0]), sizes) for part in layout.split(" | "))
+  return (first[0] + sum(other[0] for other in others), *first[1:])
+
+
+def separate(array: np.ndarray, layout: str, sizes: dict[str, int], number: int) -> np.ndarray:
+  """Returns one of the parameters that a tensor holds; see `arrange` and `WeightMap`.
+
+  Raises:
+    ValueError: the array does not have the shape that the layout and the sizes give.
+  """
+  layouts = layout.split(" | ")
+  if len(layouts) == 1:
+    return arrange(array, layout, sizes)[number]
+  if array.shape != hf_shape(layout, sizes):
+    raise ValueError(f"has shape {list(array.shape)}, not {list(hf_shape(layout, sizes))}")
+  ends = np.cumsum([hf_shape(part, sizes)[0] for part in layouts])
+  return arrange(np.split(array, ends[:-1])[number], layouts[number], sizes)
+
+
+def join(arrays: list[np.ndarray], layout: str, sizes: dict[str, int]) -> np.ndarray:
+  """Returns the tensor that holds some parameters; `separate` is the inverse."""
+  layouts = layout.split(" | ")
+  if len(layouts) == 1:
+    return arrange(arrays[0] if len(arrays) == 1 else np.stack(arrays), layout, sizes, back=True)
+  return np.concatenate([arrange(a, part, sizes, back=True) for a, part in zip(arrays, layouts, strict=True)])
 
 
 def arrange(array: np.ndarray, layout: str, sizes: dict[str, int], back: bool = False) -> np.ndarray:

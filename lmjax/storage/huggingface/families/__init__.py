@@ -2,13 +2,17 @@
 
 from lmjax.storage.huggingface.families.base import Family, note
 from lmjax.storage.huggingface.families.bert import BERT, DISTILBERT, ROBERTA
-from lmjax.storage.huggingface.families.gpt import GPT1, GPT2
-from lmjax.storage.huggingface.families.llama import LLAMA, MISTRAL, QWEN2
+from lmjax.storage.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
+from lmjax.storage.huggingface.families.gpt import GPT1, GPT2, OPT
+from lmjax.storage.huggingface.families.gpt_neox import GPT_NEOX, PHI
+from lmjax.storage.huggingface.families.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
 from lmjax.storage.huggingface.families.t5 import T5
 
 __all__ = ["FAMILIES", "Family", "note"]
 
 FAMILIES: dict[str, Family] = {
-  "openai-gpt": GPT1, "gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "bert": BERT,
-  "roberta": ROBERTA, "distilbert": DISTILBERT, "t5": T5,
+  "openai-gpt": GPT1, "gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3,
+  "granite": GRANITE, "phi3": PHI3, "gemma": GEMMA, "gemma2": GEMMA2, "gemma3_text": GEMMA3, "opt": OPT,
+  "gpt_neox": GPT_NEOX, "phi": PHI,
+  "bert": BERT, "roberta": ROBERTA, "distilbert": DISTILBERT, "t5": T5,
 }  # fmt: skip

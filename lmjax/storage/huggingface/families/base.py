@@ -33,7 +33,7 @@ IRRELEVANT = """
   classifier_dropout cross_attention_hidden_size dtype finetuning_task gradient_checkpointing id2label
   initializer_range label2id model_type name_or_path num_labels output_attentions output_hidden_states output_past
   problem_type return_dict task_specific_params tf_legacy_loss tokenizer_class torch_dtype torchscript
-  transformers_version transformers.js_config use_bfloat16 use_cache tie_encoder_decoder
+  transformers_version transformers.js_config auto_map use_bfloat16 use_cache tie_encoder_decoder
 
   bos_token_id cls_token_id decoder_start_token_id eos_token_id mask_token_id pad_token_id sep_token_id unk_token_id
 
@@ -65,6 +65,7 @@ class Family:
   weights: returns the table of the model without heads.
   heads: returns {head: table} for the heads that the family can have.
   prefix: {head: beginning of the model's tensor names under that head}; "" is any other head.
+  class_names: {ending of a class name: the class}, where it does not begin with hf_prefix.
   bare_class: the ending of the class name of a model without heads.
   head_activation: of the dense layer in a classification head, where it has one.
   masked_activation: of the masked-LM head; default the model's.
@@ -88,6 +89,7 @@ class Family:
   weights: Callable[[Any], tuple[WeightMap, ...]]
   heads: Callable[[Any], dict[str, tuple[WeightMap, ...]]]
   prefix: dict[str, str] = dataclasses.field(default_factory=dict)
+  class_names: dict[str, str] = dataclasses.field(default_factory=dict)
   bare_class: str = "ForCausalLM"
   head_activation: str = "tanh"
   masked_activation: str = ""
@@ -103,12 +105,13 @@ class Family:
   def architecture(self, heads: Iterable[str], bare: str = "") -> str:
     """Returns the name of the Hugging Face class with these heads; `bare` is the ending where there are none."""
     ending = next((name for head, name in CLASSES if set(head.split()) <= set(heads)), bare or self.bare_class)
-    return self.hf_prefix + ending
+    return self.class_names.get(ending, self.hf_prefix + ending)
 
   def is_class(self, name: str) -> bool:
     """Returns whether a name is that of a Hugging Face class of this family."""
     ending = name.removeprefix(self.hf_prefix)
-    return ending != name and (ending.startswith("For") or ending.endswith("Model"))
+    known = ending != name and (ending.startswith("For") or ending.endswith("Model"))
+    return known or name in self.class_names.values()
 
   def prefix_under(self, heads: Iterable[str], bare: str = "") -> str:
     """Returns the beginning of the model's tensor names under these heads; empty for a class without a head."""

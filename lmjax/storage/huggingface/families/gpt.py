@@ -1,10 +1,11 @@
-"""GPT-1 and GPT-2."""
+"""GPT-1, GPT-2 and OPT."""
 
 from typing import Any
 
 from lmjax.models import decoder
 from lmjax.storage.huggingface import weights
 from lmjax.storage.huggingface.families.base import TO_HF, Family, HFConfig, activation, head_size
+from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 
 KEYS = dict(
@@ -53,6 +54,27 @@ def _write_gpt2(c: decoder.Config) -> HFConfig:
   )  # fmt: skip
 
 
+def _read_opt(fields: Fields) -> dict[str, Any]:
+  width, heads = fields.integer("hidden_size", 768), fields.integer("num_attention_heads", 12)
+  if fields.integer("word_embed_proj_dim", width) != width:
+    raise UserError(f"{fields.where}: word_embed_proj_dim is not supported where it is not the width, {width}")
+  after = not fields.boolean("do_layer_norm_before", True)
+  if fields.boolean("_remove_final_layer_norm", False) and not after:
+    raise UserError(f"{fields.where}: _remove_final_layer_norm is not supported")
+  return dict(
+    kv_heads=heads, head_size=head_size(fields, width, heads), position_offset=2, post_norm=after,
+    activation=activation(fields, "activation_function", "relu"),
+    tie_embeddings=fields.boolean("tie_word_embeddings", True),
+  )  # fmt: skip
+
+
+def _write_opt(c: decoder.Config) -> HFConfig:
+  return dict(
+    model_type="opt", activation_function=TO_HF[c.activation], tie_word_embeddings=c.tie_embeddings,
+    do_layer_norm_before=not c.post_norm, word_embed_proj_dim=c.width,
+  )  # fmt: skip
+
+
 _gpt: dict[str, Any] = dict(
   module=decoder.Decoder, config=decoder.Config, config_keys=KEYS, heads=weights.decoder_heads("classifier"),
   prefix={"": "transformer."}, bare_class="LMHeadModel", irrelevant=IRRELEVANT,
@@ -69,4 +91,23 @@ GPT1 = Family(
 GPT2 = Family(
   **_gpt, hf_prefix="GPT2", defaults=DEFAULTS | dict(vocab_size=50257, n_positions=1024), read=_read_gpt2,
   write=_write_gpt2, weights=lambda c: weights.GPT2,
+)  # fmt: skip
+OPT = Family(
+  module=decoder.Decoder, config=decoder.Config, hf_prefix="OPT",
+  config_keys=dict(
+    vocabulary="vocab_size", length="max_position_embeddings", width="hidden_size", depth="num_hidden_layers",
+    heads="num_attention_heads", mlp="ffn_dim",
+  ),
+  defaults=dict(
+    vocab_size=50_272, max_position_embeddings=2048, hidden_size=768, num_hidden_layers=12, num_attention_heads=12,
+    ffn_dim=3072,
+  ),
+  read=_read_opt, write=_write_opt,
+  weights=lambda c: weights.OPT if c.post_norm else (*weights.OPT, *weights.OPT_NORM),
+  heads=lambda c: {name: table for name, table in weights.decoder_heads("")(c).items() if name != "tokens"},
+  prefix={"": "model.decoder."},
+  irrelevant="activation_dropout attention_dropout dropout init_std layerdrop",
+  only=dict(
+    is_encoder_decoder=(False,), enable_bias=(True,), layer_norm_elementwise_affine=(True,), is_decoder=(False, True),
+  ),
 )  # fmt: skip
