@@ -189,7 +189,7 @@ def test_scores_of_the_table_are_the_models(shape):
 def test_every_new_option_changes_the_output():
   ids = tokens()
   for changes in (
-    dict(parallel=True), dict(parallel=True, shared_norm=True), dict(residual_scale=0.5), dict(logits_scaling=2.0),
+    dict(parallel=True), dict(residual_scale=0.5), dict(logits_scaling=2.0),
     dict(embed_scale=2.0), dict(score_scale=3.0), dict(score_cap=0.01), dict(position_offset=2), dict(logits_cap=0.5),
   ):  # fmt: skip
     model, params = made(depth=1, **changes)
