@@ -40,14 +40,9 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x_BxLxD: jax.Array,
-    positions_BxL: jax.Array,
-    mask: Mask,
-    cache: Cache | None = None,
-    layer: int = 0,
+    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask: Mask, cache: Cache | None = None, layer: int = 0,
     tap: bool = False,
-  ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
+  ) -> tuple[jax.Array, Cache | None, jax.Array | None]:  # fmt: skip
     """Returns the mixed vectors [B, L, D], the cache with this layer's keys, and the weights [B, H, L, M] if tapped."""
     sizes = {"D": x_BxLxD.shape[-1], "H": self.heads, "G": self.kv_heads, "K": self.head_size}
     smaller = 1.0 if self.scale_scores else self.head_size**-0.5
@@ -66,6 +61,8 @@ class Attention(nn.Module):
     if self.scale_by_layer:
       q_BxLxHxK /= layer + 1
     q_BxLxHxK = constrain(q_BxLxHxK, "batch", "length", "heads", None)
+    if self.score_cap is not None:
+      mask = dataclasses.replace(mask, cap=self.score_cap)
     if layer in self.window_layers and cache is None:
       mask = dataclasses.replace(mask, window=self.window)
     elif layer in self.window_layers:
@@ -75,8 +72,8 @@ class Attention(nn.Module):
       cache = cache.write(layer, k_BxMxGxK, v_BxMxGxK)
       k_BxMxGxK, v_BxMxGxK = cache.read(layer)
       k_BxMxGxK, v_BxMxGxK = k_BxMxGxK.astype(q_BxLxHxK.dtype), v_BxMxGxK.astype(q_BxLxHxK.dtype)
-    o_BxLxHxK = dispatch.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask, self.score_cap)
-    weights = dispatch.attention_weights(q_BxLxHxK, k_BxMxGxK, mask, self.score_cap) if tap else None
+    o_BxLxHxK = dispatch.attend(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
+    weights = dispatch.attention_weights(q_BxLxHxK, k_BxMxGxK, mask) if tap else None
     out_bias = self.bias if self.out_bias is None else self.out_bias
     y_BxLxD = Einsum("BLHK,HKD->BLD", sizes, out_bias, self.scale, self.deviation, name="out")(o_BxLxHxK)
     return y_BxLxD, cache, weights

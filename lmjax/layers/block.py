@@ -30,14 +30,9 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x_BxLxD: jax.Array,
-    positions_BxL: jax.Array,
-    mask: Mask,
-    cache: Cache | None = None,
-    layer: int = 0,
+    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask: Mask, cache: Cache | None = None, layer: int = 0,
     tap: bool = False,
-  ) -> tuple[jax.Array, Cache | None, jax.Array | None]:
+  ) -> tuple[jax.Array, Cache | None, jax.Array | None]:  # fmt: skip
     """Returns the output [B, L, D], the extended cache, and the attention weights if tapped."""
     drop = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))
     attention, attention_norm = self.attention(name="attention"), self.norm(name="attention_norm")

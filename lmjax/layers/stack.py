@@ -55,11 +55,7 @@ class Stack(nn.Module):
 
   @nn.compact
   def __call__(
-    self,
-    x_BxLxD: jax.Array,
-    positions_BxL: jax.Array,
-    mask: Mask,
-    taps: tuple[str, ...] = (),
+    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask: Mask, taps: tuple[str, ...] = ()
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L]."""
     layers = self._parameters(x_BxLxD, positions_BxL, mask)

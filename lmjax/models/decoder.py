@@ -16,7 +16,7 @@ from lmjax.layers import leaves
 from lmjax.layers.attention import Attention, window_mask
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
-from lmjax.layers.einsum import Embed, vocabulary_logits
+from lmjax.layers.einsum import Embed, padded, vocabulary_logits
 from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import Mlp
@@ -25,7 +25,6 @@ from lmjax.layers.positions import Rotary
 from lmjax.layers.stack import Stack, decode_layout
 from lmjax.models.base import Hidden, Table, positions_of
 from lmjax.models.config import check
-from lmjax.models.heads import VocabularyBias
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -100,43 +99,20 @@ class Decoder(nn.Module):
     c = self.config
     scale = (2 * c.depth) ** -0.5  # residual branches start small, so that the sum over depth does not grow
     norm = partial(NORMS[c.norm], epsilon=c.epsilon)
-    block = partial(
-      Block,
-      norm=norm,
-      attention=partial(
-        Attention,
-        heads=c.heads,
-        kv_heads=c.kv_heads,
-        head_size=c.head_size,
-        bias=c.bias or c.qkv_bias or c.attention_bias,
-        out_bias=c.bias or c.attention_bias,
-        rotary=c.rotary,
-        scale=scale,
-        scale_scores=c.scale_scores,
-        scale_by_layer=c.scale_by_layer,
-        window=c.window,
-        window_layers=c.window_layers,
-        window_rotary=c.window_rotary,
-        norm=partial(norm, axis="head") if c.qk_norm else None,
-        score_scale=c.score_scale,
-        score_cap=c.score_cap,
-      ),
-      mlp=partial(
-        Mlp,
-        width=c.width,
-        mlp=c.mlp,
-        activation=c.activation,
-        gated=c.gated_mlp,
-        bias=c.bias or c.mlp_bias,
-        scale=scale,
-      ),
-      post=c.post_norm,
-      parallel=c.parallel,
-      shared_norm=c.shared_norm,
-      output_norms=c.output_norms,
-      residual_scale=c.residual_scale,
-      dropout=c.dropout,
+    attention = partial(
+      Attention, heads=c.heads, kv_heads=c.kv_heads, head_size=c.head_size, rotary=c.rotary, scale=scale,
+      bias=c.bias or c.qkv_bias or c.attention_bias, out_bias=c.bias or c.attention_bias,
+      norm=partial(norm, axis="head") if c.qk_norm else None, scale_scores=c.scale_scores,
+      scale_by_layer=c.scale_by_layer, score_scale=c.score_scale, score_cap=c.score_cap, window=c.window,
+      window_layers=c.window_layers, window_rotary=c.window_rotary,
+    )  # fmt: skip
+    mlp = partial(
+      Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias or c.mlp_bias, scale=scale
     )
+    block = partial(
+      Block, norm=norm, attention=attention, mlp=mlp, post=c.post_norm, parallel=c.parallel, shared_norm=c.shared_norm,
+      output_norms=c.output_norms, residual_scale=c.residual_scale, dropout=c.dropout,
+    )  # fmt: skip
     self.embed = Embed(c.vocabulary, c.width)
     if c.rotary is None:
       self.positions = Embed(c.length + c.position_offset, c.width, axis="positions")
@@ -218,6 +194,18 @@ class Decoder(nn.Module):
     """Returns the final vectors of the last layer's output: normalized, unless every layer ends with a norm."""
     x_BxLxD = x_BxLxD if self.config.post_norm else self.norm(x_BxLxD)
     return x_BxLxD if self.config.logits_scaling == 1 else x_BxLxD / self.config.logits_scaling
+
+
+class VocabularyBias(nn.Module):
+  """A bias for the score of every word."""
+
+  vocabulary: int
+
+  @nn.compact
+  def __call__(self) -> jax.Array:
+    """Returns the bias [V padded]."""
+    zeros, rows = nn.initializers.zeros, padded(self.vocabulary)
+    return leaves.dense(leaves.param(self, "bias", zeros, ("vocabulary",), (rows,), self.vocabulary))
 
 
 def _gpt(width: int, depth: int, heads: int, length: int, **changes) -> dict:

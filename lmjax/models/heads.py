@@ -57,16 +57,5 @@ class Softmax(nn.Module):
     return Table(table, _vocabulary_bias(self, self.vocabulary))
 
 
-class VocabularyBias(nn.Module):
-  """A bias for the score of every word."""
-
-  vocabulary: int
-
-  @nn.compact
-  def __call__(self) -> jax.Array:
-    """Returns the bias [V padded]."""
-    return _vocabulary_bias(self, self.vocabulary)
-
-
 def _vocabulary_bias(module: nn.Module, vocabulary: int) -> jax.Array:
   return dense(param(module, "bias", nn.initializers.zeros, ("vocabulary",), (padded(vocabulary),), vocabulary))

@@ -48,15 +48,14 @@ def cross_entropy(
     return a.reshape(chunks, -1, *a.shape[3:])
 
   weights = weights_BxL.astype(jnp.float32)
-  loss, nll, correct = _xent(
-    split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias, vocabulary, z_loss, smoothing,
-    table.cap,
-  )  # fmt: skip
+  arrays = (split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias)
+  loss, nll, correct = _xent(*arrays, (vocabulary, z_loss, smoothing, table.cap))
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
 
-def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, smoothing, cap):
+def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, options):
   """Returns the three totals of one chunk, and what its gradient needs."""
+  vocabulary, z_loss, smoothing, cap = options
   scores_TxV = table_logits(x_TxD, Table(table_VxD, bias_V, cap), vocabulary)
   top_T = jnp.max(scores_TxV, axis=-1)
   exp_TxV = barrier(jnp.exp(scores_TxV - top_T[:, None]))  # read by the sum and by the gradient
@@ -73,21 +72,22 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, vocabulary, z_loss, s
   return totals, (exp_TxV, total_T, log_z_T, slope_TxV)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7, 8))
-def _xent(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap):
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _xent(x, table_VxD, targets, weights, bias, options):
   def body(totals, inputs):
     x, targets, weights = inputs
-    return totals + _chunk(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap)[0], None
+    return totals + _chunk(x, table_VxD, targets, weights, bias, options)[0], None
 
   return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
 
 
-def _xent_forward(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap):
+def _xent_forward(x, table_VxD, targets, weights, bias, options):
+  vocabulary, z_loss, smoothing, _ = options
+
   def body(carry, inputs):
     totals, d_table, d_bias = carry
     x, targets, weights = inputs
-    arguments = (x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoothing, cap)
-    more, (exp_TxV, total, log_z, slope_TxV) = _chunk(*arguments)
+    more, (exp_TxV, total, log_z, slope_TxV) = _chunk(x, table_VxD, targets, weights, bias, options)
     d_scores = exp_TxV * ((1 + 2 * z_loss * log_z) / total)[:, None]
     d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, exp_TxV.shape[-1], dtype=d_scores.dtype)
     if smoothing:
@@ -110,7 +110,7 @@ def _xent_forward(x, table_VxD, targets, weights, bias, vocabulary, z_loss, smoo
   return tuple(totals), (d_x, d_table.astype(table_VxD.dtype), d_bias, targets.shape)
 
 
-def _xent_backward(vocabulary, z_loss, smoothing, cap, saved, cotangents):
+def _xent_backward(options, saved, cotangents):
   d_x, d_table, d_bias, shape = saved
   scale = cotangents[0]  # of the loss; the other totals are metrics
   no_gradient = np.zeros(shape, jax.dtypes.float0)

@@ -60,7 +60,7 @@ def _write(kind: str, changes: tuple[tuple[str, object], ...]) -> pathlib.Path:
     head = MaskedLM(model).heads()["masked_lm"]
     params["heads"]["masked_lm"] = head.init(jax.random.key(1), jnp.zeros((1, 2, D)))["params"]
   params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), nn.unbox(params))
-  huggingface.save(path, model, params, settings=shape)
+  huggingface.save(path, model, params, settings=shape | {"model_type": kind})
   return path
 
 
@@ -84,7 +84,7 @@ def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray], **keys) ->
 def write_without_scores(path: pathlib.Path, kind: str, ending: str = "Model") -> pathlib.Path:
   """Writes a model that scores no tokens: a base model, or with the ending EncoderModel the encoder of a T5."""
   write_model(path, kind, tie_word_embeddings=False)
-  left_out = ("lm_head.", "cls.", "vocab_", *(("decoder.",) if ending == "EncoderModel" else ()))
+  left_out = ("lm_head.", "embed_out.", "cls.", "vocab_", *(("decoder.",) if ending == "EncoderModel" else ()))
   tensors = {name: array for name, array in tensors_of(path).items() if not name.startswith(left_out)}
   return write_tensors(path, tensors, architectures=[FAMILIES[kind].hf_prefix + ending])
 

@@ -17,41 +17,30 @@ def prepare_mask(mask: Mask, length: int, keys: int | None = None) -> Mask:
   return Mask(allowed_BxLxM=mask.array(length, keys), bias_BxHxLxM=mask.bias_BxHxLxM, causal=mask.causal)
 
 
-def attend(
-  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask, cap: float | None = None
-) -> jax.Array:
+def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
   """Returns softmax(q k / sqrt(K)) v, [B, L, H, K]; H / G query heads share each key/value head.
 
-  With a cap, scores s become cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118); the same code on all platforms then.
+  Scores with a cap are computed by the same code on all platforms.
   """
   length, keys = q_BxLxHxK.shape[1], k_BxMxGxK.shape[1]
   implementation = attention_implementation(length, keys, mask.dense, q_BxLxHxK.dtype)
-  if implementation == "splash" and cap is None:
+  if implementation == "splash" and mask.cap is None:
     return splash(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
-  allowed = mask.array(length, keys)
-  if cap is not None:
-    arguments = (q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal, cap)
-    return softmax_attention_forward(*arguments)[0]
+  allowed, bias = mask.array(length, keys), mask.bias_BxHxLxM
+  if mask.cap is not None:
+    return softmax_attention_forward(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, bias, allowed, mask.causal, mask.cap)[0]
   if implementation == "cpu":
-    return softmax_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal)
+    return softmax_attention(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, bias, allowed, mask.causal)
   return jax.nn.dot_product_attention(
-    q_BxLxHxK,
-    k_BxMxGxK,
-    v_BxMxGxK,
-    bias=mask.bias_BxHxLxM,
-    mask=None if allowed is None else allowed[:, None],
-    is_causal=mask.causal,
-    implementation=implementation,
-  )
+    q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, bias=bias, mask=None if allowed is None else allowed[:, None],
+    is_causal=mask.causal, implementation=implementation,
+  )  # fmt: skip
 
 
-def attention_weights(
-  q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask, cap: float | None = None
-) -> jax.Array:  # fmt: skip
+def attention_weights(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, mask: Mask) -> jax.Array:
   """Returns the attention weights [B, H, L, M] in float32, for inspection and distillation."""
-  allowed = mask.array(q_BxLxHxK.shape[1], k_BxMxGxK.shape[1])
-  arguments = (q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, mask.bias_BxHxLxM, allowed, mask.causal, cap)
-  _, residuals = softmax_attention_forward(*arguments)
-  *_, weights, total, _ = residuals
+  allowed, bias = mask.array(q_BxLxHxK.shape[1], k_BxMxGxK.shape[1]), mask.bias_BxHxLxM
+  _, saved = softmax_attention_forward(q_BxLxHxK, k_BxMxGxK, k_BxMxGxK, bias, allowed, mask.causal, mask.cap)
+  *_, weights, total, _ = saved
   batch, length, heads, _ = q_BxLxHxK.shape
   return (weights / total).reshape(batch, heads, length, -1)

@@ -12,7 +12,8 @@ class Mask:
   """An attention mask described by its parts, so that a kernel needs no array of length x length.
 
   A token attends within its own segment (packed document); if `causal`, to nothing after itself; with a `window`, to
-  itself and the window - 1 tokens before it; and only where `allowed`, an array, is true. `bias` is added to scores.
+  itself and the window - 1 tokens before it; and only where `allowed`, an array, is true. `bias` is added to scores. Before that,
+  with a `cap`, scores s become cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118).
   """
 
   segments_BxL: jax.Array | None = None
@@ -21,6 +22,7 @@ class Mask:
   bias_BxHxLxM: jax.Array | None = None
   causal: bool = struct.field(pytree_node=False, default=False)
   window: int | None = struct.field(pytree_node=False, default=None)
+  cap: float | None = struct.field(pytree_node=False, default=None)
 
   @property
   def dense(self) -> bool:

@@ -23,31 +23,45 @@ def closest(fields: Fields) -> str:
   """Returns the end of a message about an unknown architecture: the closest family of the same kind; else nothing.
 
   The kind follows from `architectures` and `is_encoder_decoder`. Of the families of that kind, the closest is the one
-  that knows the most keys of config.json; the same activation counts as one more. A model that reads images or sound,
-  or whose sizes have other names than in every family, resembles none.
+  with the most keys in common; then one with norms before attention; then the one with the fewest other keys. A model
+  that reads images or sound, or whose sizes have other names than in every family, resembles none.
   """
-  keys = {key for key, value in fields.values.items() if value is not None} - set(IRRELEVANT.split())
-  if any(OTHER_INPUTS.search(key) for key in keys):
+  if any(OTHER_INPUTS.search(key) for key in fields.values):
     return ""
   kind = _kind(fields)
-  points = {name: _points(family, fields, keys) for name, family in FAMILIES.items() if kind in (None, kind_of(family))}
-  best = max(points, key=lambda name: points[name], default="")
-  if not best or points[best][0] == 0:
-    return ""
-  return f"; its config.json is closest to that of {best!r}, {NOUNS[kind_of(FAMILIES[best])]}"
+  families = {
+    name: family for name, family in FAMILIES.items() if kind in (None, kind_of(family)) and _has_sizes(family, fields)
+  }
+
+  def rank(name: str) -> tuple[int, bool, int]:
+    family = families[name]
+    own, config = _keys(family)
+    return common_keys(family, fields), not getattr(config, "post_norm", False), -len(own - set(fields.values))
+
+  best = max(families, key=rank, default="")
+  return f"; its config.json is closest to that of {best!r}, {NOUNS[kind_of(families[best])]}" if best else ""
 
 
-def _points(family: Family, fields: Fields, keys: set[str]) -> tuple[int, bool, int]:
-  """Returns how close a family is, to be compared: points, whether norms come first, and minus its unused keys."""
-  defaults = Fields({}, "config.json")
-  config = family.from_hf(defaults)
-  own = (defaults.taken | set(family.irrelevant.split()) | set(family.aliases)) - set(IRRELEVANT.split())
-  names = {key: key for key in keys} | {key: name for key, name in family.aliases.items() if key in keys}
-  if not {family.config_keys.get(size, "vocab_size") for size in SIZES} <= set(names.values()):
-    return 0, False, 0
+def common_keys(family: Family, fields: Fields) -> int:
+  """Returns how many keys of config.json a family knows; its activation, if it is the family's, counts as one more."""
+  own, config = _keys(family)
+  keys = {key for key, value in fields.values.items() if value is not None}
   used = next((fields.values[key] for key in ACTIVATION_KEYS if key in keys), None)
   same = isinstance(used, str) and ACTIVATIONS.get(used) == getattr(config, "activation", "")
-  return len(keys & own) + same, not getattr(config, "post_norm", False), -len(own - keys)
+  return len(keys & own) + same
+
+
+def _keys(family: Family) -> tuple[set[str], Any]:
+  """Returns the keys that a family knows and few others do, and the lmjax config of its defaults."""
+  fields = Fields({}, "config.json")
+  config = family.from_hf(fields)
+  return (fields.taken | set(family.irrelevant.split()) | set(family.aliases)) - set(IRRELEVANT.split()), config
+
+
+def _has_sizes(family: Family, fields: Fields) -> bool:
+  """Returns whether config.json has the sizes of a family under its names."""
+  names = {name for key in fields.values if key in fields for name in (key, family.aliases.get(key, key))}
+  return {family.config_keys.get(size, "vocab_size") for size in SIZES} <= names
 
 
 def kind_of(family: Family) -> str:

@@ -19,11 +19,11 @@ from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
 from lmjax.models import decoder, encoder, encoder_decoder
 from lmjax.storage import safetensors
-from lmjax.storage.huggingface.closest import closest
+from lmjax.storage.huggingface.closest import closest, common_keys
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.families.base import SCORING
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
-from lmjax.storage.huggingface.names import Renamed, family_of, rename, resolve_bias, resolve_copies
+from lmjax.storage.huggingface.names import Renamed, families_of, rename, resolve_bias, resolve_copies
 from lmjax.storage.huggingface.weights import WeightMap, arrange, separate, unembedding, unembedding_bias
 from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
@@ -97,11 +97,12 @@ def _infer_kind(fields: Fields, folder: epath.PathLike) -> str:
         note(f"{fields.where}: model_type is missing; taken to be {kind}, by architectures")
         return kind
     raise UserError(f"{fields.where}: the architecture {name!r} is not supported{closest(fields)}")
-  kind = family_of(open_tensors(folder), FAMILIES, lambda family: family.from_hf(Fields({}, fields.where)))
-  if kind is None:
+  kinds = families_of(open_tensors(folder), FAMILIES, lambda family: family.from_hf(Fields({}, fields.where)))
+  if not kinds:
     raise UserError(
       f"{fields.where}: model_type is missing, and the tensors are those of no architecture that is known"
     )
+  kind = max(kinds, key=lambda kind: common_keys(FAMILIES[kind], fields))
   note(f"{fields.where}: model_type is missing; taken to be {kind}, by the names of the tensors")
   return kind
 

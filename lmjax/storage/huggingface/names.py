@@ -129,13 +129,13 @@ def resolve_bias(tensors: Renamed, family: Family, config: Any, where: object) -
   tensors.rename(other, name)
 
 
-def family_of(tensors: Iterable[str], families: dict[str, Family], config: Any) -> str | None:
-  """Returns the `model_type` whose tensors a folder has; None where it has those of none.
+def families_of(tensors: Iterable[str], families: dict[str, Family], config: Any) -> list[str]:
+  """Returns the `model_type`s whose tensors a folder has; empty where it has those of none.
 
-  Of several, the one that knows the most of the names, heads and prefix included.
+  Of several, those that know the most of the names, heads and prefix included.
   """
   names = {_plain(name) for name in tensors}
-  best, most = None, 0
+  counts: dict[str, int] = {}
   for kind, family in families.items():
     settings = config(family)
     decodes = any(".decoder." in f".{name}" for name in names)
@@ -146,7 +146,5 @@ def family_of(tensors: Iterable[str], families: dict[str, Family], config: Any) 
     known = sum(start + anchor in names for anchor in anchors)
     if known < len(anchors) - 2:  # a table that is stored under another name, a pooler that is left out
       continue
-    count = known + len(heads & names) + (start in family.prefix.values() and start != "")
-    if count > most:
-      best, most = kind, count
-  return best
+    counts[kind] = known + len(heads & names) + (start in family.prefix.values() and start != "")
+  return [kind for kind, count in counts.items() if count == max(counts.values())]
