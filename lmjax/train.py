@@ -22,7 +22,7 @@ from lmjax.data.batch import Batch, check
 from lmjax.evals.base import Context
 from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
-from lmjax.logs import Clock, Log, console
+from lmjax.logs import Clock, Log, console, start_profile, stop_profile
 from lmjax.parallel import hosts, run_lock
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
@@ -243,7 +243,7 @@ def _train(
         with clock("step"):
           for part, extra in _collect(run, state, _shard_batch(batch, run), rng, collects):
             if profile and at + 1 == profile[0]:
-              jax.profiler.start_trace(str(workdir / "profile"))
+              start_profile(workdir)
             state, metrics = step(state, part, rng)
             at += 1
             pending.append((at, metrics | dict(extra)))
@@ -251,7 +251,7 @@ def _train(
               process_metrics()
             if profile and at == profile[1]:
               jax.block_until_ready(state)
-              jax.profiler.stop_trace()
+              stop_profile(workdir)
         collects += 1
         done = at >= run.steps
         leaving = done or signals.at(at) is not None

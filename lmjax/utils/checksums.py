@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection
 from etils import epath
 
 from lmjax.utils.errors import UserError, reason
-from lmjax.utils.files import read_json, write
+from lmjax.utils.files import read_json, reading, write
 
 NAME = "checksums.json"  # {"file:first byte of a block": CRC-32}
 BLOCK, CHUNK = 2**24, 2**20  # bytes of a block, and of a read: a chunk stays in the processor's cache
@@ -87,7 +87,7 @@ def _read(blocks: dict[str, tuple[epath.Path, int]]) -> list[int]:
 
 def _crc(block: tuple[epath.Path, int]) -> int:
   crc, left, buffer = 0, BLOCK, memoryview(bytearray(CHUNK))
-  with block[0].open("rb") as file:
+  with reading(block[0]), block[0].open("rb") as file:
     file.seek(block[1])
     while left and (count := file.readinto(buffer[: min(left, CHUNK)])):
       crc, left = zlib.crc32(buffer[:count], crc), left - count

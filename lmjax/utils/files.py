@@ -30,6 +30,20 @@ def writing(path: epath.PathLike) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def reading(path: epath.PathLike) -> Iterator[None]:
+  """Raises UserError, which names the path, for an OSError in its block.
+
+  It does so before the block where there is no regular file: a pipe would be waited for, a device has no end.
+  """
+  try:
+    if not is_remote(path) and _is_special(epath.Path(path)):
+      raise UserError(f"{path} cannot be read: it is not a regular file")
+    yield
+  except OSError as error:
+    raise UserError(f"{path} cannot be read: {reason(error)}") from error
+
+
+@contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
   """Yields a stream whose content takes the place of a file when the block ends without an error.
 
@@ -47,7 +61,7 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
       return
     target = epath.Path(os.path.realpath(path))  # a link stays a link
     _check_place(target, folder=False)
-    part = target.with_name(target.name[:200] + ".part")
+    part = part_of(target)
     try:
       part.unlink(missing_ok=True)  # a file that a kill left, or a link to somewhere else
       with open(part, "xb") as stream:
@@ -74,15 +88,16 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
   if is_remote(folder):
     yield folder
     return
-  part = folder.with_name(folder.name[:200] + ".part")
   with writing(folder):
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(os.path.realpath(folder))
+    part = part_of(folder)
     _check_place(folder, folder=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
       _remove(part)
       part.mkdir()
       yield part
-      if not folder.exists():
+      with contextlib.suppress(OSError):  # there is such a folder, which is not empty
         os.replace(part, folder)
       for file in sorted(pathlib.Path(part).rglob("*")):  # of a folder that is there already
         target = folder / file.relative_to(part)
@@ -90,6 +105,12 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
     finally:
       _remove(part)
     _sync_folder(folder.parent)
+
+
+def part_of(path: epath.PathLike) -> epath.Path:
+  """Returns where a file or folder is written until it is complete: beside its place, under a hidden name."""
+  path = epath.Path(path)
+  return path if is_remote(path) else path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.part")
 
 
 def make_folder(folder: epath.PathLike) -> None:
@@ -146,12 +167,8 @@ def read_bytes(file: epath.PathLike) -> bytes:
     UserError: the file cannot be read.
   """
   file = epath.Path(file).expanduser()
-  try:
-    if not is_remote(file) and _is_special(file):  # a pipe would be waited for
-      raise UserError(f"{file} cannot be read: it is not a regular file")
+  with reading(file):
     return file.read_bytes()
-  except OSError as error:
-    raise UserError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def read_text(file: epath.PathLike) -> str:

@@ -33,6 +33,10 @@ class Outside(BaseException):
   """Something was written outside of the folder, or a process was started; no `except Exception` hides it."""
 
 
+class Hang(BaseException):
+  """A mutation takes too long; not a TimeoutError, which is an OSError, which readers report as such."""
+
+
 class Guard:
   """Watches what Python does while a mutation is read."""
 
@@ -138,7 +142,7 @@ def run(name: str, folder: pathlib.Path, numbers: range, guard: Guard, places: b
         continue
       seen.add(error.split(" at ")[-1])
       fails = lambda d: kind_of(attempt(reader, example, case, relative, d, guard)) == kind_of(error)  # noqa: B023, E731
-      small = data if places or "Timeout" in error else mutate.minimise(data, fails, 200)
+      small = data if places or "Hang" in error else mutate.minimise(data, fails, 200)
       content = kind or mutate.show(small)
       failures.append({"number": number, "file": str(relative), "error": error, "content": content})
   shutil.rmtree(case, ignore_errors=True)
@@ -146,7 +150,7 @@ def run(name: str, folder: pathlib.Path, numbers: range, guard: Guard, places: b
 
 
 def timeout(*_) -> None:
-  raise TimeoutError(f"more than {SECONDS} s")
+  raise Hang(f"more than {SECONDS} s")
 
 
 def main() -> None:
