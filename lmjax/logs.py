@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.utils import files
-from lmjax.utils.errors import UserError, one_line, reason
+from lmjax.utils.errors import UserError, one_line
 
 FLUSH_SECONDS = 30  # between writes of the TensorBoard file
 
@@ -159,24 +159,6 @@ class _TensorBoard:
     """Closes the file; what a full disk keeps of it is in metrics.jsonl."""
     with contextlib.suppress(OSError):
       self._writer.close()
-
-
-def start_profile(workdir: epath.Path) -> None:
-  """Starts a trace of jax.profiler."""
-  jax.profiler.start_trace(str(files.part_of(workdir / "profile")))
-
-
-def stop_profile(workdir: epath.Path) -> None:
-  """Writes the trace into the folder `profile`.
-
-  Raises:
-    UserError: it cannot be written.
-  """
-  try:
-    with files.new_folder(workdir / "profile"):
-      jax.profiler.stop_trace()
-  except RuntimeError as error:  # what jax makes of an error of the file system
-    raise UserError(f"{workdir / 'profile'} could not be written: {reason(error)}") from error
 
 
 def _line(values: dict[str, float]) -> str:

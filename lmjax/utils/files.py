@@ -21,12 +21,12 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a pair, escaped
 
 
 @contextlib.contextmanager
-def writing(path: epath.PathLike) -> Iterator[None]:
+def writing(path: epath.PathLike, problem: str = "could not be written") -> Iterator[None]:
   """Raises UserError, which names the path, for an OSError in its block."""
   try:
     yield
   except OSError as error:
-    raise UserError(f"{path} could not be written: {reason(error)}") from error
+    raise UserError(f"{path} {problem}: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -35,12 +35,10 @@ def reading(path: epath.PathLike) -> Iterator[None]:
 
   It does so before the block where there is no regular file: a pipe would be waited for, a device has no end.
   """
-  try:
-    if not is_remote(path) and _is_special(epath.Path(path)):
-      raise UserError(f"{path} cannot be read: it is not a regular file")
+  with writing(path, "cannot be read"):
+    if is_special(path):
+      raise OSError(errno.EINVAL, "it is not a regular file")
     yield
-  except OSError as error:
-    raise UserError(f"{path} cannot be read: {reason(error)}") from error
 
 
 @contextlib.contextmanager
@@ -55,7 +53,7 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
   """
   path = epath.Path(path).expanduser()
   with writing(path):
-    if is_remote(path) or _is_special(path):
+    if is_remote(path) or is_special(path):
       with path.open("wb") as stream:
         yield stream
       return
@@ -255,7 +253,7 @@ def is_remote(path: epath.PathLike) -> bool:
   return "://" in os.fspath(path)
 
 
-def _is_special(path: epath.Path) -> bool:
+def is_special(path: epath.PathLike) -> bool:
   """Returns whether a local path is there and neither a file nor a folder; epath takes a device for a file."""
   return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
@@ -279,7 +277,5 @@ def _check_place(path: epath.Path, folder: bool) -> None:
 
 def _remove(path: epath.Path) -> None:
   """Removes a folder with all in it, or what is in its place."""
-  if os.path.isdir(path) and not os.path.islink(path):
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)
+  is_folder = os.path.isdir(path) and not os.path.islink(path)
+  shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)
