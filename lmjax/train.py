@@ -127,10 +127,7 @@ def accumulate(loss_fn: Callable[..., Any], microbatches: int) -> Callable[..., 
 
 
 def train(
-  settings: dict[str, Any],
-  workdir: epath.PathLike,
-  profile: Profile = lambda step, state: None,
-  take_over: bool = False,
+  settings: dict[str, Any], workdir: epath.PathLike, profile: Profile | None = None, take_over: bool = False
 ) -> int:
   """Trains the model of a config into a run folder, and returns the exit code.
 
@@ -151,16 +148,11 @@ def train(
     checkpoints = Checkpoints(workdir, run.checkpoint, may_write=may_write)
     with use_layout(run.layout):
       run = attach_sources(run, workdir, new=not checkpoints.steps())
-      return _train(run, settings, workdir, checkpoints, clock, profile)
+      return _train(run, settings, workdir, checkpoints, clock, profile or (lambda step, state: None))
 
 
 def _train(
-  run: Experiment,
-  settings: dict[str, Any],
-  workdir: epath.Path,
-  checkpoints: Checkpoints,
-  clock: Clock,
-  profile: Profile,
+  run: Experiment, settings: dict[str, Any], workdir: epath.Path, checkpoints: Checkpoints, clock: Clock, profile
 ) -> int:
   rng = jax.random.key(run.seed)
   start = data_state(rng, run.data.start(run.batch), run.data.version)

@@ -6,7 +6,6 @@ Run the same command with the same --workdir to resume.
 """
 
 import os
-from collections.abc import Callable
 
 import jax
 from etils import epath
@@ -54,7 +53,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--profile", metavar="FIRST:LAST", help="write a jax.profiler trace of these steps")
   parser.add_argument("--take_over", action="store_true", help="gs://...: do not wait for a killed run's lease")
   options, overrides = parse_overrides(parser, arguments)
-  profile: Callable[[int, TrainState], None] = lambda step, state: None  # noqa: E731
+  profile = None
   if options.profile:
     try:
       first, last = (int(step) for step in options.profile.split(":"))
