@@ -17,6 +17,7 @@ The table that it prints is kept in benchmarks/README.md.
 
 import argparse
 import collections
+import contextlib
 import errno
 import hashlib
 import json
@@ -116,16 +117,18 @@ def train(run: pathlib.Path, result: pathlib.Path, fault: str = "", seed: int = 
 
     if fault:
       Fault(fault, run, random.Random(f"{fault} {seed}"), seconds)
-    code = main(["train", "--config", str(run.parent.parent / "config.json"), "--workdir", str(run)])
-    sys.stdout.flush()
+    sys.argv = ["lmjax", "train", "--config", str(run.parent.parent / "config.json"), "--workdir", str(run)]
+    code = main()
     if code == 0 and not fault:
       result.write_text(digest(run))
-  except BaseException:  # what a command must never raise
+  except BaseException:  # what a command must never raise; the log may have reached the limit of its size
     import traceback
 
-    traceback.print_exc()
+    with contextlib.suppress(OSError):
+      traceback.print_exc()
   finally:
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+      sys.stderr.flush()
     os._exit(code)
 
 

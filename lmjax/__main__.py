@@ -58,14 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
     sys.stdout.flush()
     return code
   except KeyboardInterrupt:
-    print("lmjax: interrupted", file=sys.stderr)
+    _report("interrupted")
     return 130
   except BrokenPipeError:
     _close_stdout()
     return 0
   except (UserError, FloatingPointError, OSError) as error:
     if show:
-      traceback.print_exc()
+      with contextlib.suppress(OSError):
+        traceback.print_exc()
     message, again = str(error), ""
     if isinstance(error, trust.UntrustedError):
       again = one_line(f": {shlex.join(['lmjax', *arguments, trust.ALL])}", LONGEST)
@@ -74,8 +75,14 @@ def main(arguments: list[str] | None = None) -> int:
     elif isinstance(error, OSError):  # of a file that no other message names, or of standard output on a full disk
       message = f"{error.filename or 'standard output, or a file,'} cannot be used: {reason(error)}"
       _close_stdout()
-    print(f"lmjax: {one_line(message, LONGEST)}{again}", file=sys.stderr)
+    _report(f"{one_line(message, LONGEST)}{again}")
     return 2
+
+
+def _report(line: str) -> None:
+  """Prints a line on stderr, which may be a file on a full disk too: then the exit code has to do."""
+  with contextlib.suppress(OSError):
+    print(f"lmjax: {line}", file=sys.stderr)
 
 
 def _close_stdout() -> None:
@@ -89,11 +96,18 @@ def _prepare_process(command: list[str]) -> None:
 
   With JAX_PLATFORMS=cpu, JAX does not load an installed TPU library, with which its profiler cannot start.
   """
+  sys.unraisablehook = _report_unraisable
   os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes of workers do not put the current directory first either
   if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
   if os.environ.get("JAX_PLATFORMS") == "cpu" and command in (["train"], ["evaluate"], ["generate"], ["embed"]):
     keep_memory()
+
+
+def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
+  """Prints what has no caller; but when a save fails, Orbax does not wait for its other writes, whose ends say this."""
+  if str(error.exc_value) != "Event loop is closed":
+    sys.__unraisablehook__(error)
 
 
 def _run(arguments: list[str]) -> int:

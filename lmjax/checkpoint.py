@@ -74,7 +74,7 @@ class Checkpoints:
     keep = [policies.LatestN(settings.keep)]
     if settings.best:
       keep.append(policies.BestN(get_metric_fn=lambda metrics: metrics["loss"], reverse=True, n=settings.best))
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs every save, and every error twice
+    _quiet()
     seal = ocp.options.AsyncOptions(post_finalization_callback=lambda: self._before_commit())  # a method is copied
     self._checkpointer = ocp.training.Checkpointer(
       self.folder,
@@ -214,7 +214,6 @@ def load(
   Raises:
     UserError: the folder has no checkpoint, not that one, or none that can be read.
   """
-  logging.getLogger("absl").setLevel(logging.CRITICAL)
   step, (state, _) = choose(workdir, step, lambda folder: _read(folder, wanted), metadata=checked)
   return state, step
 
@@ -242,6 +241,12 @@ def check(folder: epath.Path, metadata: bool = False, part: tuple[int, int] = (0
   return 0
 
 
+def _quiet() -> None:
+  """Keeps the log to what this file reports: Orbax logs every save and every error, the latter in pages."""
+  for name in ("absl", "asyncio"):
+    logging.getLogger(name).setLevel(logging.CRITICAL)
+
+
 def _warn(folder: epath.Path, why: str, corrupt: bool) -> None:
   if jax.process_index() == 0:
     print(f"lmjax: checkpoint {folder} is corrupt, skipped ({why})", file=sys.stderr)
@@ -263,6 +268,7 @@ def choose(
   Raises:
     UserError: the folder has no checkpoint, not that one, or none that can be read.
   """
+  _quiet()
   steps, part = folders(workdir), (0, 1) if metadata else (jax.process_index(), jax.process_count())
   agree = (lambda action: action()) if metadata else hosts.together
   if not steps:

@@ -209,6 +209,8 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     return build(value, where, hint) if dataclasses.is_dataclass(hint) else build(value, where, None, hint)
   if hint is str and value is None:  # `--config.model.remat=none` is parsed before its type is known
     return "none"
+  if hint in (int, float) and isinstance(value, int) and abs(value) >= (2**31 if hint is int else 2**1000):
+    raise UserError(f"config.{where} is too large")
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if hint is int and isinstance(value, float) and value.is_integer():

@@ -35,6 +35,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean, add
 
 COLLECT = 0x636F6C  # folded into the run's key for `collect`: no step folds it in
+Profile = Callable[[int, TrainState], None]
 PREEMPTED = 75  # exit code after SIGTERM: the state is saved, rerun the same command to resume
 
 
@@ -126,13 +127,14 @@ def accumulate(loss_fn: Callable[..., Any], microbatches: int) -> Callable[..., 
 
 
 def train(
-  settings: dict[str, Any], workdir: epath.PathLike, profile: tuple[int, int] | None = None, take_over: bool = False
+  settings: dict[str, Any], workdir: epath.PathLike, profile: Profile | None = None, take_over: bool = False
 ) -> int:
   """Trains the model of a config into a run folder, and returns the exit code.
 
   On several hosts, connect them first: `with lmjax.parallel.processes.joined(): train(...)`.
 
   Args:
+    profile: is called with the number of steps taken and the state, before the first step and after every one.
     take_over: of a remote folder: do not wait until the lease of a killed run is stale.
 
   Raises:
@@ -146,7 +148,7 @@ def train(
     checkpoints = Checkpoints(workdir, run.checkpoint, may_write=may_write)
     with use_layout(run.layout):
       run = attach_sources(run, workdir, new=not checkpoints.steps())
-      return _train(run, settings, workdir, checkpoints, clock, profile)
+      return _train(run, settings, workdir, checkpoints, clock, profile or (lambda step, state: None))
 
 
 def _train(
@@ -237,21 +239,18 @@ def _train(
 
   try:
     at = first
+    profile(at, state)
     with hosts.Signals() as signals:
       while True:
         before = at
         with clock("step"):
           for part, extra in _collect(run, state, _shard_batch(batch, run), rng, collects):
-            if profile and at + 1 == profile[0]:
-              jax.profiler.start_trace(str(workdir / "profile"))
             state, metrics = step(state, part, rng)
             at += 1
             pending.append((at, metrics | dict(extra)))
             if len(pending) > 1:
               process_metrics()
-            if profile and at == profile[1]:
-              jax.block_until_ready(state)
-              jax.profiler.stop_trace()
+            profile(at, state)
         collects += 1
         done = at >= run.steps
         leaving = done or signals.at(at) is not None

@@ -134,7 +134,7 @@ def test_links_of_a_run_are_not_written_through(tmp_path, capsys):
   assert experiment.load_config(run) == settings
   with pytest.raises(trust.UntrustedError):
     inside(run, "wandb/run-1/debug-core.log")
-  for name in ("metrics.jsonl", "lengths.png", "config.json.part"):
+  for name in ("metrics.jsonl", "lengths.png", ".config.json.part"):
     link(run / name, outside)
     for call in (experiment.load_config, lambda run: experiment.check_or_save_config(settings, registry.Bytes(), run)):
       with pytest.raises(trust.UntrustedError, match=name):

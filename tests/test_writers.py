@@ -33,9 +33,11 @@ from tests.conftest import ROOT
 
 NOBODY = 65534
 DEBUG = ("--config", "configs/quickstart.py:debug", "--config.steps=1")
-COMMANDS = {  # of each command that writes: its arguments, and whether it writes a folder
+COMMANDS = {  # of each command that writes: its arguments, and whether it creates folders and replaces nothing
   "train": (("train", *DEBUG, "--workdir", "{output}"), True),
   "convert": (("convert", "--input", "{model}", "--output", "{output}"), True),
+  "convert again": (("convert", "--input", "{copied}", "--output", "{output}"), True),
+  "convert gguf": (("convert", "--input", "{model}", "--output", "{output}", "--format", "gguf-f32"), True),
   "prepare": (
     ("prepare", "--files", "{text}", "--algorithm", "bytes", "--workers", "0", "--output", "{output}"), True,
   ),
@@ -60,7 +62,10 @@ def given():
   model = tiny_decoder(vocabulary=257)
   params = init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"]
   huggingface.save(folder / "model", model, {"model": params, "heads": {}}, Bytes())
-  yield {"model": folder / "model", "text": folder / "text.txt", "folder": folder}
+  given = {"model": folder / "model", "copied": folder / "copied", "text": folder / "text.txt", "folder": folder}
+  shutil.copytree(given["model"], given["copied"])
+  (given["copied"] / "chat_template.jinja").write_text("{{ messages }}\n")
+  yield given
   shutil.rmtree(folder)
 
 
@@ -103,20 +108,21 @@ def tree(folder: pathlib.Path) -> dict[str, bytes | None]:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_what_cannot_be_written_is_one_line(name, obstacle, given, capsys):
   template, is_folder = COMMANDS[name]
+  suffix = ".gguf" if "gguf" in name else ""
   place = given["folder"] / f"{name}-{obstacle}"
   place.mkdir()
-  output, block = place / "output", contextlib.nullcontext()
+  output, block = place / f"output{suffix}", contextlib.nullcontext()
   if obstacle == "missing":
     if is_folder:
       return  # a folder is created with those above it
-    output = place / "no" / "output"
+    output = place / "no" / f"output{suffix}"
   elif obstacle == "under a file":
     (place / "file").write_text("mine")
-    output = place / "file" / "output"
+    output = place / "file" / f"output{suffix}"
   elif obstacle == "in the way":
     output.write_text("mine") if is_folder else output.mkdir()
   elif obstacle == "too long":
-    output = place / ("n" * 300)
+    output = place / ("n" * 300 + suffix)
   elif obstacle == "read only":
     block = read_only(place)
   elif obstacle == "full":
@@ -140,6 +146,30 @@ def test_a_profile_that_cannot_be_written_is_one_line(tmp_path, capsys):
   (tmp_path / "profile").write_text("mine")
   assert main(["train", *DEBUG, "--profile", "1:1", "--workdir", str(tmp_path)]) == 2
   assert "profile could not be written: File exists" in capsys.readouterr().err and len(tree(tmp_path)) == 1
+
+
+def test_a_profile_on_a_full_disk_is_one_line(tmp_path):
+  (tmp_path / "profile").mkdir()
+  (tmp_path / "profile" / "mine").write_text("mine")
+  limited = (
+    "bash",
+    "-c",
+    'ulimit -f 20; exec "$@"',
+    "bash",
+  )  # KiB of a file: jax's profiler needs a process of its own
+  process = subprocess.run(
+    [*limited, sys.executable, "-m", "lmjax", "train", *DEBUG, "--profile", "1:1", "--workdir", str(tmp_path)],
+    cwd=ROOT, env=os.environ | {"JAX_PLATFORMS": "cpu", "JAX_ENABLE_COMPILATION_CACHE": "false"},
+    capture_output=True, text=True,
+  )  # fmt: skip
+  error = process.stderr
+  assert (
+    process.returncode == 2
+    and error.startswith("lmjax: ")
+    and error.count("\n") == 1
+    and "profile could not be written" in error
+  ), error
+  assert tree(tmp_path / "profile") == {"mine": b"mine"} and not list(tmp_path.glob("*.part"))
 
 
 def tokenizers():

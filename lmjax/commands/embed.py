@@ -21,6 +21,7 @@ from lmjax.inference.output import write_npz, write_npz_rows
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError, reason
+from lmjax.utils.files import reading
 
 CHUNK = 2048  # lines in memory at a time, batched by their length
 
@@ -70,10 +71,10 @@ def main(arguments: list[str]) -> int:
 def _read_lines(path: str) -> Iterator[str]:
   """Yields the lines of a file, one at a time."""
   try:
-    with epath.Path(path).open("rb") as file:
+    with reading(path), epath.Path(path).open("rb") as file:
       for line in file:
         yield line.decode().rstrip("\r\n")
-  except (OSError, UnicodeDecodeError) as error:
+  except UnicodeDecodeError as error:
     raise UserError(f"embed: cannot read {path}: {reason(error)}") from error
 
 

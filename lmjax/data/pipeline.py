@@ -110,7 +110,7 @@ class Reader:
     own = len(numbers)
     documents = self.documents(self.source, tokenizer, (seed + 7919 * self.version) % 2**32, streams)
     dataset = _Rows(documents, self.packers(documents, numbers), each, positions)
-    workers = max((w for w in range(1, self.workers + 1) if own % w == 0), default=0)
+    workers = max((w for w in range(1, min(self.workers, own) + 1) if own % w == 0), default=0)
     if workers:
       dataset = dataset.mp_prefetch(grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2 * own))
     dataset = dataset.batch(own, batch_fn=_join)

@@ -102,7 +102,7 @@ def load(folder: epath.PathLike, vocabulary: int = 1) -> tuple[ELMo, Tree]:
     raise UserError(f"{folder} has several models, {', '.join(file.name for file in weights[:4])}; keep one")
   model = ELMo(_config(Fields(files.read_json(options), options), vocabulary))
   try:
-    with h5py.File(weights[0], "r") as file:
+    with files.reading(weights[0]), h5py.File(weights[0], "r") as file:
       return model, _parameters(model.config, file)
   except UserError:
     raise

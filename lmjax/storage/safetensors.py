@@ -111,8 +111,8 @@ def _read_header(file: epath.Path) -> dict[str, tuple[np.dtype, tuple[int, ...],
   Raises:
     UserError: the file is truncated, or its header contradicts it.
   """
-  size = file.stat().length
-  with file.open("rb") as opened:
+  with files.reading(file), file.open("rb") as opened:
+    size = file.stat().length
     length = int.from_bytes(opened.read(8), "little")
     if size < 8 or length > min(size - 8, LARGEST_HEADER):
       raise UserError(f"{file} is corrupt: it has {size:,} bytes and a header of {length:,}")

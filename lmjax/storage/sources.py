@@ -16,6 +16,7 @@ from lmjax.storage.start import load_frozen
 from lmjax.tasks.base import Frozen
 from lmjax.utils import files, trust
 from lmjax.utils.errors import UserError, one_line
+from lmjax.utils.files import reading
 
 NAME = "sources.json"
 BLOCK = 2**22  # bytes read at a time
@@ -124,7 +125,7 @@ def _hash(files: Mapping[str, epath.Path]) -> str:
   sha = hashlib.sha256()
   for name, file in sorted(files.items()):
     sha.update(name.encode() + b"\0")
-    with file.open("rb") as opened:
+    with reading(file), file.open("rb") as opened:
       while block := opened.read(BLOCK):
         sha.update(block)
   return sha.hexdigest()

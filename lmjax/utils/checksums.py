@@ -11,8 +11,8 @@ from collections.abc import Callable, Collection
 
 from etils import epath
 
-from lmjax.utils.errors import UserError, reason
-from lmjax.utils.files import read_json, write
+from lmjax.utils.errors import UserError
+from lmjax.utils.files import is_special, read_json, reading, write
 
 NAME = "checksums.json"  # {"file:first byte of a block": CRC-32}
 BLOCK, CHUNK = 2**24, 2**20  # bytes of a block, and of a read: a chunk stays in the processor's cache
@@ -55,14 +55,9 @@ def check(
   Raises:
     UserError: something differs, which is named.
   """
-  try:
-    return _check(folder, later, chosen, part)
-  except OSError as error:
-    raise UserError(reason(error)) from error
-
-
-def _check(folder: epath.Path, later: Collection[str], chosen: Callable[[str], bool], part: tuple[int, int]) -> int:
-  sums, blocks = read_json(folder / NAME), _blocks(folder)
+  sums = read_json(folder / NAME)
+  with reading(folder):
+    blocks = _blocks(folder)
   differ = sorted((sums.keys() ^ blocks.keys()) - {f"{name}:0" for name in later if f"{name}:0" not in sums})
   if differ:
     raise UserError(f"{differ[0].rpartition(':')[0]} is missing, too much or has another size")
@@ -75,7 +70,7 @@ def _check(folder: epath.Path, later: Collection[str], chosen: Callable[[str], b
 
 def _blocks(folder: epath.Path) -> dict[str, tuple[epath.Path, int]]:
   """Returns the blocks of the files of a folder; a kill may leave an unfinished file of checksums, which is not one."""
-  files = {name: path for name, path in walk(folder).items() if not name.startswith(NAME)}
+  files = {name: path for name, path in walk(folder).items() if not name.startswith(NAME) and not is_special(path)}
   starts = {name: range(0, max(path.stat().length, 1), BLOCK) for name, path in files.items()}
   return {f"{name}:{start}": (files[name], start) for name in files for start in starts[name]}
 
@@ -87,7 +82,7 @@ def _read(blocks: dict[str, tuple[epath.Path, int]]) -> list[int]:
 
 def _crc(block: tuple[epath.Path, int]) -> int:
   crc, left, buffer = 0, BLOCK, memoryview(bytearray(CHUNK))
-  with block[0].open("rb") as file:
+  with reading(block[0]), block[0].open("rb") as file:
     file.seek(block[1])
     while left and (count := file.readinto(buffer[: min(left, CHUNK)])):
       crc, left = zlib.crc32(buffer[:count], crc), left - count

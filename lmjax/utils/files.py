@@ -21,12 +21,24 @@ SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a pair, escaped
 
 
 @contextlib.contextmanager
-def writing(path: epath.PathLike) -> Iterator[None]:
+def writing(path: epath.PathLike, problem: str = "could not be written") -> Iterator[None]:
   """Raises UserError, which names the path, for an OSError in its block."""
   try:
     yield
   except OSError as error:
-    raise UserError(f"{path} could not be written: {reason(error)}") from error
+    raise UserError(f"{path} {problem}: {reason(error)}") from error
+
+
+@contextlib.contextmanager
+def reading(path: epath.PathLike) -> Iterator[None]:
+  """Raises UserError, which names the path, for an OSError in its block.
+
+  It does so before the block where there is no regular file: a pipe would be waited for, a device has no end.
+  """
+  with writing(path, "cannot be read"):
+    if is_special(path):
+      raise OSError(errno.EINVAL, "it is not a regular file")
+    yield
 
 
 @contextlib.contextmanager
@@ -41,13 +53,13 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
   """
   path = epath.Path(path).expanduser()
   with writing(path):
-    if is_remote(path) or _is_special(path):
+    if is_remote(path) or is_special(path):
       with path.open("wb") as stream:
         yield stream
       return
     target = epath.Path(os.path.realpath(path))  # a link stays a link
     _check_place(target, folder=False)
-    part = target.with_name(target.name[:200] + ".part")
+    part = part_of(target)
     try:
       part.unlink(missing_ok=True)  # a file that a kill left, or a link to somewhere else
       with open(part, "xb") as stream:
@@ -74,15 +86,16 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
   if is_remote(folder):
     yield folder
     return
-  part = folder.with_name(folder.name[:200] + ".part")
   with writing(folder):
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder = epath.Path(os.path.realpath(folder))
+    part = part_of(folder)
     _check_place(folder, folder=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     try:
       _remove(part)
       part.mkdir()
       yield part
-      if not folder.exists():
+      with contextlib.suppress(OSError):  # there is such a folder, which is not empty
         os.replace(part, folder)
       for file in sorted(pathlib.Path(part).rglob("*")):  # of a folder that is there already
         target = folder / file.relative_to(part)
@@ -90,6 +103,12 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
     finally:
       _remove(part)
     _sync_folder(folder.parent)
+
+
+def part_of(path: epath.PathLike) -> epath.Path:
+  """Returns where a file or folder is written until it is complete: beside its place, under a hidden name."""
+  path = epath.Path(path)
+  return path if is_remote(path) else path.with_name(f".{os.fsdecode(os.fsencode(path.name)[:200])}.part")
 
 
 def make_folder(folder: epath.PathLike) -> None:
@@ -146,12 +165,8 @@ def read_bytes(file: epath.PathLike) -> bytes:
     UserError: the file cannot be read.
   """
   file = epath.Path(file).expanduser()
-  try:
-    if not is_remote(file) and _is_special(file):  # a pipe would be waited for
-      raise UserError(f"{file} cannot be read: it is not a regular file")
+  with reading(file):
     return file.read_bytes()
-  except OSError as error:
-    raise UserError(f"{file} cannot be read: {reason(error)}") from error
 
 
 def read_text(file: epath.PathLike) -> str:
@@ -238,7 +253,7 @@ def is_remote(path: epath.PathLike) -> bool:
   return "://" in os.fspath(path)
 
 
-def _is_special(path: epath.Path) -> bool:
+def is_special(path: epath.PathLike) -> bool:
   """Returns whether a local path is there and neither a file nor a folder; epath takes a device for a file."""
   return os.path.exists(path) and not (os.path.isfile(path) or os.path.isdir(path))
 
@@ -262,7 +277,5 @@ def _check_place(path: epath.Path, folder: bool) -> None:
 
 def _remove(path: epath.Path) -> None:
   """Removes a folder with all in it, or what is in its place."""
-  if os.path.isdir(path) and not os.path.islink(path):
-    shutil.rmtree(path)
-  else:
-    path.unlink(missing_ok=True)
+  is_folder = os.path.isdir(path) and not os.path.islink(path)
+  shutil.rmtree(path) if is_folder else path.unlink(missing_ok=True)

@@ -192,7 +192,7 @@ def test_errors_for_files(tmp_path):
   with pytest.raises(UserError, match=r"no file matches.*nothing\*"):
     len(TextFiles(str(tmp_path / "nothing*")))
   (tmp_path / "x.gz").write_bytes(gzip.compress(b"hello" * 1000)[:30])
-  with pytest.raises(UserError, match="cannot read"):
+  with pytest.raises(UserError, match="cannot be read"):
     len(TextFiles(str(tmp_path / "x.gz")))
 
 

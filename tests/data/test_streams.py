@@ -221,7 +221,7 @@ def test_parquet(data, tmp_path):
   with pytest.raises(UserError, match="no column 'txt'.*'text'"):
     len(Parquet(str(tmp_path / "*.parquet"), key="txt"))
   (tmp_path / "b.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-20])
-  with pytest.raises(UserError, match="cannot read .*b.parquet"):
+  with pytest.raises(UserError, match="b.parquet cannot be read"):
     len(Parquet(str(tmp_path / "b.parquet")))
   real = Parquet(str(data / "tfds_c4_minimal" / "hf" / "**" / "*.parquet"))
   assert len(real) > 100 and all(isinstance(real[i], str) for i in range(20))

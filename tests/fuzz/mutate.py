@@ -1,11 +1,18 @@
-"""Mutations of valid files: bytes that flip, vanish or appear, and JSON whose values change type, size or name.
+"""Mutations of valid files: bytes that flip, vanish or appear, JSON whose values change type, size or name, and what
+else may be in the place of a file.
 
 A mutation is drawn from a random generator, so a seed gives the same mutated file again.
 """
 
 import base64
+import errno
+import gzip
 import json
+import os
+import pathlib
 import random
+import shutil
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +26,75 @@ STRINGS = (
 )  # fmt: skip
 OTHERS: tuple[Any, ...] = (None, True, False, [], {}, [[]], [None], {"a": 1}, [1, "a", None], "__nested__")
 DEEP = 100_000  # brackets
+
+
+def _replaced(make: Callable[[pathlib.Path], None]) -> Callable[[pathlib.Path], None]:
+  def change(file: pathlib.Path) -> None:
+    file.unlink()
+    make(file)
+
+  return change
+
+
+def _rewritten(make: Callable[[bytes], bytes]) -> Callable[[pathlib.Path], None]:
+  return lambda file: None if file.write_bytes(make(file.read_bytes())) else None
+
+
+def _make_socket(file: pathlib.Path) -> None:
+  here = os.getcwd()
+  os.chdir(file.parent)  # the path of a socket is short
+  try:
+    with socket.socket(socket.AF_UNIX) as made:
+      made.bind(file.name)
+  finally:
+    os.chdir(here)
+
+
+def _make_upper(file: pathlib.Path) -> None:
+  shutil.copy(file, file.with_name(file.name.upper() + "."))
+  file.rename(file.with_name(file.name.swapcase()))
+
+
+def _text(data: bytes) -> str:
+  return data.decode("latin-1")
+
+
+# What may be in the place of a file, and its whole content in another form.
+PLACES: dict[str, Callable[[pathlib.Path], None]] = {
+  "nothing": lambda file: file.unlink(),
+  "a folder": _replaced(lambda file: file.mkdir()),
+  "a folder with a file of its name": _replaced(lambda file: (file / file.name).mkdir(parents=True)),
+  "a pipe": _replaced(lambda file: os.mkfifo(file)),
+  "a socket": _replaced(_make_socket),
+  "a link to itself": _replaced(lambda file: file.symlink_to(file.name)),
+  "a link to a device": _replaced(lambda file: file.symlink_to("/dev/zero")),
+  "a link to nothing": _replaced(lambda file: file.symlink_to("nowhere")),
+  "a name in other letters": _make_upper,
+  "an empty file": _rewritten(lambda data: b""),
+  "zeros": _rewritten(lambda data: b"\0" * max(len(data), 8)),
+  "its half": _rewritten(lambda data: data[: len(data) // 2]),
+  "a line end more": _rewritten(lambda data: data + b"\n"),
+  "itself twice": _rewritten(lambda data: data * 2),
+  "a byte order mark": _rewritten(lambda data: b"\xef\xbb\xbf" + data),
+  "UTF-16": _rewritten(lambda data: _text(data).encode("utf-16")),
+  "UTF-32": _rewritten(lambda data: _text(data).encode("utf-32")),
+  "line ends of Windows": _rewritten(lambda data: data.replace(b"\n", b"\r\n")),
+  "line ends of old Macs": _rewritten(lambda data: data.replace(b"\n", b"\r")),
+  "gzip": _rewritten(lambda data: gzip.compress(data, mtime=0)),
+  "nested lists": _rewritten(lambda data: b"[" * DEEP),
+  "nested lists that end": _rewritten(lambda data: b"[" * DEEP + b"]" * DEEP),
+  "nested objects": _rewritten(lambda data: b'{"a":' * DEEP + b"1" + b"}" * DEEP),
+  "a number": _rewritten(lambda data: b"9" * 100_000),
+  "null": _rewritten(lambda data: b"null"),
+  "a string": _rewritten(lambda data: b'"text"'),
+  "an empty object": _rewritten(lambda data: b"{}"),
+  "an empty list": _rewritten(lambda data: b"[]"),
+  "a list of objects": _rewritten(lambda data: b"[{}, {}]"),
+  "half a pair of surrogates": _rewritten(lambda data: b'{"a": "\\ud800", "\\udfff": 1}'),
+  "no text": _rewritten(lambda data: bytes(range(256)) * 4),
+}
+# What opening a file may raise: it may not be read, it vanished after it was listed, the disk fails.
+DENIED = {"a file of someone else": errno.EACCES, "a file that vanishes": errno.ENOENT, "a broken disk": errno.EIO}
 
 
 def spots(value: Any, path: tuple = ()) -> list[tuple]:
@@ -95,9 +171,10 @@ def _near(old: Any, rng: random.Random) -> Any:
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-  """Returns bytes with one to four flips, cuts, insertions or copies of parts."""
+  """Returns bytes with one to four flips, cuts, insertions or copies of parts; half of them near the start."""
   for _ in range(rng.randint(1, 4)):
-    at, size = rng.randrange(len(data) + 1), rng.choice((1, 1, 2, 4, 8, 64))
+    at = rng.randrange(len(data) + 1) if rng.random() < 0.5 else int((len(data) + 1) ** rng.random()) - 1
+    size = rng.choice((1, 1, 2, 4, 8, 64))
     kind = rng.randrange(6)
     if kind == 0:
       data = data[:at]

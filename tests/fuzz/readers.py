@@ -4,6 +4,7 @@ import dataclasses
 import gzip
 import json
 import pathlib
+import tempfile
 from collections.abc import Callable
 
 import jax
@@ -36,7 +37,9 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, tiny_decoder
+from tests.storage import test_gguf
 
+SMALL = dict(width=32, heads=2, kv_heads=2, head_size=16, mlp=32, depth=1)
 TEXT = "The quick brown fox jumps over the lazy dog, naïvely; 1234567890 times.\n"
 
 
@@ -180,6 +183,31 @@ def _make_flax(folder: pathlib.Path) -> None:
     tree[(*parents, last)] = array.T.copy() if last == "kernel" else array
   (folder / "flax_model.msgpack").write_bytes(serialization.to_bytes(traverse_util.unflatten_dict(tree)))
   (folder / "model.safetensors").unlink()
+
+
+def _make_gguf(case: str, kind: str = "f32") -> Callable[[pathlib.Path], None]:
+  """A model whose tokenizer is that of GPT-2's kind, or of SentencePiece for llama."""
+
+  def make(folder: pathlib.Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+      file, changes = test_gguf.make_file(pathlib.Path(scratch) / "plain.gguf", case, kind, **SMALL), {}
+      if case == "llama":
+        pieces = [("<unk>", 2), ("<s>", 3), ("</s>", 3), *((c, 1) for c in ("▁", *"abcdehlnoqrtuwx", "th", "▁th"))]
+        pieces += [(f"<0x{byte:02X}>", 6) for byte in range(256)]
+        changes = {"tokens": [piece for piece, _ in pieces], "token_type": [kind for _, kind in pieces]}
+        changes |= {"scores": [-float(i) for i in range(len(pieces))], "merges": None, "model": "llama", "pre": None}
+        changes |= {"bos_token_id": 1, "eos_token_id": 2, "unknown_token_id": 0}
+      changes = {f"tokenizer.ggml.{key}": value for key, value in changes.items()}
+      test_gguf.rewrite(file, folder / "model.gguf", changes)
+
+  return make
+
+
+def _read_gguf(folder: pathlib.Path) -> None:
+  _read_model(folder)
+  saved = storage.open(folder)
+  for parameter in saved.parameters().values():
+    np.array(parameter)
 
 
 def _make_modules(folder: pathlib.Path) -> None:
@@ -343,6 +371,8 @@ READERS = {
   "huggingface": Reader(_make_model(), _read_model, ("*.json", "*.safetensors"), 0.5),
   "huggingface bert": Reader(_make_model(BERT), _read_model, ("config.json",), 0.5),
   "flax": Reader(_make_flax, _read_model, ("*.msgpack",), 0.5),
+  "gguf": Reader(_make_gguf("gpt2"), _read_gguf, ("*.gguf",), 0.5),
+  "gguf llama": Reader(_make_gguf("llama", "q8_0"), _read_gguf, ("*.gguf",), 0.5),
   "modules": Reader(_make_modules, _read_modules, ("*.json", "*/config.json")),
   "bilm": Reader(_make_bilm, _read_bilm, ("*",)),
   "checkpoint": Reader(_make_checkpoint, _read_checkpoint, ("checkpoints/1/**/*",), 0.5),

@@ -23,7 +23,7 @@ NAMES = (
   "run", "config", "metrics", "sources", "tokenizer bpe", "tokenizer wordpiece", "tokenizer unigram",
   "tokenizer sentencepiece_bpe", "tokenizer characters", "tokenizer bytes", "tokenizer words", "tokenizer sentinels",
   "tokenizer merges", "tokenizer vocabulary", "prepared", "unfinished", "safetensors", "huggingface",
-  "huggingface bert", "flax", "modules", "bilm", "checkpoint", "prompts", "lines", "texts",
+  "huggingface bert", "flax", "gguf", "gguf llama", "modules", "bilm", "checkpoint", "prompts", "lines", "texts",
 )  # fmt: skip
 SECONDS = 120  # without an answer
 
@@ -60,20 +60,27 @@ class Worker:
     line, self.waiting = self.waiting.split(b"\n", 1)
     return json.loads(line)
 
-  def run(self, reader: str, count: int) -> list[dict]:
-    """Returns the failures among the first `count` mutations, of which slow readers read a part."""
+  def run(self, reader: str, count: int, places: bool = False) -> list[dict]:
+    """Returns the failures among the first `count` mutations, of which slow readers read a part.
+
+    Args:
+      places: mutate what is in the place of a file, not its content.
+    """
     failures, first = [], 0
     while first < count:
       if self.process is None:
         self._start()
-      self.process.stdin.write(json.dumps({"reader": reader, "first": first, "count": count - first}).encode() + b"\n")
-      at = {"at": first, "file": "?"}
+      task = {"reader": reader, "first": first, "count": count - first, "places": places}
+      self.process.stdin.write(json.dumps(task).encode() + b"\n")
+      at = {"at": first, "file": "?", "kind": ""}
       while (answer := self._answer()) is not None and "at" in answer:
         at = answer
       if answer is not None:
         return failures + answer["failures"]
       error = f"the process hangs or died: {self._stderr()}"
-      failures.append({"number": at["at"], "file": at["file"], "error": error, "content": f"seed {at['at']}"})
+      failures.append(
+        {"number": at["at"], "file": at["file"], "error": error, "content": at["kind"] or f"seed {at['at']}"}
+      )
       self.close()
       first = at["at"] + 1
     return failures
@@ -96,8 +103,9 @@ def worker(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", [*NAMES, *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def test_mutated_files_are_read_or_refused(name, worker, fuzz):
-  failures = worker.run(name, fuzz)
+@pytest.mark.parametrize("places", [False, True], ids=["contents", "places"])
+def test_mutated_files_are_read_or_refused(name, places, worker, fuzz):
+  failures = worker.run(name, fuzz, places)
   lines = [f"{f['file']} with {f['content']}\n  {f['error']} (mutation {f['number']})" for f in failures]
   assert not failures, f"{len(failures)} kinds of failure:\n" + "\n".join(lines)
 

@@ -2,8 +2,9 @@
 
     python -m tests.fuzz.worker FOLDER
 
-Each line of standard input is a JSON object {"reader", "first", "count"}; for each, a line of standard output lists the
-failures. Before each mutation, its number is written, so that a process that dies says at which one.
+Each line of standard input is a JSON object {"reader", "first", "count", "places"}; for each, a line of standard output
+lists the failures. Before each mutation, its number is written, so that a process that dies says at which one. With
+"places", what is read is not a file with other content, but something else in the place of a file.
 """
 
 import contextlib
@@ -32,11 +33,16 @@ class Outside(BaseException):
   """Something was written outside of the folder, or a process was started; no `except Exception` hides it."""
 
 
+class Hang(BaseException):
+  """A mutation takes too long; not a TimeoutError, which is an OSError, which readers report as such."""
+
+
 class Guard:
   """Watches what Python does while a mutation is read."""
 
   def __init__(self, folder: pathlib.Path):
     self.folder, self.on, self.seen = str(folder), False, []
+    self.denied: dict[str, int] = {}  # {path: the error of opening it}
     sys.addaudithook(self._hook)
 
   def _hook(self, event: str, arguments: tuple) -> None:
@@ -44,6 +50,9 @@ class Guard:
       return
     writes = event in CHANGES or (event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITES)
     path = arguments[0] if arguments else ""
+    denied = event == "open" and isinstance(path, str | os.PathLike) and self.denied.get(os.path.abspath(path))
+    if denied:
+      raise OSError(denied, os.strerror(denied), str(path))
     if writes and isinstance(path, str | bytes | os.PathLike):
       at = arguments[1] if event in ("os.remove", "os.rmdir") else -1  # the folder that a relative path is in
       base = os.readlink(f"/proc/self/fd/{at}") if at >= 0 else ""
@@ -59,13 +68,23 @@ class Guard:
     raise Outside(what)
 
 
-def attempt(reader, example: pathlib.Path, case: pathlib.Path, name: str, data: bytes, guard: Guard) -> str:
-  """Returns what is wrong with reading an example one of whose files has other content; empty if nothing is."""
+def attempt(reader, example: pathlib.Path, case: pathlib.Path, name: str, what: bytes | str, guard: Guard) -> str:
+  """Returns what is wrong with reading an example that is changed; empty if nothing is.
+
+  Args:
+    what: the content that one of its files has, or the name of what is in its place, of `mutate.PLACES`.
+  """
   from lmjax.utils.errors import UserError
 
   shutil.rmtree(case, ignore_errors=True)
   shutil.copytree(example, case)
-  (case / name).write_bytes(data)
+  guard.denied = {}
+  if isinstance(what, bytes):
+    (case / name).write_bytes(what)
+  elif what in mutate.DENIED:
+    guard.denied = {str(case / name): mutate.DENIED[what]}
+  else:
+    mutate.PLACES[what](case / name)
   guard.seen.clear()
   signal.setitimer(signal.ITIMER_REAL, SECONDS, 5)  # again and again: a callback of C may drop what it raises
   guard.on = True
@@ -92,8 +111,8 @@ def kind_of(error: str) -> str:
   return error.split(":")[0]
 
 
-def run(name: str, folder: pathlib.Path, numbers: range, guard: Guard) -> list[dict]:
-  """Returns the failures of a reader: the file, the error, and the minimised content."""
+def run(name: str, folder: pathlib.Path, numbers: range, guard: Guard, places: bool) -> list[dict]:
+  """Returns the failures of a reader: the file, the error, and the minimised content, or what is in its place."""
   from tests.fuzz.readers import READERS
 
   reader, example = READERS[name], folder / "example" / name.replace(" ", "-")
@@ -109,24 +128,29 @@ def run(name: str, folder: pathlib.Path, numbers: range, guard: Guard) -> list[d
   assert attempt(reader, example, case, files[0].relative_to(example), files[0].read_bytes(), guard) == "", (
     "the example"
   )
+  kinds = [(file, kind) for file in files for kind in (*mutate.PLACES, *mutate.DENIED)]
+  random.Random(name).shuffle(kinds)
   for number in numbers[: max(round(len(numbers) * reader.weight), 1)]:
-    file = random.Random(f"{name} {number}").choice(files)
+    if places and number >= len(kinds):
+      break
+    file, kind = kinds[number] if places else (random.Random(f"{name} {number}").choice(files), "")
     relative = file.relative_to(example)
-    data = mutate.mutate(str(relative), file.read_bytes(), number)
-    print(json.dumps({"at": number, "file": str(relative)}), flush=True)
+    data = kind or mutate.mutate(str(relative), file.read_bytes(), number)
+    print(json.dumps({"at": number, "file": str(relative), "kind": kind}), flush=True)
     if error := attempt(reader, example, case, relative, data, guard):
       if error.split(" at ")[-1] in seen:
         continue
       seen.add(error.split(" at ")[-1])
       fails = lambda d: kind_of(attempt(reader, example, case, relative, d, guard)) == kind_of(error)  # noqa: B023, E731
-      small = data if "Timeout" in error else mutate.minimise(data, fails, 200)
-      failures.append({"number": number, "file": str(relative), "error": error, "content": mutate.show(small)})
+      small = data if places or "Hang" in error else mutate.minimise(data, fails, 200)
+      content = kind or mutate.show(small)
+      failures.append({"number": number, "file": str(relative), "error": error, "content": content})
   shutil.rmtree(case, ignore_errors=True)
   return failures
 
 
 def timeout(*_) -> None:
-  raise TimeoutError(f"more than {SECONDS} s")
+  raise Hang(f"more than {SECONDS} s")
 
 
 def main() -> None:
@@ -147,7 +171,7 @@ def main() -> None:
   for line in sys.stdin:
     task = json.loads(line)
     numbers = range(task["first"], task["first"] + task["count"])
-    print(json.dumps({"failures": run(task["reader"], folder, numbers, guard)}), flush=True)
+    print(json.dumps({"failures": run(task["reader"], folder, numbers, guard, task["places"])}), flush=True)
 
 
 if __name__ == "__main__":

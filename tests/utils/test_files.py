@@ -72,7 +72,7 @@ def test_json_is_read(tmp_path):
 
 
 def test_a_link_in_place_of_the_unfinished_file_is_not_followed(tmp_path):
-  (tmp_path / "a.json.part").symlink_to(tmp_path / "other")
+  (tmp_path / ".a.json.part").symlink_to(tmp_path / "other")
   (tmp_path / "other").write_text("mine")
   files.write(tmp_path / "a.json", "text")
   assert (tmp_path / "other").read_text() == "mine" and sorted(os.listdir(tmp_path)) == ["a.json", "other"]

@@ -19,6 +19,7 @@ from etils import epath
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.splits import split_range
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import reading
 
 FindStarts = Callable[[bytes], np.ndarray]  # from the bytes of a file to the offsets at which its documents start
 Clean = Callable[[bytes], bytes]  # from the bytes of a file to the text in it, such as a book without its header
@@ -145,13 +146,14 @@ def read_bytes(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mma
     UserError: the file cannot be read.
   """
   try:
-    if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
-      with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    data = path.read_bytes()
-    data = gzip.decompress(data) if path.suffix == ".gz" else data
-  except (OSError, EOFError, zlib.error) as error:
-    raise UserError(f"data: cannot read {path}: {error}") from error
+    with reading(path):
+      if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
+        with open(path, "rb") as file:
+          return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      data = path.read_bytes()
+      data = gzip.decompress(data) if path.suffix == ".gz" else data
+  except (EOFError, zlib.error) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
   return clean(data) if clean else data
 
 

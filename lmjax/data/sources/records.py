@@ -15,8 +15,8 @@ from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.indexed import MAX_DOCUMENT, Lines, expand_paths
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils import trust
-from lmjax.utils.errors import UserError, did_you_mean, one_line
-from lmjax.utils.files import parse_json
+from lmjax.utils.errors import UserError, did_you_mean, one_line, reason
+from lmjax.utils.files import parse_json, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,9 +216,10 @@ def _parquet(path: epath.Path):
   import pyarrow.parquet
 
   try:
-    return pyarrow.parquet.ParquetFile(path.open("rb") if "://" in str(path) else str(path))
-  except (OSError, pyarrow.ArrowInvalid) as error:
-    raise UserError(f"data: cannot read {path}: {str(error).splitlines()[0]}") from error
+    with reading(path):
+      return pyarrow.parquet.ParquetFile(path.open("rb") if "://" in str(path) else str(path))
+  except pyarrow.ArrowInvalid as error:
+    raise UserError(f"{path} cannot be read: {reason(error)}") from error
 
 
 @functools.lru_cache(maxsize=4)

@@ -24,7 +24,7 @@ from lmjax.data.sources.base import BadRecord, Encoded
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils.errors import UserError, did_you_mean, reason
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import inside, make_folder, read_json, writing
+from lmjax.utils.files import inside, make_folder, read_json, reading, writing
 from lmjax.utils.trust import check_links
 
 VERSION = 1
@@ -144,7 +144,7 @@ def check_sums(folder: epath.PathLike) -> None:
 def digest(path: epath.Path) -> str:
   """Returns the SHA-256 of a file."""
   sha256 = hashlib.sha256()
-  with path.open("rb") as file:
+  with reading(path), path.open("rb") as file:
     while block := file.read(2**22):
       sha256.update(block)
   return sha256.hexdigest()

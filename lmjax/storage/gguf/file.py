@@ -16,6 +16,7 @@ import numpy as np
 from etils import epath
 
 from lmjax.utils.errors import UserError, one_line, reason
+from lmjax.utils.files import reading
 
 MAGIC, VERSIONS, ALIGNMENT = b"GGUF", (2, 3), 32
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -229,11 +230,12 @@ class _Header:
 
 
 def _read(file: epath.Path) -> _Header:
+  if not file.exists():
+    raise UserError(f"{file} does not exist")
   try:
-    if not file.exists():
-      raise UserError(f"{file} does not exist")
-    return _Header(file, memoryview(np.memmap(file, np.uint8, "r")))
-  except (OSError, ValueError, KeyError, struct.error, OverflowError) as error:
+    with reading(file):
+      return _Header(file, memoryview(np.memmap(file, np.uint8, "r")))
+  except (ValueError, KeyError, struct.error, OverflowError) as error:
     text = "its text is not UTF-8" if isinstance(error, UnicodeError) else reason(error)
     raise UserError(f"{file} is not a GGUF file that can be read: {text}") from error
 

@@ -111,7 +111,7 @@ def _write(path: epath.Path, architecture: str, metadata: dict[str, Any], tensor
     block, size = gguf.GGML_QUANT_SIZES[wanted]
     length = math.prod(shape) // block * size
     writer.add_tensor_info(name, shape, np.dtype(np.float32), length, raw_dtype=wanted)
-  path.parent.mkdir(parents=True, exist_ok=True)
+  files.make_folder(path.parent)
   with files.replacing(path) as stream:
     writer.fout, writer.state = [stream], gguf.gguf_writer.WriterState.EMPTY
     writer.write_header_to_file()

@@ -6,6 +6,7 @@ from flax import serialization, traverse_util
 
 from lmjax.storage.safetensors import owners_of, shards
 from lmjax.utils.errors import UserError, reason
+from lmjax.utils.files import read_bytes
 
 SINGLE, INDEX = "flax_model.msgpack", "flax_model.msgpack.index.json"
 # The last part of a tensor's name in Flax and in PyTorch; a PyTorch kernel is the transpose, in every layer.
@@ -22,13 +23,15 @@ class FlaxTensors:
     owners = owners_of(folder / INDEX) if (folder / INDEX).exists() else {}
     for file in self.files:
       try:
-        tree = traverse_util.flatten_dict(serialization.msgpack_restore(file.read_bytes()))
+        tree = traverse_util.flatten_dict(serialization.msgpack_restore(read_bytes(file)))
         for path, array in tree.items():
           if owners.get("/".join(path), file.name) != file.name:
             continue
           *parents, last = path[0].split("/") if len(path) == 1 else path  # the keys of shards are joined already
           name = ".".join([*parents, LAST.get(last, last)])
           self._tensors[name] = array.T if last == "kernel" else np.asarray(array)
+      except UserError:
+        raise
       except Exception as error:  # msgpack and Flax raise many kinds
         raise UserError(f"{file} is corrupt: {reason(error)}") from error
 

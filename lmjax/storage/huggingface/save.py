@@ -1,9 +1,7 @@
 """Writes models as Hugging Face folders."""
 
-import contextlib
 import dataclasses
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -22,6 +20,7 @@ from lmjax.storage.huggingface.weights import WeightMap, hf_shape, join, unembed
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
+from lmjax.utils.files import new_folder, read_bytes, write
 from lmjax.utils.pytree import Tree
 
 TIES = ("tie_word_embeddings", "scale_decoder_outputs", "logits_scaling")
@@ -43,7 +42,7 @@ def save(
     UserError: the model has no Hugging Face equivalent, or the folder is not empty or cannot be written.
   """
   folder = epath.Path(folder).expanduser()
-  if folder.exists() and any(folder.iterdir()):
+  if folder.is_dir() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
   family = family_of(model, str((settings or {}).get("model_type", "")))
   config, heads = model.config, params["heads"]
@@ -55,24 +54,15 @@ def save(
   dtype = np.dtype(safetensors.DTYPES[dtype])
   tensors = list(tensors_of(family, config, params, ending))
   shapes = {name: (dtype, shape) for name, shape, _ in tensors}
-  part = folder.parent / (folder.name + ".part")
-  with contextlib.ExitStack() as stack:
-    stack.callback(lambda: shutil.rmtree(part, ignore_errors=True))
-    try:
-      part.mkdir(parents=True, exist_ok=True)
-      safetensors.write(part / "model.safetensors", shapes, (make() for _, _, make in tensors))
-      (part / "config.json").write_text(json.dumps(hf, indent=2))
-      for name, file in companions(files, with_tokenizer).items() if files else ():
-        (part / name).parent.mkdir(parents=True, exist_ok=True)
-        (part / name).write_bytes(file.encode() if isinstance(file, str) else file.read_bytes())
-      if tokenizer is not None:
-        template = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "start")
-        tokenizer_files.write(part, tokenizer, template)
-      if folder.exists():
-        folder.rmdir()
-      part.rename(folder)
-    except OSError as error:
-      raise UserError(f"{folder} could not be written: {error}; nothing was left behind") from error
+  with new_folder(folder) as part:
+    safetensors.write(part / "model.safetensors", shapes, (make() for _, _, make in tensors))
+    write(part / "config.json", json.dumps(hf, indent=2))
+    for name, file in companions(files, with_tokenizer).items() if files else ():
+      (part / name).parent.mkdir(parents=True, exist_ok=True)
+      write(part / name, file if isinstance(file, str) else read_bytes(file))
+    if tokenizer is not None:
+      template = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "start")
+      tokenizer_files.write(part, tokenizer, template)
 
 
 def bare(model: nn.Module, params: Tree) -> str:

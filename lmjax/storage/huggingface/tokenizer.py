@@ -15,6 +15,7 @@ from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.data.tokenizers.special import A, B, Template, prefix
 from lmjax.data.tokenizers.subword import SentencePiece
 from lmjax.data.tokenizers.words import PATTERNS, Words
+from lmjax.utils import files
 from lmjax.utils.errors import UserError
 
 ADVICE = "--without_tokenizer writes the model without its tokenizer"
@@ -57,8 +58,8 @@ def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
     )
   settings: dict[str, Any] = {f"{role}_token": name for role, name in names.items() if name}
   settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
-  (folder / "tokenizer.json").write_text(fast.to_str(pretty=True))
-  (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+  files.write(folder / "tokenizer.json", fast.to_str(pretty=True))
+  files.write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
 
 
 def _processor(template: Template, fast: tokenizers.Tokenizer) -> processors.TemplateProcessing:
