@@ -12,8 +12,8 @@ class Mask:
   """An attention mask described by its parts, so that a kernel needs no array of length x length.
 
   A token attends within its own segment (packed document); if `causal`, to nothing after itself; with a `window`, to
-  itself and the window - 1 tokens before it; and only where `allowed`, an array, is true. `bias` is added to scores. Before that,
-  with a `cap`, scores s become cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118).
+  itself and the window - 1 tokens before it; and only where `allowed`, an array, is true. With a `cap`, scores s become
+  cap * tanh(s / cap) (Gemma 2, arXiv:2408.00118). Then `bias` is added to them.
   """
 
   segments_BxL: jax.Array | None = None
