@@ -16,15 +16,18 @@ CORPUS = [*TEXTS, "The quick brown fox jumps over the lazy dog, and the dog is n
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FAMILIES = (
   "bert", "distilbert", "gpt2", "qwen2", "roberta", "openai-gpt", "t5", "xlm-roberta", "camembert", "llama", "gemma",
+  "mt5", "byt5", "bart", "electra", "albert",
 )  # fmt: skip
 CLASSES = {
   "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer",
   "roberta": "RobertaTokenizer", "openai-gpt": "OpenAIGPTTokenizer", "t5": "T5Tokenizer",
   "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer", "llama": "LlamaTokenizer",
-  "gemma": "GemmaTokenizer",
+  "gemma": "GemmaTokenizer", "mt5": "T5Tokenizer", "byt5": "ByT5Tokenizer", "bart": "BartTokenizer",
+  "electra": "ElectraTokenizer", "albert": "AlbertTokenizer",
 }  # fmt: skip
 SPECIAL = {
   "gpt2": ["<|endoftext|>"], "qwen2": ["<|endoftext|>"], "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+  "bart": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
 }  # fmt: skip
 UNIGRAM = dict(model_type="unigram", vocab_size=200)
 LLAMA = dict(
@@ -38,6 +41,11 @@ GEMMA = dict(
 MODELS = {
   "t5": ("spiece.model", UNIGRAM | dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)),
   "xlm-roberta": ("sentencepiece.bpe.model", UNIGRAM),
+  "mt5": ("spiece.model", UNIGRAM | dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, vocab_size=400)),
+  "albert": (
+    "spiece.model",
+    UNIGRAM | dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"]),
+  ),
   "camembert": ("sentencepiece.bpe.model", UNIGRAM | dict(unk_id=0, bos_id=1, eos_id=2)),
   "llama": ("tokenizer.model", LLAMA),
   "gemma": ("tokenizer.model", LLAMA | GEMMA),
@@ -53,7 +61,7 @@ def write(folder, family: str, **settings) -> None:
 
 
 def _files(family: str) -> dict[str, bytes]:
-  if family in ("bert", "distilbert"):
+  if family in ("bert", "distilbert", "electra"):
     fast = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     fast.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
     fast.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -61,6 +69,8 @@ def _files(family: str) -> dict[str, bytes]:
     fast.train_from_iterator([*CORPUS, *map(str.lower, CORPUS)], trainer)
     vocabulary = fast.get_vocab()
     return {"vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.get)).encode()}
+  if family == "byt5":  # has no file of a vocabulary
+    return {}
   if family in MODELS:
     name, options = MODELS[family]
     model = io.BytesIO()

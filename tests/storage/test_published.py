@@ -1,8 +1,11 @@
 """Tokenizers as they are published: the ids of transformers, special tokens, and vocabularies read as written."""
 
+import io
 import json
+import pickle
 
 import pytest
+import sentencepiece
 import tokenizers
 from tokenizers import processors
 
@@ -18,6 +21,8 @@ OPTIONS = {
   "bert": [dict(do_lower_case=False), dict(strip_accents=False), dict(tokenize_chinese_chars=False), {}],
   "gpt2": [{}, dict(add_bos_token=True), dict(add_prefix_space=True)],
   "t5": [{}, dict(extra_ids=10)],
+  "mt5": [{}, dict(extra_ids=0)],
+  "byt5": [{}, dict(extra_ids=3)],
   "llama": [dict(add_bos_token=True), dict(add_bos_token=True, add_eos_token=True, legacy=True)],
   "gemma": [dict(add_bos_token=True)],
 }
@@ -47,6 +52,49 @@ def test_ids_are_those_of_transformers(family, tmp_path, monkeypatch):
       first, second = tokenizer.encode("a b"), tokenizer.encode("c")
       assert template_of(tokenizer, "decoder").apply(first).ids == expected("a b")["input_ids"]
       assert template_of(tokenizer, "decoder").apply(first, second).ids == expected("a b", "c")["input_ids"]
+
+
+def marian(folder, **settings):
+  """Writes the tokenizer of a Marian: two models with pieces of their own, and one vocabulary."""
+  models = []
+  for name, texts in (
+    ("source.spm", published.CORPUS),
+    ("target.spm", published.CORPUS[::-1][:40] + ["Übergröße"] * 9),
+  ):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()), model_writer=model,
+      hard_vocab_limit=False, minloglevel=2, vocab_size=120, model_type="unigram", character_coverage=0.98,
+    )  # fmt: skip
+    (folder / name).write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    models.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
+  pieces = list(dict.fromkeys(["</s>", "<unk>", ">>fra<<", *models[1][::-1], *models[0], "<pad>"]))
+  (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+  (folder / "config.json").write_text(json.dumps({"model_type": "marian"}))
+  (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MarianTokenizer"} | settings))
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_ids_and_texts_of_marian_are_those_of_transformers(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  marian(tmp_path)
+  expected, tokenizer = transformers.MarianTokenizer.from_pretrained(str(tmp_path)), load(tmp_path)
+  assert (tokenizer.size, tokenizer.end, tokenizer.start) == (len(expected), 0, expected.pad_token_id)
+  for text in [*TEXTS, ">>fra<< Hello world", "a >>fra<< b", ">>deu<<Hello", "The quick brown fox"]:
+    ids = expected(text)["input_ids"]
+    assert template_of(tokenizer, "encoder_decoder").apply(tokenizer.encode(text, parse_special=True)).ids == ids, text
+  ids = [*reversed(range(3, tokenizer.size)), tokenizer.end, 1, tokenizer.start]
+  wanted = expected.decode(ids, skip_special_tokens=True, use_source_tokenizer=False)
+  assert tokenizer.decode(ids).strip() == wanted
+  assert {0, 1}.isdisjoint(tokenizer.encode("Hello </s>")[-1:])
+  tokenizer.save(tmp_path / "again")
+  for again in (load(tmp_path / "again"), pickle.loads(pickle.dumps(tokenizer))):
+    assert fingerprint(again) == fingerprint(tokenizer)
+  marian(tmp_path, separate_vocabs=True)
+  with pytest.raises(UserError, match="separate_vocabs"):
+    load(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
