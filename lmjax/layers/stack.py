@@ -52,7 +52,6 @@ class Stack(nn.Module):
   depth: int
   scan: bool = True
   remat: str = "none"
-  shared: bool = False  # one set of parameters, not stacked, serves all layers (ALBERT)
 
   @nn.compact
   def __call__(
@@ -73,12 +72,9 @@ class Stack(nn.Module):
 
     if REMAT[self.remat] is not None:
       layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan, static_argnums=(0,))
-    if self.scan and self.shared:
-      return jax.lax.scan(lambda x_BxLxD, rng: layer(0, x_BxLxD, (layers, rng)), x_BxLxD, rngs, self.depth)
     if self.scan and not isinstance(layers, tuple):
       return jax.lax.scan(partial(layer, 0), x_BxLxD, (layers, rngs))
     tapped = []
-    layers = (layers,) * self.depth if self.shared else layers
     for i, params in enumerate(layers if isinstance(layers, tuple) else unstack(layers, self.depth)):
       x_BxLxD, tap = layer(i, barrier(x_BxLxD), (params, None if rngs is None else rngs[i]))
       tapped.append(tap)
@@ -103,6 +99,4 @@ class Stack(nn.Module):
     def init(rng):
       return self._block().init(rng, *inputs)["params"]
 
-    if self.shared:
-      return self.param("layers", init)
     return self.param("layers", lambda rng: stack_names(jax.vmap(init)(jax.random.split(rng, self.depth))))

@@ -88,7 +88,7 @@ class Encoder(nn.Module):
     self.embed_norm = norm()
     if c.embedding:
       self.project = Einsum("BLE,ED->BLD", {"D": c.width, "E": size})
-    self.stack = Stack(block, c.depth, c.scan, c.remat, c.shared_layers)
+    self.stack = Stack(block, 1 if c.shared_layers else c.depth, c.scan, c.remat)
     if c.pooler:
       self.pooler = Einsum("BD,DE->BE", {"D": c.width, "E": c.width})
     if not c.tie_embeddings:
@@ -109,10 +109,14 @@ class Encoder(nn.Module):
     x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
     x_BxLxD = self.project(x_BxLxD) if c.embedding else x_BxLxD
     mask = prepare_mask(Mask(batch.get("segments")), ids_BxL.shape[1])
-    x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
+    tapped = []
+    for _ in range(c.depth if c.shared_layers else 1):
+      x_BxLxD, tap = self.stack(x_BxLxD, positions_BxL, mask, taps)
+      tapped.append(tap)
+    taken = jax.tree.map(lambda *layers: jnp.concatenate(layers), *tapped) if c.shared_layers else tapped[0]
     if self.is_initializing() and not c.tie_embeddings:
       self.unembed(ids_BxL)
-    return Hidden(x_BxLxD, jnp.tanh(self.pooler(x_BxLxD[:, 0])) if c.pooler else None, tapped)
+    return Hidden(x_BxLxD, jnp.tanh(self.pooler(x_BxLxD[:, 0])) if c.pooler else None, taken)
 
   def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores vectors, out of this model's parameters."""

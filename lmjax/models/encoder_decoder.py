@@ -1,8 +1,7 @@
-"""The encoder-decoder family: the Transformer, T5, BART and Marian, by one Config.
+"""The encoder-decoder family: the Transformer and T5, by one Config.
 
 Vaswani et al. (2017), arXiv:1706.03762; Raffel et al. (2020), arXiv:1910.10683, and its version 1.1 with gated units
-(Shazeer, 2020, arXiv:2002.05202); Lewis et al. (2019), arXiv:1910.13461; Junczys-Dowmunt et al. (2018),
-arXiv:1804.00344.
+(Shazeer, 2020, arXiv:2002.05202).
 """
 
 import dataclasses
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers import leaves
 from lmjax.layers.attention import Attention
 from lmjax.layers.block import Block
 from lmjax.layers.cache import Cache
@@ -27,11 +25,8 @@ from lmjax.layers.relative import RelativeBias, sinusoids
 from lmjax.layers.stack import Stack, decode_layout, unstack
 from lmjax.models.base import Hidden, Kind, Table, positions_of
 from lmjax.models.config import check
-from lmjax.models.heads import VocabularyBias
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
-
-POSITIONS = ("relative", "sinusoidal", "learned")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,8 +41,7 @@ class Config:
   heads: int = 8
   head_size: int = 64
   mlp: int = 2048
-  positions: str = "relative"  # or sinusoidal, or learned
-  offset: int = 0  # rows of the tables of learned positions before that of the first token (BART has 2)
+  positions: str = "relative"  # or sinusoidal
   num_buckets: int = 32  # of relative distances
   max_distance: int = 128  # all distances from here on share a bucket
   activation: str = "relu"
@@ -57,10 +51,7 @@ class Config:
   epsilon: float = 1e-6
   bias: bool = False
   scale_scores: bool = False  # attention scores are divided by sqrt(head_size)
-  embed_norm: bool = False  # embeddings are normalized
-  scale_embedding: bool | None = None  # they are multiplied by sqrt(width); None: with sinusoidal positions
   tie_embeddings: bool = True  # one table for source, target and scores
-  unembed_bias: bool = False  # scores have a bias for every token
   scale_output: bool | None = None  # T5 scores vectors divided by sqrt(width); None: where embeddings are tied
   dropout: float = 0.0  # of embeddings and residual branches
   dtype: str = "float32"  # of the computation; parameters are float32
@@ -68,15 +59,14 @@ class Config:
   remat: str = "none"
 
   def __post_init__(self):
-    check(self, "vocabulary length width depth heads head_size mlp", positions=POSITIONS)
+    check(self, "vocabulary length width depth heads head_size mlp", positions=("relative", "sinusoidal"))
 
 
 class EncoderDecoder(nn.Module):
   """An encoder of sources and a decoder of targets.
 
   Parameters: `embed`, `encoder`, `decoder` (stacks), and where the config wants them `encoder_bias`, `decoder_bias`
-  (relative positions), `encoder_positions`, `decoder_positions` (learned), `encoder_embed_norm`, `decoder_embed_norm`,
-  `encoder_norm`, `decoder_norm` (pre-norm), `unembed`, `unembed_bias`.
+  (relative positions), `encoder_norm`, `decoder_norm` (pre-norm), `unembed`.
   """
 
   config: Config
@@ -106,11 +96,6 @@ class EncoderDecoder(nn.Module):
     self.encoder = Stack(partial(Block, mlp=mlp, **parts), c.depth, c.scan, c.remat)
     decoder = partial(CrossBlock, cross=cross, feed_forward=mlp, **parts)
     self.decoder = Stack(decoder, self._decoder_depth, c.scan, c.remat)
-    if c.positions == "learned":
-      table = partial(Embed, c.length + c.offset, c.width, axis="positions")
-      self.encoder_positions, self.decoder_positions = table(), table()
-    if c.embed_norm:
-      self.encoder_embed_norm, self.decoder_embed_norm = parts["norm"](), parts["norm"]()
     if relative:
       self.encoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance)
       self.decoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance, causal=True)
@@ -118,8 +103,6 @@ class EncoderDecoder(nn.Module):
       self.encoder_norm, self.decoder_norm = parts["norm"](), parts["norm"]()
     if not c.tie_embeddings:
       self.unembed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5)
-    if c.unembed_bias:
-      self.unembed_bias = VocabularyBias(c.vocabulary)
     self.drop = nn.Dropout(c.dropout)
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
@@ -141,8 +124,6 @@ class EncoderDecoder(nn.Module):
     x_BxLxD, tapped = self.decoder(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, source, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
-    if self.is_initializing() and self.config.unembed_bias:
-      self.unembed_bias()
     return Hidden(self.final_norm(x_BxLxD), taps=tapped | ({"source": source_BxMxD} if taps else {}))
 
   def encode(
@@ -188,15 +169,11 @@ class EncoderDecoder(nn.Module):
   def logits(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of final vectors [..., D]."""
     table = self.embed.table if self.config.tie_embeddings else self.unembed.table
-    scores = vocabulary_logits(x, table, self.config.vocabulary)
-    if self.config.unembed_bias:
-      scores += jnp.expand_dims(self.unembed_bias()[: scores.shape[-1]], range(scores.ndim - 1))
-    return scores
+    return vocabulary_logits(x, table, self.config.vocabulary)
 
   def unembedding(self, params: Tree) -> Table:
-    """Returns what scores final vectors, out of this model's parameters."""
-    bias = leaves.dense(params["unembed_bias"]["bias"]) if self.config.unembed_bias else None
-    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"], bias)
+    """Returns the table [V padded, D] that scores final vectors, out of this model's parameters."""
+    return Table(params["embed" if self.config.tie_embeddings else "unembed"]["table"])
 
   def decode_layout(self, params: Tree) -> Tree:
     """Returns the parameters with each decoder layer as a tree of its own, as decoding reads them fastest."""
@@ -206,13 +183,8 @@ class EncoderDecoder(nn.Module):
     """Returns the input [B, L, D] of the first layer of encoder or decoder."""
     c = self.config
     x_BxLxD = self.embed(tokens_BxL, jnp.dtype(c.dtype))
-    if c.positions == "sinusoidal" if c.scale_embedding is None else c.scale_embedding:
-      x_BxLxD = x_BxLxD * c.width**0.5
     if c.positions == "sinusoidal":
-      x_BxLxD = x_BxLxD + sinusoids(positions_BxL, c.width).astype(x_BxLxD.dtype)
-    if c.positions == "learned":
-      x_BxLxD += getattr(self, f"{side}_positions")(positions_BxL + c.offset, x_BxLxD.dtype)
-    x_BxLxD = getattr(self, f"{side}_embed_norm")(x_BxLxD) if c.embed_norm else x_BxLxD
+      x_BxLxD = x_BxLxD * c.width**0.5 + sinusoids(positions_BxL, c.width).astype(x_BxLxD.dtype)
     x_BxLxD = constrain(x_BxLxD, "batch", "residual_length", None)
     return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
 

@@ -17,7 +17,7 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
-from lmjax.models import decoder, encoder, encoder_decoder
+from lmjax.models import bart, decoder, encoder, encoder_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface.closest import closest, common_keys
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
@@ -174,7 +174,7 @@ def _fit(config: Any, settings: dict[str, Any], family: Family, tensors: Renamed
     with_decoder = [name for name in _classes(settings, folder) if not name.endswith(("EncoderModel", ENCODER_HEADS))]
     if not with_decoder:
       config = dataclasses.replace(config, decoder_depth=0)
-  if isinstance(config, encoder_decoder.Config):
+  if isinstance(config, bart.Config):
     config = dataclasses.replace(config, unembed_bias=FINAL_BIAS.hf in tensors)
   return config
 
@@ -228,6 +228,8 @@ def axis_sizes(config: Any) -> dict[str, int]:
 
 def depth_of(config: Any, weight: WeightMap) -> int:
   """Returns the number of layers of a stacked parameter."""
+  if getattr(config, "shared_layers", False):
+    return 1
   depth = getattr(config, "decoder_depth", None) if weight.lmjax.startswith("decoder/") else None
   return config.depth if depth is None else depth
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmjax.models import encoder_decoder
+from lmjax.models.bart import Config as BartConfig
 
 
 class WeightMap(NamedTuple):
@@ -225,7 +225,7 @@ DISTILBERT = (
 )
 DISTILBERT_MASKED = masked("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
 ELECTRA_PROJECTION = _dense("project", "embeddings_project", "D R -> R D", "D -> D")
-_ALBERT_LAYER = "encoder.albert_layer_groups.0.albert_layers.0"
+_ALBERT_LAYER = "encoder.albert_layer_groups.{}.albert_layers.0"
 ALBERT = (
   *_BERT_EMBEDDINGS,
   *TYPES,
@@ -262,7 +262,7 @@ def unembedding(name: str) -> tuple[WeightMap, ...]:
 
 def unembedding_bias(name: str, config: Any) -> tuple[WeightMap, ...]:
   """Returns the table of the bias of the tokens' scores, `name` that of their table."""
-  if isinstance(config, encoder_decoder.Config):
+  if isinstance(config, BartConfig):
     return (FINAL_BIAS,)
   return (WeightMap("unembed_bias/bias", name.removesuffix("weight") + "bias", "V -> V"),)
 

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from lmjax.models import encoder_decoder
+from lmjax.models import bart
 from lmjax.storage.huggingface import weights
 from lmjax.storage.huggingface.families.base import TO_HF, Family, HFConfig, activation, head_size
 from lmjax.utils.errors import UserError
@@ -17,7 +17,6 @@ DEFAULTS = dict(
   vocab_size=50_265, d_model=1024, encoder_layers=12, encoder_attention_heads=16, encoder_ffn_dim=4096,
   decoder_start_token_id=2,
 )  # fmt: skip
-OFFSET = 2  # rows of a table of positions that no token has
 
 
 def _read(fields: Fields) -> dict[str, Any]:
@@ -30,15 +29,15 @@ def _read(fields: Fields) -> dict[str, Any]:
   heads = fields.integer("encoder_attention_heads", DEFAULTS["encoder_attention_heads"])
   return dict(
     length=fields.integer("max_position_embeddings", 1024, least=1), head_size=head_size(fields, width, heads),
-    decoder_depth=fields.integer("decoder_layers", 12, least=1), epsilon=1e-5, norm="layer", post_norm=True, bias=True,
-    scale_scores=True, activation=activation(fields, "activation_function", "gelu"),
-    scale_embedding=fields.boolean("scale_embedding", False), scale_output=False,
+    decoder_depth=fields.integer("decoder_layers", 12, least=1),
+    activation=activation(fields, "activation_function", "gelu"),
+    scale_embedding=fields.boolean("scale_embedding", False),
     tie_embeddings=fields.boolean("tie_word_embeddings", True),
   )  # fmt: skip
 
 
 def _read_bart(fields: Fields) -> dict[str, Any]:
-  return _read(fields) | dict(positions="learned", offset=OFFSET, embed_norm=True)
+  return _read(fields) | dict(positions="learned", embed_norm=True)
 
 
 def _read_marian(fields: Fields) -> dict[str, Any]:
@@ -46,28 +45,27 @@ def _read_marian(fields: Fields) -> dict[str, Any]:
   target = fields.integer("decoder_vocab_size", size, least=1)
   if target != size:
     raise UserError(f"{fields.where}: decoder_vocab_size {target} must be vocab_size {size}: one vocabulary for both")
-  return _read(fields) | dict(positions="sinusoidal")
+  return _read(fields) | dict(positions="sinusoidal", embed_norm=False)
 
 
-def _write(c: encoder_decoder.Config) -> HFConfig:
-  scale = c.positions == "sinusoidal" if c.scale_embedding is None else c.scale_embedding
+def _write(c: bart.Config) -> HFConfig:
   hf = dict(
     model_type="bart" if c.positions == "learned" else "marian", is_encoder_decoder=True,
     max_position_embeddings=c.length, decoder_layers=c.depth if c.decoder_depth is None else c.decoder_depth,
     decoder_ffn_dim=c.mlp, decoder_attention_heads=c.heads, activation_function=TO_HF[c.activation],
-    scale_embedding=scale, tie_word_embeddings=c.tie_embeddings,
+    scale_embedding=c.scale_embedding, tie_word_embeddings=c.tie_embeddings,
   )  # fmt: skip
   return hf if c.positions == "learned" else hf | dict(decoder_vocab_size=c.vocabulary)
 
 
-def _bart_heads(c: encoder_decoder.Config) -> dict[str, tuple[weights.WeightMap, ...]]:
+def _bart_heads(c: bart.Config) -> dict[str, tuple[weights.WeightMap, ...]]:
   dense = ("classification_head.out_proj", "classification_head.dense")
   return {"span": weights.SPAN, "sequence": weights.classifier("sequence", *dense)}
 
 
 _OLD = dict(normalize_before=(False,), add_final_layer_norm=(False,), add_bias_logits=(False,))
 BART = Family(
-  module=encoder_decoder.EncoderDecoder, config=encoder_decoder.Config, hf_prefix="Bart", config_keys=KEYS,
+  module=bart.Bart, config=bart.Config, hf_prefix="Bart", config_keys=KEYS,
   defaults=DEFAULTS, read=_read_bart, write=_write, heads=_bart_heads,
   weights=lambda c: weights.bart(True, True, c.decoder_depth != 0),
   prefix={"": "model."}, bare_class="ForConditionalGeneration",
