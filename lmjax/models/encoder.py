@@ -136,4 +136,6 @@ PRESETS: dict[str, dict] = {
   "bert-base": _bert(12, 768, 12),
   "bert-large": _bert(24, 1024, 16),
   "distilbert": _bert(6, 768, 12, token_types=0, pooler=False),
+  "electra-small": _bert(12, 256, 4, embedding=128, pooler=False),
+  "albert-base": _bert(12, 768, 12, vocabulary=30_000, embedding=128, shared_layers=True, activation="gelu_tanh"),
 }
