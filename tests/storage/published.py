@@ -60,6 +60,27 @@ def write(folder, family: str, **settings) -> None:
   (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": CLASSES[family]} | settings))
 
 
+def write_marian(folder, kind: str = "marian", **settings) -> None:
+  """Writes the tokenizer of a Marian: two models with pieces of their own, and one vocabulary."""
+  models = []
+  for name, texts in (
+    ("source.spm", CORPUS),
+    ("target.spm", CORPUS[::-1][:40] + ["Übergröße"] * 9),
+  ):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()), model_writer=model,
+      hard_vocab_limit=False, minloglevel=2, vocab_size=120, model_type="unigram", character_coverage=0.98,
+    )  # fmt: skip
+    (folder / name).write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    models.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
+  pieces = list(dict.fromkeys(["</s>", "<unk>", ">>fra<<", *models[1][::-1], *models[0], "<pad>"]))
+  (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+  (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+  (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MarianTokenizer"} | settings))
+
+
 def _files(family: str) -> dict[str, bytes]:
   if family in ("bert", "distilbert", "electra"):
     fast = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax import storage
 from lmjax.commands.convert import check
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
@@ -129,7 +130,7 @@ def hf_model(case: str, **more):
       if p.requires_grad:  # Marian has its sinusoids as a parameter
         p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
     if hasattr(made, "final_logits_bias"):
-      made.final_logits_bias.add_(torch.randn(1, V))
+      made.final_logits_bias.add_(torch.randn(made.final_logits_bias.shape))
   return made
 
 
@@ -249,6 +250,39 @@ def test_greedy_t5_is_transformers():
     expected = expected.tolist()
     expected = expected[: expected.index(1) + 1] if 1 in expected else expected
     assert [t for t in row.tolist() if t >= 0] == expected
+
+
+@pytest.mark.parametrize("kind", ["bart", "marian"])
+def test_greedy_text_is_that_of_transformers(kind, tmp_path):
+  """From the start that a folder names, with the token that it forces to be first."""
+  import torch
+  import transformers
+
+  from lmjax.inference.generate import Generator
+  from tests.storage import published
+
+  (published.write_marian if kind == "marian" else published.write)(tmp_path, kind)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+  pad = tokenizer.pad_token_id
+  start = dict(decoder_start_token_id=pad) if kind == "marian" else dict(forced_bos_token_id=0)
+  model = hf_model(kind, vocab_size=len(tokenizer), pad_token_id=pad, eos_token_id=tokenizer.eos_token_id, **start)
+  model.save_pretrained(tmp_path)
+  texts = ["Hello world", "The quick brown fox jumps"]
+  batch = tokenizer(texts, return_tensors="pt", padding=True)
+  with torch.no_grad():
+    keys = {key: batch[key] for key in ("input_ids", "attention_mask")}
+    ids = model.generate(**keys, max_new_tokens=9, do_sample=False, num_beams=1, forced_eos_token_id=None)
+  forced = 1 if kind == "bart" else 0
+  assert not forced or (ids[:, 1] == 0).all()
+  loaded = storage.open(tmp_path).load()
+  new = 9 - forced  # the library counts the forced token
+  mine = Generator(loaded, Sampling(temperature=0.0), new).texts([(text, 0) for text in texts])
+  options = dict(use_source_tokenizer=False) if kind == "marian" else {}
+  wanted = [tokenizer.decode(row, skip_special_tokens=True, **options) for row in ids]
+  assert [text.strip() for text in mine] == [text.strip() for text in wanted]
+  huggingface.folder.HuggingFaceFolder.save(tmp_path / "again", storage.open(tmp_path))
+  again = storage.open(tmp_path / "again").load()
+  assert Generator(again, Sampling(temperature=0.0), new).texts([(texts[0], 0)]) == mine[:1]
 
 
 def test_a_real_sentence_model(data, tmp_path):

@@ -1,11 +1,9 @@
 """Tokenizers as they are published: the ids of transformers, special tokens, and vocabularies read as written."""
 
-import io
 import json
 import pickle
 
 import pytest
-import sentencepiece
 import tokenizers
 from tokenizers import processors
 
@@ -15,7 +13,7 @@ from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.special import template_of
 from lmjax.utils.errors import UserError
 from tests.storage import published
-from tests.storage.published import BERT, FAMILIES, TEXTS, write
+from tests.storage.published import BERT, FAMILIES, TEXTS, write, write_marian
 
 OPTIONS = {
   "bert": [dict(do_lower_case=False), dict(strip_accents=False), dict(tokenize_chinese_chars=False), {}],
@@ -54,32 +52,11 @@ def test_ids_are_those_of_transformers(family, tmp_path, monkeypatch):
       assert template_of(tokenizer, "decoder").apply(first, second).ids == expected("a b", "c")["input_ids"]
 
 
-def marian(folder, **settings):
-  """Writes the tokenizer of a Marian: two models with pieces of their own, and one vocabulary."""
-  models = []
-  for name, texts in (
-    ("source.spm", published.CORPUS),
-    ("target.spm", published.CORPUS[::-1][:40] + ["Übergröße"] * 9),
-  ):
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-      sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()), model_writer=model,
-      hard_vocab_limit=False, minloglevel=2, vocab_size=120, model_type="unigram", character_coverage=0.98,
-    )  # fmt: skip
-    (folder / name).write_bytes(model.getvalue())
-    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
-    models.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
-  pieces = list(dict.fromkeys(["</s>", "<unk>", ">>fra<<", *models[1][::-1], *models[0], "<pad>"]))
-  (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
-  (folder / "config.json").write_text(json.dumps({"model_type": "marian"}))
-  (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MarianTokenizer"} | settings))
-
-
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
 def test_ids_and_texts_of_marian_are_those_of_transformers(tmp_path):
   transformers = pytest.importorskip("transformers")
-  marian(tmp_path)
+  write_marian(tmp_path)
   expected, tokenizer = transformers.MarianTokenizer.from_pretrained(str(tmp_path)), load(tmp_path)
   assert (tokenizer.size, tokenizer.end, tokenizer.start) == (len(expected), 0, expected.pad_token_id)
   for text in [*TEXTS, ">>fra<< Hello world", "a >>fra<< b", ">>deu<<Hello", "The quick brown fox"]:
@@ -92,7 +69,7 @@ def test_ids_and_texts_of_marian_are_those_of_transformers(tmp_path):
   tokenizer.save(tmp_path / "again")
   for again in (load(tmp_path / "again"), pickle.loads(pickle.dumps(tokenizer))):
     assert fingerprint(again) == fingerprint(tokenizer)
-  marian(tmp_path, separate_vocabs=True)
+  write_marian(tmp_path, separate_vocabs=True)
   with pytest.raises(UserError, match="separate_vocabs"):
     load(tmp_path)
 

@@ -141,6 +141,11 @@ class Settings:
           return number
     return 0
 
+  def forced_start(self, size: int) -> int | None:
+    """Returns the id that every target of an encoder-decoder begins with, after the start; None where none is forced."""
+    numbers = [fields.integer("forced_bos_token_id", None, most=size - 1) for fields in (self.generation, self.model)]
+    return next((number for number in numbers if number is not None), None)
+
   def added(self) -> list[tuple[int | None, AddedToken]]:
     """Returns the tokens that were added to a vocabulary, with their ids where the files say them, in their order."""
     values: dict[str, tuple[int | None, AddedToken]] = {}

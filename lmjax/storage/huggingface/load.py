@@ -120,6 +120,7 @@ def load(folder: epath.PathLike) -> Loaded:
   if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
     with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
       tokenizer.start = Settings(folder).decoder_start(config.vocabulary)
+      tokenizer.forced_start = Settings(folder).forced_start(config.vocabulary)
   return assemble(folder, settings, family, config, open_tensors(folder), tokenizer)
 
 

@@ -34,10 +34,10 @@ def read(fields: Fields, width: int = 768, heads: int = 12, default: str = "gelu
 
 
 def _read_roberta(fields: Fields) -> dict[str, Any]:
-  found, offset = read(fields), fields.integer("pad_token_id", 1) + 1
-  if offset >= found["length"]:
+  values, offset = read(fields), fields.integer("pad_token_id", 1) + 1
+  if offset >= values["length"]:
     raise UserError(f"{fields.where}: max_position_embeddings must be more than pad_token_id + 1, {offset}")
-  return found | dict(length=found["length"] - offset, offset=offset)
+  return values | dict(length=values["length"] - offset, offset=offset)
 
 
 def _read_distilbert(fields: Fields) -> dict[str, Any]:
