@@ -264,8 +264,10 @@ def test_greedy_text_is_that_of_transformers(kind, tmp_path):
   (published.write_marian if kind == "marian" else published.write)(tmp_path, kind)
   tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
   pad = tokenizer.pad_token_id
-  start = dict(decoder_start_token_id=pad) if kind == "marian" else dict(forced_bos_token_id=0)
-  model = hf_model(kind, vocab_size=len(tokenizer), pad_token_id=pad, eos_token_id=tokenizer.eos_token_id, **start)
+  start = dict(decoder_start_token_id=pad) if kind == "marian" else {}
+  model = hf_model(kind, vocab_size=len(tokenizer), pad_token_id=pad, eos_token_id=tokenizer.eos_token_id,
+                   max_position_embeddings=64, **start)  # fmt: skip
+  model.generation_config.forced_bos_token_id = 0 if kind == "bart" else None
   model.save_pretrained(tmp_path)
   texts = ["Hello world", "The quick brown fox jumps"]
   batch = tokenizer(texts, return_tensors="pt", padding=True)

@@ -142,7 +142,7 @@ class Settings:
     return 0
 
   def forced_start(self, size: int) -> int | None:
-    """Returns the id that every target of an encoder-decoder begins with, after the start; None where none is forced."""
+    """Returns the id that every target of an encoder-decoder begins with after the start; None where there is none."""
     numbers = [fields.integer("forced_bos_token_id", None, most=size - 1) for fields in (self.generation, self.model)]
     return next((number for number in numbers if number is not None), None)
 
