@@ -16,7 +16,7 @@ from lmjax.layers.relative import sinusoids
 from lmjax.models import encoder_decoder
 from lmjax.models.base import Table
 from lmjax.models.config import check
-from lmjax.models.heads import VocabularyBias
+from lmjax.models.decoder import VocabularyBias
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
