@@ -1,7 +1,7 @@
 """A tiny task of every model family, for tests that hold for all of them."""
 
 from lmjax.layers.positions import Rotary
-from lmjax.models import elmo, encoder, encoder_decoder, recurrent
+from lmjax.models import bart, elmo, encoder, encoder_decoder, recurrent
 from lmjax.tasks.base import Task
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
@@ -14,6 +14,9 @@ LAYERS = dict(heads=4, head_size=8, mlp=64)
 LLAMA = dict(rotary=Rotary(), norm="rms", activation="silu", gated_mlp=True, bias=False, tie_embeddings=False)
 ELMO = dict(cells=64, embedding=8, filters=((1, 16), (2, 16)), highways=1, dropout=0.0)
 WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True)
+
+ALBERT = SHAPE | LAYERS | dict(depth=3, embedding=16, shared_layers=True)
+BART = SHAPE | LAYERS | dict(depth=2, unembed_bias=True)
 
 
 def _encoder_decoder(**changes) -> encoder_decoder.EncoderDecoder:
@@ -29,6 +32,8 @@ FAMILIES = {
   ),
   "ELMo": lambda **changes: BidirectionalLM(elmo.ELMo(elmo.Config(**(SHAPE | ELMO | changes))), characters=8),
   "T5": lambda **changes: Seq2Seq(_encoder_decoder(**changes), target_length=8),
+  "ALBERT": lambda **changes: MaskedLM(encoder.Encoder(encoder.Config(**(ALBERT | changes))), max_predictions=4),
+  "BART": lambda **changes: Seq2Seq(bart.Bart(bart.Config(**(BART | changes))), target_length=8),
   "Transformer": lambda **changes: Seq2Seq(_encoder_decoder(**(WAVES | changes)), smoothing=0.1),
 }
 RECURRENT = ("LSTM", "ELMo")  # their layers are not stacked

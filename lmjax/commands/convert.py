@@ -78,7 +78,8 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   words = [i for i in range(min(3, vocabulary - 1), vocabulary) if i not in (pad, end)] or [0]
   ids = np.random.default_rng(0).choice(words, (batch, length))
   if loaded.model.kind == "encoder_decoder":
-    hf_model.config.decoder_start_token_id = 0  # newer folders keep it outside of config.json
+    # newer folders keep it outside of config.json
+    hf_model.config.decoder_start_token_id = task.start if isinstance(task, Encode) else 0
     ids[:, -1] = end if loaded.labels == "sequence" and isinstance(end, int) else ids[:, -1]
   positions, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
   inputs = dict(inputs=ids, positions=positions, segments=ones, token_types=np.zeros(ids.shape, np.int32))

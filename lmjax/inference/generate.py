@@ -55,7 +55,7 @@ class Generator:
   def _search(self) -> Sampler | Beam:
     model, max_tokens, end = self.loaded.task.model, self.loaded.length, ends_of(self.loaded.tokenizer)
     if model.kind == "encoder_decoder":
-      max_tokens = self.max_new_tokens + 1  # the length limits the source; the target starts with one token
+      max_tokens = self.max_new_tokens + 2  # the length limits the source; the target starts with one token or two
     if self.beams:
       return Beam(model, max_tokens, self.beams, self.length_penalty, end)
     return Sampler(model, max_tokens, self.sampling, end)

@@ -81,6 +81,8 @@ def model_inputs(
   ids = [template.apply(encode(tokenizer, prompt, parse_special)).ids for prompt in prompts]
   start = [] if tokenizer.start is None else [tokenizer.start]
   if model.kind == "encoder_decoder":
+    forced = getattr(tokenizer, "forced_start", None)  # of BARTs that summarize
+    start = start if forced is None else [*start, forced]
     return [start] * len(prompts), ids
   return [prompt or start for prompt in ids], None
 

@@ -1,7 +1,7 @@
-"""The encoder family: BERT in its sizes, and DistilBERT's shape.
+"""The encoder family: BERT in its sizes, and the shapes of DistilBERT, ELECTRA and ALBERT.
 
 Devlin et al. (2019), arXiv:1810.04805; the smaller BERTs of Turc et al. (2019), arXiv:1908.08962; Sanh et al. (2019),
-arXiv:1910.01108.
+arXiv:1910.01108; Clark et al. (2020), arXiv:2003.10555; Lan et al. (2020), arXiv:1909.11942.
 """
 
 import dataclasses
@@ -37,6 +37,8 @@ class Config:
   heads: int = 12
   head_size: int = 64
   mlp: int = 3072
+  embedding: int | None = None  # of a token, projected to the width; None is the width, without a projection
+  shared_layers: bool = False  # one set of parameters for all layers
   offset: int = 0  # rows of the table of positions before that of the first token (RoBERTa has 2)
   token_types: int = 2  # kinds of sentence, A and B; 0 for none
   pooler: bool = True
@@ -50,6 +52,8 @@ class Config:
 
   def __post_init__(self):
     check(self, "vocabulary length width depth heads head_size mlp")
+    if self.embedding is not None and self.embedding < 1:
+      raise ValueError(f"embedding is at least 1, not {self.embedding}")
     if self.token_types < 0:
       raise ValueError(f"token_types is at least 0, not {self.token_types}")
 
@@ -57,8 +61,8 @@ class Config:
 class Encoder(nn.Module):
   """A bidirectional transformer, post-norm.
 
-  Parameters: `embed`, `positions`, `token_types` (if there are any), `embed_norm`, `stack`, `pooler` (if wanted),
-  `unembed` (if not tied).
+  Parameters: `embed`, `positions`, `token_types` (if there are any), `embed_norm`, `project` (of an embedding size),
+  `stack`, `pooler` (if wanted), `unembed` (if not tied).
   """
 
   config: Config
@@ -76,16 +80,19 @@ class Encoder(nn.Module):
       post=True,
       dropout=c.dropout,
     )
-    self.embed = Embed(c.vocabulary, c.width)
-    self.positions = Embed(c.length + c.offset, c.width, axis="positions")
+    size = c.embedding or c.width
+    self.embed = Embed(c.vocabulary, size)
+    self.positions = Embed(c.length + c.offset, size, axis="positions")
     if c.token_types:
-      self.token_types = Embed(c.token_types, c.width, axis="token_types")
+      self.token_types = Embed(c.token_types, size, axis="token_types")
     self.embed_norm = norm()
-    self.stack = Stack(block, c.depth, c.scan, c.remat)
+    if c.embedding:
+      self.project = Einsum("BLE,ED->BLD", {"D": c.width, "E": size})
+    self.stack = Stack(block, 1 if c.shared_layers else c.depth, c.scan, c.remat)
     if c.pooler:
       self.pooler = Einsum("BD,DE->BE", {"D": c.width, "E": c.width})
     if not c.tie_embeddings:
-      self.unembed = Embed(c.vocabulary, c.width)
+      self.unembed = Embed(c.vocabulary, size)
     self.drop = nn.Dropout(c.dropout)
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
@@ -100,11 +107,16 @@ class Encoder(nn.Module):
       x_BxLxD += self.token_types(batch.get("token_types", jnp.zeros_like(ids_BxL)), dtype)
     x_BxLxD = constrain(self.embed_norm(x_BxLxD), "batch", "residual_length", None)
     x_BxLxD = self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
+    x_BxLxD = self.project(x_BxLxD) if c.embedding else x_BxLxD
     mask = prepare_mask(Mask(batch.get("segments")), ids_BxL.shape[1])
-    x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
+    tapped = []
+    for _ in range(c.depth if c.shared_layers else 1):
+      x_BxLxD, tap = self.stack(x_BxLxD, positions_BxL, mask, taps)
+      tapped.append(tap)
+    taken = jax.tree.map(lambda *layers: jnp.concatenate(layers), *tapped) if c.shared_layers else tapped[0]
     if self.is_initializing() and not c.tie_embeddings:
       self.unembed(ids_BxL)
-    return Hidden(x_BxLxD, jnp.tanh(self.pooler(x_BxLxD[:, 0])) if c.pooler else None, tapped)
+    return Hidden(x_BxLxD, jnp.tanh(self.pooler(x_BxLxD[:, 0])) if c.pooler else None, taken)
 
   def unembedding(self, params: Tree) -> Table:
     """Returns the table [V padded, D] that scores vectors, out of this model's parameters."""
@@ -124,4 +136,6 @@ PRESETS: dict[str, dict] = {
   "bert-base": _bert(12, 768, 12),
   "bert-large": _bert(24, 1024, 16),
   "distilbert": _bert(6, 768, 12, token_types=0, pooler=False),
+  "electra-small": _bert(12, 256, 4, embedding=128, pooler=False),
+  "albert-base": _bert(12, 768, 12, vocabulary=30_000, embedding=128, shared_layers=True, activation="gelu_tanh"),
 }

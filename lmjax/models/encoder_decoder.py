@@ -91,12 +91,12 @@ class EncoderDecoder(nn.Module):
     cross = partial(
       CrossAttention, heads=c.heads, head_size=c.head_size, width=c.width, scale_scores=c.scale_scores, **start
     )  # fmt: skip
-    sinusoidal = c.positions == "sinusoidal"
-    self.embed = Embed(c.vocabulary, c.width, deviation=c.width**-0.5 if sinusoidal else 1.0)
+    relative = c.positions == "relative"
+    self.embed = Embed(c.vocabulary, c.width, deviation=1.0 if relative else c.width**-0.5)
     self.encoder = Stack(partial(Block, mlp=mlp, **parts), c.depth, c.scan, c.remat)
     decoder = partial(CrossBlock, cross=cross, feed_forward=mlp, **parts)
     self.decoder = Stack(decoder, self._decoder_depth, c.scan, c.remat)
-    if not sinusoidal:
+    if relative:
       self.encoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance)
       self.decoder_bias = RelativeBias(c.heads, c.num_buckets, c.max_distance, causal=True)
     if not c.post_norm:
@@ -133,7 +133,7 @@ class EncoderDecoder(nn.Module):
     c, ids_BxM, positions_BxM = self.config, batch["inputs"], positions_of(batch)
     length = ids_BxM.shape[1]
     mask = prepare_mask(Mask(batch.get("segments"), bias_BxHxLxM=self._bias("encoder_bias", length)), length)
-    x_BxMxD, tapped = self.encoder(self.embed_tokens(ids_BxM, positions_BxM), positions_BxM, mask, taps)
+    x_BxMxD, tapped = self.encoder(self.embed_tokens(ids_BxM, positions_BxM, "encoder"), positions_BxM, mask, taps)
     if not c.post_norm:
       x_BxMxD = self.encoder_norm(x_BxMxD)
     return self.drop(x_BxMxD, deterministic=not self.has_rng("dropout") or c.post_norm), tapped
@@ -179,7 +179,7 @@ class EncoderDecoder(nn.Module):
     """Returns the parameters with each decoder layer as a tree of its own, as decoding reads them fastest."""
     return params | {"decoder": {"layers": decode_layout(params["decoder"]["layers"], self._decoder_depth)}}
 
-  def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
+  def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array, side: str = "decoder") -> jax.Array:
     """Returns the input [B, L, D] of the first layer of encoder or decoder."""
     c = self.config
     x_BxLxD = self.embed(tokens_BxL, jnp.dtype(c.dtype))

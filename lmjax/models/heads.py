@@ -17,12 +17,13 @@ class MaskedLMHead(nn.Module):
   vocabulary: int
   activation: str = "gelu"
   epsilon: float = 1e-12
+  embedding: int | None = None  # the width of the table; None is that of the vectors
 
   @nn.compact
   def __call__(self, x_BxPxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the vectors to score [B, P, D] and the bias of the tokens [V padded]."""
-    width = x_BxPxD.shape[-1]
-    x_BxPxD = ACTIVATIONS[self.activation](Einsum("BLD,DE->BLE", {"D": width, "E": width}, name="dense")(x_BxPxD))
+    sizes = {"D": x_BxPxD.shape[-1], "E": self.embedding or x_BxPxD.shape[-1]}
+    x_BxPxD = ACTIVATIONS[self.activation](Einsum("BLD,DE->BLE", sizes, name="dense")(x_BxPxD))
     return NORMS["layer"](epsilon=self.epsilon, name="norm")(x_BxPxD), _vocabulary_bias(self, self.vocabulary)
 
 

@@ -17,13 +17,15 @@ class Encode(Base):
   """A model of any family as an encoder; there is no loss, so it cannot be trained.
 
   classifier: scores classes, if there is one; its parameters are heads/`labels`. labels: what it scores, the whole
-  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there. pooling: the vector that
-  represents a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its tokens.
+  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there, or whether it was `replaced`.
+  pooling: the vector that represents a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its
+  tokens. start: the token from which the decoder of an encoder-decoder starts.
   """
 
   classifier: Classifier | None = None
   labels: str = "sequence"
   pooling: str = "pooled"
+  start: int = 0
 
   def spec(self, batch: int, length: int) -> Spec:
     keys = ["inputs", "token_types", "positions", "segments"]
@@ -37,10 +39,12 @@ class Encode(Base):
   def forward(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Outputs:
     """Returns the final vectors, and as scores those of the classifier, [B, classes] or [B, L, classes].
 
+    Whether tokens were replaced, one score of each says, [B, L].
+
     The decoder of an encoder-decoder reads the source once more, shifted right by one token.
     """
     if self.model.kind == "encoder_decoder":
-      shifted = jnp.pad(batch["inputs"], ((0, 0), (1, 0)))[:, :-1]
+      shifted = jnp.pad(batch["inputs"], ((0, 0), (1, 0)), constant_values=self.start)[:, :-1]
       decoder = {"decoder_inputs": shifted}
       decoder |= {f"decoder_{key}": batch[key] for key in ("positions", "segments")}
       batch = dict(batch) | decoder
@@ -52,4 +56,5 @@ class Encode(Base):
         last = jnp.maximum(jnp.sum(batch["segments"] > 0, axis=1) - 1, 0)
         x = {"pooled": hidden.pooled, "first": x[:, 0], "last": x[jnp.arange(len(last)), last]}[self.pooling]
       logits = self.head(self.labels, params, x)
+      logits = logits[..., 0] if self.labels == "replaced" else logits
     return Outputs(hidden.tokens, logits, hidden.taps, hidden.pooled)

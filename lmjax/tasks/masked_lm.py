@@ -47,8 +47,9 @@ class MaskedLM(Base):
 
   def heads(self) -> dict[str, nn.Module]:
     c = self.model.config
+    activation = self.activation or c.activation
     heads: dict[str, nn.Module] = {
-      "masked_lm": MaskedLMHead(c.vocabulary, self.activation or c.activation, c.epsilon, parent=None)
+      "masked_lm": MaskedLMHead(c.vocabulary, activation, c.epsilon, c.embedding, parent=None)
     }
     return heads | ({"next_sentence": Classifier(2, parent=None)} if self.next_sentence else {})
 

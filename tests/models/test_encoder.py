@@ -13,7 +13,11 @@ from lmjax.testing import init_params
 COUNTS = {
   "bert-tiny": 4_385_920, "bert-mini": 11_170_560, "bert-small": 28_763_648, "bert-medium": 41_373_184,
   "bert-base": 109_482_240, "bert-large": 335_141_888, "distilbert": 66_362_880,
+  "electra-small": 13_483_008, "albert-base": 11_683_584,
 }  # fmt: skip
+
+
+ALBERT = dict(embedding=16, shared_layers=True)
 
 
 def tiny(**changes):
@@ -37,7 +41,7 @@ def batch(rows=4, length=16, places=5, seed=0):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameter_counts(name):
-  task = MaskedLM(Encoder(Config(**PRESETS[name])), next_sentence=name != "distilbert")
+  task = MaskedLM(Encoder(Config(**PRESETS[name])), next_sentence=PRESETS[name].get("pooler", True))
   named = jax.eval_shape(lambda: task.init(jax.random.key(0), {"inputs": jnp.zeros((1, 8), jnp.int32)}))
   assert count_parameters(named["model"]) == COUNTS[name]
   if name == "bert-base":
@@ -51,8 +55,9 @@ def initialised(task):
   return jax.tree.map(lambda leaf: leaf + 0.1 * jax.random.normal(next(noise), leaf.shape), params)
 
 
-def test_every_token_sees_every_other_of_its_segment_and_no_padding():
-  model = tiny()
+@pytest.mark.parametrize("changes", [{}, ALBERT])
+def test_every_token_sees_every_other_of_its_segment_and_no_padding(changes):
+  model = tiny(**changes)
   b = batch(rows=2)
   params = initialised(MaskedLM(model))["model"]
   base = model.apply({"params": params}, b).tokens
@@ -67,10 +72,11 @@ def test_every_token_sees_every_other_of_its_segment_and_no_padding():
   assert (after[1, :15] == base[1, :15]).all()
 
 
+@pytest.mark.parametrize("base", [{}, ALBERT])
 @pytest.mark.parametrize("changes", [dict(scan=False), dict(remat="full"), dict(remat="dots")])
-def test_scan_and_remat_change_nothing(changes):
+def test_scan_and_remat_change_nothing(changes, base):
   results = []
-  for task in (MaskedLM(tiny()), MaskedLM(tiny(**changes))):
+  for task in (MaskedLM(tiny(**base)), MaskedLM(tiny(**base, **changes))):
     params = initialised(task)
 
     def loss(params, task=task):
@@ -80,6 +86,17 @@ def test_scan_and_remat_change_nothing(changes):
     results.append(jax.value_and_grad(loss)(params))
   np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-6)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), results[0][1], results[1][1])
+
+
+def test_shared_layers_are_one_layer_applied_in_turn():
+  """The taps are of all layers, and the output is that of layers with equal parameters."""
+  shared, apart = tiny(**ALBERT), tiny(embedding=16)
+  params = initialised(MaskedLM(shared))["model"]
+  copies = params | {"stack": jax.tree.map(lambda x: jnp.concatenate([x] * 3), params["stack"])}
+  one, three = (m.apply({"params": p}, batch(), taps=("hidden",)) for m, p in ((shared, params), (apart, copies)))
+  np.testing.assert_allclose(one.tokens, three.tokens, atol=1e-6)
+  assert one.taps["hidden"].shape == (3, 4, 16, 32)
+  np.testing.assert_allclose(one.taps["hidden"], three.taps["hidden"], atol=1e-6)
 
 
 def test_the_loss_by_hand():

@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from lmjax.layers.relative import bucket, sinusoids
+from lmjax.models import bart
 from lmjax.models.encoder_decoder import PRESETS, Config, EncoderDecoder
 from lmjax.parallel.sharding import count_parameters
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -27,12 +28,17 @@ COUNTS = {
   "t5-v1_1-large": 783_150_080,
   "t5-v1_1-xl": 2_849_757_184,
   "t5-v1_1-xxl": 11_135_332_352,
+  "bart-base": 139_420_416,
+  "bart-large": 406_291_456,
+  "marian-base": 73_886_208 + 58_101,  # the bias of the scores
 }
 RNG = np.random.default_rng(0)
 FAMILIES = {
   "t5": {},
   "t5-v1_1": dict(activation="gelu_tanh", gated_mlp=True, tie_embeddings=False),
   "transformer": dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True),
+  "bart": dict(unembed_bias=True),
+  "marian": dict(positions="sinusoidal", embed_norm=False, scale_embedding=True),
 }
 
 
@@ -40,7 +46,8 @@ def tiny(family: str = "t5", **changes) -> EncoderDecoder:
   shape = dict(
     vocabulary=50, length=12, width=32, depth=2, heads=4, head_size=8, mlp=64, num_buckets=8, max_distance=16
   )
-  return EncoderDecoder(Config(**(shape | FAMILIES[family] | changes)))
+  config, model = (bart.Config, bart.Bart) if family in ("bart", "marian") else (Config, EncoderDecoder)
+  return model(config(**(shape | FAMILIES[family] | changes)))
 
 
 def made(model: EncoderDecoder, batch: int = 2, source: int = 12, target: int = 9):
@@ -61,7 +68,11 @@ def vectors(model, params, source, target, **batch):
 
 @pytest.mark.parametrize("name", COUNTS)
 def test_parameters_are_as_many_as_published(name):
-  model, ids = EncoderDecoder(Config(**PRESETS[name])), jnp.zeros((1, 4), jnp.int32)
+  if name in bart.PRESETS:
+    model = bart.Bart(bart.Config(**bart.PRESETS[name]))
+  else:
+    model = EncoderDecoder(Config(**PRESETS[name]))
+  ids = jnp.zeros((1, 4), jnp.int32)
   assert count_parameters(jax.eval_shape(lambda: model.init(jax.random.key(0), pair(ids, ids)))) == COUNTS[name]
 
 

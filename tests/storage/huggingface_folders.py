@@ -24,6 +24,11 @@ V, D, N, H, F = 50, 32, 2, 4, 64
 BERT = dict(vocab_size=V, hidden_size=D, num_hidden_layers=N, num_attention_heads=H, intermediate_size=F,
             max_position_embeddings=30)  # fmt: skip
 LLAMA = BERT | dict(num_key_value_heads=2)
+T5 = dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=N, num_heads=H, relative_attention_num_buckets=8)
+BART = dict(
+  vocab_size=V, d_model=D, encoder_layers=N, decoder_layers=3, encoder_attention_heads=H, decoder_attention_heads=H,
+  encoder_ffn_dim=F, decoder_ffn_dim=F, max_position_embeddings=30, pad_token_id=1, decoder_start_token_id=2,
+)  # fmt: skip
 GPT = dict(vocab_size=V, n_positions=24, n_embd=D, n_layer=N, n_head=H)
 SHAPES = {
   "openai-gpt": GPT, "gpt2": GPT, "llama": LLAMA, "mistral": LLAMA | dict(sliding_window=4), "qwen2": LLAMA,
@@ -33,9 +38,10 @@ SHAPES = {
   "gemma3_text": LLAMA | dict(head_dim=16, sliding_window=4, sliding_window_pattern=2),
   "opt": {key: value for key, value in BERT.items() if key != "intermediate_size"} | dict(ffn_dim=F),
   "gpt_neox": BERT, "phi": LLAMA,
-  "bert": BERT, "roberta": BERT,
+  "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT,
+  "electra": BERT | dict(embedding_size=16), "albert": BERT | dict(embedding_size=16),
   "distilbert": dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F, max_position_embeddings=30),
-  "t5": dict(vocab_size=V, d_model=D, d_kv=8, d_ff=F, num_layers=N, num_heads=H, relative_attention_num_buckets=8),
+  "t5": T5, "mt5": T5, "bart": BART, "marian": BART,
 }  # fmt: skip
 
 
@@ -84,7 +90,8 @@ def write_tensors(path: pathlib.Path, tensors: dict[str, np.ndarray], **keys) ->
 def write_without_scores(path: pathlib.Path, kind: str, ending: str = "Model") -> pathlib.Path:
   """Writes a model that scores no tokens: a base model, or with the ending EncoderModel the encoder of a T5."""
   write_model(path, kind, tie_word_embeddings=False)
-  left_out = ("lm_head.", "embed_out.", "cls.", "vocab_", *(("decoder.",) if ending == "EncoderModel" else ()))
+  left_out = ("lm_head.", "embed_out.", "cls.", "vocab_", "generator_", "predictions.", "final_")
+  left_out += ("decoder.",) if ending == "EncoderModel" else ()
   tensors = {name: array for name, array in tensors_of(path).items() if not name.startswith(left_out)}
   return write_tensors(path, tensors, architectures=[FAMILIES[kind].hf_prefix + ending])
 

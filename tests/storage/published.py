@@ -16,15 +16,18 @@ CORPUS = [*TEXTS, "The quick brown fox jumps over the lazy dog, and the dog is n
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FAMILIES = (
   "bert", "distilbert", "gpt2", "qwen2", "roberta", "openai-gpt", "t5", "xlm-roberta", "camembert", "llama", "gemma",
+  "mt5", "byt5", "bart", "electra", "albert",
 )  # fmt: skip
 CLASSES = {
   "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer",
   "roberta": "RobertaTokenizer", "openai-gpt": "OpenAIGPTTokenizer", "t5": "T5Tokenizer",
   "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer", "llama": "LlamaTokenizer",
-  "gemma": "GemmaTokenizer",
+  "gemma": "GemmaTokenizer", "mt5": "T5Tokenizer", "byt5": "ByT5Tokenizer", "bart": "BartTokenizer",
+  "electra": "ElectraTokenizer", "albert": "AlbertTokenizer",
 }  # fmt: skip
 SPECIAL = {
   "gpt2": ["<|endoftext|>"], "qwen2": ["<|endoftext|>"], "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
+  "bart": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
 }  # fmt: skip
 UNIGRAM = dict(model_type="unigram", vocab_size=200)
 LLAMA = dict(
@@ -38,6 +41,11 @@ GEMMA = dict(
 MODELS = {
   "t5": ("spiece.model", UNIGRAM | dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1)),
   "xlm-roberta": ("sentencepiece.bpe.model", UNIGRAM),
+  "mt5": ("spiece.model", UNIGRAM | dict(pad_id=0, eos_id=1, unk_id=2, bos_id=-1, byte_fallback=True, vocab_size=400)),
+  "albert": (
+    "spiece.model",
+    UNIGRAM | dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"]),
+  ),
   "camembert": ("sentencepiece.bpe.model", UNIGRAM | dict(unk_id=0, bos_id=1, eos_id=2)),
   "llama": ("tokenizer.model", LLAMA),
   "gemma": ("tokenizer.model", LLAMA | GEMMA),
@@ -52,8 +60,29 @@ def write(folder, family: str, **settings) -> None:
   (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": CLASSES[family]} | settings))
 
 
+def write_marian(folder, kind: str = "marian", **settings) -> None:
+  """Writes the tokenizer of a Marian: two models with pieces of their own, and one vocabulary."""
+  models = []
+  for name, texts in (
+    ("source.spm", CORPUS),
+    ("target.spm", CORPUS[::-1][:40] + ["Übergröße"] * 9),
+  ):
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+      sentence_iterator=(line for text in texts for line in text.splitlines() if line.strip()), model_writer=model,
+      hard_vocab_limit=False, minloglevel=2, vocab_size=120, model_type="unigram", character_coverage=0.98,
+    )  # fmt: skip
+    (folder / name).write_bytes(model.getvalue())
+    processor = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+    models.append([processor.id_to_piece(i) for i in range(3, processor.get_piece_size())])
+  pieces = list(dict.fromkeys(["</s>", "<unk>", ">>fra<<", *models[1][::-1], *models[0], "<pad>"]))
+  (folder / "vocab.json").write_text(json.dumps({piece: i for i, piece in enumerate(pieces)}))
+  (folder / "config.json").write_text(json.dumps({"model_type": kind}))
+  (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "MarianTokenizer"} | settings))
+
+
 def _files(family: str) -> dict[str, bytes]:
-  if family in ("bert", "distilbert"):
+  if family in ("bert", "distilbert", "electra"):
     fast = tokenizers.Tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
     fast.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=False)
     fast.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
@@ -61,6 +90,8 @@ def _files(family: str) -> dict[str, bytes]:
     fast.train_from_iterator([*CORPUS, *map(str.lower, CORPUS)], trainer)
     vocabulary = fast.get_vocab()
     return {"vocab.txt": "\n".join(sorted(vocabulary, key=vocabulary.get)).encode()}
+  if family == "byt5":  # has no file of a vocabulary
+    return {}
   if family in MODELS:
     name, options = MODELS[family]
     model = io.BytesIO()

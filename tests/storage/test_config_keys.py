@@ -25,6 +25,9 @@ CLASSES = {
   "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "opt": "OPTForCausalLM",
   "gpt_neox": "GPTNeoXForCausalLM", "phi": "PhiForCausalLM",
   "roberta": "RobertaForMaskedLM", "distilbert": "DistilBertForMaskedLM", "t5": "T5ForConditionalGeneration",
+  "xlm-roberta": "XLMRobertaForMaskedLM", "camembert": "CamembertForMaskedLM", "mt5": "MT5ForConditionalGeneration",
+  "bart": "BartForConditionalGeneration", "marian": "MarianMTModel",
+  "electra": "ElectraForMaskedLM", "albert": "AlbertForMaskedLM",
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh", "quick_gelu",
                "relu2", "mish", "sigmoid", "linear", "gelu_10")  # fmt: skip
@@ -66,6 +69,7 @@ MORE = {
   "mistral": dict(layer_types=(["sliding_attention", "full_attention"],), attention_bias=(True,)),
   "qwen2": dict(rope_theta=(50.0,), use_sliding_window=(True,), head_dim=(16,)),
   "bert": dict(position_embedding_type=("relative_key",), pruned_heads=({"0": [1]},)),
+  "xlm-roberta": dict(position_embedding_type=("relative_key_query",)), "mt5": dict(scale_decoder_outputs=(True,)),
   "roberta": dict(position_embedding_type=("relative_key_query",), pruned_heads=({"0": [1]},)),
   "distilbert": dict(pruned_heads=({"0": [1]},)), "t5": dict(scale_decoder_outputs=(False,)),
   "qwen3": dict(rope_theta=(50.0,)), "granite": dict(rope_theta=(50.0,), head_dim=(16,)),
@@ -103,7 +107,8 @@ def base_model(base):
   model = make(base, hf_config(base))
   with torch.no_grad():
     for name, p in model.named_parameters():
-      p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
+      if p.requires_grad:  # Marian has its sinusoids as a parameter
+        p.add_(0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(len(name))))
   return logits(model), {name: p.clone() for name, p in model.state_dict().items()}
 
 
@@ -121,7 +126,7 @@ def logits(model):
 
   with torch.no_grad():
     inputs = {"input_ids": torch.tensor(IDS)}
-    if model.config.is_encoder_decoder and hasattr(model, "decoder"):
+    if model.config.is_encoder_decoder and hasattr(model.base_model, "decoder"):
       inputs["decoder_input_ids"] = torch.tensor(TARGET)
     return model(**inputs, return_dict=True).logits.float().numpy()
 

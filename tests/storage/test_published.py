@@ -1,6 +1,7 @@
 """Tokenizers as they are published: the ids of transformers, special tokens, and vocabularies read as written."""
 
 import json
+import pickle
 
 import pytest
 import tokenizers
@@ -12,12 +13,14 @@ from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.special import template_of
 from lmjax.utils.errors import UserError
 from tests.storage import published
-from tests.storage.published import BERT, FAMILIES, TEXTS, write
+from tests.storage.published import BERT, FAMILIES, TEXTS, write, write_marian
 
 OPTIONS = {
   "bert": [dict(do_lower_case=False), dict(strip_accents=False), dict(tokenize_chinese_chars=False), {}],
   "gpt2": [{}, dict(add_bos_token=True), dict(add_prefix_space=True)],
   "t5": [{}, dict(extra_ids=10)],
+  "mt5": [{}, dict(extra_ids=0)],
+  "byt5": [{}, dict(extra_ids=3)],
   "llama": [dict(add_bos_token=True), dict(add_bos_token=True, add_eos_token=True, legacy=True)],
   "gemma": [dict(add_bos_token=True)],
 }
@@ -47,6 +50,28 @@ def test_ids_are_those_of_transformers(family, tmp_path, monkeypatch):
       first, second = tokenizer.encode("a b"), tokenizer.encode("c")
       assert template_of(tokenizer, "decoder").apply(first).ids == expected("a b")["input_ids"]
       assert template_of(tokenizer, "decoder").apply(first, second).ids == expected("a b", "c")["input_ids"]
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_ids_and_texts_of_marian_are_those_of_transformers(tmp_path):
+  transformers = pytest.importorskip("transformers")
+  write_marian(tmp_path)
+  expected, tokenizer = transformers.MarianTokenizer.from_pretrained(str(tmp_path)), load(tmp_path)
+  assert (tokenizer.size, tokenizer.end, tokenizer.start) == (len(expected), 0, expected.pad_token_id)
+  for text in [*TEXTS, ">>fra<< Hello world", "a >>fra<< b", ">>deu<<Hello", "The quick brown fox"]:
+    ids = expected(text)["input_ids"]
+    assert template_of(tokenizer, "encoder_decoder").apply(tokenizer.encode(text, parse_special=True)).ids == ids, text
+  ids = [*reversed(range(3, tokenizer.size)), tokenizer.end, 1, tokenizer.start]
+  wanted = expected.decode(ids, skip_special_tokens=True, use_source_tokenizer=False)
+  assert tokenizer.decode(ids).strip() == wanted
+  assert {0, 1}.isdisjoint(tokenizer.encode("Hello </s>")[-1:])
+  tokenizer.save(tmp_path / "again")
+  for again in (load(tmp_path / "again"), pickle.loads(pickle.dumps(tokenizer))):
+    assert fingerprint(again) == fingerprint(tokenizer)
+  write_marian(tmp_path, separate_vocabs=True)
+  with pytest.raises(UserError, match="separate_vocabs"):
+    load(tmp_path)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -18,6 +18,7 @@ from lmjax.storage.safetensors import write as write_tensors
 from lmjax.tasks.encode import Encode
 from lmjax.testing import fake_batch, init_params
 from lmjax.utils.errors import UserError
+from tests.storage import published
 
 PIECES = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "hello", "world", "a", "b", "c", "Big", "query", ":")
 TEXTS = ["hello world", "a", "", "a b c a b c a b c a b c a b c a b c hello", "Big hello [SEP] c"]
@@ -121,6 +122,25 @@ def test_dense_modules_and_norms_are_the_librarys(name, library, tmp_path):
   if name != "Tanh":
     module(folder, "Normalize", "5_Normalize")
   same(vectors(folder), library(folder))
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_the_encoder_of_a_t5_is_the_librarys(library, tmp_path):
+  """As in Sentence-T5: a Dense module without bias or activation, and vectors of length 1."""
+  transformers = pytest.importorskip("transformers")
+  published.write(tmp_path, "t5", extra_ids=10)
+  tokenizer = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
+  shape = dict(vocab_size=len(tokenizer), d_model=WIDTH, d_kv=8, d_ff=32, num_layers=2, num_heads=2)
+  transformers.T5EncoderModel(transformers.T5Config(**shape)).save_pretrained(tmp_path)
+  tokenizer.save_pretrained(tmp_path)
+  module(tmp_path, "Transformer")
+  module(tmp_path, "Pooling", "1_Pooling", word_embedding_dimension=WIDTH, pooling_mode_mean_tokens=True)
+  dense(tmp_path, 2, WIDTH, 8, bias=False, activation_function="torch.nn.modules.linear.Identity")
+  module(tmp_path, "Normalize", "3_Normalize")
+  (tmp_path / "sentence_bert_config.json").write_text(json.dumps(dict(max_seq_length=20)))
+  texts = ["Hello world", "The quick brown fox jumps over the lazy dog, and the dog is not amused at all.", ""]
+  same(vectors(tmp_path, texts), library(tmp_path, texts))
 
 
 @pytest.mark.torch

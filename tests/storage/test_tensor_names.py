@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from lmjax.models.encoder_decoder import EncoderDecoder
 from lmjax.storage import huggingface, safetensors
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.utils.errors import UserError
@@ -14,6 +15,7 @@ from lmjax.utils.fields import Fields
 from tests.storage.huggingface_folders import SHAPES, V, tensors_of, write_model, write_tensors
 
 KINDS = list(FAMILIES)
+OF_SCORES = ("lm_head", "embed_out", "cls", "vo", "generator_", "predictions", "final_")
 MASKED = [kind for kind in KINDS if FAMILIES[kind].unembed_bias]
 
 
@@ -124,7 +126,7 @@ def test_an_untied_model_is_written_and_read_again(model, tmp_path):
   again = huggingface.load(tmp_path / "again")
   assert_same(loaded, dataclasses.replace(again, params=again.arrays()))
   assert family.unembed in safetensors.Tensors(tmp_path / "again")
-  if kind != "t5":  # whose table scores unless there is another
+  if FAMILIES[kind].module is not EncoderDecoder:  # whose table scores unless there is another
     write_tensors(folder, tensors, tie_word_embeddings=False)
     architectures = json.loads((folder / "config.json").read_text())["architectures"]
     if not tied_by_default(kind):
@@ -171,13 +173,10 @@ def test_a_base_model_or_an_encoder_alone_has_no_scores(tmp_path):
   for kind in KINDS:
     write_model(tmp_path / kind, kind, tie_word_embeddings=False)
     family, folder = FAMILIES[kind], tmp_path / kind
-    tensors = {
-      name: array
-      for name, array in tensors_of(folder).items()
-      if not name.startswith(("lm_head", "embed_out", "cls", "vo"))
-    }
-    tensors = {name: array for name, array in tensors.items() if not name.startswith("decoder.")}
-    ending = "EncoderModel" if kind == "t5" else "Model"
+    tensors = {name: array for name, array in tensors_of(folder).items() if not name.startswith(OF_SCORES)}
+    ending = "EncoderModel" if kind in ("t5", "mt5") else "Model"
+    if ending == "EncoderModel":
+      tensors = {name: array for name, array in tensors.items() if not name.startswith("decoder.")}
     write_tensors(folder, tensors, architectures=[family.hf_prefix + ending])
     loaded = huggingface.load(folder)
     assert isinstance(task_of(loaded), Encode), kind
@@ -185,7 +184,7 @@ def test_a_base_model_or_an_encoder_alone_has_no_scores(tmp_path):
     assert_same(huggingface.load(tmp_path / f"{kind}-again"), dataclasses.replace(loaded, params=loaded.arrays()))
     written = json.loads((tmp_path / f"{kind}-again" / "config.json").read_text())
     assert written["architectures"] == [family.hf_prefix + ending]
-    assert kind == "t5" or written["tie_word_embeddings"] is False
+    assert kind in ("t5", "mt5") or written["tie_word_embeddings"] is False
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "F8_E5M2", "I8", "U8", "I32", "BOOL", "C64"])

@@ -161,9 +161,40 @@ def load_sentencepiece(file: epath.Path) -> Any:
   names = {role: name for role in ROLES if (name := settings.name(role))}
   legacy = settings.tokenizer.boolean("legacy", False) if settings.kind in OF_LLAMA else False
   prefix = settings.tokenizer.boolean("add_prefix_space", True)
-  fast = convert(read_bytes(file), settings.kind, names, extra, prefix, legacy)
+  before = _albert_steps(settings) if settings.kind == "AlbertTokenizer" else []
+  fast = convert(read_bytes(file), settings.kind, names, extra, prefix, legacy, before)
   _mark_special(fast, [*names.values(), *(f"<extra_id_{i}>" for i in range(extra))])
   return _finish(fast, settings)
+
+
+def load_byt5(file: epath.Path) -> BPE:
+  """Returns the tokenizer of ByT5, which has no file of its own: three special tokens, then the bytes, then sentinels.
+
+  Args:
+    file: any file of the folder whose tokenizer_config.json or config.json names the class.
+
+  Raises:
+    UserError: they name none, or another one.
+  """
+  settings = Settings(file.parent)
+  if settings.kind != "ByT5Tokenizer":
+    raise UserError(f"tokenizer: {file.parent} contains no tokenizer: only that of ByT5 has no file")
+  special = [settings.name(role) or f"<{role}>" for role in ("pad", "eos", "unk")]
+  vocabulary = {name: i for i, name in enumerate((*special, *bytes_as_characters()))}
+  fast = tokenizers.Tokenizer(models.BPE(vocabulary, []))
+  fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+  fast.decoder = decoders.ByteLevel()
+  fast.add_special_tokens([AddedToken(name, lstrip=True, rstrip=True, normalized=False) for name in special])
+  if not any(token.content == "<extra_id_0>" for _, token in settings.added()):
+    extra = range(settings.tokenizer.integer("extra_ids", 125))
+    fast.add_special_tokens([AddedToken(f"<extra_id_{i}>", normalized=False) for i in extra])
+  return _finish(fast, settings)
+
+
+def bytes_as_characters() -> list[str]:
+  """Returns GPT-2's characters for bytes, in byte order: printable bytes are themselves, the others come after 255."""
+  printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, iter(range(256, 512))
+  return [chr(byte) if byte in printable else chr(next(spare)) for byte in range(256)]
 
 
 def read_lines(file: epath.Path) -> list[str]:
@@ -191,6 +222,14 @@ def _bert_options(settings: Settings, lowercase: bool) -> dict[str, Any]:
   lowercase = fields.boolean("do_lower_case", True if named and settings.kind in OF_BERT else lowercase)
   options = {"lowercase": lowercase, "strip_accents": fields.boolean("strip_accents", None)}
   return options | {"handle_chinese_chars": fields.boolean("tokenize_chinese_chars", True)}
+
+
+def _albert_steps(settings: Settings) -> list[normalizers.Normalizer]:
+  """Returns what ALBERT does to a string before its SentencePiece model."""
+  steps: list[normalizers.Normalizer] = [normalizers.Replace(quotes, '"') for quotes in ("``", "''")]
+  if not settings.tokenizer.boolean("keep_accents", False):
+    steps += [normalizers.NFKD(), normalizers.StripAccents()]
+  return [*steps, normalizers.Lowercase()] if settings.tokenizer.boolean("do_lower_case", True) else steps
 
 
 def _mark_special(fast: tokenizers.Tokenizer, names: list[str | None]) -> None:

@@ -72,7 +72,9 @@ FILES = (
   (("vocab.txt",), "lmjax.data.tokenizers.pretrained:load_vocabulary"),
   (("encoder.json", "vocab.bpe"), "lmjax.data.tokenizers.pretrained:load_merges"),
   (("vocab.json", "merges.txt"), "lmjax.data.tokenizers.pretrained:load_merges"),
+  (("source.spm", "target.spm", "vocab.json"), "lmjax.data.tokenizers.marian:load_marian"),
   (("*.model",), "lmjax.data.tokenizers.pretrained:load_sentencepiece"),
+  (("*config.json",), "lmjax.data.tokenizers.pretrained:load_byt5"),
 )
 
 

@@ -19,13 +19,14 @@ CLASSES = {
   "bert": "BertTokenizer", "distilbert": "BertTokenizer", "electra": "BertTokenizer", "gpt2": "GPT2Tokenizer",
   "openai-gpt": "OpenAIGPTTokenizer", "roberta": "RobertaTokenizer", "llama": "LlamaTokenizer",
   "mistral": "LlamaTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer",
-  "mt5": "T5Tokenizer", "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer",
-  "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "bart": "BartTokenizer",
+  "mt5": "T5Tokenizer", "byt5": "ByT5Tokenizer", "xlm-roberta": "XLMRobertaTokenizer",
+  "camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "bart": "BartTokenizer",
+  "albert": "AlbertTokenizer", "marian": "MarianTokenizer",
 }  # fmt: skip
 OF_BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 OF_ROBERTA = ("RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "BartTokenizer", "LongformerTokenizer")
 OF_LLAMA = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
-OF_T5 = ("T5Tokenizer", "MT5Tokenizer")
+OF_T5 = ("T5Tokenizer", "MT5Tokenizer", "ByT5Tokenizer")
 # The names of special tokens of a class, where a folder does not say them.
 _BERT = dict(unk="[UNK]", sep="[SEP]", pad="[PAD]", cls="[CLS]", mask="[MASK]")
 _ROBERTA = dict(bos="<s>", eos="</s>", sep="</s>", cls="<s>", unk="<unk>", pad="<pad>", mask="<mask>")
@@ -38,6 +39,7 @@ NAMES = (
   | {
     "GemmaTokenizer": dict(bos="<bos>", eos="<eos>", unk="<unk>", pad="<pad>", mask="<mask>"),
     "GPT2Tokenizer": _GPT2,
+    "AlbertTokenizer": dict(_BERT, bos="[CLS]", eos="[SEP]", unk="<unk>", pad="<pad>"),
     "Qwen2Tokenizer": dict(eos="<|endoftext|>", pad="<|endoftext|>"),
     "OpenAIGPTTokenizer": dict(unk="<unk>"),
   }
@@ -139,6 +141,11 @@ class Settings:
           return number
     return 0
 
+  def forced_start(self, size: int) -> int | None:
+    """Returns the id that every target of an encoder-decoder begins with after the start; None where there is none."""
+    numbers = [fields.integer("forced_bos_token_id", None, most=size - 1) for fields in (self.generation, self.model)]
+    return next((number for number in numbers if number is not None), None)
+
   def added(self) -> list[tuple[int | None, AddedToken]]:
     """Returns the tokens that were added to a vocabulary, with their ids where the files say them, in their order."""
     values: dict[str, tuple[int | None, AddedToken]] = {}
@@ -173,7 +180,7 @@ class Settings:
     values = {role: fast.token_to_id(name) for role in ROLES if (name := self.name(role))}
     token = {role: number for role, number in values.items() if number is not None}
     start, end = token.get("cls"), token.get("sep")
-    if self.kind in OF_BERT and start is not None and end is not None:
+    if self.kind in (*OF_BERT, "AlbertTokenizer") and start is not None and end is not None:
       return template([start], [end], [end], second=1)
     if self.kind in OF_ROBERTA and start is not None and end is not None:
       return template([start], [end, end], [end])

@@ -1,5 +1,6 @@
 """SentencePiece models as tokenizers of the `tokenizers` library, which can parse special tokens."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
@@ -11,7 +12,7 @@ UNIGRAM, BPE_MODEL = 1, 2  # types of SentencePiece models
 CONTROL, USER_DEFINED = 3, 4  # types of pieces
 # The classes whose pieces are arranged in a way of their own.
 MODELS = ("T5Tokenizer", "MT5Tokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "LlamaTokenizer",
-          "CodeLlamaTokenizer", "GemmaTokenizer")  # fmt: skip
+          "CodeLlamaTokenizer", "GemmaTokenizer", "AlbertTokenizer")  # fmt: skip
 
 
 def parse(model: bytes) -> Any:
@@ -51,7 +52,13 @@ def merges(pieces: list[tuple[str, float]], vocabulary: dict[str, int]) -> list[
 
 
 def convert(
-  model: bytes, kind: str, names: dict[str, str], extra: int, prefix: bool, legacy: bool
+  model: bytes,
+  kind: str,
+  names: dict[str, str],
+  extra: int,
+  prefix: bool,
+  legacy: bool,
+  before: Sequence[normalizers.Normalizer] = (),
 ) -> tokenizers.Tokenizer:
   """Returns the tokenizer of a SentencePiece model as a class of transformers arranges it.
 
@@ -61,9 +68,12 @@ def convert(
   Args:
     names: of the special tokens, by role.
     prefix: whether a string starts with a space.
+    before: what changes a string first.
     legacy: of Llama: whether a string after a special token starts with a space too.
   """
   proto = parse(model)
+  if kind in ("T5Tokenizer", "MT5Tokenizer"):
+    proto.trainer_spec.byte_fallback = False  # transformers takes what mT5's vocabulary lacks for unknown
   pieces, unknown = [(piece.piece, piece.score) for piece in proto.pieces], proto.trainer_spec.unk_id
   first = lambda *roles: [(names.get(role, f"<{role}>"), 0.0) for role in roles]  # noqa: E731
   if kind == "XLMRobertaTokenizer":
@@ -86,8 +96,9 @@ def convert(
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
   else:
-    if charsmap:
-      fast.normalizer = normalizers.Precompiled(charsmap)
+    steps = [*before, *([normalizers.Precompiled(charsmap)] if charsmap else [])]
+    if steps:
+      fast.normalizer = normalizers.Sequence(steps)
     spaces = pre_tokenizers.Metaspace(prepend_scheme=scheme)
     fast.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), spaces])
     fast.decoder = decoders.Metaspace(prepend_scheme=scheme)

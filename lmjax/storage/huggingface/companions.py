@@ -7,7 +7,7 @@ from etils import epath
 from lmjax.storage.huggingface.sentence import read_modules, transformer_folder
 from lmjax.utils.files import read_json
 
-SUFFIXES = (".json", ".jinja", ".txt", ".md", ".model", ".bpe", ".tiktoken")
+SUFFIXES = (".json", ".jinja", ".txt", ".md", ".model", ".bpe", ".spm", ".tiktoken")
 # Replaced, or about tensors that are not copied.
 LEFT = ("config.json", "modules.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 TOKENIZER = ("tokenizer", "vocab", "merges", "spiece", "special_tokens_map", "added_tokens", "encoder.json", "tekken")
@@ -33,7 +33,7 @@ def companions(folder: epath.PathLike, tokenizer: bool = True) -> dict[str, epat
       files |= _tree(where / name, name)
   if not tokenizer:
     files = {name: file for name, file in files.items() if not name.startswith((*TOKENIZER, "chat_template", *FOLDERS))}
-    files = {name: file for name, file in files.items() if not name.endswith((".model", ".tiktoken"))}
+    files = {name: file for name, file in files.items() if not name.endswith((".model", ".spm", ".tiktoken"))}
   if (top / "modules.json").exists():
     entries = read_json(top / "modules.json", list)
     for entry, (_, where) in zip(entries, read_modules(top), strict=True):

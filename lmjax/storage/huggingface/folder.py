@@ -26,6 +26,7 @@ from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.utils import pytree, trust
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
 
 
@@ -122,9 +123,12 @@ def task_of(loaded: Loaded) -> Task:
   model, heads = loaded.model, loaded.params["heads"]
   if loaded.labels:
     leaves, family = heads[loaded.labels], loaded.family
-    activation, bias = family.head_activation if "dense" in leaves else "", "bias" in leaves["scores"]
+    own = model.config.activation if loaded.labels == "replaced" else family.head_activation
+    activation, bias = own if "dense" in leaves else "", "bias" in leaves["scores"]
     head = Classifier(leaves["scores"]["kernel"].shape[-1], activation, bias, parent=None)
-    return Encode(model, head, loaded.labels, family.pooling)
+    settings = Fields(loaded.settings, "config.json")
+    start = settings.integer("decoder_start_token_id", family.defaults.get("decoder_start_token_id", 0))
+    return Encode(model, head, loaded.labels, family.pooling, start)
   if "masked_lm" in heads:
     return MaskedLM(model, next_sentence="next_sentence" in heads, activation=loaded.family.masked_activation)
   if model.kind == "encoder" or bare(model, loaded.params):

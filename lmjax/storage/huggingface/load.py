@@ -17,14 +17,14 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
-from lmjax.models import decoder, encoder, encoder_decoder
+from lmjax.models import bart, decoder, encoder, encoder_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface.closest import closest, common_keys
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.families.base import SCORING
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
 from lmjax.storage.huggingface.names import Renamed, families_of, rename, resolve_bias, resolve_copies
-from lmjax.storage.huggingface.weights import WeightMap, arrange, separate, unembedding, unembedding_bias
+from lmjax.storage.huggingface.weights import FINAL_BIAS, WeightMap, arrange, separate, unembedding, unembedding_bias
 from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError
@@ -33,12 +33,12 @@ from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import check_links
 
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model", "kind.json",
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "kind.json",
               "characters.json", "bytes.json")  # fmt: skip
-LABELS = ("sequence", "tokens", "span")  # classification heads: of a sequence, of each token, of a span's two ends
+# Classification heads: of a sequence, of each token, of a span's two ends, of tokens that were replaced.
+LABELS = ("sequence", "tokens", "span", "replaced")
 HEADS = (*LABELS, "masked_lm", "next_sentence", "unembed")
 ENCODER_HEADS = "ForTokenClassification"  # of an encoder-decoder family, on the encoder alone
-POOLER = "pooler.dense.weight"
 FLOATS = [np.dtype(safetensors.DTYPES[name]) for name in ("F64", "F32", "F16", "BF16")]
 
 
@@ -120,6 +120,7 @@ def load(folder: epath.PathLike) -> Loaded:
   if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
     with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
       tokenizer.start = Settings(folder).decoder_start(config.vocabulary)
+      tokenizer.forced_start = Settings(folder).forced_start(config.vocabulary)
   return assemble(folder, settings, family, config, open_tensors(folder), tokenizer)
 
 
@@ -144,7 +145,7 @@ def assemble(
   config = _fit_scoring(config, settings, family, tensors, heads, folder)
   weights = family.weights(config)
   scoring = () if config.tie_embeddings or family.unembed not in tensors else unembedding(family.unembed)
-  bias = unembedding_bias(family.unembed) if getattr(config, "unembed_bias", False) else ()
+  bias = unembedding_bias(family.unembed, config) if getattr(config, "unembed_bias", False) else ()
   scores = bool(scoring or config.tie_embeddings) and not set(LABELS) & set(heads)
   scoring += tuple(weight for weight in bias if scores or weight.hf in tensors)
   reader = _Reader(folder, tensors, config, family.prefix_under(heads))
@@ -168,11 +169,14 @@ def _classes(settings: dict[str, Any], folder: epath.Path) -> list[str]:
 def _fit(config: Any, settings: dict[str, Any], family: Family, tensors: Renamed, folder: epath.Path) -> Any:
   """Returns the config with the parts that the tensors say there are: a pooler, a decoder."""
   if isinstance(config, encoder.Config):
-    config = dataclasses.replace(config, pooler=config.pooler and POOLER in tensors)
+    kernel = next((w.hf for w in family.weights(config) if w.lmjax == "pooler/kernel"), None)
+    config = dataclasses.replace(config, pooler=kernel in tensors)
   if isinstance(config, encoder_decoder.Config) and not any(name.startswith("decoder.") for name in tensors):
     with_decoder = [name for name in _classes(settings, folder) if not name.endswith(("EncoderModel", ENCODER_HEADS))]
     if not with_decoder:
       config = dataclasses.replace(config, decoder_depth=0)
+  if isinstance(config, bart.Config):
+    config = dataclasses.replace(config, unembed_bias=FINAL_BIAS.hf in tensors)
   return config
 
 
@@ -214,6 +218,7 @@ def axis_sizes(config: Any) -> dict[str, int]:
   offset = getattr(config, "offset", 0) or getattr(config, "position_offset", 0)
   positions = getattr(config, "length", 0) + offset
   sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=positions)
+  sizes["R"] = getattr(config, "embedding", None) or config.width
   sizes |= dict(H=config.heads, G=getattr(config, "kv_heads", config.heads), K=config.head_size)
   if isinstance(config, encoder_decoder.Config):
     sizes["Q"] = config.num_buckets
@@ -224,6 +229,8 @@ def axis_sizes(config: Any) -> dict[str, int]:
 
 def depth_of(config: Any, weight: WeightMap) -> int:
   """Returns the number of layers of a stacked parameter."""
+  if getattr(config, "shared_layers", False):
+    return 1
   depth = getattr(config, "decoder_depth", None) if weight.lmjax.startswith("decoder/") else None
   return config.depth if depth is None else depth
 
@@ -267,7 +274,7 @@ class _Reader:
     for layer in range(layers or 1):
       self.taken.add(weight.hf.format(layer))
       self._arrange(weight, layer)
-    rows = padded(self.sizes["V"]) if weight.layout.startswith("V") else None
+    rows = padded(self.sizes["V"]) if weight.of_vocabulary else None
     for i, path in enumerate(weight.paths):
       number = i if len(weight.paths) > 1 else None
       yield path, LazyTensor(functools.partial(self._arrange, weight, number=number), layers, rows)
@@ -301,7 +308,8 @@ def load_tokenizer(folder: epath.Path, rows: int) -> Tokenizer | None:
   Raises:
     UserError: it has ids beyond the rows of the embedding.
   """
-  if not any((folder / name).exists() for name in TOKENIZERS):
+  byt5 = Settings(folder).kind == "ByT5Tokenizer"  # which has no file of a vocabulary
+  if not byt5 and not any(any(folder.glob(name)) for name in TOKENIZERS):
     return None
   tokenizer: Any = registry.load(folder)
   if tokenizer.size > rows:

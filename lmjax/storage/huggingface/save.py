@@ -44,12 +44,12 @@ def save(
   folder = epath.Path(folder).expanduser()
   if folder.is_dir() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
-  family = family_of(model, str((settings or {}).get("model_type", "")))
-  config, heads = model.config, params["heads"]
+  kind, config, heads = kind_of(model, str((settings or {}).get("model_type", ""))), model.config, params["heads"]
+  family = FAMILIES[kind]
   if files:
     tokenizer = None
   ending = bare(model, params)
-  hf = _write_config(family, config, heads, ending, tokenizer, settings or {})
+  hf = _write_config(family, config, heads, ending, tokenizer, settings or {}) | {"model_type": kind}
   dtype = {"bfloat16": "BF16", "float16": "F16"}.get(str(hf.get("dtype") or hf.get("torch_dtype")), "F32")
   dtype = np.dtype(safetensors.DTYPES[dtype])
   tensors = list(tensors_of(family, config, params, ending))
@@ -80,8 +80,8 @@ def _write_config(
   hf = family.to_hf(config)
   if set(LABELS) & set(heads) or bare:  # there is no unembedding: keep the keys of `settings`
     hf = {key: value for key, value in hf.items() if key not in TIES}
-  hf = settings | hf | {"architectures": [family.architecture(heads, bare)]}
-  classes = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS if head in heads), 0)
+  hf = family.initial(config) | settings | hf | {"architectures": [family.architecture(heads, bare)]}
+  classes = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS[:3] if head in heads), 0)
   if classes and len(hf.get("id2label", ())) != classes:
     names = [f"LABEL_{i}" for i in range(classes)]
     hf |= {"id2label": {str(i): name for i, name in enumerate(names)}}
@@ -106,7 +106,7 @@ def tensors_of(
   if "model/unembed/table" in flat:
     yield from _tensors_of(unembedding(family.unembed), "model", flat, config, "")
   if "model/unembed_bias/bias" in flat:
-    yield from _tensors_of(unembedding_bias(family.unembed), "model", flat, config, "")
+    yield from _tensors_of(unembedding_bias(family.unembed, config), "model", flat, config, "")
   for head in heads:
     yield from _tensors_of(known[head], "heads", flat, config, "")
     if head == "masked_lm" and family.unembed_bias and not config.tie_embeddings:
@@ -128,7 +128,7 @@ def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], c
     def make(layer: int | None, weight=weight, leaves=leaves, sizes=sizes) -> np.ndarray:
       # Indexing first keeps all but one layer of a stacked parameter on disk or on its device.
       parts = [np.asarray(leaf if layer is None else leaf[layer]) for leaf in leaves]
-      parts = [part[: config.vocabulary] for part in parts] if weight.layout.startswith("V") else parts
+      parts = [part[: config.vocabulary] for part in parts] if weight.of_vocabulary else parts
       return join(parts, weight.layout, sizes)
 
     for layer in range(depth_of(config, weight)) if weight.stacked else (None,):
@@ -136,8 +136,13 @@ def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], c
       yield name, hf_shape(weight.layout, sizes), (lambda layer=layer, make=make: make(layer))
 
 
-def family_of(model: nn.Module, first: str = "") -> Family:
-  """Returns the family that a model is written as.
+def family_of(model: nn.Module) -> Family:
+  """Returns the family that a model is written as; see `kind_of`."""
+  return FAMILIES[kind_of(model)]
+
+
+def kind_of(model: nn.Module, first: str = "") -> str:
+  """Returns the `model_type` that a model is written as.
 
   Args:
     first: the `model_type` that is taken if it fits, as others do.
@@ -145,20 +150,16 @@ def family_of(model: nn.Module, first: str = "") -> Family:
   Raises:
     UserError: no family has such a model.
   """
-  if not any(isinstance(model, family.module) for family in FAMILIES.values()):
+  kinds = [kind for kind, family in FAMILIES.items() if isinstance(model, family.module)]
+  if not kinds:
     raise UserError(f"{type(model).__name__} models have no Hugging Face equivalent, so they cannot be converted")
-  return FAMILIES[_model_type(model, first)]
-
-
-def _model_type(model: nn.Module, first: str) -> str:
-  c = model.config
-  if isinstance(c, encoder.Config):
-    return "roberta" if c.offset else "bert" if c.token_types else "distilbert"
-  if isinstance(c, encoder_decoder.Config):
-    if c.positions != "relative" or c.bias or c.scale_scores or c.post_norm or c.norm != "rms":
-      raise UserError("this encoder-decoder has no Hugging Face equivalent: it is not a T5")
-    return "t5"
-  return _decoder_type(c, first)
+  if isinstance(model.config, decoder.Config):
+    return _decoder_type(model.config, first)
+  for kind in sorted(kinds, key=lambda kind: kind != first):
+    if FAMILIES[kind].has(model.config):
+      return kind
+  known = ", ".join(FAMILIES[kind].hf_prefix for kind in kinds)
+  raise UserError(f"this {model.kind} has no Hugging Face equivalent: it is none of {known}")
 
 
 def _plain(config: decoder.Config) -> dict[str, Any]:

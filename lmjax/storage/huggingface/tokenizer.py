@@ -11,6 +11,7 @@ from lmjax.data.tokenizers import spiece
 from lmjax.data.tokenizers.base import Bytes, Tokenizer
 from lmjax.data.tokenizers.bpe import BPE, END
 from lmjax.data.tokenizers.characters import Characters
+from lmjax.data.tokenizers.pretrained import bytes_as_characters
 from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.data.tokenizers.special import A, B, Template, prefix
 from lmjax.data.tokenizers.subword import SentencePiece
@@ -86,10 +87,7 @@ def convert(tokenizer: Tokenizer) -> tokenizers.Tokenizer:
 
 
 def _bytes(tokenizer: Bytes) -> tokenizers.Tokenizer:
-  # GPT-2's characters for bytes, in byte order: printable bytes are themselves, the others come after 255.
-  printable, spare = {*range(33, 127), *range(161, 173), *range(174, 256)}, iter(range(256, 512))
-  alphabet = {chr(byte) if byte in printable else chr(next(spare)): byte for byte in range(256)}
-  fast = tokenizers.Tokenizer(models.BPE(alphabet, []))
+  fast = tokenizers.Tokenizer(models.BPE({character: i for i, character in enumerate(bytes_as_characters())}, []))
   fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
   fast.decoder = decoders.ByteLevel()
   return _with_special(fast, END)

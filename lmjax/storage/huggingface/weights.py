@@ -1,8 +1,9 @@
 """How the parameters of lmjax correspond to the tensors of Hugging Face's models, as tables used for both directions.
 
 A layout such as `(H K) D -> D H K` gives the axes of the Hugging Face tensor and of the lmjax parameter; parentheses
-merge axes into one. The letters are those of `utils.shapes.LEGEND` and `T` token types, `Q` buckets of relative
-positions, `Y` classes; a number is a size. Axes of the vocabulary `V` are padded in memory and not in the file.
+merge axes into one. The letters are those of `utils.shapes.LEGEND` and `T` token types, `R` the size of an embedding,
+`Q` buckets of relative positions, `Y` classes; a number is a size. Axes of the vocabulary `V` are padded in memory and
+not in the file.
 """
 
 import math
@@ -11,6 +12,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+
+from lmjax.models.bart import Config as BartConfig
 
 
 class WeightMap(NamedTuple):
@@ -34,6 +37,11 @@ class WeightMap(NamedTuple):
     return [self.lmjax.replace(several[0], name) for name in several[1].split(",")] if several else [self.lmjax]
 
   @property
+  def of_vocabulary(self) -> bool:
+    """Whether the first axis of the parameter is padded."""
+    return self.layout.partition(" -> ")[2].startswith("V")
+
+  @property
   def stacked(self) -> bool:
     """Whether there is one tensor per layer."""
     return "{}" in self.hf
@@ -42,8 +50,8 @@ class WeightMap(NamedTuple):
 NORM = (("scale", "weight"), ("bias", "bias"))
 
 
-def _norm(lmjax: str, hf: str, bias: bool = True) -> tuple[WeightMap, ...]:
-  scale, shift = (WeightMap(f"{lmjax}/{name}", f"{hf}.{tensor}", "D -> D") for name, tensor in NORM)
+def _norm(lmjax: str, hf: str, bias: bool = True, axis: str = "D") -> tuple[WeightMap, ...]:
+  scale, shift = (WeightMap(f"{lmjax}/{name}", f"{hf}.{tensor}", f"{axis} -> {axis}") for name, tensor in NORM)
   return (scale, shift) if bias else (scale,)
 
 
@@ -173,43 +181,60 @@ MLP_BIASES = (
   WeightMap("stack/layers/mlp/down/bias", "layers.{}.mlp.down_proj.bias", "D -> D"),
 )
 
+_BERT_EMBEDDINGS = (
+  WeightMap("embed/table", "embeddings.word_embeddings.weight", "V R -> V R"),
+  WeightMap("positions/table", "embeddings.position_embeddings.weight", "P R -> P R"),
+  *_norm("embed_norm", "embeddings.LayerNorm", axis="R"),
+)
 BERT = (
-  WeightMap("embed/table", "embeddings.word_embeddings.weight", "V D -> V D"),
-  WeightMap("positions/table", "embeddings.position_embeddings.weight", "P D -> P D"),
-  *_norm("embed_norm", "embeddings.LayerNorm"),
+  *_BERT_EMBEDDINGS,
   *_attention("stack/layers/attention", "encoder.layer.{}.attention", "self.query self.key self.value output.dense"),
   *_norm("stack/layers/attention_norm", "encoder.layer.{}.attention.output.LayerNorm"),
   *_dense("stack/layers/mlp/up", "encoder.layer.{}.intermediate.dense", "F D -> D F", "F -> F"),
   *_dense("stack/layers/mlp/down", "encoder.layer.{}.output.dense", "D F -> F D", "D -> D"),
   *_norm("stack/layers/mlp_norm", "encoder.layer.{}.output.LayerNorm"),
 )
-TYPES = (WeightMap("token_types/table", "embeddings.token_type_embeddings.weight", "T D -> T D"),)
-POOLER = _dense("pooler", "pooler.dense", "E D -> D E", "E -> E")
-BERT_MASKED = (
-  *_dense("masked_lm/dense", "cls.predictions.transform.dense", "E D -> D E", "E -> E"),
-  *_norm("masked_lm/norm", "cls.predictions.transform.LayerNorm"),
-  WeightMap("masked_lm/bias", "cls.predictions.bias", "V -> V"),
-)
-BERT_PAIRS = _dense("next_sentence/scores", "cls.seq_relationship", "2 D -> D 2", "2 -> 2")
-ROBERTA_MASKED = (
-  *_dense("masked_lm/dense", "lm_head.dense", "E D -> D E", "E -> E"),
-  *_norm("masked_lm/norm", "lm_head.layer_norm"),
-  WeightMap("masked_lm/bias", "lm_head.bias", "V -> V"),
-)
+TYPES = (WeightMap("token_types/table", "embeddings.token_type_embeddings.weight", "T R -> T R"),)
+
+
+def pooler(name: str) -> tuple[WeightMap, ...]:
+  """Returns the table of a pooler."""
+  return _dense("pooler", name, "E D -> D E", "E -> E")
+
+
+def masked(dense: str, norm: str, bias: str) -> tuple[WeightMap, ...]:
+  """Returns the table of a head for masked tokens."""
+  hidden = _dense("masked_lm/dense", dense, "R D -> D R", "R -> R")
+  return (*hidden, *_norm("masked_lm/norm", norm, axis="R"), WeightMap("masked_lm/bias", bias, "V -> V"))
+
+
+def pairs(name: str) -> tuple[WeightMap, ...]:
+  """Returns the table of what scores pairs of sentences."""
+  return _dense("next_sentence/scores", name, "2 D -> D 2", "2 -> 2")
+
+
+BERT_MASKED = masked("cls.predictions.transform.dense", "cls.predictions.transform.LayerNorm", "cls.predictions.bias")
+ROBERTA_MASKED = masked("lm_head.dense", "lm_head.layer_norm", "lm_head.bias")
 DISTILBERT = (
-  WeightMap("embed/table", "embeddings.word_embeddings.weight", "V D -> V D"),
-  WeightMap("positions/table", "embeddings.position_embeddings.weight", "P D -> P D"),
-  *_norm("embed_norm", "embeddings.LayerNorm"),
+  *_BERT_EMBEDDINGS,
   *_attention("stack/layers/attention", "transformer.layer.{}.attention", "q_lin k_lin v_lin out_lin"),
   *_norm("stack/layers/attention_norm", "transformer.layer.{}.sa_layer_norm"),
   *_dense("stack/layers/mlp/up", "transformer.layer.{}.ffn.lin1", "F D -> D F", "F -> F"),
   *_dense("stack/layers/mlp/down", "transformer.layer.{}.ffn.lin2", "D F -> F D", "D -> D"),
   *_norm("stack/layers/mlp_norm", "transformer.layer.{}.output_layer_norm"),
 )
-DISTILBERT_MASKED = (
-  *_dense("masked_lm/dense", "vocab_transform", "E D -> D E", "E -> E"),
-  *_norm("masked_lm/norm", "vocab_layer_norm"),
-  WeightMap("masked_lm/bias", "vocab_projector.bias", "V -> V"),
+DISTILBERT_MASKED = masked("vocab_transform", "vocab_layer_norm", "vocab_projector.bias")
+ELECTRA_PROJECTION = _dense("project", "embeddings_project", "D R -> R D", "D -> D")
+_ALBERT_LAYER = "encoder.albert_layer_groups.{}.albert_layers.0"
+ALBERT = (
+  *_BERT_EMBEDDINGS,
+  *TYPES,
+  *_dense("project", "encoder.embedding_hidden_mapping_in", "D R -> R D", "D -> D"),
+  *_attention("stack/layers/attention", f"{_ALBERT_LAYER}.attention", "query key value dense"),
+  *_norm("stack/layers/attention_norm", f"{_ALBERT_LAYER}.attention.LayerNorm"),
+  *_dense("stack/layers/mlp/up", f"{_ALBERT_LAYER}.ffn", "F D -> D F", "F -> F"),
+  *_dense("stack/layers/mlp/down", f"{_ALBERT_LAYER}.ffn_output", "D F -> F D", "D -> D"),
+  *_norm("stack/layers/mlp_norm", f"{_ALBERT_LAYER}.full_layer_layer_norm"),
 )
 SPAN = _dense("span/scores", "qa_outputs", "2 D -> D 2", "2 -> 2")
 
@@ -227,13 +252,18 @@ def decoder_heads(tokens: str) -> Callable[[Any], dict[str, tuple[WeightMap, ...
   return lambda c: heads
 
 
+FINAL_BIAS = WeightMap("unembed_bias/bias", "final_logits_bias", "1 V -> V")  # of BART and Marian
+
+
 def unembedding(name: str) -> tuple[WeightMap, ...]:
   """Returns the table of what scores tokens where the embedding does not."""
-  return (WeightMap("unembed/table", name, "V D -> V D"),)
+  return (WeightMap("unembed/table", name, "V R -> V R"),)
 
 
-def unembedding_bias(name: str) -> tuple[WeightMap, ...]:
+def unembedding_bias(name: str, config: Any) -> tuple[WeightMap, ...]:
   """Returns the table of the bias of the tokens' scores, `name` that of their table."""
+  if isinstance(config, BartConfig):
+    return (FINAL_BIAS,)
   return (WeightMap("unembed_bias/bias", name.removesuffix("weight") + "bias", "V -> V"),)
 
 
@@ -256,6 +286,24 @@ def t5(gated: bool, decoder: bool = True) -> tuple[WeightMap, ...]:
     bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     weights.append(WeightMap(f"{side}_bias/table", bias, "Q H -> Q H"))
     weights += _norm(f"{side}_norm", f"{side}.final_layer_norm", bias=False)
+  return tuple(weights)
+
+
+def bart(positions: bool, embed_norm: bool, decoder: bool = True) -> tuple[WeightMap, ...]:
+  """Returns the table of a BART, or of a Marian, which has neither a table of positions nor norms of embeddings."""
+  weights = [WeightMap("embed/table", "shared.weight", "V D -> V D")]
+  cross = (("self_attention", "self_attn"), ("cross_attention", "encoder_attn"))
+  for side, layers in (("encoder", (("attention", "self_attn"),)), ("decoder", cross))[: 1 + decoder]:
+    path, hf = f"{side}/layers", f"{side}.layers.{{}}"
+    for name, module in layers:
+      weights += _attention(f"{path}/{name}", f"{hf}.{module}", "q_proj k_proj v_proj out_proj", kv_heads="H")
+      weights += _norm(f"{path}/{name}_norm", f"{hf}.{module}_layer_norm")
+    weights += _dense(f"{path}/mlp/up", f"{hf}.fc1", "F D -> D F", "F -> F")
+    weights += _dense(f"{path}/mlp/down", f"{hf}.fc2", "D F -> F D", "D -> D")
+    weights += _norm(f"{path}/mlp_norm", f"{hf}.final_layer_norm")
+    if positions:
+      weights.append(WeightMap(f"{side}_positions/table", f"{side}.embed_positions.weight", "P D -> P D"))
+    weights += _norm(f"{side}_embed_norm", f"{side}.layernorm_embedding") if embed_norm else ()
   return tuple(weights)
 
 
@@ -311,6 +359,6 @@ def arrange(array: np.ndarray, layout: str, sizes: dict[str, int], back: bool = 
   source, target = map(_parse, reversed(layout.split(" -> ")) if back else layout.split(" -> "))
   if array.shape != _shape(source, sizes):
     raise ValueError(f"has shape {list(array.shape)}, not {list(_shape(source, sizes))}")
-  axes = [axis for dimension in source for axis in dimension]
-  order = [axes.index(axis) for dimension in target for axis in dimension]
+  axes = [axis for dimension in source for axis in dimension if axis != "1"]
+  order = [axes.index(axis) for dimension in target for axis in dimension if axis != "1"]
   return array.reshape(_shape([[axis] for axis in axes], sizes)).transpose(order).reshape(_shape(target, sizes))

@@ -21,11 +21,12 @@ TO_HF = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"
 # The heads of a model and the ending of its class name; of those whose heads a model has, the first is taken.
 CLASSES = (
   ("sequence", "ForSequenceClassification"), ("tokens", "ForTokenClassification"), ("span", "ForQuestionAnswering"),
+  ("replaced", "ForPreTraining"),
   ("masked_lm next_sentence", "ForPreTraining"), ("masked_lm", "ForMaskedLM"),
   ("next_sentence", "ForNextSentencePrediction"),
 )  # fmt: skip
 # Classes that predict the next token, so that what scores it must be in the file.
-SCORING = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration")
+SCORING = ("ForCausalLM", "LMHeadModel", "DoubleHeadsModel", "ForConditionalGeneration", "MTModel")
 
 # Keys that change no vector and no score: names, notes, training, generation (which has a file of its own).
 IRRELEVANT = """
@@ -45,6 +46,9 @@ IRRELEVANT = """
 # The only values that are supported of keys that change what a model computes; missing and null always are.
 ONLY: dict[str, tuple[Any, ...]] = {"quantization_config": (), "pruned_heads": ({}, []), "per_layer_config": ({},)}
 SMALLEST = 1e-30  # epsilon of a norm
+# Fields of a model's config that do not say which family it is of: how it is computed, and parts that may be left out.
+FREE = ("length", "dropout", "dtype", "scan", "remat", "pooler", "tie_embeddings", "scale_output", "decoder_depth",
+        "unembed_bias")  # fmt: skip
 
 
 @functools.cache
@@ -72,6 +76,7 @@ class Family:
   pooling: the vector that a sequence classifier takes; see tasks.encode.Encode.
   unembed, unembed_bias: the tensors that score tokens where the embedding does not; the second only where the table of
     a head names the bias otherwise.
+  initial: returns keys of config.json that are written where the model does not come from a folder that has them.
   copies: {other name of a tensor: its name in the tables}.
   aliases: {other name of a key of config.json: its name}.
   irrelevant: keys of config.json that change neither vectors nor scores, besides `IRRELEVANT`.
@@ -96,6 +101,7 @@ class Family:
   pooling: str = "last"
   unembed: str = "lm_head.weight"
   unembed_bias: str = ""
+  initial: Callable[[Any], HFConfig] = lambda c: {}
   copies: dict[str, str] = dataclasses.field(default_factory=dict)
   aliases: dict[str, str] = dataclasses.field(default_factory=dict)
   irrelevant: str = ""
@@ -127,6 +133,23 @@ class Family:
     Raises:
       UserError: lmjax does not support the value of a key.
     """
+    config = self._config(fields)
+    known = f"{IRRELEVANT} {self.irrelevant}".split()
+    unknown = [key for key in fields.unused() if key not in known and fields.values[key] is not None]
+    if unknown:
+      note(f"{fields.where}: {', '.join(sorted(unknown))} is not known for {self.hf_prefix} models and has no effect")
+    return config
+
+  def has(self, config: Any) -> bool:
+    """Returns whether the family has a model of a config: what is written of it is read as it was."""
+    try:
+      read = self._config(Fields(self.to_hf(config), "config.json"))
+    except UserError:
+      return False
+    free = {name: getattr(config, name) for name in FREE if hasattr(config, name)}
+    return bool(dataclasses.replace(read, **free) == config)
+
+  def _config(self, fields: Fields) -> Any:
     for alias, key in self.aliases.items():
       if alias in fields:
         value = fields.get(alias)
@@ -139,14 +162,9 @@ class Family:
         raise UserError(f"{fields.where}: {key} {one_line(str(value), 60)!r} is not supported")
     try:
       shape = {field: self._take(fields, key) for field, key in self.config_keys.items()}
-      config = self.config(**(shape | self.read(fields)))
+      return self.config(**(shape | self.read(fields)))
     except ValueError as error:
       raise UserError(f"{fields.where}: this model is not supported: {error}") from error
-    known = f"{IRRELEVANT} {self.irrelevant}".split()
-    unknown = [key for key in fields.unused() if key not in known and fields.values[key] is not None]
-    if unknown:
-      note(f"{fields.where}: {', '.join(sorted(unknown))} is not known for {self.hf_prefix} models and has no effect")
-    return config
 
   def _take(self, fields: Fields, key: str) -> Any:
     """Returns a size, or the epsilon of a norm."""

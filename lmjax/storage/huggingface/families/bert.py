@@ -1,4 +1,4 @@
-"""BERT, RoBERTa and DistilBERT."""
+"""BERT, RoBERTa with XLM-R and CamemBERT, and DistilBERT."""
 
 import dataclasses
 from typing import Any
@@ -24,19 +24,20 @@ IRRELEVANT = """
 """
 
 
-def _read_bert(fields: Fields) -> dict[str, Any]:
-  width, heads = fields.integer("hidden_size", 768), fields.integer("num_attention_heads", 12)
+def read(fields: Fields, width: int = 768, heads: int = 12, default: str = "gelu") -> dict[str, Any]:
+  """Returns the fields of the lmjax config that `config_keys` does not name; the arguments are defaults."""
+  width, heads = fields.integer("hidden_size", width), fields.integer("num_attention_heads", heads)
   return dict(
     length=fields.integer("max_position_embeddings", 512, least=1), head_size=head_size(fields, width, heads),
-    activation=activation(fields, "hidden_act", "gelu"), tie_embeddings=fields.boolean("tie_word_embeddings", True),
+    activation=activation(fields, "hidden_act", default), tie_embeddings=fields.boolean("tie_word_embeddings", True),
   )  # fmt: skip
 
 
 def _read_roberta(fields: Fields) -> dict[str, Any]:
-  read, offset = _read_bert(fields), fields.integer("pad_token_id", 1) + 1
-  if offset >= read["length"]:
+  values, offset = read(fields), fields.integer("pad_token_id", 1) + 1
+  if offset >= values["length"]:
     raise UserError(f"{fields.where}: max_position_embeddings must be more than pad_token_id + 1, {offset}")
-  return read | dict(length=read["length"] - offset, offset=offset)
+  return values | dict(length=values["length"] - offset, offset=offset)
 
 
 def _read_distilbert(fields: Fields) -> dict[str, Any]:
@@ -60,16 +61,20 @@ def _write_distilbert(c: encoder.Config) -> HFConfig:
 
 def _bert_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
   """Sequence and token classifiers have the same tensors; only the first needs the pooler."""
-  heads = {"masked_lm": weights.BERT_MASKED, "next_sentence": weights.BERT_PAIRS, "span": weights.SPAN}
+  heads = {
+    "masked_lm": weights.BERT_MASKED,
+    "next_sentence": weights.pairs("cls.seq_relationship"),
+    "span": weights.SPAN,
+  }
   labels = ("sequence", "tokens") if c.pooler else ("tokens",)
   return heads | {head: weights.classifier(head, "classifier") for head in labels}
 
 
 _encoder: dict[str, Any] = dict(module=encoder.Encoder, config=encoder.Config, bare_class="Model")
 BERT = Family(
-  **_encoder, hf_prefix="Bert", config_keys=KEYS, defaults=DEFAULTS, read=_read_bert, write=_write_bert,
-  weights=lambda c: (*weights.BERT, *weights.TYPES, *(weights.POOLER if c.pooler else ())), heads=_bert_heads,
-  prefix={"": "bert."}, pooling="pooled", irrelevant=IRRELEVANT,
+  **_encoder, hf_prefix="Bert", config_keys=KEYS, defaults=DEFAULTS, read=read, write=_write_bert,
+  weights=lambda c: (*weights.BERT, *weights.TYPES, *(weights.pooler("pooler.dense") if c.pooler else ())),
+  heads=_bert_heads, prefix={"": "bert."}, pooling="pooled", irrelevant=IRRELEVANT,
   unembed="cls.predictions.decoder.weight", unembed_bias="cls.predictions.decoder.bias",
   only=dict(
     is_decoder=(False,), add_cross_attention=(False,), is_encoder_decoder=(False,),
@@ -87,6 +92,8 @@ ROBERTA = dataclasses.replace(
   },
   unembed="lm_head.decoder.weight", unembed_bias="lm_head.decoder.bias",
 )  # fmt: skip
+XLM_ROBERTA = dataclasses.replace(ROBERTA, hf_prefix="XLMRoberta", defaults=DEFAULTS)
+CAMEMBERT = dataclasses.replace(ROBERTA, hf_prefix="Camembert", defaults=DEFAULTS)
 DISTILBERT = Family(
   **_encoder, hf_prefix="DistilBert",
   config_keys=dict(

@@ -1,5 +1,6 @@
-"""T5 in its versions 1.0 and 1.1."""
+"""T5 in its versions 1.0 and 1.1, ByT5, and mT5."""
 
+import dataclasses
 from typing import Any
 
 from lmjax.models import encoder_decoder
@@ -19,8 +20,8 @@ DEFAULTS = dict(
 )  # fmt: skip
 
 
-def _read(fields: Fields) -> dict[str, Any]:
-  name = fields.text("feed_forward_proj", "relu")
+def _read(fields: Fields, feed_forward: str = "relu", depth: int = 6) -> dict[str, Any]:
+  name = fields.text("feed_forward_proj", feed_forward)
   *gate, act = name.split("-")
   if gate not in ([], ["gated"]):
     raise UserError(f"{fields.where}: feed_forward_proj {name!r} is not supported")
@@ -29,13 +30,17 @@ def _read(fields: Fields) -> dict[str, Any]:
     raise UserError(f"{fields.where}: feed_forward_proj {name!r} is not supported")
   # Version 1.1 says with tie_word_embeddings that outputs are not scaled; which tables are tied, the tensors say.
   scale = fields.boolean("scale_decoder_outputs", fields.boolean("tie_word_embeddings", True))
-  depth = fields.integer("num_layers", DEFAULTS["num_layers"])
+  depth = fields.integer("num_layers", depth)
   fields.boolean("tie_word_embeddings", True)
   return dict(
     length=fields.integer("n_positions", 512, least=1), gated_mlp=fields.boolean("is_gated_act", bool(gate)),
     activation=ACTIVATIONS[act], scale_output=scale,
     decoder_depth=fields.integer("num_decoder_layers", depth, least=1),
   )  # fmt: skip
+
+
+def _read_mt5(fields: Fields) -> dict[str, Any]:
+  return _read(fields, "gated-gelu", 8) | dict(scale_output=False)
 
 
 def _write(c: encoder_decoder.Config) -> HFConfig:
@@ -50,6 +55,11 @@ def _write(c: encoder_decoder.Config) -> HFConfig:
     dense_act_fn="gelu_new" if c.activation == "gelu_tanh" else c.activation, pad_token_id=0, eos_token_id=1,
     decoder_start_token_id=0,
   )  # fmt: skip
+
+
+def _write_mt5(c: encoder_decoder.Config) -> HFConfig:
+  hf = {key: value for key, value in _write(c).items() if key != "scale_decoder_outputs"}
+  return hf | dict(model_type="mt5")
 
 
 def _heads(c: encoder_decoder.Config) -> dict[str, tuple[weights.WeightMap, ...]]:
@@ -68,4 +78,8 @@ T5 = Family(
   aliases=dict(hidden_size="d_model", num_attention_heads="num_heads", num_hidden_layers="num_layers",
                head_dim="d_kv"),
   irrelevant="dropout_rate initializer_factor is_encoder_decoder output_past", only=dict(is_decoder=(False,)),
+)  # fmt: skip
+MT5 = dataclasses.replace(
+  T5, hf_prefix="MT5", defaults=DEFAULTS | dict(vocab_size=250_112, num_layers=8, num_heads=6, d_ff=1024),
+  read=_read_mt5, write=_write_mt5,
 )  # fmt: skip
