@@ -161,7 +161,7 @@ def build(
     tokenizer=tokenizer,
     task=task,
     optimizer=optimizer,
-    transform=sections.build(settings["transform"], "transform", None, ParamTransform),
+    transform=sections.build(settings["transform"], "transform", None, ParamTransform, seed=settings["seed"]),
     evaluators={name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()},
     evaluate_every=every,
     checkpoint=sections.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
