@@ -43,7 +43,7 @@ IRRELEVANT = """
   auto_mapping base_model_name_or_path corda_config eva_config exclude_modules fan_in_fan_out inference_mode
   layers_pattern layers_to_transform loftq_config lora_dropout lora_ga_config megatron_core modules_to_save
   peft_version qalora_group_size revision runtime_config task_type
-""".split()
+"""
 TASKS = {"SEQ_CLS": "sequence", "TOKEN_CLS": "tokens", "QUESTION_ANS": "span"}  # and the heads they have
 QUANTIFIERS, LONGEST = 5, 200  # of a pattern in a stranger's file, whose matching takes time
 
@@ -106,7 +106,9 @@ def read_adapter(file: epath.Path) -> Adapter:
     ranks={key: ranks.integer(key, least=1) for key in ranks.values},
     alphas={key: alphas.number(key) for key in alphas.values},
   )
-  unknown = [key for key in fields.unused() if key not in IRRELEVANT and fields.values[key] not in (None, False, {}, [])]
+  unknown = [
+    key for key in fields.unused() if key not in IRRELEVANT.split() and fields.values[key] not in (None, False, {}, [])
+  ]
   if unknown:
     note(f"{file}: {', '.join(sorted(unknown))} is not known and has no effect")
   return adapter
@@ -185,7 +187,9 @@ class Merged:
     shape, scale = self._base.shape(origin), adapter.scale_of(module)
     change = () if len(a) != 2 or len(b) != 2 or a[0] != b[1] else (b[0], a[1])
     if a[:1] != (adapter.rank_of(module),):
-      raise UserError(f"{self._folder}: {one_line(module)} has the shapes {a} and {b}, not rank {adapter.rank_of(module)}")
+      raise UserError(
+        f"{self._folder}: {one_line(module)} has the shapes {a} and {b}, not rank {adapter.rank_of(module)}"
+      )
     if tuple(shape) != (change[::-1] if transposed else change):
       raise UserError(f"{self._folder}: {one_line(module)} has factors {a} and {b} for a weight {list(shape)}")
 
