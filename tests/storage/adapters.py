@@ -9,10 +9,10 @@ import numpy as np
 
 from lmjax.compression.lora import LoRA
 from lmjax.parallel.sharding import LogicallyPartitioned
+from lmjax.state import named_parameters
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.folder import task_of
 from lmjax.storage.huggingface.save_adapter import write_adapter
-from lmjax.state import named_parameters
 from lmjax.utils import pytree
 
 

@@ -6,13 +6,10 @@ import numpy as np
 import pytest
 
 from lmjax import storage
-from lmjax.__main__ import main
 from lmjax.compression.lora import LoRA
-from lmjax.storage import safetensors
-from lmjax.storage.huggingface.adapter import CONFIG, WEIGHTS, AdapterTensors
-from lmjax.utils.errors import UserError
+from lmjax.storage.huggingface.adapter import CONFIG
 from tests.storage.adapters import random_adapter
-from tests.storage.huggingface_folders import SHAPES, write_classifier, write_model
+from tests.storage.huggingface_folders import SHAPES, write_model
 
 KERNELS = LoRA("model/.*kernel$", 3, 6, {"value": 2, "mlp/up": 4}, {"out": 9.0}, train="^$")
 

@@ -18,6 +18,7 @@ from lmjax.optim import averaged
 from lmjax.storage import base as storage
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface.adapter import CONFIG, START, TASKS, WEIGHTS, stores_inputs_first
+from lmjax.storage.huggingface.families import Family
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import depth_of
 from lmjax.storage.huggingface.save import bare, family_of, tensors_of
@@ -25,6 +26,7 @@ from lmjax.storage.huggingface.weights import WeightMap, unembedding
 from lmjax.storage.run import RunFolder
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError, one_line
+from lmjax.utils.pytree import Tree
 
 KINDS = {"decoder": "CAUSAL_LM", "encoder_decoder": "SEQ_2_SEQ_LM"}  # PEFT's task_type of models without a head
 
@@ -100,6 +102,7 @@ def write_adapter(
       raise UserError(f"convert: {name} has no tensor in {family.hf_prefix} models")
   changes = [change for row in rows if (change := _change(row, lora, trained, config))]
   modules = {module for row in rows if any(path in whole for path in row.paths) for module in _layers(row, config)}
+  modules = {name for name in modules if not any(name.startswith(f"{other}.") for other in modules)}
   if both := sorted(modules & {module for change in changes for module in _layers(change.row, config)}):
     raise UserError(f"convert: {both[0]} was trained by factors and as a whole, which PEFT cannot; write it merged")
 
@@ -108,9 +111,8 @@ def write_adapter(
     for layer, module in enumerate(_layers(change.row, config)):
       for part, array in change.factors(layer if change.row.weight.stacked else None).items():
         tensors[f"{START}{module}.{part}"] = np.ascontiguousarray(array, np.float32)
-  for name, _, make in tensors_of(family, config, params, ending) if modules else ():
-    if name.rpartition(".")[0] in modules:
-      tensors[START + name] = np.ascontiguousarray(make(), np.float32)
+  for name, array in _whole(family, config, params, ending, modules):
+    tensors[START + name] = np.ascontiguousarray(array, np.float32)
   task = next((task for task, head in TASKS.items() if head in heads), None)
   settings = {
     "peft_type": "LORA",
@@ -130,6 +132,22 @@ def write_adapter(
     files.write(part / CONFIG, json.dumps(settings, indent=2) + "\n")
 
 
+def _whole(
+  family: Family, config: Any, params: Tree, ending: str, modules: set[str]
+) -> Iterator[tuple[str, np.ndarray]]:
+  """Yields the tensors of modules that are saved whole, shared ones under each of their names."""
+  makers = {name: make for name, _, make in tensors_of(family, config, params, ending)} if modules else {}
+  prefix, heads = family.prefix_under(params["heads"], ending), family.heads(config)
+  for weight in (*family.weights(config), *heads.get("masked_lm", ())):
+    if weight.lmjax == "embed/table":
+      makers.setdefault(family.unembed, makers.get(prefix + weight.hf))
+    if weight.lmjax == "masked_lm/bias" and family.unembed_bias:
+      makers.setdefault(family.unembed_bias, makers.get(weight.hf))
+  for name, make in makers.items():
+    if make and any(name.startswith(f"{module}.") for module in modules):
+      yield name, make()
+
+
 def _base_of(path: epath.PathLike) -> epath.Path:
   """Returns the absolute path of the Hugging Face folder of the base."""
   what = f"it started from {one_line(str(path))}" if path else "it started from scratch"
@@ -142,7 +160,7 @@ def _base_of(path: epath.PathLike) -> epath.Path:
   return epath.Path(path).expanduser().absolute()
 
 
-def _rows(family: Any, config: Any, heads: Any, prefix: str) -> Iterator[Row]:
+def _rows(family: Family, config: Any, heads: Any, prefix: str) -> Iterator[Row]:
   """Yields the rows of the tables of a model and its heads."""
   parts = [("model", weight, prefix) for weight in family.weights(config)]
   if not config.tie_embeddings:
