@@ -139,12 +139,12 @@ def _whole(
   makers = {name: make for name, _, make in tensors_of(family, config, params, ending)} if modules else {}
   prefix, heads = family.prefix_under(params["heads"], ending), family.heads(config)
   for weight in (*family.weights(config), *heads.get("masked_lm", ())):
-    if weight.lmjax == "embed/table":
-      makers.setdefault(family.unembed, makers.get(prefix + weight.hf))
-    if weight.lmjax == "masked_lm/bias" and family.unembed_bias:
-      makers.setdefault(family.unembed_bias, makers.get(weight.hf))
+    name = {"embed/table": family.unembed, "masked_lm/bias": family.unembed_bias}.get(weight.lmjax)
+    stored = weight.hf if weight.lmjax.startswith("masked_lm") else prefix + weight.hf
+    if name and stored in makers:
+      makers.setdefault(name, makers[stored])
   for name, make in makers.items():
-    if make and any(name.startswith(f"{module}.") for module in modules):
+    if any(name.startswith(f"{module}.") for module in modules):
       yield name, make()
 
 
