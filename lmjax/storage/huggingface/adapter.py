@@ -19,7 +19,7 @@ from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import TOKENIZERS, Loaded, assemble, depth_of, load, load_tokenizer, open_tensors
 from lmjax.storage.huggingface.names import rename
 from lmjax.storage.huggingface.sentence import transformer_folder
-from lmjax.storage.huggingface.weights import WeightMap, unembedding
+from lmjax.storage.huggingface.weights import WeightMap, unembedding, unembedding_bias
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError, one_line
@@ -224,7 +224,8 @@ class Merged:
 def weights_of(family: Family, config: Any) -> dict[str, WeightMap]:
   """Returns {name of a tensor: its row of the tables}, of a model with all heads that it can have."""
   heads = [weight for table in family.heads(config).values() for weight in table]
-  rows = (*family.weights(config), *unembedding(family.unembed), *heads)
+  scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed))
+  rows = (*family.weights(config), *scores, *heads)
   return {
     weight.hf.format(layer): weight
     for weight in rows
@@ -234,9 +235,21 @@ def weights_of(family: Family, config: Any) -> dict[str, WeightMap]:
 
 def stores_inputs_first(weight: WeightMap) -> bool:
   """Returns whether a kernel's tensor is inputs x outputs, as in GPT-2: what PEFT calls fan_in_fan_out."""
-  tensor, kernel = weight.layout.split(" -> ")
-  first = next(axis for axis in kernel.split() if not axis.isdigit())
-  return weight.lmjax.endswith("kernel") and first in re.split(r"[ ()]+", tensor.strip("("))[:1]
+  return weight.lmjax.endswith("kernel") and split_layout(weight.layout.split(" | ")[0])[0]
+
+
+def split_layout(layout: str) -> tuple[bool, str]:
+  """Returns whether a kernel's tensor has its inputs first, and the layout of its outputs alone.
+
+  Those of `D (3 H K) -> 3 D H K` are `(3 H K) -> 3 H K`. The kernel's first axis, not a number, is one of its inputs.
+  """
+  tensor, kernel = layout.split(" -> ")
+  groups, axes = re.findall(r"\([^)]*\)|\S+", tensor), kernel.split()
+  first = next(axis for axis in axes if not axis.isdigit())
+  inputs = next(group for group in groups if first in group.strip("()").split())
+  outputs = " ".join(group for group in groups if group != inputs)
+  kept = " ".join(axis for axis in axes if axis not in inputs.strip("()").split())
+  return groups[0] == inputs, f"{outputs} -> {kept}"
 
 
 class AdapterFolder(HuggingFaceFolder):

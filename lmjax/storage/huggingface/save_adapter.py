@@ -17,12 +17,12 @@ from lmjax.models.base import GENERATES
 from lmjax.optim import averaged
 from lmjax.storage import base as storage
 from lmjax.storage import safetensors
-from lmjax.storage.huggingface.adapter import CONFIG, START, TASKS, WEIGHTS, stores_inputs_first
+from lmjax.storage.huggingface.adapter import CONFIG, START, TASKS, WEIGHTS, split_layout, stores_inputs_first
 from lmjax.storage.huggingface.families import Family
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
-from lmjax.storage.huggingface.load import depth_of
+from lmjax.storage.huggingface.load import axis_sizes, depth_of, read_config
 from lmjax.storage.huggingface.save import bare, family_of, tensors_of
-from lmjax.storage.huggingface.weights import WeightMap, unembedding
+from lmjax.storage.huggingface.weights import WeightMap, join, unembedding, unembedding_bias
 from lmjax.storage.run import RunFolder
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError, one_line
@@ -41,6 +41,10 @@ class Row(NamedTuple):
   @property
   def is_kernel(self) -> bool:
     return self.weight.lmjax.endswith(("kernel", "table"))
+
+  @property
+  def is_dense(self) -> bool:
+    return self.weight.lmjax.endswith("kernel")
 
 
 class Change(NamedTuple):
@@ -87,10 +91,11 @@ def write_adapter(
     raise UserError(f"{folder} is not empty; name another folder")
   whole = {name: value for name, value in trained.items() if name in parameters}
   params = {"heads": {}} | traverse_util.unflatten_dict({**parameters, **whole}, sep="/")
-  family, config, heads, ending = family_of(model), model.config, params["heads"], bare(model, params)
+  kind = read_config(base)[0]["model_type"]
+  family, config, heads, ending = family_of(model, kind), model.config, params["heads"], bare(model, params)
   if unknown := next((head for head in heads if head not in family.heads(config)), None):
     raise UserError(f"convert: the head {unknown!r} has no equivalent in {family.hf_prefix} models")
-  rows = list(_rows(family, config, heads, family.prefix_under(heads, ending)))
+  rows = list(_rows(family, config, params, family.prefix_under(heads, ending)))
   shared = model.kind == "encoder_decoder" or (
     config.tie_embeddings and (model.kind in GENERATES or "masked_lm" in heads)
   )
@@ -160,12 +165,12 @@ def _base_of(path: epath.PathLike) -> epath.Path:
   return epath.Path(path).expanduser().absolute()
 
 
-def _rows(family: Family, config: Any, heads: Any, prefix: str) -> Iterator[Row]:
+def _rows(family: Family, config: Any, params: Tree, prefix: str) -> Iterator[Row]:
   """Yields the rows of the tables of a model and its heads."""
   parts = [("model", weight, prefix) for weight in family.weights(config)]
-  if not config.tie_embeddings:
-    parts += [("model", weight, "") for weight in unembedding(family.unembed)]
-  parts += [("heads", weight, "") for head in heads for weight in family.heads(config)[head]]
+  scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed))
+  parts += [("model", weight, "") for weight in scores if weight.lmjax.split("/")[0] in params["model"]]
+  parts += [("heads", weight, "") for head in params["heads"] for weight in family.heads(config)[head]]
   for part, weight, start in parts:
     yield Row(weight, [f"{part}/{path}" for path in weight.paths], start + weight.hf.rpartition(".")[0])
 
@@ -192,11 +197,10 @@ def _change(row: Row, lora: LoRA, trained: Mapping[str, Any], config: Any) -> Ch
       a, b = (np.asarray(trained[f"{path}/{part}"], np.float32) for part in "ab")
       a, b = (a, b) if layer is None else (a[layer], b[layer])
       low.append(a.reshape(-1, a.shape[-1]))
-      block = np.zeros((len(row.paths), b[0].size, len(b)), np.float32)
-      block[row.paths.index(path)] = b.reshape(len(b), -1).T * (lora.scale_of(path) / scale)
-      high.append(block.reshape(-1, len(b)))
-    a, b = np.concatenate(low, 1), np.concatenate(high, 1)  # [inputs, R], [outputs, R]
-    if row.weight.lmjax.endswith("kernel"):
+      b = b * np.float32(lora.scale_of(path) / scale)
+      high += [_outputs(row, path, column, config) for column in b] if row.is_dense else list(b)
+    a, b = np.concatenate(low, 1), np.stack(high, 1)  # [inputs, R], [outputs, R]
+    if row.is_dense:
       return {"lora_A.weight": a.T, "lora_B.weight": b}
     a = a[: config.vocabulary] if row.weight.layout.startswith("V") else a
     if row.weight.lmjax.startswith("unembed"):  # a linear layer, whose outputs are the rows
@@ -204,6 +208,18 @@ def _change(row: Row, lora: LoRA, trained: Mapping[str, Any], config: Any) -> Ch
     return {"lora_embedding_A": a.T, "lora_embedding_B": b}
 
   return Change(row, rank, scale * (math.sqrt(rank) if lora.rank_stabilized else rank), factors)
+
+
+def _outputs(row: Row, path: str, column: np.ndarray, config: Any) -> np.ndarray:
+  """Returns a column of one kernel's factor as the tensor has its outputs, those of the other kernels being zero."""
+  layout = " | ".join(split_layout(part)[1] for part in row.weight.layout.split(" | "))
+  sizes = axis_sizes(config) | {"Y": column.shape[-1]}
+  parts = layout.split(" | ")
+  axes = [part.split(" -> ")[1].split() for part in (parts if len(parts) > 1 else parts * len(row.paths))]
+  axes = [[axis for axis in names if not axis.isdigit() or len(row.paths) == 1] for names in axes]
+  zeros = [np.zeros([int(a) if a.isdigit() else sizes[a] for a in names], np.float32) for names in axes]
+  zeros[row.paths.index(path)] = column
+  return join(zeros, layout, sizes)
 
 
 def _ranks(changes: list[Change]) -> dict[str, Any]:
