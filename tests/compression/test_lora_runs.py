@@ -123,3 +123,15 @@ def test_a_missing_base_is_named(run, tmp_path):
   (tmp_path / "run" / "config.json").write_text(json.dumps(config))
   with pytest.raises(UserError, match="the source 'start' at .*gone is missing"):
     jnp.asarray(storage.open(tmp_path / "run").parameters()["model/embed/table"])
+
+
+def test_a_plan_shows_what_is_trained(capsys):
+  """And the state of full fine-tuning beside that of the run."""
+  options = ["plan", *DEBUG, *LORA, "--topology", "cpu:1", "--json"]
+  main(options)
+  report = json.loads(capsys.readouterr().out)
+  trained = report["trained"]
+  assert trained["parameters"] == 7168 and report["parameters"] > 80_000
+  assert 3 * 4 * trained["parameters"] < trained["state_bytes"] < trained["full_state_bytes"] / 2
+  main(options[:-1])
+  assert "trained" in (shown := capsys.readouterr().out) and "if all were trained" in shown
