@@ -115,7 +115,7 @@ def read_adapter(file: epath.Path) -> Adapter:
 
 
 def _check_pattern(pattern: str, file: epath.Path) -> None:
-  """Raises UserError for what is no regular expression, or may take very long to match."""
+  """Raises UserError for what is not a regular expression, or may take very long to match."""
   try:
     re.compile(pattern)
   except re.error as error:

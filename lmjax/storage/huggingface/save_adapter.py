@@ -183,7 +183,7 @@ def _layers(row: Row, config: Any) -> list[str]:
 def _change(row: Row, lora: LoRA, trained: Mapping[str, Any], config: Any) -> Change | None:
   """Returns the factors of a row's module; None where it has none.
 
-  Where a tensor holds several kernels side by side, B is a block matrix, and the rank is the sum of theirs.
+  Where a tensor holds several kernels side by side, B is a block matrix, and the rank is their sum.
   """
   paths = [path for path in row.paths if f"{path}/a" in trained]
   if not paths or not row.is_kernel:
