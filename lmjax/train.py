@@ -350,9 +350,8 @@ def _shard_batch(batch: Batch, run: Experiment) -> Batch:
 def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
   """Logs the size of the run: parameters, tokens and memory."""
   tokens, devices = run.batch * run.data.length, run.layout.mesh.size
-  log.say(
-    f"{run.parameters:,} parameters; {tokens:,} tokens a step, {tokens // devices:,} on each of {devices} device(s)"
-  )
+  size = f"{run.parameters:,} parameters" + (f", {run.trained:,} of them trained" * (run.trained != run.parameters))
+  log.say(f"{size}; {tokens:,} tokens a step, {tokens // devices:,} on each of {devices} device(s)")
   for line in run.layout.replicated(run.named):
     log.say(line)
   memory = step.memory()

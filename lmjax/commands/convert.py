@@ -3,6 +3,8 @@
     lmjax convert --input runs/gpt2 --output my-gpt2        write a run folder as a Hugging Face folder
     lmjax convert --input model.gguf --output my-model      write a GGUF file as a Hugging Face folder
     lmjax convert --input my-gpt2 --output my-gpt2.gguf     write a model for llama.cpp, in float16
+    lmjax convert --input runs/lora --output adapter --format peft     write what a LoRA run trained, for PEFT
+    lmjax convert --input adapter --output my-gpt2          merge an adapter of PEFT into its base (--base DIR)
     lmjax convert --check path/to/hf                        compare the logits of lmjax and transformers
 
 Every command takes a Hugging Face folder or a GGUF file in place of a run folder. `hf:owner/name` is downloaded with
@@ -34,6 +36,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--input", help="a run folder, a Hugging Face folder, a GGUF file, or hf:owner/name")
   parser.add_argument("--output", help="the Hugging Face folder or the GGUF file to write")
   parser.add_argument("--format", choices=FORMATS, help="default gguf-f16 for an output that ends with .gguf")
+  parser.add_argument("--base", metavar="DIR", help="of an adapter: the Hugging Face folder that it changes")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
@@ -44,8 +47,9 @@ def main(arguments: list[str]) -> int:
   if not options.input or not options.output:
     raise UserError("convert: --input and --output are required, or --check")
   source = download(options.input[3:]) if options.input.startswith("hf:") else options.input
-  convert(source, options.output, options.step, not options.without_tokenizer, options.format)
+  convert(source, options.output, options.step, not options.without_tokenizer, options.format, options.base)
   reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
+  reader = "load it with PEFT's PeftModel.from_pretrained" if options.format == "peft" else reader
   console.print(f"{options.output}: written; {reader}")
   return 0
 

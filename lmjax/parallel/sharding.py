@@ -58,8 +58,9 @@ def is_partitioned(leaf: Any) -> bool:
 
 
 def count_parameters(boxed: Tree) -> int:
-  """Returns the number of values in a tree of `LogicallyPartitioned`, vocabulary padding not counted."""
-  return sum(leaf.size() for leaf in jax.tree.leaves(boxed, is_leaf=is_partitioned))
+  """Returns the number of values in a tree; vocabulary padding is not counted in what is `LogicallyPartitioned`."""
+  leaves = jax.tree.leaves(boxed, is_leaf=is_partitioned)
+  return sum(leaf.size() if is_partitioned(leaf) else leaf.size for leaf in leaves)
 
 
 @dataclasses.dataclass(frozen=True)

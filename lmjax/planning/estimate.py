@@ -28,7 +28,7 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
     capacity: bytes of memory of a device; infinite for a CPU.
   """
   state = run.state(abstract=True)
-  arguments = sum(_stored(leaf) for leaf in jax.tree.leaves((state.saved(), state.frozen)))
+  arguments = sum(stored_bytes(leaf) for leaf in jax.tree.leaves((state.saved(), state.frozen)))
   spec = run.task.spec(run.batch, run.data.length)
   shardings = run.layout.batch(spec)
   for key, leaf in spec.items():
@@ -39,7 +39,7 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
   residuals = _residuals(jax.make_jaxpr(gradient)(*abstract).jaxpr, scores)
   rows = run.batch / run.layout.num_shards("batch") / run.optimizer.microbatches
   shards = run.layout.num_shards("residual_length")
-  parameters = sum(_stored(leaf) for leaf in jax.tree.leaves(state.params))
+  parameters = sum(stored_bytes(leaf) for leaf in jax.tree.leaves(state.params))
   width = 0.5 if getattr(run.task.model.config, "dtype", "float32") == "bfloat16" else 0.0
   temporaries = int(residuals * rows / shards + parameters * (1 + width))
   total = arguments + temporaries
@@ -61,7 +61,7 @@ def _gradient(run: Experiment):
   return jax.grad(loss), (*parts, spec)
 
 
-def _stored(leaf: jax.ShapeDtypeStruct) -> int:
+def stored_bytes(leaf: jax.ShapeDtypeStruct) -> int:
   """Returns the bytes of an abstract array on one device."""
   return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 

@@ -1,5 +1,6 @@
 """The report of `lmjax plan`: memory, FLOPs, communication and a lower bound on the time of a step, as plain data."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -8,10 +9,11 @@ from typing import Any
 import jax
 
 from lmjax import experiment
+from lmjax.compression.base import Identity
 from lmjax.experiment import Experiment
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.aot import Compiled, Topology, compile_step
-from lmjax.planning.estimate import estimate, executed_flops
+from lmjax.planning.estimate import estimate, executed_flops, stored_bytes
 from lmjax.planning.flops import FORMULA, Flops, train_step_flops
 from lmjax.state import TrainState
 from lmjax.storage.sources import attach_sources
@@ -39,6 +41,7 @@ def make_report(
   useful = train_step_flops(run.task, run.batch, run.data.length, run.models)
   return {
     "parameters": run.parameters,
+    "trained": _trained(run),
     "topology": f"{target.name}:{'x'.join(map(str, target.grid)) or target.count}",
     "num_slices": target.slices,
     "devices": target.count,
@@ -108,6 +111,14 @@ def _compile(run: Experiment, target: Topology, jit_step: JitStep, capacity: flo
     key = jax.eval_shape(lambda: jax.random.key(0))
     rng = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=run.layout.sharding())
     return compile_step(jit_step(run, state).lower(*state.split(), batch, rng), capacity, target.slices, start)
+
+
+def _trained(run: Experiment) -> dict[str, int]:
+  """Returns how many parameters are trained, and the bytes per device of the state, here and if all were trained."""
+  with use_layout(run.layout):
+    states = [each.state(abstract=True) for each in (run, dataclasses.replace(run, transform=Identity()))]
+  here, full = (sum(map(stored_bytes, jax.tree.leaves((state.saved(), state.frozen)))) for state in states)
+  return {"parameters": run.trained, "state_bytes": here, "full_state_bytes": full}
 
 
 def _least_time(run: Experiment, target: Topology, compiled: Compiled, useful: Flops) -> dict[str, Any]:

@@ -11,6 +11,12 @@ def report_table(report: dict[str, Any]) -> Table:
   size = {k: "-" if v is None else f"{v / 1e6:,.0f} MB" for k, v in report["bytes_per_device"].items()}
   mesh = " ".join(f"{axis}={n}" for axis, n in report["mesh"].items())
   table.add_row("parameters", f"{report['parameters']:,}")
+  trained = report["trained"]
+  if trained["parameters"] != report["parameters"]:
+    share = trained["parameters"] / report["parameters"]
+    table.add_row("trained", f"{trained['parameters']:,} parameters, {share:.3%}")
+    full = trained["full_state_bytes"] / 1e6
+    table.add_row("state", f"{trained['state_bytes'] / 1e6:,.0f} MB per device; {full:,.0f} MB if all were trained")
   table.add_row("devices", f"{report['devices']} ({report['topology']}, {report['num_slices']} slice(s)), mesh {mesh}")
   table.add_row(
     "batch", f"{report['batch']} x {report['length']} tokens, {report['batch_per_device']:g} rows per device"

@@ -229,12 +229,17 @@ def _is_gguf(path: epath.Path) -> bool:
   return path.suffix == ".gguf" or any(path.glob("*.gguf"))
 
 
+def _is_adapter(path: epath.Path) -> bool:
+  return (path / "adapter_config.json").exists()
+
+
 def _is_run(path: epath.Path) -> bool:
   return any((path / name).exists() for name in ("config.json", "checkpoints", "state"))  # `state`: a checkpoint
 
 
 # How each format is recognised, and the dotted name of the class that reads it; the first match is taken.
 FORMATS: tuple[tuple[Callable[[epath.Path], bool], str], ...] = (
+  (_is_adapter, "lmjax.storage.huggingface.adapter:AdapterFolder"),
   (_is_huggingface, "lmjax.storage.huggingface.folder:HuggingFaceFolder"),
   (_is_bilm, "lmjax.storage.bilm:BilmFolder"),
   (_is_run, "lmjax.storage.run:RunFolder"),

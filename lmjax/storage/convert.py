@@ -6,11 +6,13 @@ from etils import epath
 
 from lmjax.storage import base
 from lmjax.storage.gguf import write as gguf
+from lmjax.storage.huggingface.adapter import AdapterFolder
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
+from lmjax.storage.huggingface.save_adapter import save_adapter
 from lmjax.utils.errors import UserError
 
 SUFFIX = ".gguf"
-FORMATS = ("huggingface", *(f"gguf-{kind}" for kind in gguf.KINDS))
+FORMATS = ("huggingface", "peft", *(f"gguf-{kind}" for kind in gguf.KINDS))
 
 
 def convert(
@@ -19,10 +21,12 @@ def convert(
   step: int | None = None,
   with_tokenizer: bool = True,
   form: str | None = None,
+  base_folder: epath.PathLike | None = None,
 ) -> None:
-  """Writes a saved model as a Hugging Face folder or as a GGUF file.
+  """Writes a saved model as a Hugging Face folder, as a GGUF file, or as an adapter for PEFT.
 
   Args:
+    base_folder: the Hugging Face folder that an adapter changes; default the one that it names, or started from.
     form: one of `FORMATS`; default what the name of the output says.
 
   Raises:
@@ -32,8 +36,10 @@ def convert(
   form = form or ("gguf-f16" if is_gguf else "huggingface")
   if is_gguf != form.startswith("gguf"):
     raise UserError(f"convert: {name}: the output of --format {form} must {'not ' if is_gguf else ''}end with {SUFFIX}")
-  saved = base.open(source, step)
+  saved = base.open(source, step) if base_folder is None or form == "peft" else AdapterFolder(source, step, base_folder)
   if is_gguf:
     gguf.save(output, saved, form.removeprefix("gguf-"), with_tokenizer)
+  elif form == "peft":
+    save_adapter(output, saved, base_folder)
   else:
     HuggingFaceFolder.save(output, saved, with_tokenizer)

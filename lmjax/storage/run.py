@@ -161,8 +161,14 @@ class RunFolder(SavedModel):
       state, step = load_state(run, self.path, self._step)
       self._stay_at(step)
       state = with_frozen(run, state)
-    params = averaged(state.opt_state, state.params)
-    return pytree.named_leaves(dense_tree(run.transform.merge(params, state.transform, state.frozen.transform)))
+    return pytree.named_leaves(merged(run, state))
+
+  def state(self) -> tuple[Experiment, TrainState]:
+    """Returns the run and its state at this checkpoint, without what the transform keeps frozen."""
+    with trust.trusting(*self.trusted):
+      state, step = load_state(self.experiment, self.path, self._step)
+    self._stay_at(step)
+    return self.experiment, state
 
   def parameters(self) -> dict[str, LazyArray]:
     if self._is_plain:
@@ -208,7 +214,7 @@ class RunFolder(SavedModel):
     with trust.trusting(*self.trusted):
       run = attach_sources(experiments.build(settings, self.folder), self.folder)
       state, step = load_state(run, self.path, best_step(self.folder) if best else self._step)
-      params = run.eval_params(with_frozen(run, state))
+      params = merged(run, with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 
   def files(self) -> dict[str, epath.Path]:
@@ -217,6 +223,12 @@ class RunFolder(SavedModel):
     is_checkpoint = self.folder != self.path
     state = (self.path if is_checkpoint else self.path / "checkpoints" / str(self.step)) / "state"
     return {f"state/{name}": file for name, file in checksums.walk(state).items()}
+
+
+def merged(run: Experiment, state: TrainState) -> Tree:
+  """Returns the model's parameters as arrays: averaged and merged, where the run does that."""
+  params = averaged(state.opt_state, state.params)
+  return dense_tree(run.transform.merge(params, state.transform, state.frozen.transform))
 
 
 def load_state(run: Experiment, path: epath.PathLike, step: int | None) -> tuple[TrainState, int]:

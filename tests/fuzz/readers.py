@@ -14,6 +14,7 @@ from etils import epath
 from flax import serialization, traverse_util
 
 from lmjax import checkpoint, config, experiment, logs, notebook, storage
+from lmjax.compression.lora import LoRA
 from lmjax.data.objectives.causal import Text
 from lmjax.data.preview import open_prepared
 from lmjax.data.sources import write_shards
@@ -38,6 +39,7 @@ from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, tiny_decoder
 from tests.storage import test_gguf
+from tests.storage.adapters import random_adapter
 
 SMALL = dict(width=32, heads=2, kv_heads=2, head_size=16, mlp=32, depth=1)
 TEXT = "The quick brown fox jumps over the lazy dog, naïvely; 1234567890 times.\n"
@@ -150,6 +152,15 @@ def _read_model(folder: pathlib.Path) -> None:
     _use(saved.tokenizer)
   loaded = saved.load()
   assert loaded.length > 0
+
+
+def _make_adapter(folder: pathlib.Path) -> None:
+  _make_model()(folder / "base")
+  random_adapter(folder / "part", folder / "base", LoRA("kernel$", 3, 6, {"mlp": 2}, train="norm"))
+  for file in (folder / "part").iterdir():
+    file.rename(folder / file.name)
+  file = folder / "adapter_config.json"
+  file.write_text(file.read_text().replace(str(folder / "base"), "base"))
 
 
 def _make_sharded(folder: pathlib.Path) -> None:
@@ -369,6 +380,7 @@ READERS = {
   "unfinished": Reader(_make_unfinished, _read_unfinished, (UNFINISHED, "*.keys"), 0.5),
   "safetensors": Reader(_make_sharded, _read_tensors, ("model*",)),
   "huggingface": Reader(_make_model(), _read_model, ("*.json", "*.safetensors"), 0.5),
+  "adapter": Reader(_make_adapter, _read_model, ("adapter*",), 0.5),
   "huggingface bert": Reader(_make_model(BERT), _read_model, ("config.json",), 0.5),
   "flax": Reader(_make_flax, _read_model, ("*.msgpack",), 0.5),
   "gguf": Reader(_make_gguf("gpt2"), _read_gguf, ("*.gguf",), 0.5),

@@ -9,7 +9,13 @@ from lmjax.utils.files import read_json
 
 SUFFIXES = (".json", ".jinja", ".txt", ".md", ".model", ".bpe", ".spm", ".tiktoken")
 # Replaced, or about tensors that are not copied.
-LEFT = ("config.json", "modules.json", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+LEFT = (
+  "config.json",
+  "adapter_config.json",
+  "modules.json",
+  "model.safetensors.index.json",
+  "pytorch_model.bin.index.json",
+)
 TOKENIZER = ("tokenizer", "vocab", "merges", "spiece", "special_tokens_map", "added_tokens", "encoder.json", "tekken")
 FOLDERS = ("additional_chat_templates",)
 
