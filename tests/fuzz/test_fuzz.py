@@ -23,7 +23,8 @@ NAMES = (
   "run", "config", "metrics", "sources", "tokenizer bpe", "tokenizer wordpiece", "tokenizer unigram",
   "tokenizer sentencepiece_bpe", "tokenizer characters", "tokenizer bytes", "tokenizer words", "tokenizer sentinels",
   "tokenizer merges", "tokenizer vocabulary", "prepared", "unfinished", "safetensors", "huggingface",
-  "adapter", "huggingface bert", "flax", "gguf", "gguf llama", "modules", "bilm", "checkpoint", "prompts", "lines", "texts",
+  "adapter", "huggingface bert", "flax", "gguf", "gguf llama", "modules", "bilm", "checkpoint", "prompts", "lines",
+  "texts",
 )  # fmt: skip
 SECONDS = 120  # without an answer
 

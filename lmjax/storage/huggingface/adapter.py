@@ -224,7 +224,7 @@ class Merged:
 def weights_of(family: Family, config: Any) -> dict[str, WeightMap]:
   """Returns {name of a tensor: its row of the tables}, of a model with all heads that it can have."""
   heads = [weight for table in family.heads(config).values() for weight in table]
-  scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed))
+  scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed, config))
   rows = (*family.weights(config), *scores, *heads)
   return {
     weight.hf.format(layer): weight

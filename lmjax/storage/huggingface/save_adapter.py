@@ -18,10 +18,10 @@ from lmjax.optim import averaged
 from lmjax.storage import base as storage
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface.adapter import CONFIG, START, TASKS, WEIGHTS, split_layout, stores_inputs_first
-from lmjax.storage.huggingface.families import Family
+from lmjax.storage.huggingface.families import FAMILIES, Family
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import axis_sizes, depth_of, read_config
-from lmjax.storage.huggingface.save import bare, family_of, tensors_of
+from lmjax.storage.huggingface.save import bare, kind_of, tensors_of
 from lmjax.storage.huggingface.weights import WeightMap, join, unembedding, unembedding_bias
 from lmjax.storage.run import RunFolder
 from lmjax.utils import files, pytree
@@ -92,7 +92,7 @@ def write_adapter(
   whole = {name: value for name, value in trained.items() if name in parameters}
   params = {"heads": {}} | traverse_util.unflatten_dict({**parameters, **whole}, sep="/")
   kind = read_config(base)[0]["model_type"]
-  family, config, heads, ending = family_of(model, kind), model.config, params["heads"], bare(model, params)
+  family, config, heads, ending = FAMILIES[kind_of(model, kind)], model.config, params["heads"], bare(model, params)
   if unknown := next((head for head in heads if head not in family.heads(config)), None):
     raise UserError(f"convert: the head {unknown!r} has no equivalent in {family.hf_prefix} models")
   rows = list(_rows(family, config, params, family.prefix_under(heads, ending)))
@@ -168,7 +168,7 @@ def _base_of(path: epath.PathLike) -> epath.Path:
 def _rows(family: Family, config: Any, params: Tree, prefix: str) -> Iterator[Row]:
   """Yields the rows of the tables of a model and its heads."""
   parts = [("model", weight, prefix) for weight in family.weights(config)]
-  scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed))
+  scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed, config))
   parts += [("model", weight, "") for weight in scores if weight.lmjax.split("/")[0] in params["model"]]
   parts += [("heads", weight, "") for head in params["heads"] for weight in family.heads(config)[head]]
   for part, weight, start in parts:
