@@ -29,6 +29,12 @@ SPECIAL = {
   "gpt2": ["<|endoftext|>"], "qwen2": ["<|endoftext|>"], "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
   "bart": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
 }  # fmt: skip
+FAMILIES += ("opt", "gpt_neox", "phi")
+CLASSES |= {"opt": "GPT2Tokenizer", "gpt_neox": "GPTNeoXTokenizer", "phi": "CodeGenTokenizer"}
+SPECIAL |= {
+  "opt": ["<s>", "<pad>", "</s>", "<unk>"], "gpt_neox": ["<|endoftext|>", "<|padding|>"], "phi": ["<|endoftext|>"],
+}  # fmt: skip
+SETTINGS = {"opt": dict(bos_token="</s>", eos_token="</s>", unk_token="</s>", pad_token="<pad>")}
 UNIGRAM = dict(model_type="unigram", vocab_size=200)
 LLAMA = dict(
   model_type="bpe", vocab_size=400, byte_fallback=True, remove_extra_whitespaces=False,
@@ -57,7 +63,9 @@ def write(folder, family: str, **settings) -> None:
   for name, content in _files(family).items():
     (folder / name).write_bytes(content)
   (folder / "config.json").write_text(json.dumps({"model_type": family}))
-  (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": CLASSES[family]} | settings))
+  (folder / "tokenizer_config.json").write_text(
+    json.dumps({"tokenizer_class": CLASSES[family]} | SETTINGS.get(family, {}) | settings)
+  )
 
 
 def write_marian(folder, kind: str = "marian", **settings) -> None:

@@ -23,6 +23,7 @@ OPTIONS = {
   "byt5": [{}, dict(extra_ids=3)],
   "llama": [dict(add_bos_token=True), dict(add_bos_token=True, add_eos_token=True, legacy=True)],
   "gemma": [dict(add_bos_token=True)],
+  "opt": [dict(add_bos_token=True)],
 }
 
 

@@ -147,6 +147,8 @@ def load_merges(vocabulary: epath.Path, merges: epath.Path) -> BPE:
     fast.pre_tokenizer = pre_tokenizers.Sequence([words, byte_level])
   else:
     fast.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=prefix)
+  if settings.kind == "GPTNeoXTokenizer":
+    fast.normalizer = normalizers.NFC()
   fast.decoder = decoders.ByteLevel()
   _mark_special(fast, [END, *(settings.name(role) for role in ROLES)])
   return _finish(fast, settings)

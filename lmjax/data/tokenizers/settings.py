@@ -23,6 +23,10 @@ CLASSES = {
   "camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "bart": "BartTokenizer",
   "albert": "AlbertTokenizer", "marian": "MarianTokenizer",
 }  # fmt: skip
+CLASSES |= {
+  "gemma3_text": "GemmaTokenizer", "opt": "GPT2Tokenizer", "granite": "GPT2Tokenizer", "phi": "CodeGenTokenizer",
+  "gpt_neox": "GPTNeoXTokenizer", "phi3": "LlamaTokenizer",
+}  # fmt: skip
 OF_BERT = ("BertTokenizer", "DistilBertTokenizer", "ElectraTokenizer", "MobileBertTokenizer")
 OF_ROBERTA = ("RobertaTokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "BartTokenizer", "LongformerTokenizer")
 OF_LLAMA = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
@@ -40,6 +44,8 @@ NAMES = (
     "GemmaTokenizer": dict(bos="<bos>", eos="<eos>", unk="<unk>", pad="<pad>", mask="<mask>"),
     "GPT2Tokenizer": _GPT2,
     "AlbertTokenizer": dict(_BERT, bos="[CLS]", eos="[SEP]", unk="<unk>", pad="<pad>"),
+    "CodeGenTokenizer": _GPT2,
+    "GPTNeoXTokenizer": _GPT2 | dict(pad="<|padding|>"),
     "Qwen2Tokenizer": dict(eos="<|endoftext|>", pad="<|endoftext|>"),
     "OpenAIGPTTokenizer": dict(unk="<unk>"),
   }
