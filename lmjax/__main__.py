@@ -25,6 +25,7 @@ COMMANDS = {
   "evaluate": "evaluate a trained model",
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
+  "predict": "labels of texts, by a model that classifies",
   "convert": "convert models to and from Hugging Face's format",
   "show": "show the parameters of a saved model",
   "plan": "memory, hours and cost of a run before its launch",

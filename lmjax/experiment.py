@@ -141,6 +141,10 @@ def build(
       f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {settings['batch']}"
     )
   data = sections.build(settings["data"], "data", None, Reader)
+  if devices is None:
+    learned = data.learned()
+    settings["data"] |= learned
+    data = dataclasses.replace(data, **learned)
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
     with trust.trusting(*trust.named(settings)):  # a tokenizer of the config's own class
@@ -148,7 +152,14 @@ def build(
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
   start = sections.build(settings["start"], "start", Start)
-  model = sections.build(settings["model"], "model", None, nn.Module, vocabulary=tokenizer.size, length=data.length)
+  sizes = {"vocabulary": tokenizer.size, "length": data.length}
+  shared = {key: size for key, size in sizes.items() if key not in settings["model"]}
+  model = sections.build(settings["model"], "model", None, nn.Module, **shared)
+  for key, size in sizes.items():
+    if (own := getattr(model.config, key, size)) < size:  # larger where the model comes from a folder
+      source = "config.data.length" if key == "length" else "the size of the tokenizer"
+      raise UserError(f"config.model.{key} is {own:,}, which is less than {source}, {size:,}")
+  data = data.for_model(model)
   task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared())
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):

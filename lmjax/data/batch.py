@@ -38,6 +38,8 @@ LEGEND = {
   "token_types": Key("BL", "int32", "token_type", "0 for sentence A, 1 for sentence B"),
   "masked_positions": Key("BP", "int32", "position", "positions whose original ids are to be predicted"),
   "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of each row"),
+  "values": Key("B", "float32", "weight", "the number that is to be predicted for each row"),
+  "row_weights": Key("B", "float32", "weight", "loss weight of each row, 0 on padding"),
   "next_sentence_label": Key("B", "int32", "label", "1 if sentence B is random, 0 if it follows A (BERT)"),
   "decoder_inputs": Key("BT", "int32", "token", "ids that the decoder reads"),
   "decoder_positions": Key("BT", "int32", "position", "position of each target token in its own target"),
