@@ -1,6 +1,6 @@
 """GLUE (Wang et al., 2018), arXiv:1804.07461: classification of sentences and of pairs, from saved weights.
 
-    lmjax train --config configs/glue.py:task=sst2,start=path/to/model --workdir runs/sst2
+    lmjax train --config configs/glue.py:task=sst2,start=... --workdir runs/sst2
     lmjax predict --workdir runs/sst2 --best --input sentences.txt
 
 task: cola sst2 mrpc stsb qqp mnli qnli rte wnli. start: a run folder, a Hugging Face folder or a GGUF file; the model
@@ -75,15 +75,16 @@ def get_config(argument: str = "") -> ConfigDict:
   labels = LABELS.get(choice.task, tuple(task.names.values()))
   regression = choice.task == "stsb"
   table = dict(kind="lmjax.data.sources.labelled:Table", text=task.text, other=task.other, label=task.label) | table
-  if choice.start:
-    model = model_section(choice.start, dropout=0.1, scale_output=False, tie_embeddings=True, dtype="float32")
+  start = "" if choice.debug else choice.start
+  if start:
+    model = model_section(start, dropout=0.1, scale_output=False, tie_embeddings=True, dtype="float32")
   else:
     model = dict(kind="lmjax.models.encoder:Encoder", width=384, depth=6, heads=12, head_size=32, mlp=1536, dropout=0.1)
   settings = ConfigDict(
     dict(
       steps=steps,
       batch=32,
-      start=dict(path=choice.start),
+      start=dict(path=start),
       data=dict(
         kind="lmjax.data.objectives.labelled:Labelled",
         length=task.length,

@@ -22,13 +22,11 @@ class Classification(Downstream):
 
     loss = mean over rows + lm_weight * mean over tokens of -log p(next token)
 
-  labels: the names of the classes, which come from the data. lm_weight: of a decoder's auxiliary language modelling
-  (Radford et al., 2018, section 3.2, 0.5). The head `sequence` takes the vector that transformers' classifiers take:
-  the pooled [CLS] of an encoder, the last token of a decoder or of an encoder-decoder's decoder (see
-  `downstream.classifier`); an ELMo's is the mean over the words.
+  lm_weight: of a decoder's auxiliary language modelling (0.5 in Radford et al., 2018, section 3.2). The head `sequence`
+  takes the vector that transformers' classifiers take: the pooled [CLS] of an encoder, the last token of a decoder or
+  of an encoder-decoder's decoder (see `downstream.classifier`); an ELMo's is the mean over the words.
   """
 
-  labels: tuple[str, ...] = ()
   lm_weight: float = 0.0
 
   def __post_init__(self):

@@ -19,7 +19,8 @@ MIX = "mix"  # the head that weighs ELMo's layers
 class Downstream(Base):
   """A model of any kind with a head on top of its final vectors.
 
-  dropout: of the vectors that the head takes, in training. characters: of a word, for a model that reads them.
+  dropout: of the vectors that the head takes, in training. characters: of a word, for a model that reads them. labels:
+  the names of the classes, which come from the data.
 
   An ELMo's vectors are a weighted sum of all its layers, whose weights are learned: the head `mix` (Peters et al.,
   2018, section 3.2).
@@ -27,6 +28,7 @@ class Downstream(Base):
 
   dropout: float = 0.1
   characters: int = 50
+  labels: tuple[str, ...] = ()
 
   def __post_init__(self):
     if not 0 <= self.dropout < 1:

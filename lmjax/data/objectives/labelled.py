@@ -55,12 +55,19 @@ class Labelled(Reader):
     if any(not 0 <= weight < math.inf for weight in self.class_weights.values()):
       raise ValueError("class_weights are numbers of at least 0")
 
+  @classmethod
+  def debug(cls, settings: dict[str, Any]) -> dict[str, Any]:
+    small = {"labels": [], "buckets": [], "class_weights": {}}
+    return super().debug(settings) | {key: value for key, value in small.items() if key in settings}
+
   def learned(self) -> dict[str, Any]:
     if self.labels or self.regression:
       return {}
     labels = sorted({example.label for example in examples(self.source)})
     if len(labels) < 2:
-      raise UserError(f"data: the training data has {len(labels)} labels, and a task needs two at least")
+      raise UserError(
+        f"data: the training data has {len(labels)} label{'s' * (len(labels) != 1)}, and a task needs two at least"
+      )
     return {"labels": tuple(labels)}
 
   def shared(self) -> dict[str, Any]:

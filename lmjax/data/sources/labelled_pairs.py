@@ -36,8 +36,8 @@ class AsText:
 
 
 class PythonDocLabels(PythonDocs):
-  """Examples for debugging: the first 16 words of each document, and whether "return" is one of them."""
+  """Examples for debugging: the first 16 words of each document, and 1 if "return" is one of them, else 0."""
 
   def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # examples, not text
     words = super().__getitem__(index).split()[:16]
-    return Example(" ".join(words), None, "yes" if any("eturn" in word for word in words) else "no", f"python:{index}")
+    return Example(" ".join(words), None, str(int(any("eturn" in word for word in words))), f"python:{index}")
