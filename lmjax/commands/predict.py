@@ -1,11 +1,12 @@
-"""Predict labels with a model that classifies.
+"""Predict labels of texts, or tags of their words, with a fine-tuned model.
 
 lmjax predict --workdir runs/sst2 --best --input sentences.txt
 lmjax predict --workdir runs/mrpc --input pairs.jsonl --output predictions.jsonl
-lmjax predict --workdir path/to/hf-classifier --input sentences.txt
+lmjax predict --workdir runs/ner --input sentences.txt
 
-Each line of the input is a text, or a pair with a tab between its texts; in a file that ends with .jsonl, an object
-with the keys `text` and `other`. Each line of the output is the prediction for a line of the input, as JSON.
+Each line of the input is a string, or a pair of them with a tab between; in a file that ends with .jsonl, an object
+with the keys `text` and `other`. For tags, spaces separate words. Each line of the output is the prediction for a line
+of the input, as JSON.
 """
 
 import json
@@ -23,7 +24,7 @@ def main(arguments: list[str]) -> int:
   """Runs `lmjax predict`."""
   parser = new_parser("predict", __doc__)
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder with a classifier")
-  parser.add_argument("--input", required=True, help="a file with a text in each line")
+  parser.add_argument("--input", required=True, help="a file with a string in each line")
   parser.add_argument("--output", help="the file to write; default the terminal")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")

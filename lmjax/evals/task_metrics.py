@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from lmjax.evals.base import Context, Measure
-from lmjax.evals.row_scores import row_scores
+from lmjax.evals.row_scores import SEED, row_scores
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 
@@ -30,7 +30,6 @@ NUMBERS: dict[str, Metric] = {
   "spearman": lambda true, predicted: _correlation(stats.spearmanr, true, predicted),
   "mean_squared_error": sk.mean_squared_error,
 }
-SEED = 0
 
 
 def _correlation(function: Callable, true: np.ndarray, predicted: np.ndarray) -> float:

@@ -14,6 +14,7 @@ from lmjax.evals.row_scores import row_scores
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.encode import Encode
+from lmjax.tasks.tagging import Tagging
 from lmjax.utils.errors import UserError, reason
 from lmjax.utils.files import parse_json
 
@@ -34,10 +35,18 @@ class Predictor(NamedTuple):
   task: Any
   arrangement: Arrangement
   labels: tuple[str, ...]
+  by_word: bool = False  # whether each word has a label
 
   def __call__(self, texts: Sequence[Text], batch: int = 32) -> list[dict[str, Any]]:
-    """Returns the prediction of each: `label`, its `probability` and all `probabilities`, or a `value`."""
-    rows = [self.arrangement(*text) for text in texts]
+    """Returns the prediction of each: `label`, its `probability` and all `probabilities`, or a `value`.
+
+    For a task that tags words, those of the text, which spaces separate: `words`, `tags` and their `probabilities`.
+    """
+    if self.by_word:
+      tagged = [self.arrangement.words(text.text.split()) for text in texts]
+      rows, places = [row for row, _ in tagged], [first for _, first in tagged]
+    else:
+      rows, places = [self.arrangement(*text) for text in texts], [[] for _ in texts]
     order = sorted(range(len(rows)), key=lambda i: len(rows[i]["inputs"]))
     groups = [order[i : i + batch] for i in range(0, len(order), batch)]
     batches = [_batch([rows[i] for i in group], batch, self.arrangement.length) for group in groups]
@@ -45,20 +54,33 @@ class Predictor(NamedTuple):
     scores = row_scores(self.task, self.loaded.layout, batches)(self.loaded.params)
     for group, rows_of_group in zip(groups, scores, strict=True):
       for i, row in zip(group, rows_of_group, strict=False):
-        outputs[i] = self._describe(row)
+        outputs[i] = self._tags(texts[i], row, places[i]) if self.by_word else self._describe(row)
     return outputs
+
+  def _tags(self, text: Text, scores_LxC: np.ndarray, places: list[int]) -> dict[str, Any]:
+    """Returns the tag of each word, by its first token; a word that is cut off, or has no token, has the first tag."""
+    probs = [_probs(scores_LxC[place]) if place >= 0 else np.eye(len(self.labels))[0] for place in places]
+    return {
+      "words": text.text.split(),
+      "tags": [self.labels[int(p.argmax())] for p in probs],
+      "probabilities": [float(p.max()) for p in probs],
+    }
 
   def _describe(self, scores: np.ndarray) -> dict[str, Any]:
     if not self.labels:
       return {"value": float(scores[0])}
-    shifted = np.exp(scores - scores.max())
-    probs = shifted / shifted.sum()
+    probs = _probs(scores)
     best = int(probs.argmax())
     return {
       "label": self.labels[best],
       "probability": float(probs[best]),
       "probabilities": dict(zip(self.labels, map(float, probs), strict=True)),
     }
+
+
+def _probs(scores: np.ndarray) -> np.ndarray:
+  shifted = np.exp(scores - scores.max())
+  return shifted / shifted.sum()
 
 
 def _batch(rows: list[Row], batch: int, length: int) -> Batch:
@@ -70,21 +92,21 @@ def _batch(rows: list[Row], batch: int, length: int) -> Batch:
 
 
 def make_predictor(loaded: LoadedModel, path: epath.PathLike) -> Predictor:
-  """Returns the predictor of a run of `Classification`, or of a folder with a classifier of sequences.
+  """Returns the predictor of a run of `Classification` or `Tagging`, or of a folder with such a classifier.
 
   Raises:
     UserError: the model is for another task.
   """
   task, kind = loaded.task, loaded.task.model.kind
-  if isinstance(task, Classification):
+  if isinstance(task, Classification | Tagging):
     data = loaded.run.data
     assert isinstance(data, Labelled)
-    return Predictor(loaded, task, data.arrangement(loaded.tokenizer), task.labels)
-  if isinstance(task, Encode) and task.classifier and task.labels == "sequence":
+    return Predictor(loaded, task, data.arrangement(loaded.tokenizer), task.labels, isinstance(task, Tagging))
+  if isinstance(task, Encode) and task.classifier and task.labels in ("sequence", "tokens"):
     classes = task.classifier.classes
     names = loaded.settings.get("id2label") or {}
     labels = tuple(str(names.get(str(i), f"LABEL_{i}")) for i in range(classes)) if classes > 1 else ()
-    return Predictor(loaded, task, Arrangement(kind, loaded.tokenizer, loaded.length), labels)
+    return Predictor(loaded, task, Arrangement(kind, loaded.tokenizer, loaded.length), labels, task.labels == "tokens")
   raise UserError(f"predict: {path} does not classify: its task is {type(task).__name__}")
 
 

@@ -8,7 +8,8 @@ import pytest
 from lmjax.data.objectives.arrange import Arrangement
 from lmjax.data.objectives.labelled import Labelled
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.labelled import Example, JsonTable, Table
+from lmjax.data.sources.examples import Example
+from lmjax.data.sources.labelled import JsonTable, Table
 from lmjax.data.sources.labelled_pairs import AsText
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import TokenizerConfig

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax import config, storage
+from lmjax import sections, storage
 from lmjax.__main__ import main
 from lmjax.checkpoint import CheckpointConfig
 from lmjax.data.objectives.arrange import Arrangement, pad
@@ -218,4 +218,4 @@ def test_a_model_smaller_than_the_data_is_refused(bert, tmp_path, capsys):
     model_section(tmp_path / "nowhere")
   section = model_section(bert, dropout=0.25, no_such_field=1)
   assert section["dropout"] == 0.25 and "no_such_field" not in section
-  assert config.build(section, "model").config.length == 40
+  assert sections.build(section, "model").config.length == 40

@@ -6,13 +6,16 @@ orders (Radford et al., 2018). encoder-decoder: A end B end. bidirectional LM: `
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
 from lmjax.data.packer import Row
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
-from lmjax.data.tokenizers.special import Template, template, template_of
+from lmjax.data.tokenizers.bpe import BPE
+from lmjax.data.tokenizers.special import A, Template, template, template_of
 from lmjax.data.tokenizers.spelling import spell
+from lmjax.data.tokenizers.subword import WordPiece
 from lmjax.data.tokenizers.words import Words
 from lmjax.utils.errors import UserError
 
@@ -66,6 +69,20 @@ class Arrangement:
       orders.append((second, first))
     rows = [self._one(a, b, self.length // len(orders), number) for number, (a, b) in enumerate(orders, 1)]
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
+
+  def words(self, words: Sequence[str]) -> tuple[Row, list[int]]:
+    """Returns the row of a sentence of words, and the place of each word's first token; -1 where it has none."""
+    spaced = not isinstance(self.tokenizer, WordPiece) and isinstance(self.tokenizer, BPE)
+    pieces: list = []
+    first = []
+    for i, word in enumerate(words):
+      ids = [word] if isinstance(self.tokenizer, Words) else self.tokenizer.encode(" " * (spaced and i > 0) + word)
+      first.append(len(pieces) if len(ids) else -1)
+      pieces += list(ids)
+    start = next(i for i, (piece, _) in enumerate(self.template.single) if piece == A)
+    space = self.length - self.template.added()
+    row = self._one(pieces, None, self.length, 1)
+    return row, [start + place if 0 <= place < space else -1 for place in first]
 
   def _pieces(self, text: str) -> list:
     """Returns the ids of a string; for a model that reads characters, its words."""

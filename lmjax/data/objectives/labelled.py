@@ -18,11 +18,12 @@ from lmjax.data.objectives.arrange import Arrangement, pad
 from lmjax.data.packer import Packer, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction
-from lmjax.data.sources.labelled import Example
+from lmjax.data.sources.examples import Example
 from lmjax.data.streams import proportions, schedule
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError, one_line
 
+EXAMPLES = (Example, "labelled examples: use a source of lmjax.data.sources.labelled")
 SAMPLE = 1000  # examples whose lengths decide how often each bucket occurs
 
 
@@ -133,17 +134,20 @@ class Labelled(Reader):
             for i in range(0, len(rows), batch)]  # fmt: skip
 
 
-def examples(source: Source) -> Iterator[Example]:
+def examples(source: Source, kinds: tuple[type, str] = EXAMPLES) -> Iterator[Any]:
   """Yields the examples of a source that can be read.
+
+  Args:
+    kinds: their class, and what they are and where they come from, in words.
 
   Raises:
     UserError: the source has documents of another kind.
   """
   for document in map(source.__getitem__, range(len(source))):
-    if isinstance(document, Example):
+    if isinstance(document, kinds[0]):
       yield document
     elif not isinstance(document, BadRecord):
-      raise UserError("data: labelled rows need examples: use a source of lmjax.data.sources.labelled")
+      raise UserError(f"data: the rows need {kinds[1]}")
 
 
 def report_skipped(skipped: list[BadRecord], read: int) -> None:
@@ -168,7 +172,7 @@ class LabelledDocuments(Documents):
   def encode_text(self, document: Any) -> Any:
     """Returns ([row], UTF-8 bytes of the text), or why an example is skipped."""
     if not isinstance(document, Example):
-      raise UserError("data: labelled rows need examples: use a source of lmjax.data.sources.labelled")
+      raise UserError(f"data: the rows need {EXAMPLES[1]}")
     text, other, label, where = document
     if not text.strip() or (other is not None and not other.strip()):
       return BadRecord(where, "has an empty text")

@@ -5,25 +5,16 @@ import dataclasses
 import functools
 import io
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 from etils import epath
 
 from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.examples import Example
 from lmjax.data.sources.indexed import Lines, expand_paths, read_bytes
 from lmjax.data.sources.splits import split_range
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.files import parse_json
-
-
-class Example(NamedTuple):
-  """A string, or a pair of them, its label, and where it was read; a number to predict is a label like any other."""
-
-  text: str
-  other: str | None
-  label: str
-  where: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lmjax.data.sources.base import BadRecord, Source
-from lmjax.data.sources.labelled import Example
+from lmjax.data.sources.examples import Example, Tagged
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.sources.python_docs import PythonDocs
 
@@ -41,3 +41,11 @@ class PythonDocLabels(PythonDocs):
   def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # examples, not text
     words = super().__getitem__(index).split()[:16]
     return Example(" ".join(words), None, str(int(any("eturn" in word for word in words))), f"python:{index}")
+
+
+class PythonDocTags(PythonDocs):
+  """Sentences for debugging: the first 16 words of each document; those with a capital are tagged."""
+
+  def __getitem__(self, index: int) -> Tagged:  # type: ignore[override]  # tagged words, not text
+    words = tuple(super().__getitem__(index).split()[:16])
+    return Tagged(words, tuple("B-CAPITAL" if word[0].isupper() else "O" for word in words), f"python:{index}")
