@@ -40,6 +40,8 @@ LEGEND = {
   "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of each row"),
   "values": Key("B", "float32", "weight", "the number that is to be predicted for each row"),
   "tags": Key("BL", "int32", "label", "the tag of each token, where its weight is not 0"),
+  "starts": Key("B", "int32", "label", "the first token of the answer in each row; 0 if there is none"),
+  "ends": Key("B", "int32", "label", "the last token of the answer in each row; 0 if there is none"),
   "row_weights": Key("B", "float32", "weight", "loss weight of each row, 0 on padding"),
   "next_sentence_label": Key("B", "int32", "label", "1 if sentence B is random, 0 if it follows A (BERT)"),
   "decoder_inputs": Key("BT", "int32", "token", "ids that the decoder reads"),

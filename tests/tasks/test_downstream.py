@@ -187,11 +187,11 @@ def test_a_run_from_a_longer_model_learns_predicts_and_keeps_its_labels(bert, tm
   assert saved["data"]["labels"] == ["bad", "good"] and saved["model"]["length"] == 40
   (tmp_path / "train.tsv").unlink()  # a trained model needs no data
   assert storage.open(run).parameters()["model/positions/table"].shape[0] == 40
-  (tmp_path / "in.txt").write_text("the good\nbad films .\n")
+  (tmp_path / "in.txt").write_text("the good film .\na bad film .\n")
   capsys.readouterr()
   assert main(["predict", "--workdir", str(run), "--best", "--input", str(tmp_path / "in.txt")]) == 0
   first, second = map(json.loads, capsys.readouterr().out.splitlines())
-  assert (first["text"], first["label"], second["label"]) == ("the good", "good", "bad")
+  assert (first["text"], first["label"], second["label"]) == ("the good film .", "good", "bad")
   assert first["probability"] == max(first["probabilities"].values()) > 0.5
   assert abs(sum(second["probabilities"].values()) - 1) < 1e-5
   assert main(["convert", "--input", str(run), "--output", str(tmp_path / "hf")]) == 0

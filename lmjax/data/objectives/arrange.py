@@ -63,11 +63,11 @@ class Arrangement:
     Raises:
       UserError: `length` leaves no space for the texts.
     """
-    first, second = (None if part is None else self._pieces(part) for part in (text, other))
+    first, second = (None if part is None else self.pieces(part) for part in (text, other))
     orders = [(first, second)]
     if self.symmetric and self.kind == "decoder" and second is not None:
       orders.append((second, first))
-    rows = [self._one(a, b, self.length // len(orders), number) for number, (a, b) in enumerate(orders, 1)]
+    rows = [self.row(a, b, self.length // len(orders), number) for number, (a, b) in enumerate(orders, 1)]
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}
 
   def words(self, words: Sequence[str]) -> tuple[Row, list[int]]:
@@ -81,17 +81,18 @@ class Arrangement:
       pieces += list(ids)
     start = next(i for i, (piece, _) in enumerate(self.template.single) if piece == A)
     space = self.length - self.template.added()
-    row = self._one(pieces, None, self.length, 1)
+    row = self.row(pieces)
     return row, [start + place if 0 <= place < space else -1 for place in first]
 
-  def _pieces(self, text: str) -> list:
+  def pieces(self, text: str) -> list:
     """Returns the ids of a string; for a model that reads characters, its words."""
     if isinstance(self.tokenizer, Words):
       return [word for word in self.tokenizer.words(text) if word != "\n"]
     return list(self.tokenizer.encode(text))
 
-  def _one(self, first: list, second: list | None, length: int, segment: int) -> Row:
-    first, second = list(first), None if second is None else list(second)
+  def row(self, first: list, second: list | None = None, length: int | None = None, segment: int = 1) -> Row:
+    """Returns the row of one text or of two, given as their pieces, of at most `length` tokens."""
+    first, second, length = list(first), None if second is None else list(second), length or self.length
     space = length - self.template.added(second is not None)
     if space < 1:
       raise UserError(f"data.length: {self.length} tokens leave no space for text beside the special tokens")

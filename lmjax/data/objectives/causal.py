@@ -9,8 +9,8 @@ from lmjax.data.documents import Documents
 from lmjax.data.packer import Packer
 from lmjax.data.packing import Concatenate, FirstFitText, TextBuckets, Windows
 from lmjax.data.pipeline import Reader
+from lmjax.data.schedule import proportions, schedule
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.streams import proportions, schedule
 from lmjax.utils.errors import UserError
 
 PACKINGS = ("concatenate", "first_fit", "buckets", "windows")

@@ -17,9 +17,9 @@ from lmjax.data.documents import Documents
 from lmjax.data.objectives.arrange import Arrangement, pad
 from lmjax.data.packer import Packer, Row
 from lmjax.data.pipeline import Reader
+from lmjax.data.schedule import proportions, schedule
 from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction
 from lmjax.data.sources.examples import Example
-from lmjax.data.streams import proportions, schedule
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError, one_line
 
@@ -123,7 +123,8 @@ class Labelled(Reader):
     skipped = [row for row in encoded if isinstance(row, BadRecord)]
     report_skipped(skipped, len(encoded))
     fill = LabelledRows((self.length,), [0]).fill
-    rows = [fill(row[0], row[1], self.length) for row in encoded if not isinstance(row, BadRecord)]
+    kept = [document for document in encoded if not isinstance(document, BadRecord)]
+    rows = [fill([row], size / len(made), self.length) for made, size in kept for row in made]
     rows = rows[: steps * batch or None]
     if not rows:
       raise UserError("data.validation: there is no example to validate on")

@@ -8,7 +8,7 @@ from etils import epath
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.examples import Tagged
-from lmjax.data.sources.indexed import expand_paths, read_bytes
+from lmjax.data.sources.paths import expand_paths, read_bytes
 from lmjax.data.sources.splits import split_range
 
 

@@ -18,3 +18,16 @@ class Tagged(NamedTuple):
   words: tuple[str, ...]
   tags: tuple[str, ...]
   where: str = ""
+
+
+class Question(NamedTuple):
+  """A question about a paragraph, its answers with the characters at which they start, and where it was read.
+
+  A question without an answer in its paragraph has none.
+  """
+
+  id: str
+  question: str
+  context: str
+  answers: tuple[tuple[str, int], ...]
+  where: str = ""

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from lmjax.data.sources.base import BadRecord, Source
-from lmjax.data.sources.examples import Example, Tagged
+from lmjax.data.sources.examples import Example, Question, Tagged
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.sources.python_docs import PythonDocs
 
@@ -49,3 +49,12 @@ class PythonDocTags(PythonDocs):
   def __getitem__(self, index: int) -> Tagged:  # type: ignore[override]  # tagged words, not text
     words = tuple(super().__getitem__(index).split()[:16])
     return Tagged(words, tuple("B-CAPITAL" if word[0].isupper() else "O" for word in words), f"python:{index}")
+
+
+class PythonDocQuestions(PythonDocs):
+  """Questions for debugging: where is the second word of the first 16 words of each document?"""
+
+  def __getitem__(self, index: int) -> Question:  # type: ignore[override]  # questions, not text
+    words = (super().__getitem__(index).split() + ["a", "b"])[:16]
+    context, answer = " ".join(words), (words[1], len(words[0]) + 1)
+    return Question(str(index), "Second?", context, (answer,), f"python:{index}")
