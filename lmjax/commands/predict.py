@@ -1,12 +1,12 @@
-"""Predict labels of texts, or tags of their words, with a fine-tuned model.
+"""Predict labels of texts, tags of their words, or answers to questions, with a fine-tuned model.
 
 lmjax predict --workdir runs/sst2 --best --input sentences.txt
 lmjax predict --workdir runs/mrpc --input pairs.jsonl --output predictions.jsonl
 lmjax predict --workdir runs/ner --input sentences.txt
 
 Each line of the input is a string, or a pair of them with a tab between; in a file that ends with .jsonl, an object
-with the keys `text` and `other`. For tags, spaces separate words. Each line of the output is the prediction for a line
-of the input, as JSON.
+with the keys `text` and `other`. For tags, spaces separate words; a question comes before its paragraph. Each line of
+the output is the prediction for a line of the input, as JSON.
 """
 
 import json
