@@ -36,14 +36,18 @@ class Start:
   step: the checkpoint of a run folder; None is the latest, 0 is step 0.
   parts: parameters to load, by their path names, `model/embed/table`.
   new: parameters that may be missing in the source; they are then initialised as in a run from scratch.
+  new_layers: how many layers at the top are, too (Zhang et al., 2021, arXiv:2006.05987).
   """
 
   path: str = ""
   step: int | None = None
   parts: str = ".*"
   new: str = "heads/.*"
+  new_layers: int = 0
 
   def __post_init__(self):
+    if self.new_layers < 0:
+      raise ValueError(f"new_layers must be at least 0, not {self.new_layers}")
     for name in ("parts", "new"):
       try:
         re.compile(getattr(self, name))

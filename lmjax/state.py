@@ -109,9 +109,15 @@ def with_models(state: TrainState, models: dict[str, FrozenModel]) -> TrainState
 
 
 def _replace(named: Tree, loaded: Loaded) -> Tree:
-  """Returns named parameters with the loaded ones in their places."""
+  """Returns named parameters with the loaded ones in their places; of stacked layers, those at the bottom."""
+
+  def value(name: str, new: jax.Array) -> jax.Array:
+    return loaded[name] if loaded[name].shape == new.shape else new.at[: len(loaded[name])].set(loaded[name])
+
   return pytree.map_named(
-    lambda name, leaf: leaf.replace(value=loaded[name]) if name in loaded else leaf, named, is_leaf=is_partitioned
+    lambda name, leaf: leaf.replace(value=value(name, leaf.value)) if name in loaded else leaf,
+    named,
+    is_leaf=is_partitioned,
   )
 
 
