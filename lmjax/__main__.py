@@ -21,6 +21,7 @@ ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/
 
 COMMANDS = {
   "train": "train a model, or resume a run",
+  "seeds": "train with several seeds: mean and deviation",
   "generate": "continue prompts with a trained model",
   "evaluate": "evaluate a trained model",
   "embed": "embeddings of tokens, sequences and pairs",
