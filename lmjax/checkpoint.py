@@ -54,7 +54,7 @@ class CheckpointConfig:
   def loss(self, scores: Mapping[str, float]) -> float | None:
     """Returns what is lowest at the best checkpoint; None where it was not evaluated."""
     value = scores.get(self.metric.removeprefix("-"))
-    return -value if value is not None and self.metric.startswith("-") else value
+    return -value if value is not None and self.metric[0] == "-" else value
 
 
 class Checkpoints:

@@ -46,8 +46,6 @@ class Start:
   new_layers: int = 0
 
   def __post_init__(self):
-    if self.new_layers < 0:
-      raise ValueError(f"new_layers must be at least 0, not {self.new_layers}")
     for name in ("parts", "new"):
       try:
         re.compile(getattr(self, name))
@@ -140,15 +138,11 @@ def build(
       raise UserError(f"config.{key} is a whole number of at least {0 if key == 'seed' else 1}, not {value!r}")
   layout = Layout.build(sections.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
   optimizer = sections.build(settings["optim"], "optim", Optimizer)
-  if settings["batch"] % optimizer.microbatches:
-    raise UserError(
-      f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {settings['batch']}"
-    )
+  if (batch := settings["batch"]) % optimizer.microbatches:
+    raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {batch}")
   data = sections.build(settings["data"], "data", None, Reader)
-  if devices is None:
-    learned = data.learned()
-    settings["data"] |= learned
-    data = dataclasses.replace(data, **learned)
+  settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it
+  data = dataclasses.replace(data, **learned)
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
     with trust.trusting(*trust.named(settings)):  # a tokenizer of the config's own class
@@ -161,8 +155,7 @@ def build(
   model = sections.build(settings["model"], "model", None, nn.Module, **shared)
   for key, size in sizes.items():
     if (own := getattr(model.config, key, size)) < size:  # larger where the model comes from a folder
-      source = "config.data.length" if key == "length" else "the size of the tokenizer"
-      raise UserError(f"config.model.{key} is {own:,}, which is less than {source}, {size:,}")
+      raise UserError(f"config.model.{key} is {own:,}, and the data and its tokenizer need {size:,}")
   data = data.for_model(model)
   task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared())
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))

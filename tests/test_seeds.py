@@ -24,10 +24,8 @@ def test_mean_deviation_and_failed_runs():
 
 
 def test_seeds_are_a_range_or_a_list():
-  assert (
-    seeds.parse_seeds("0:3") == [0, 1, 2] and seeds.parse_seeds(":2") == [0, 1]
+  assert seeds.parse_seeds("0:3") == [0, 1, 2] and seeds.parse_seeds(":2") == [0, 1]
   assert seeds.parse_seeds("7,2") == [7, 2]
-  )
   for wrong in ("", "3:3", "1,1", "-1", "a", "1:b"):
     with pytest.raises(UserError, match="give FIRST:END"):
       seeds.parse_seeds(wrong)

@@ -15,7 +15,6 @@ from lmjax.optim.schedules import SCHEDULES, Schedule, schedule
 from lmjax.utils import names, pytree
 from lmjax.utils.pytree import Tree
 
-FINE_TUNING = "lmjax.optim.fine_tuning:"  # which most runs do without
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 
 
@@ -53,11 +52,9 @@ class Optimizer:
       raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
     if self.schedule not in SCHEDULES:
       raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-    for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay"):
+    for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay", "layer_decay"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-    if not 0 < self.layer_decay <= 1:
-      raise ValueError(f"layer_decay must be above 0 and at most 1, not {self.layer_decay}")
     if not 0 <= self.ema < 1:
       raise ValueError(f"ema must be at least 0 and below 1, not {self.ema}")
     if self.microbatches < 1:
@@ -75,8 +72,8 @@ class Optimizer:
       transformations.append(optax.add_decayed_weights(self.weight_decay, self._decay_mask))
     if self.lr_multipliers:
       transformations.append(_scale_by_pattern(self.lr_multipliers))
-    if self.layer_decay < 1:
-      transformations.append(names.load(FINE_TUNING + "scale_by_layer")(self.layer_decay))
+    if self.layer_decay != 1:
+      transformations.append(names.load("lmjax.optim.fine_tuning:scale_by_layer")(self.layer_decay))
     transformations.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
     if self.frozen:
       transformations.append(_scale_by_pattern(dict.fromkeys(self.frozen, 0.0)))
@@ -86,8 +83,8 @@ class Optimizer:
 
   def _update_rule(self) -> optax.GradientTransformation:
     if self.optimizer == "adamw":
-      adam = optax.scale_by_adam if self.bias_correction else names.load(FINE_TUNING + "scale_by_bert_adam")
-      return adam(self.b1, self.b2, self.epsilon)
+      without = "lmjax.optim.fine_tuning:scale_by_bert_adam"  # named, as below: most runs do not use it
+      return (optax.scale_by_adam if self.bias_correction else names.load(without))(self.b1, self.b2, self.epsilon)
     if self.optimizer == "adafactor":
       # Updates relative to the root mean square of the parameter (Shazeer and Stern, 2018, arXiv:1804.04235).
       return optax.chain(

@@ -18,7 +18,7 @@ def keep_bottom(arrays: dict[str, jax.Array], top: int) -> dict[str, jax.Array]:
     counts[match[1]] = max(counts.get(match[1], 0), int(match[2]) + 1)
   stacked = {name: len(array) for name, array in arrays.items() if "/layers/" in name}
   fewest = min([*counts.values(), *stacked.values()], default=0)
-  if fewest < top:
+  if not 0 <= top <= fewest:
     raise UserError(f"config.start.new_layers is {top}, and the model has {fewest} layers")
   arrays = {name: array[: len(array) - top] if name in stacked else array for name, array in arrays.items()}
   above = {name for name, match in matches.items() if int(match[2]) >= counts[match[1]] - top}

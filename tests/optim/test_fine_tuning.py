@@ -45,7 +45,7 @@ def test_updates_are_scaled_by_layer_and_the_decay_of_weights_too():
   one, other = (u["stack"]["layers"]["mlp"]["kernel"] for u in (scaled, plain))
   np.testing.assert_allclose(one, other * jnp.array([0.25, 0.5, 1.0])[:, None, None], rtol=1e-6)
   with pytest.raises(ValueError, match="layer_decay"):
-    Optimizer(layer_decay=0.0)
+    Optimizer(layer_decay=-0.1)
 
 
 def test_adam_without_bias_correction():

@@ -213,7 +213,7 @@ def test_the_best_checkpoint_is_that_of_the_task_s_metric():
 
 def test_a_model_smaller_than_the_data_is_refused(bert, tmp_path, capsys):
   assert main(["train", *settings(bert, tmp_path, length=41)]) == 2
-  assert "config.model.length is 40, which is less than config.data.length, 41" in capsys.readouterr().err
+  assert "config.model.length is 40, and the data and its tokenizer need 41" in capsys.readouterr().err
   with pytest.raises(UserError, match="does not exist"):
     model_section(tmp_path / "nowhere")
   section = model_section(bert, dropout=0.25, no_such_field=1)
