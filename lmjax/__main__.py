@@ -21,10 +21,12 @@ ACCELERATORS = ("/dev/accel*", "/dev/vfio/*", "/dev/nvidia*", "/dev/kfd", "/dev/
 
 COMMANDS = {
   "train": "train a model, or resume a run",
+  "seeds": "train with several seeds: mean and deviation",
   "generate": "continue prompts with a trained model",
   "evaluate": "evaluate a trained model",
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
+  "predict": "labels of texts, by a model that classifies",
   "convert": "convert models to and from Hugging Face's format",
   "show": "show the parameters of a saved model",
   "plan": "memory, hours and cost of a run before its launch",

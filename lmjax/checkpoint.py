@@ -13,7 +13,7 @@ import functools
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import jax
@@ -44,11 +44,17 @@ class CheckpointConfig:
 
   every: int = 500  # steps; 0 only at the end
   keep: int = 2  # the latest ones
-  best: int = 1  # and those with the lowest validation loss
+  best: int = 1  # and those with the lowest `metric`
+  metric: str = "validation_loss"  # of evaluations; after a minus, the highest is the best: "-dev_accuracy"
 
   def __post_init__(self):
     if self.every < 0 or self.keep < 1 or self.best < 0:
       raise ValueError("every and best are at least 0, keep at least 1")
+
+  def loss(self, scores: Mapping[str, float]) -> float | None:
+    """Returns what is lowest at the best checkpoint; None where it was not evaluated."""
+    value = scores.get(self.metric.removeprefix("-"))
+    return -value if value is not None and self.metric[0] == "-" else value
 
 
 class Checkpoints:

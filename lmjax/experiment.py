@@ -36,12 +36,14 @@ class Start:
   step: the checkpoint of a run folder; None is the latest, 0 is step 0.
   parts: parameters to load, by their path names, `model/embed/table`.
   new: parameters that may be missing in the source; they are then initialised as in a run from scratch.
+  new_layers: how many layers at the top are, too (Zhang et al., 2021, arXiv:2006.05987).
   """
 
   path: str = ""
   step: int | None = None
   parts: str = ".*"
   new: str = "heads/.*"
+  new_layers: int = 0
 
   def __post_init__(self):
     for name in ("parts", "new"):
@@ -136,11 +138,11 @@ def build(
       raise UserError(f"config.{key} is a whole number of at least {0 if key == 'seed' else 1}, not {value!r}")
   layout = Layout.build(sections.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
   optimizer = sections.build(settings["optim"], "optim", Optimizer)
-  if settings["batch"] % optimizer.microbatches:
-    raise UserError(
-      f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {settings['batch']}"
-    )
+  if (batch := settings["batch"]) % optimizer.microbatches:
+    raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {batch}")
   data = sections.build(settings["data"], "data", None, Reader)
+  settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it
+  data = dataclasses.replace(data, **learned)
   kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
     with trust.trusting(*trust.named(settings)):  # a tokenizer of the config's own class
@@ -148,7 +150,13 @@ def build(
   else:
     tokenizer = data.make_tokenizer() if devices is None else data.tokenizer.expected(vocabulary)
   start = sections.build(settings["start"], "start", Start)
-  model = sections.build(settings["model"], "model", None, nn.Module, vocabulary=tokenizer.size, length=data.length)
+  sizes = {"vocabulary": tokenizer.size, "length": data.length}
+  shared = {key: size for key, size in sizes.items() if key not in settings["model"]}
+  model = sections.build(settings["model"], "model", None, nn.Module, **shared)
+  for key, size in sizes.items():
+    if (own := getattr(model.config, key, size)) < size:  # larger where the model comes from a folder
+      raise UserError(f"config.model.{key} is {own:,}, and the data and its tokenizer need {size:,}")
+  data = data.for_model(model)
   task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared())
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):

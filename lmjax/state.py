@@ -109,10 +109,13 @@ def with_models(state: TrainState, models: dict[str, FrozenModel]) -> TrainState
 
 
 def _replace(named: Tree, loaded: Loaded) -> Tree:
-  """Returns named parameters with the loaded ones in their places."""
-  return pytree.map_named(
-    lambda name, leaf: leaf.replace(value=loaded[name]) if name in loaded else leaf, named, is_leaf=is_partitioned
-  )
+  """Returns named parameters with the loaded ones in their places; of stacked layers, those at the bottom."""
+
+  def leaf(name: str, box: Any) -> Any:
+    new, array = box.value, loaded.get(name, box.value)
+    return box.replace(value=array if array.shape == new.shape else new.at[: len(array)].set(array))
+
+  return pytree.map_named(leaf, named, is_leaf=is_partitioned)
 
 
 def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding.NamedSharding:

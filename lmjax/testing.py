@@ -55,7 +55,7 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
   }
 
   def values(content: str, axes: str, shape: tuple[int, ...]) -> np.ndarray:
-    if axes in ("BL", "BT"):
+    if axes in ("BL", "BT") and content in per_token:
       return np.broadcast_to(per_token[content], (batch, longest))[:, : shape[1]]
     if axes == "BLC":
       return rng.integers(1, PAD_CHARACTER + 1, shape) * (segments > 0)[: shape[1], None]

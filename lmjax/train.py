@@ -234,7 +234,7 @@ def _train(
         at,
         state,
         data_state(rng, hosts.gather(batches.positions, batches.streams), run.data.version, collects),
-        latest["evaluations"].get("validation_loss"),
+        run.checkpoint.loss(latest["evaluations"]),
       )
 
   try:

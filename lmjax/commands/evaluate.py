@@ -28,7 +28,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
   parser.add_argument("--config", help="for a Hugging Face folder: a config whose task, data and evaluators are used")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
-  parser.add_argument("--best", action="store_true", help="the checkpoint with the lowest validation loss")
+  parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
   parser.add_argument("--only", action="append", help="the name of an evaluator in config.evals; default all")
   parser.add_argument("--output", help="a JSON file to write the metrics to, too")
   options, overrides = parse_overrides(parser, arguments)

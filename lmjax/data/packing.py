@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from lmjax.data.buckets import Buckets
 from lmjax.data.first_fit import GROUP_ROWS, FirstFit
 from lmjax.data.packer import Document, Position, ReadDocument, Row
 
@@ -55,35 +56,14 @@ class FirstFitText(FirstFit):
     return fill(items, self.length)
 
 
-class Buckets:
-  """One document in each row, in rows of a few lengths; a document longer than the longest row is truncated.
+class TextBuckets(Buckets):
+  """Text in rows of a few lengths, see `Buckets`."""
 
-  All streams make rows of the same length at the same time, by a fixed schedule in which each length occurs as often as
-  in a sample of the documents. Position: the row's number, then for each length the document to read next.
-  """
+  def tokens(self, content: np.ndarray) -> int:
+    return len(content) - 1
 
-  def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):
-    self.lengths, self.length = tuple(lengths), max(lengths)
-    self.schedule = tuple(schedule)  # indices into lengths, repeated
-
-  def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
-    number, *documents = position
-    bucket = self.schedule[number % len(self.schedule)]
-    while True:
-      try:
-        ids, size = read(documents[bucket])
-      except IndexError:  # after the end of a single pass
-        return fill([], self.lengths[bucket]), position
-      documents[bucket] += 1
-      if len(ids) > 1 and self.bucket(len(ids) - 1) == bucket:
-        break
-    length = self.lengths[bucket]
-    return fill([_span(ids, size, 0, min(length, len(ids) - 1))], length), (number + 1, *documents)
-
-  def bucket(self, targets: int) -> int:
-    """Returns the index of the shortest scheduled length that is at least `targets`, otherwise of the longest one."""
-    scheduled = sorted(set(self.schedule))
-    return next((b for b in scheduled if targets <= self.lengths[b]), scheduled[-1])
+  def fill(self, content: np.ndarray, size: float, length: int) -> Row:
+    return fill([_span(content, size, 0, min(length, len(content) - 1))] if len(content) else [], length)
 
 
 class Windows:

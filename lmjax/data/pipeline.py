@@ -68,6 +68,14 @@ class Reader:
     """Returns the settings of the task that follow from the data, so that a config states them only once."""
     return {}
 
+  def learned(self) -> dict[str, Any]:
+    """Returns the settings of its own that it takes from the training data, which the run's config.json keeps."""
+    return {}
+
+  def for_model(self, model: Any) -> "Reader":
+    """Returns the reader that makes rows for a model."""
+    return self
+
   def position_size(self, training: bool) -> int:
     """Returns the number of integers in a position of a stream."""
     return 2

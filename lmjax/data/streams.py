@@ -5,9 +5,8 @@ import functools
 
 import numpy as np
 
+from lmjax.data.schedule import PERIOD, proportions, schedule
 from lmjax.data.sources.base import BadRecord, Encoded, Source
-
-PERIOD = 10_000  # weights are rounded to multiples of 1 / PERIOD of their sum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,23 +70,3 @@ class Mixture:
     part = int(np.searchsorted(self._ends, index, side="right"))
     before = int(self._ends[part - 1]) if part else 0
     return self.sources[part][index - before]
-
-
-def proportions(weights: list[float]) -> np.ndarray:
-  """Returns the smallest integers in proportion to the weights, rounded to multiples of 1 / PERIOD of their sum."""
-  scaled = np.array(weights) / np.sum(weights) * PERIOD
-  counts = np.floor(scaled + 1e-9).astype(np.int64)
-  for i in np.argsort(counts - scaled, kind="stable")[: PERIOD - counts.sum()]:  # largest remainders first
-    counts[i] += 1
-  return counts // np.gcd.reduce(counts)
-
-
-def schedule(counts: np.ndarray) -> np.ndarray:
-  """Returns a sequence of indices in which i occurs `counts[i]` times, evenly spaced (smooth weighted round robin)."""
-  credit = np.zeros(len(counts))
-  order = np.zeros(int(counts.sum()), np.int64)
-  for place in range(len(order)):
-    credit += counts
-    order[place] = np.argmax(credit)
-    credit[order[place]] -= len(order)
-  return order

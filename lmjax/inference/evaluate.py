@@ -49,7 +49,7 @@ def make_evaluation(
       "--config configs/text.py:files='val/*.txt'"
     )
   settings = configs.load(config, overrides)
-  data = configs.build(settings["data"], "data", None, Reader)
+  data = configs.build(settings["data"], "data", None, Reader).for_model(loaded.task.model)
   task = configs.build(settings["task"], "task", None, Base, model=loaded.task.model, **data.shared())
   if type(task) is not type(loaded.task):
     raise UserError(

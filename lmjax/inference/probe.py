@@ -8,7 +8,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from scipy import optimize
 
-from lmjax.models.elmo import scalar_mix
+from lmjax.models.heads import scalar_mix
 from lmjax.utils.pytree import Tree
 
 

@@ -104,11 +104,6 @@ class ELMo(nn.Module):
     return dict.fromkeys(DIRECTIONS, (one,) * c.depth)
 
 
-def scalar_mix(layers_NxD: jax.Array, weights_N: jax.Array, gamma: jax.Array) -> jax.Array:
-  """Returns gamma * sum_j softmax(weights)_j layer_j, how a task weighs the layers: [..., D] of layers [N, ..., D]."""
-  return gamma * jnp.einsum("n,n...->...", jax.nn.softmax(weights_N), layers_NxD)
-
-
 PRESETS: dict[str, dict] = {
   "elmo-small": dict(
     width=128, cells=512, filters=((1, 16), (2, 16), (3, 32), (4, 64), (5, 64), (6, 64)), highways=1,

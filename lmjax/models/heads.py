@@ -45,6 +45,23 @@ class Classifier(nn.Module):
     return scores.astype(jnp.float32)
 
 
+class Mix(nn.Module):
+  """What a task learns about the layers of an ELMo: a weight for each, and a scale."""
+
+  layers: int
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the weights [N], all equal at first, and the scale []; vectors are not read."""
+    weights = param(self, "weights", nn.initializers.zeros, (None,), (self.layers,))
+    return dense(weights), dense(param(self, "gamma", nn.initializers.ones, (), ()))
+
+
+def scalar_mix(layers_NxD: jax.Array, weights_N: jax.Array, gamma: jax.Array) -> jax.Array:
+  """Returns gamma * sum_j softmax(weights)_j layer_j, how a task weighs the layers: [..., D] of layers [N, ..., D]."""
+  return gamma * jnp.einsum("n,n...->...", jax.nn.softmax(weights_N), layers_NxD)
+
+
 class Softmax(nn.Module):
   """The table and bias that score the words of a bidirectional language model, shared by both directions."""
 

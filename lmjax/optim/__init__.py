@@ -12,7 +12,7 @@ import optax
 import optax.contrib
 
 from lmjax.optim.schedules import SCHEDULES, Schedule, schedule
-from lmjax.utils import pytree
+from lmjax.utils import names, pytree
 from lmjax.utils.pytree import Tree
 
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
@@ -36,11 +36,13 @@ class Optimizer:
   b1: float = 0.9  # first decay rate, of adamw and lion
   b2: float = 0.95  # second decay rate, of adamw and lion; the momentum of muon
   epsilon: float = 1e-8  # of adamw
+  bias_correction: bool = True  # of adamw; BERT's own optimizer had none
   momentum: float = 0.9  # of sgd
   weight_decay: float = 0.1
   decay_pattern: str = "kernel|table"  # parameters with weight decay: by default not biases and norms
   clip: float = 1.0  # maximum global norm of the gradient; 0 disables clipping
   lr_multipliers: dict[str, float] = dataclasses.field(default_factory=dict)  # by pattern; the first match applies
+  layer_decay: float = 1.0  # factor of the learning rate from each layer to the one below it
   frozen: tuple[str, ...] = ()  # patterns of parameters that are not trained
   ema: float = 0.0  # decay of the exponential moving average of the parameters; 0 disables it
   microbatches: int = 1  # parts of a batch whose gradients are accumulated before the update
@@ -50,7 +52,7 @@ class Optimizer:
       raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, not {self.optimizer!r}")
     if self.schedule not in SCHEDULES:
       raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, not {self.schedule!r}")
-    for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay"):
+    for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay", "layer_decay"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
     if not 0 <= self.ema < 1:
@@ -70,6 +72,8 @@ class Optimizer:
       transformations.append(optax.add_decayed_weights(self.weight_decay, self._decay_mask))
     if self.lr_multipliers:
       transformations.append(_scale_by_pattern(self.lr_multipliers))
+    if self.layer_decay != 1:
+      transformations.append(names.load("lmjax.optim.fine_tuning:scale_by_layer")(self.layer_decay))
     transformations.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
     if self.frozen:
       transformations.append(_scale_by_pattern(dict.fromkeys(self.frozen, 0.0)))
@@ -79,7 +83,8 @@ class Optimizer:
 
   def _update_rule(self) -> optax.GradientTransformation:
     if self.optimizer == "adamw":
-      return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+      without = "lmjax.optim.fine_tuning:scale_by_bert_adam"  # named, as below: most runs do not use it
+      return (optax.scale_by_adam if self.bias_correction else names.load(without))(self.b1, self.b2, self.epsilon)
     if self.optimizer == "adafactor":
       # Updates relative to the root mean square of the parameter (Shazeer and Stern, 2018, arXiv:1804.04235).
       return optax.chain(

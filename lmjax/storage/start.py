@@ -14,7 +14,7 @@ from lmjax.state import FrozenState, TrainState
 from lmjax.storage import base
 from lmjax.storage.base import LazyArray, replace_dtype, report_not_finite
 from lmjax.tasks.base import Frozen, FrozenModel
-from lmjax.utils import pytree
+from lmjax.utils import names, pytree
 from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.pytree import Tree
 
@@ -77,6 +77,9 @@ def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array
   unused = tuple(name for name in source if name not in wanted)
   arrays = saved.arrays(wanted, layout)
   report_not_finite(arrays, start.path)
+  if start.new_layers:
+    arrays = names.load("lmjax.storage.new_layers:keep_bottom")(arrays, start.new_layers)
+    initialised += (f"the top {start.new_layers} layers",)
   return arrays, Report(start.path, saved.step, tuple(wanted), initialised, unused)
 
 

@@ -9,6 +9,7 @@ from flax import linen as nn
 from lmjax.data.batch import Batch
 from lmjax.models.heads import Classifier
 from lmjax.tasks.base import Base, Outputs, Spec
+from lmjax.tasks.downstream import with_decoder_inputs
 from lmjax.utils.pytree import Tree
 
 
@@ -40,14 +41,8 @@ class Encode(Base):
     """Returns the final vectors, and as scores those of the classifier, [B, classes] or [B, L, classes].
 
     Whether tokens were replaced, one score of each says, [B, L].
-
-    The decoder of an encoder-decoder reads the source once more, shifted right by one token.
     """
-    if self.model.kind == "encoder_decoder":
-      shifted = jnp.pad(batch["inputs"], ((0, 0), (1, 0)), constant_values=self.start)[:, :-1]
-      decoder = {"decoder_inputs": shifted}
-      decoder |= {f"decoder_{key}": batch[key] for key in ("positions", "segments")}
-      batch = dict(batch) | decoder
+    batch = with_decoder_inputs(self.model.kind, batch, self.start)
     hidden = self.hidden(params, batch, rng=rng, taps=taps)
     logits = None
     if self.classifier:

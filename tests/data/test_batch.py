@@ -14,7 +14,7 @@ from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import fake_batch, tiny_decoder
 from lmjax.utils.errors import UserError
 
-CONFIGS = ("gpt2", "lstm", "bert", "t5:size=mini", "scan", "elmo")
+CONFIGS = ("gpt2", "lstm", "bert", "t5:size=mini", "scan", "elmo", "glue", "ner", "squad")
 
 
 def task_of(reference):
@@ -96,5 +96,6 @@ def test_debug_data_is_short_and_built_from_python_s_documentation(reference):
   full, small = (config.load(f"configs/{name}.py:{variant}{end}")["data"] for end in ("", ",debug"))
   assert small["length"] == 32 and small["kind"] == full["kind"] and small["workers"] == 0
   for part in ("source", "validation"):
-    assert small[part]["kind"].endswith(":PythonDocPairs" if name == "scan" else ":PythonDocs")
+    kinds = {"scan": "PythonDocPairs", "glue": "PythonDocLabels", "ner": "PythonDocTags", "squad": "PythonDocQuestions"}
+    assert small[part]["kind"].endswith(f":{kinds.get(name, 'PythonDocs')}")
   assert config.build(small, "data").debug(small) == small, "shrinking twice changes nothing"

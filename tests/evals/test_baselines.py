@@ -18,8 +18,8 @@ from lmjax.evals.baselines.kneser_ney import perplexity, token_lines
 from lmjax.evals.baselines.unigram import UnigramBaseline
 from lmjax.evals.generation import generate
 from lmjax.inference.probe import Probe, scores, token_f1
-from lmjax.models.elmo import scalar_mix
 from lmjax.models.encoder_decoder import Config, EncoderDecoder
+from lmjax.models.heads import scalar_mix
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.testing import init_params
 

@@ -15,12 +15,15 @@ from flax import traverse_util
 
 from lmjax import storage
 from lmjax.__main__ import main
+from lmjax.compression.base import Identity
 from lmjax.experiment import Start
 from lmjax.layers.leaves import cast
+from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
-from lmjax.state import named_parameters
+from lmjax.state import make_init, named_parameters
 from lmjax.storage import huggingface
+from lmjax.storage.new_layers import keep_bottom
 from lmjax.storage.sources import check_sources, record_sources
 from lmjax.storage.start import load, load_frozen
 from lmjax.tasks.base import Frozen
@@ -225,3 +228,23 @@ def test_starting_from_scratch_imports_no_format():
   modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
   assert "lmjax.storage.base" in modules
   assert not {"lmjax.storage.huggingface", "lmjax.storage.bilm", "lmjax.storage.run", "tokenizers"} & set(modules)
+
+
+def test_layers_at_the_top_are_initialised_anew(hf):
+  """Stacked layers keep those at the bottom; numbered ones are left out."""
+  folder, params = hf
+  arrays, report = load(Start(str(folder), new_layers=2), named(), LAYOUT)
+  assert "the top 2 layers" in report.initialised
+  init, _ = make_init(CausalLM(tiny_decoder()), Optimizer().build(2), Identity(), LAYOUT, 2, 8, 0)
+  state, fresh = (pytree.named_leaves(init(loaded).params) for loaded in (arrays, {}))
+  for name, array in state.items():
+    if "/layers/" in name:
+      np.testing.assert_array_equal(array[:1], params[name][:1], err_msg=name)
+      np.testing.assert_array_equal(array[1:], fresh[name][1:], err_msg=name)
+    else:
+      rows = 50 if name == "model/embed/table" else None  # padding is not stored
+      np.testing.assert_array_equal(array[:rows], params[name][:rows], err_msg=name)
+  with pytest.raises(UserError, match="new_layers is 4, and the model has 3 layers"):
+    load(Start(str(folder), new_layers=4), named(), LAYOUT)
+  lstm = {"model/embed/table": jnp.ones(3), "model/layers_0/kernel": jnp.ones(3), "model/layers_1/kernel": jnp.ones(3)}
+  assert set(keep_bottom(lstm, 1)) == {"model/embed/table", "model/layers_0/kernel"}

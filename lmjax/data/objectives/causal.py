@@ -7,10 +7,10 @@ import numpy as np
 
 from lmjax.data.documents import Documents
 from lmjax.data.packer import Packer
-from lmjax.data.packing import Buckets, Concatenate, FirstFitText, Windows
+from lmjax.data.packing import Concatenate, FirstFitText, TextBuckets, Windows
 from lmjax.data.pipeline import Reader
+from lmjax.data.schedule import proportions, schedule
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.streams import proportions, schedule
 from lmjax.utils.errors import UserError
 
 PACKINGS = ("concatenate", "first_fit", "buckets", "windows")
@@ -51,7 +51,7 @@ class Text(Reader):
       buckets, order = (self.length,), [0]  # in a single pass, all rows have the same length
       if documents.seed is not None:
         buckets, order = tuple(sorted(self.buckets)), self._bucket_order(documents)
-      return {s: Buckets(buckets, order) for s in streams}
+      return {s: TextBuckets(buckets, order) for s in streams}
     packer = Concatenate if self.packing == "concatenate" else FirstFitText
     return {s: packer(self.length) for s in streams}
 

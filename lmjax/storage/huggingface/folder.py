@@ -21,6 +21,7 @@ from lmjax.storage.huggingface.save import bare, save
 from lmjax.storage.huggingface.sentence import transformer_folder
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.downstream import Downstream
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -110,7 +111,20 @@ class HuggingFaceFolder(SavedModel):
       with source.tokenizer_folder() as files:
         save(folder, source.task.model, params, settings=source.config, files=files, with_tokenizer=with_tokenizer)
     else:
-      save(folder, source.task.model, params, tokenizer=source.tokenizer if with_tokenizer else None)
+      tokenizer = source.tokenizer if with_tokenizer else None
+      save(folder, source.task.model, params, tokenizer, settings_of(source.task))
+
+
+def settings_of(task: Task) -> dict[str, Any]:
+  """Returns the keys of config.json that name what a downstream task predicts."""
+  if not isinstance(task, Downstream):
+    return {}
+  if not task.labels:
+    return {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
+  return {
+    "id2label": {str(number): label for number, label in enumerate(task.labels)},
+    "label2id": {label: number for number, label in enumerate(task.labels)},
+  }
 
 
 def class_of(loaded: Loaded) -> str:

@@ -1,0 +1,47 @@
+"""Predict labels of texts, tags of their words, or answers to questions, with a fine-tuned model.
+
+lmjax predict --workdir runs/sst2 --best --input sentences.txt
+lmjax predict --workdir runs/mrpc --input pairs.jsonl --output predictions.jsonl
+lmjax predict --workdir runs/ner --input sentences.txt
+
+Each line of the input is a string, or a pair of them with a tab between; in a file that ends with .jsonl, an object
+with the keys `text` and `other`. For tags, spaces separate words; a question comes before its paragraph. Each line of
+the output is the prediction for a line of the input, as JSON.
+"""
+
+import json
+
+from lmjax import storage
+from lmjax.commands.options import new_parser, parse
+from lmjax.inference.output import write_jsonl
+from lmjax.inference.predict import make_predictor, read_texts, to_records
+from lmjax.logs import console
+from lmjax.parallel.sharding import use_layout
+from lmjax.utils.errors import UserError
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax predict`."""
+  parser = new_parser("predict", __doc__)
+  parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder with a classifier")
+  parser.add_argument("--input", required=True, help="a file with a string in each line")
+  parser.add_argument("--output", help="the file to write; default the terminal")
+  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
+  parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
+  parser.add_argument("--batch", type=int, default=32, help="texts computed together")
+  options = parse(parser, arguments)
+  if options.batch < 1:
+    raise UserError(f"predict: --batch must be at least 1, not {options.batch}")
+  texts = list(read_texts(options.input))
+  if not texts:
+    raise UserError(f"predict: {options.input} has no lines")
+  loaded = storage.open(options.workdir, options.step).load(best=options.best)
+  predictor = make_predictor(loaded, options.workdir)
+  with use_layout(loaded.layout):
+    records = list(to_records(texts, predictor(texts, options.batch)))
+  if options.output:
+    write_jsonl(options.output, records)
+  else:
+    for record in records:
+      console.print(json.dumps(record, ensure_ascii=False), markup=False)
+  return 0

@@ -1,0 +1,103 @@
+"""Train a config with several seeds; report mean, standard deviation and failed runs.
+
+lmjax seeds --config configs/glue.py:task=rte,start=... --seeds 0:10 --workdir runs/rte
+
+Each run has a folder of its own, WORKDIR/SEED, and is evaluated at its best checkpoint by config.checkpoint.metric. Run
+the same command again to resume; finished runs are not repeated. A run has failed if its metric is at or below that of
+the most frequent class.
+"""
+
+import json
+import math
+import statistics
+from typing import Any
+
+import jax
+from etils import epath
+
+from lmjax import config as configs
+from lmjax import storage
+from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.inference.evaluate import evaluate, make_evaluation
+from lmjax.logs import console
+from lmjax.parallel import processes
+from lmjax.train import train
+from lmjax.utils import files
+from lmjax.utils.errors import UserError
+
+SCORES = "best.json"  # of the best checkpoint of a run
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax seeds`."""
+  parser = new_parser("seeds", __doc__)
+  parser.add_argument("--config", required=True, help="configs/NAME.py[:variant,...], or a run's config.json")
+  parser.add_argument("--workdir", required=True, help="the folder of the runs' folders")
+  parser.add_argument("--seeds", default="0:3", help="FIRST:END, or numbers separated by commas")
+  options, overrides = parse_overrides(parser, arguments)
+  seeds, results = parse_seeds(options.seeds), {}
+  with processes.joined():
+    for seed in seeds:
+      folder = epath.Path(options.workdir) / str(seed)
+      settings = configs.load(options.config, overrides) | {"seed": seed}
+      code = train(settings, folder)
+      if code:
+        return code
+      results[seed] = _scores(folder)
+      jax.clear_caches()  # each run compiles its own step
+  report = summarize(results, settings["checkpoint"].get("metric", "validation_loss"))
+  if jax.process_index() == 0:
+    files.write(epath.Path(options.workdir) / "seeds.json", json.dumps(report, indent=2) + "\n")
+    for name, (mean, deviation) in report["metrics"].items():
+      console.print(f"{name} {mean:.4f} ± {deviation:.4f}", markup=False)
+    console.print(f"{len(seeds)} runs, {len(report['failed'])} failed {report['failed'] or ''}".rstrip(), markup=False)
+  return 0
+
+
+def parse_seeds(text: str) -> list[int]:
+  """Returns the seeds of `0:3` or `1,5,7`.
+
+  Raises:
+    UserError: the text has another form.
+  """
+  try:
+    first, colon, end = text.partition(":")
+    seeds = list(range(int(first or 0), int(end))) if colon else [int(part) for part in text.split(",")]
+  except ValueError:
+    seeds = []
+  if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+    raise UserError(f"seeds: --seeds {text}: give FIRST:END, or different numbers separated by commas")
+  return seeds
+
+
+def _scores(folder: epath.Path) -> dict[str, float]:
+  """Returns the evaluation of a run's best checkpoint, which is kept beside it."""
+  if not (folder / SCORES).exists():
+    loaded = storage.open(folder).load(best=True)
+    scores = evaluate(loaded, make_evaluation(loaded, folder, None, {}))
+    if jax.process_index() == 0:
+      files.write(folder / SCORES, json.dumps(scores, indent=2) + "\n")
+    return scores
+  return files.read_json(folder / SCORES)
+
+
+def summarize(results: dict[int, dict[str, float]], metric: str) -> dict[str, Any]:
+  """Returns {"metrics": {name: (mean, standard deviation)}, "failed": seeds, "runs": results}.
+
+  Args:
+    metric: the one that decides whether a run has failed, as in config.checkpoint.metric.
+  """
+  name = metric.removeprefix("-")
+  evaluator, _, own = name.partition("_")
+  first = next(iter(results.values()))
+  names = [key for key in first if key != "step" and not key.endswith(("_low", "_high")) and "_majority_" not in key]
+  metrics = {}
+  for key in names:
+    values = [scores[key] for scores in results.values()]
+    metrics[key] = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+  failed = [
+    seed
+    for seed, scores in results.items()
+    if metric.startswith("-") and scores.get(name, -math.inf) <= scores.get(f"{evaluator}_majority_{own}", 0.0)
+  ]
+  return {"metrics": metrics, "failed": failed, "runs": results}

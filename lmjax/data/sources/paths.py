@@ -1,0 +1,65 @@
+"""What the sources of files share: paths, and the content of files.
+
+Files may be plain or gzipped, local or remote (`gs://...`). A plain local file is memory-mapped. A gzipped, cleaned or
+remote file is read as a whole, and the last few are cached.
+"""
+
+import fnmatch
+import functools
+import glob
+import gzip
+import mmap
+import zlib
+from collections.abc import Callable, Sequence
+
+from etils import epath
+
+from lmjax.utils.errors import UserError
+from lmjax.utils.files import reading
+
+Clean = Callable[[bytes], bytes]  # from the bytes of a file to the text in it, such as a book without its header
+
+
+def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
+  """Returns the files that paths and globs match; those of each are sorted.
+
+  Raises:
+    UserError: a path or glob matches nothing.
+  """
+  patterns = [files] if isinstance(files, str) else list(files)
+  paths: list[epath.Path] = []
+  for pattern in patterns:
+    path = epath.Path(pattern).expanduser()
+    if "://" not in pattern:
+      matches = [epath.Path(p) for p in glob.glob(str(path), recursive=True)]
+    elif glob.has_magic(path.name):  # in a remote path, only the file name may be a pattern
+      matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
+    else:
+      matches = [path]
+    matches = sorted(p for p in matches if p.exists() and not p.is_dir())
+    if not matches:
+      raise UserError(
+        f"data: no file matches {pattern!r} (the current directory is {epath.Path().resolve()}); "
+        "set your text with --config configs/text.py:files=my/*.txt"
+      )
+    paths += matches
+  return paths
+
+
+@functools.lru_cache(maxsize=16)
+def read_bytes(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
+  """Returns the content of a file, unzipped and cleaned; the last 16 are cached.
+
+  Raises:
+    UserError: the file cannot be read.
+  """
+  try:
+    with reading(path):
+      if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
+        with open(path, "rb") as file:
+          return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      data = path.read_bytes()
+      data = gzip.decompress(data) if path.suffix == ".gz" else data
+  except (EOFError, zlib.error) as error:
+    raise UserError(f"{path} cannot be read: {error}") from error
+  return clean(data) if clean else data

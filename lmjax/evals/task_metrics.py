@@ -1,0 +1,102 @@
+"""Metrics of classification and regression, by scikit-learn and SciPy, with bootstrap intervals."""
+
+import dataclasses
+import warnings
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from lmjax.evals.base import Context, Measure
+from lmjax.evals.row_scores import SEED, row_scores
+from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.pytree import Tree
+
+try:
+  from scipy import stats
+  from sklearn import metrics as sk
+except ImportError as error:
+  raise UserError("the metrics of downstream tasks need scikit-learn and SciPy: pip install 'lmjax[tasks]'") from error
+
+Metric = Callable[[np.ndarray, np.ndarray], float]  # of true and predicted values [N]
+
+CLASSES: dict[str, Metric] = {
+  "accuracy": sk.accuracy_score,
+  "f1": lambda true, predicted: sk.f1_score(true, predicted, zero_division=0.0),  # of class 1
+  "macro_f1": lambda true, predicted: sk.f1_score(true, predicted, average="macro", zero_division=0.0),
+  "matthews": sk.matthews_corrcoef,
+}
+NUMBERS: dict[str, Metric] = {
+  "pearson": lambda true, predicted: _correlation(stats.pearsonr, true, predicted),
+  "spearman": lambda true, predicted: _correlation(stats.spearmanr, true, predicted),
+  "mean_squared_error": sk.mean_squared_error,
+}
+
+
+def _correlation(function: Callable, true: np.ndarray, predicted: np.ndarray) -> float:
+  """Returns a correlation coefficient; 0 where one side is constant, as of a model that has not learned anything."""
+  if np.ptp(true) == 0 or np.ptp(predicted) == 0:
+    return 0.0
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", stats.NearConstantInputWarning)
+    return float(function(true, predicted).statistic)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskMetrics:
+  """Metrics of a task's predictions on all of its validation data.
+
+  accuracy, f1 (of the second class), macro_f1, matthews for classes; pearson, spearman, mean_squared_error for numbers.
+  Each has the limits of its 95 % bootstrap interval, `_low` and `_high`: the percentiles over `resamples` samples of
+  the rows, with replacement (Efron, 1979). majority_...: the same of predicting the most frequent class of all.
+  """
+
+  metrics: tuple[str, ...] = ("accuracy",)
+  resamples: int = 1000
+
+  def __post_init__(self):
+    for name in self.metrics:
+      if name not in CLASSES | NUMBERS:
+        raise ValueError(f"no metric {name!r}{did_you_mean(name, CLASSES | NUMBERS)}")
+    if not self.metrics or self.resamples < 0:
+      raise ValueError("name one metric at least; resamples is at least 0")
+
+  def prepare(self, context: Context) -> Measure:
+    batches = context.data.validate(context.tokenizer, context.batch)
+    key = next((key for key in ("labels", "values") if key in batches[0]), None)
+    known = {"labels": CLASSES, "values": NUMBERS}.get(key or "", {})
+    if key is None or batches[0][key].ndim != 1:
+      raise UserError("evals: task metrics need rows with a label each, as lmjax.data.objectives.labelled makes")
+    for name in self.metrics:
+      if name not in known:
+        raise UserError(f"evals: {name} is not a metric of {'classes' if key == 'labels' else 'numbers'}")
+    real = np.concatenate([batch["segments"][:, 0] for batch in batches]) > 0
+    true = np.concatenate([batch[key] for batch in batches])[real]
+    scores = row_scores(context.task, context.layout, batches)
+
+    def measure(params: Tree) -> dict[str, float]:
+      rows = np.concatenate(scores(params))[real]
+      predicted = rows.argmax(axis=1) if key == "labels" else rows[:, 0]
+      values = {}
+      for name in self.metrics:
+        values |= interval(name, known[name], true, predicted, self.resamples)
+      if key == "labels":
+        values |= {f"majority_{name}": known[name](true, _majority(true)) for name in self.metrics}
+      return {name: float(value) for name, value in values.items()}
+
+    return measure
+
+
+def _majority(true: np.ndarray) -> np.ndarray:
+  return np.full_like(true, np.bincount(true).argmax())
+
+
+def interval(name: str, metric: Metric, true: np.ndarray, predicted: np.ndarray, resamples: int) -> dict[str, float]:
+  """Returns a metric and the limits of its bootstrap interval, `NAME_low` and `NAME_high`."""
+  values = {name: float(metric(true, predicted))}
+  if not resamples:
+    return values
+  rng, size = np.random.default_rng(SEED), len(true)
+  chosen = (rng.integers(0, size, size) for _ in range(resamples))
+  sample: Sequence[float] = [metric(true[i], predicted[i]) for i in chosen]
+  low, high = np.percentile(sample, [2.5, 97.5])
+  return values | {f"{name}_low": float(low), f"{name}_high": float(high)}

@@ -1,0 +1,70 @@
+"""Fine-tuned models in transformers: exported heads give the same scores, with the names of the labels."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lmjax import storage
+from lmjax.models import encoder
+from lmjax.storage.huggingface.folder import settings_of
+from lmjax.storage.huggingface.save import save
+from lmjax.tasks.classification import Classification
+from lmjax.tasks.spans import SpanExtraction
+from lmjax.tasks.tagging import Tagging
+from lmjax.testing import fake_batch, init_params
+from tests.families import tiny_task
+
+pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
+LABELS = ("no", "yes", "maybe")
+
+
+def models():
+  bert = tiny_task("BERT").model
+  plain = encoder.Encoder(dataclasses.replace(bert.config, pooler=False))
+  return {
+    "BertForSequenceClassification": Classification(bert, labels=LABELS),
+    "DistilBertForSequenceClassification": Classification(
+      encoder.Encoder(dataclasses.replace(plain.config, token_types=0)), labels=LABELS
+    ),
+    "RobertaForSequenceClassification": Classification(
+      encoder.Encoder(dataclasses.replace(plain.config, offset=2)), labels=LABELS
+    ),
+    "GPT2ForSequenceClassification": Classification(tiny_task("GPT").model, labels=LABELS),
+    "BertForTokenClassification": Tagging(plain, labels=LABELS),
+    "BertForQuestionAnswering": SpanExtraction(plain),
+    "regression": Classification(bert),
+  }
+
+
+@pytest.mark.parametrize("name", models())
+def test_exported_heads_have_the_scores_of_transformers(name, tmp_path):
+  import torch
+  import transformers
+
+  task = models()[name]
+  ids = np.random.default_rng(0).integers(3, 50, (2, 12))
+  ones = jnp.ones(ids.shape, jnp.int32)
+  batch = fake_batch(task, 2, 12)
+  batch |= {"inputs": jnp.asarray(ids), "segments": ones, "positions": jnp.arange(12)[None] * ones}
+  if "token_types" in batch:
+    batch["token_types"] = 0 * ones
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), init_params(task, batch))
+  save(tmp_path / "hf", task.model, params, None, settings_of(task))
+  written = json.loads((tmp_path / "hf" / "config.json").read_text())
+  assert written["architectures"] == [name] if name != "regression" else written["problem_type"] == name
+  model = getattr(transformers, written["architectures"][0]).from_pretrained(tmp_path / "hf").eval()
+  if "Question" not in name and name != "regression":
+    assert model.config.id2label == dict(enumerate(LABELS)) and model.config.label2id["maybe"] == 2
+  model.config.pad_token_id = -1 if name.startswith("GPT2") else model.config.pad_token_id
+  with torch.no_grad():
+    outputs = model(input_ids=torch.tensor(ids))
+  expected = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "Question" in name else outputs.logits
+  scores = jax.jit(task.forward)(params, batch).logits
+  np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
+  opened = storage.open(tmp_path / "hf").task
+  np.testing.assert_allclose(jax.jit(opened.forward)(params, batch).logits, scores, atol=1e-6)

@@ -1,0 +1,53 @@
+"""Several seeds with one command: what is reported, and that finished runs are not repeated."""
+
+import json
+
+import numpy as np
+import pytest
+
+from lmjax.__main__ import main
+from lmjax.commands import seeds
+from lmjax.utils.errors import UserError
+
+
+def test_mean_deviation_and_failed_runs():
+  results = {
+    3: {"step": 20, "dev_accuracy": 0.5, "dev_accuracy_low": 0.4, "dev_majority_accuracy": 0.5, "dev_f1": 0.1},
+    4: {"step": 40, "dev_accuracy": 0.8, "dev_accuracy_low": 0.7, "dev_majority_accuracy": 0.5, "dev_f1": 0.3},
+  }
+  report = seeds.summarize(results, "-dev_accuracy")
+  assert set(report["metrics"]) == {"dev_accuracy", "dev_f1"} and report["failed"] == [3]
+  np.testing.assert_allclose(report["metrics"]["dev_accuracy"], (0.65, 0.3 / 2**0.5))
+  assert seeds.summarize({3: results[3]}, "-dev_f1") == {
+    "metrics": {"dev_accuracy": (0.5, 0.0), "dev_f1": (0.1, 0.0)}, "failed": [], "runs": {3: results[3]},
+  }  # fmt: skip
+
+
+def test_seeds_are_a_range_or_a_list():
+  assert seeds.parse_seeds("0:3") == [0, 1, 2] and seeds.parse_seeds(":2") == [0, 1]
+  assert seeds.parse_seeds("7,2") == [7, 2]
+  for wrong in ("", "3:3", "1,1", "-1", "a", "1:b"):
+    with pytest.raises(UserError, match="give FIRST:END"):
+      seeds.parse_seeds(wrong)
+
+
+def test_every_seed_has_a_run_that_is_resumed(tmp_path, monkeypatch, capsys):
+  trained, evaluated = [], []
+
+  def train(settings, folder):
+    trained.append((settings["seed"], folder.name))
+    folder.mkdir(parents=True, exist_ok=True)
+    return 75 if settings["seed"] == 1 and len(trained) == 2 else 0
+
+  def scores(folder):
+    evaluated.append(folder.name)
+    return {"dev_accuracy": 0.5 + 0.1 * int(folder.name), "dev_majority_accuracy": 0.5}
+
+  monkeypatch.setattr(seeds, "train", train)
+  monkeypatch.setattr(seeds, "_scores", scores)
+  command = ["seeds", "--config", "configs/glue.py:debug", "--seeds", "0:2", "--workdir", str(tmp_path)]
+  assert main(command) == 75 and trained == [(0, "0"), (1, "1")] and evaluated == ["0"]
+  assert main(command) == 0 and evaluated == ["0", "0", "1"]
+  report = json.loads((tmp_path / "seeds.json").read_text())
+  assert report["failed"] == [0] and report["runs"]["1"]["dev_accuracy"] == 0.6
+  assert "dev_accuracy 0.5500 ± 0.0707" in (out := capsys.readouterr().out) and "2 runs, 1 failed [0]" in out
