@@ -162,7 +162,9 @@ def test_the_kind_of_model_may_be_left_out(model, capsys):
   guessed = huggingface.load(folder)
   line = capsys.readouterr().err
   assert "names of the tensors" in line
-  assert f"taken to be {kind}," in line  # families with the same names differ in the keys of config.json
+  # Families with the same names differ in the keys of config.json, except where they are the same model.
+  kind = "roberta" if kind in ("xlm-roberta", "camembert") else kind
+  assert f"taken to be {kind}," in line
   assert_same(guessed, loaded)
 
 
