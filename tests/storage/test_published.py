@@ -73,6 +73,11 @@ def test_ids_and_texts_of_marian_are_those_of_transformers(tmp_path):
   write_marian(tmp_path, separate_vocabs=True)
   with pytest.raises(UserError, match="separate_vocabs"):
     load(tmp_path)
+  write_marian(tmp_path)
+  for name, content in (("target.spm", b""), ("source.spm", b"x"), ("vocab.json", b'{"a": -1}'), ("vocab.json", b"[]")):
+    (tmp_path / "again" / name).write_bytes(content)
+    with pytest.raises(UserError):
+      load(tmp_path / "again")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -23,6 +23,8 @@ class Marian:
   """
 
   def __init__(self, source: bytes, target: bytes, vocabulary: dict[str, int], names: dict[str, str]):
+    if not source or not target:  # which the library takes for no model yet
+      raise UserError("tokenizer: a SentencePiece model is empty")
     self.source, self.target, self.vocabulary, self.names = source, target, vocabulary, names
     self._source, self._target = (sentencepiece.SentencePieceProcessor(model_proto=model) for model in (source, target))
     missing = [name for name in names.values() if name not in vocabulary]
