@@ -15,8 +15,8 @@ from lmjax.evals.row_scores import row_scores
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.downstream import Downstream
 from lmjax.tasks.encode import Encode
-from lmjax.utils.errors import UserError, reason
-from lmjax.utils.files import parse_json
+from lmjax.utils.errors import UserError
+from lmjax.utils.files import parse_json, read_text
 
 STEP = 16  # lengths are padded to a multiple of it, so that few shapes are compiled
 LONGEST = 30  # tokens of an answer
@@ -145,10 +145,7 @@ def read_texts(path: str, text: str = "text", other: str = "other") -> Iterator[
   Raises:
     UserError: the file cannot be read, or a line of it.
   """
-  try:
-    lines = epath.Path(path).read_bytes().decode("utf-8-sig").removesuffix("\n").split("\n")
-  except (OSError, UnicodeDecodeError) as error:
-    raise UserError(f"predict: cannot read {path}: {reason(error)}") from error
+  lines = read_text(path).removesuffix("\n").split("\n")
   for number, line in enumerate(lines if lines != [""] else [], 1):
     yield _parse(line.removesuffix("\r"), path.endswith((".jsonl", ".json")), f"predict: {path}:{number}", text, other)
 

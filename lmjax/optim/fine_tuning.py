@@ -18,7 +18,7 @@ def layer_rates(decay: float, params: Tree) -> Tree:
   """Returns what the learning rate of each parameter is multiplied by: decay^(layers above it).
 
   1 for the top layer and what is above it, such as heads; decay^depth for embeddings (Howard and Ruder, 2018,
-  arXiv:1801.06146). A parameter of all layers has a factor for each, [N, 1, ...].
+  arXiv:1801.06146). A parameter of all layers has a factor for each, [N, 1, ...]; shared layers count once.
   """
   counts: dict[str, int] = {}
   for name, leaf in pytree.named_leaves(params).items():

@@ -38,6 +38,7 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, tiny_decoder
+from tests.fuzz import examples
 from tests.storage import test_gguf
 from tests.storage.adapters import random_adapter
 
@@ -391,4 +392,5 @@ READERS = {
   "prompts": Reader(_make_prompts, lambda folder: read_prompts(folder / "prompts.jsonl"), ("*",)),
   "lines": Reader(_make_lines, _read_lines, ("*",)),
   "texts": Reader(_make_texts, _read_texts, ("*",)),
+  "examples": Reader(examples.make, examples.read, ("*",)),
 }  # fmt: skip
