@@ -17,6 +17,14 @@ jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
+# Families that a fast test over all families leaves out: others share their code. They run with the long tests.
+RARE = {
+  "ALBERT", "BART", "albert", "bart", "byt5", "camembert", "distilbert", "electra", "gemma", "gemma2", "gemma3_text",
+  "gpt_neox", "granite", "marian", "mistral", "mt5", "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta",
+  "xlm-roberta",
+}  # fmt: skip
+
+
 def pytest_configure(config):
   """What tests compile runs for milliseconds and compiles for seconds: LLVM does without its best, but for --all."""
   if not config.getoption("--all"):
@@ -38,6 +46,10 @@ def pytest_sessionfinish(session):
 def pytest_collection_modifyitems(config, items):
   parity = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
   for item in items:
+    if hasattr(item, "callspec") and RARE & {
+      value for value in item.callspec.params.values() if isinstance(value, str)
+    }:
+      item.add_marker(pytest.mark.long)
     if {"slow", "docs", "long"} & set(item.keywords) and not config.getoption("--all"):
       item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --all"))
     if "torch" in item.keywords and not parity:

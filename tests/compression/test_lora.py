@@ -27,7 +27,7 @@ from tests.families import FAMILIES, RECURRENT, tiny_task
 LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
 ADAMW = Optimizer(peak_lr=1e-2, warmup=0, weight_decay=0.0)
 ALL = LoRA(targets="(kernel|table)$", rank=4)
-FAST = ("GPT", "LSTM", "T5")  # the other families run with --all
+FAST = ("GPT", "LSTM")  # the other families run with --all
 EACH = [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
 CASES = [(f, {}) for f in FAMILIES] + [(f, {"scan": False}) for f in FAMILIES if f not in RECURRENT]
 QUICK = [("GPT", {}), ("GPT", {"scan": False}), ("LSTM", {})]

@@ -75,6 +75,7 @@ def test_a_run_resumes_bit_for_bit(base, run, tmp_path):
     np.testing.assert_array_equal(one.read(name), other.read(name), err_msg=name)
 
 
+@pytest.mark.long
 def test_a_run_opens_and_is_exported_merged(base, run, tmp_path):
   """Away from its targets the model is the base; the export stands alone."""
   merged, before = params_of(run), params_of(base)
@@ -91,6 +92,7 @@ def test_a_run_opens_and_is_exported_merged(base, run, tmp_path):
   assert any(np.any(np.asarray(first[name]) != array) for name, array in merged.items())
 
 
+@pytest.mark.long
 def test_a_run_is_exported_as_an_adapter(base, run, tmp_path):
   arguments = ["convert", "--input", str(run), "--format", "peft", "--output", str(tmp_path / "adapter")]
   assert main(arguments) == 0
@@ -102,6 +104,7 @@ def test_a_run_is_exported_as_an_adapter(base, run, tmp_path):
     convert(run.parent / "run", tmp_path / "none", form="peft")
 
 
+@pytest.mark.long
 def test_from_scratch_the_base_is_made_again_from_the_seed(base, tmp_path):
   train(tmp_path / "run", *LORA, *FAST, "--config.steps=1", "--config.seed=3")
   merged = params_of(tmp_path / "run")

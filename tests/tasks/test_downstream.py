@@ -24,7 +24,7 @@ from lmjax.utils.errors import UserError
 from tests.families import FAMILIES, tiny_task
 
 LABELS = ("no", "yes", "maybe")
-KINDS = ("GPT", "Llama", "LSTM", "BERT", "ELMo", "T5")
+KINDS = ("GPT", "BERT", *(pytest.param(name, marks=pytest.mark.long) for name in ("Llama", "LSTM", "ELMo", "T5")))
 
 
 def task_of(family, labels=LABELS, **changes):
