@@ -103,6 +103,12 @@ def test_names_that_do_not_resolve(name, words):
     ),
     (["train", "--config", "configs/text.py:files=none/*", "--workdir", "W"], "no file matches 'none/*'"),
     (["train", "--config", QUICK + ":debug", "--workdir", "W", "--profile", "5"], "FIRST:LAST"),
+    (["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.model.width=" + "9" * 400], "is too large"),
+    (
+      ["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.model.mlp=9223372036854775808"],
+      "is too large",
+    ),
+    (["train", "--config", "configs/text.py:files=a\0/*", "--workdir", "W"], "has a NUL character"),
     (["generate", "--workdir", "nowhere", "--prompt", "x"], "nowhere does not exist"),
     (["generate", "--workdir", "nowhere"], "--prompt"),
     (["tokenizer", "encode", "x"], "--path"),

@@ -8,15 +8,22 @@ import subprocess
 import sys
 import time
 
+import h5py
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from lmjax import experiment, notebook, storage
 from lmjax.__main__ import main
 from lmjax.checkpoint import Checkpoints, data_state
+from lmjax.data.tokenizers.base import Bytes
+from lmjax.storage import huggingface
+from lmjax.storage.convert import convert
 from lmjax.storage.start import load
+from lmjax.testing import init_params, tiny_decoder
 from tests.conftest import ROOT
+from tests.fuzz.readers import READERS
 
 ARGUMENTS = ("--config", "configs/quickstart.py:debug", "--config.steps=120", "--config.checkpoint.every=15",
              "--config.evals.every=60", "--config.model.dropout=0.1", "--config.optim.schedule=constant")  # fmt: skip
@@ -178,6 +185,30 @@ def test_weights_that_are_not_finite_are_reported(whole, tmp_path, capsys):
   assert main(["show", str(tmp_path / "run"), "--verify"]) == 0
   out = capsys.readouterr().out
   assert "have NaN or infinite weights, first embed/table (3)" in out.replace("model/", "")
+
+
+@pytest.mark.parametrize("form", ["huggingface", "gguf-f32", "gguf-f16", "gguf-q8_0", "bilm"])
+def test_weights_that_are_not_finite_are_reported_whatever_the_format(form, tmp_path, capsys):
+  folder = tmp_path / "folder"
+  if form == "bilm":
+    folder.mkdir()
+    READERS["bilm"].make(folder)
+    with h5py.File(folder / "lm_weights.hdf5", "r+") as file:
+      file["CNN_proj/b_proj"][0] = np.inf
+  else:
+    model = tiny_decoder(vocabulary=257, depth=1)
+    params = init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"]
+    params["norm"]["bias"] = params["norm"]["bias"].at[0].set(np.nan)
+    huggingface.save(folder, model, {"model": params, "heads": {}}, Bytes())
+    if form != "huggingface":
+      convert(folder, tmp_path / "model.gguf", form=form)
+      folder = tmp_path / "model.gguf"
+  capsys.readouterr()
+  storage.open(folder).load()
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("lmjax: warning: the model has NaN or infinite weights: 1 in model/")
+  assert main(["show", str(folder), "--verify"]) == 0
+  assert "1 of" in (out := capsys.readouterr().out) and "have NaN or infinite weights" in out
 
 
 @pytest.mark.long

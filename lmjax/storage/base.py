@@ -257,6 +257,8 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
     UserError: there is no saved model, `step` is given for a format without steps, or a link leads out of the folder.
   """
   folder = epath.Path(path).expanduser()
+  if not folder.exists():
+    raise UserError(f"{path} does not exist; give a run folder, a GGUF file, or a Hugging Face or bilm-tf folder")
   read = ["config.json", *(file.name for file in folder.glob("*options.json"))]  # to recognise a format
   trust.check_links(folder, *read)
   for matches, name in FORMATS:
@@ -265,8 +267,6 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
       saved = names.load(name)(folder, step)
       saved.trusted = trust.trusted()
       return saved
-  if not folder.exists():
-    raise UserError(f"{path} does not exist; give a run folder, a GGUF file, or a Hugging Face or bilm-tf folder")
   raise UserError(
     f"{path} is not a saved model: it is neither a run folder (config.json, checkpoints/), nor a Hugging Face folder "
     "(config.json with a model_type), nor a bilm-tf folder (*options.json, *weights*.hdf5), nor a GGUF file (*.gguf)"

@@ -122,6 +122,28 @@ def test_keys_are_unique_where_they_must_be():
     files.parse_json(f"[[{deep}]]", list)
 
 
+def test_numbers_fit_into_a_float():
+  assert files.parse_json(f'{{"a": -{"9" * 299}}}')["a"] < -(10**298)
+  with pytest.raises(ValueError, match="a number has 400 digits"):
+    files.parse_json(f'{{"a": {"9" * 400}}}')
+
+
+def test_a_long_name_has_space_for_the_part(tmp_path):
+  """250 bytes of letters of two bytes each: what is written beside a file has a shorter name, and vanishes."""
+  file = tmp_path / ("ä" * 125)
+  files.write(file, "text")
+  assert [path.name for path in tmp_path.iterdir()] == [file.name] and file.read_text() == "text"
+
+
+def test_an_empty_folder_becomes_the_new_one_at_once(tmp_path):
+  (tmp_path / "new").mkdir()
+  (tmp_path / "new.part").mkdir()  # somebody's own
+  with files.new_folder(tmp_path / "new") as part:
+    (part / "a").write_text("a")
+    inode = os.stat(part).st_ino
+  assert os.stat(tmp_path / "new").st_ino == inode and sorted(os.listdir(tmp_path)) == ["new", "new.part"]
+
+
 def test_messages_are_one_printable_line():
   assert one_line("a\nb\x1b[31m\x00\ud83d") == "a\\nb\\x1b[31m\\x00\\ud83d"
   assert len(str(UserError("x" * 10_000))) <= 2000 and "\n" not in str(UserError("a\nb"))

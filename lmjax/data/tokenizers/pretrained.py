@@ -18,7 +18,7 @@ from lmjax.data.tokenizers.settings import OF_BERT, OF_LLAMA, OF_T5, ROLES, Sett
 from lmjax.data.tokenizers.special import Template, read_processor
 from lmjax.data.tokenizers.spiece import MODELS, convert
 from lmjax.data.tokenizers.subword import SentencePiece, WordPiece
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, reason
 from lmjax.utils.files import parse_json, read_bytes, read_json, read_text
 
 # Qwen2's words: contractions, letters, single digits, punctuation, and white space.
@@ -214,7 +214,10 @@ def read_template(folder: epath.PathLike, tokenizer: Any) -> Template | None:
   if not isinstance(tokenizer, BPE):
     return None
   processor = tokenizer.fast.post_processor
-  processor_template = read_processor(parse_json(processor.__getstate__())) if processor is not None else None
+  try:
+    processor_template = read_processor(parse_json(processor.__getstate__())) if processor is not None else None
+  except (ValueError, KeyError, TypeError, IndexError) as error:
+    raise UserError(f"{folder}: the post-processor of tokenizer.json is corrupt: {reason(error)}") from error
   return processor_template or Settings(folder).template(tokenizer.start, tokenizer.ends, tokenizer.fast)
 
 
