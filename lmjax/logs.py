@@ -169,9 +169,9 @@ def read_metrics(workdir: epath.Path) -> list[dict[str, float]]:
   """Returns the lines of a run's metrics.jsonl, without those that a kill or a full disk left incomplete."""
   file, lines = workdir / "metrics.jsonl", []
   for text in files.read_bytes(file).splitlines() if file.exists() else []:
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, OverflowError):  # the latter: a number that no float can hold
       line = files.parse_json(text)
-      if type(line.get("step")) is int and all(type(value) in (int, float) for value in line.values()):
+      if type(line.get("step")) is int and all(type(v) in (int, float) and [float(v)] for v in line.values()):
         lines.append(line)
   return lines
 

@@ -211,8 +211,6 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     return "none"
   if hint in (int, float) and isinstance(value, int) and abs(value) >= (2**31 if hint is int else 2**1000):
     raise UserError(f"config.{where} is too large")
-  if hint is str and "\0" in str(value):  # names of files cannot have it
-    raise UserError(f"config.{where} has a NUL character: {value!r}")
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if hint is int and isinstance(value, float) and value.is_integer():

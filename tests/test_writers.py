@@ -232,6 +232,7 @@ def test_metrics_are_read_whatever_a_kill_left(tmp_path):
     b"\xff\xfe",
     b"[" * 5000,
     b'{"step": "x"}',
+    b'{"step": 3, "train_loss": ' + b"9" * 400 + b"}",
     b'{"step": 3, "a": "b"}',
     b"null",
     b"\0" * 9,

@@ -1,13 +1,14 @@
 """The values of a JSON object, of which each is checked when it is taken."""
 
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from lmjax.utils.errors import UserError, did_you_mean, one_line
 
 REQUIRED: Any = object()  # the default of a key that must be there
-LARGEST = 2**31 - 1
+LARGEST, LARGEST_FLOAT = 2**31 - 1, sys.float_info.max
 
 
 class Fields:
@@ -50,7 +51,7 @@ class Fields:
     value = self.get(key, default)
     if key not in self:
       return value
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST_FLOAT:
       raise self.wrong(key, "a finite number")
     if not least <= value <= most:
       raise self.wrong(key, f"a number from {least:g} to {most:g}")

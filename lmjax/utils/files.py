@@ -17,7 +17,6 @@ from lmjax.utils import trust
 from lmjax.utils.errors import UserError, one_line, reason
 
 DEEPEST = 60  # objects and lists inside of each other
-DIGITS = 300  # of a whole number, which a float can still hold
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a pair, escaped
 
 
@@ -210,7 +209,7 @@ def parse_json(text: str | bytes, kind: type = dict, make: Callable[[list[tuple[
   """
   try:
     text = text.decode("utf-8-sig") if isinstance(text, bytes) else text
-    value = json.loads(text, object_pairs_hook=make, parse_int=_integer)
+    value = json.loads(text, object_pairs_hook=make)
     if text.count("[") + text.count("{") > DEEPEST:
       _check_depth(value)
     if SURROGATE.search(text):  # half a surrogate pair is valid JSON and no text
@@ -226,12 +225,6 @@ def parse_json(text: str | bytes, kind: type = dict, make: Callable[[list[tuple[
   if not isinstance(value, kind):
     raise ValueError(f"is a JSON {type(value).__name__}, not {'an object' if kind is dict else 'a list'}")
   return value
-
-
-def _integer(text: str) -> int:
-  if len(text) > DIGITS:
-    raise ValueError(f"a number has {len(text):,} digits")
-  return int(text)
 
 
 def _check_depth(value: Any) -> None:

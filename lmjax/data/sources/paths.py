@@ -30,8 +30,8 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
   paths: list[epath.Path] = []
   for pattern in patterns:
     path = epath.Path(pattern).expanduser()
-    if "://" not in pattern:
-      matches = [epath.Path(p) for p in glob.glob(str(path), recursive=True)]
+    if "://" not in pattern:  # no file has a NUL in its name
+      matches = [epath.Path(p) for p in (() if "\0" in pattern else glob.glob(str(path), recursive=True))]
     elif glob.has_magic(path.name):  # in a remote path, only the file name may be a pattern
       matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
     else:

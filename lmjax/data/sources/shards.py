@@ -98,7 +98,8 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
     UserError: it does not exist, is corrupt or has another version.
   """
   folder = epath.Path(folder).expanduser()
-  check_links(folder)
+  if folder.exists():
+    check_links(folder)
   if not (folder / "index.json").exists():
     if (folder / UNFINISHED).exists():
       raise UserError(f"data: {folder} is not completely prepared; rerun the same `lmjax prepare` command to finish it")
