@@ -12,6 +12,7 @@ import importlib
 import shlex
 import traceback
 import warnings
+from typing import Any
 
 from lmjax.utils import trust
 from lmjax.utils.errors import LONGEST, UserError, did_you_mean, one_line, reason
@@ -106,7 +107,7 @@ def _prepare_process(command: list[str]) -> None:
     keep_memory()
 
 
-def _report_unraisable(error: "sys.UnraisableHookArgs") -> None:
+def _report_unraisable(error: Any) -> None:
   """Prints what has no caller; but when a save fails, Orbax does not wait for its other writes, whose ends say this."""
   if str(error.exc_value) != "Event loop is closed":
     sys.__unraisablehook__(error)

@@ -140,6 +140,10 @@ def build(
   optimizer = sections.build(settings["optim"], "optim", Optimizer)
   if (batch := settings["batch"]) % optimizer.microbatches:
     raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {batch}")
+  every = (evals := dict(settings["evals"])).pop("every", 0)
+  if type(every) is not int or every < 0:
+    raise UserError(f"config.evals.every is a whole number of at least 0, not {every!r}")
+  evaluators = {name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()}
   data = sections.build(settings["data"], "data", None, Reader)
   settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it
   data = dataclasses.replace(data, **learned)
@@ -161,10 +165,6 @@ def build(
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
-  evals = dict(settings["evals"])
-  every = evals.pop("every", 0)
-  if type(every) is not int or every < 0:
-    raise UserError(f"config.evals.every is a whole number of at least 0, not {every!r}")
   return Experiment(
     seed=settings["seed"],
     steps=settings["steps"],
@@ -176,7 +176,7 @@ def build(
     task=task,
     optimizer=optimizer,
     transform=sections.build(settings["transform"], "transform", None, ParamTransform, seed=settings["seed"]),
-    evaluators={name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()},
+    evaluators=evaluators,
     evaluate_every=every,
     checkpoint=sections.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
     log=sections.build(settings["log"], "log", logs.LogConfig),

@@ -69,7 +69,7 @@ def _make_tokenizer(kind: str) -> Callable[[pathlib.Path], None]:
 
 
 def _use(tokenizer: registry.Tokenizer) -> None:
-  assert 0 <= tokenizer.start < tokenizer.size and 0 <= tokenizer.end < tokenizer.size
+  assert all(0 <= number < tokenizer.size for number in (tokenizer.start, tokenizer.end) if number is not None)
   for text in (TEXT, "", "日本"):
     ids = [int(i) for i in tokenizer.encode(text)]
     assert all(0 <= i < tokenizer.size for i in ids), (max(ids), tokenizer.size)
