@@ -19,9 +19,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 # Families that a fast test over all families leaves out: others share their code. They run with the long tests.
 RARE = {
-  "ALBERT", "BART", "albert", "bart", "byt5", "camembert", "distilbert", "electra", "gemma", "gemma2", "gemma3_text",
-  "gpt_neox", "granite", "marian", "mistral", "mt5", "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta",
-  "xlm-roberta",
+  "ALBERT", "BART", "ELMo", "LSTM", "Llama", "Transformer", "albert", "bart", "byt5", "camembert", "distilbert",
+  "electra", "gemma", "gemma2", "gemma3_text", "gpt_neox", "granite", "marian", "mistral", "mt5", "openai-gpt", "opt",
+  "phi", "phi3", "qwen2", "qwen3", "roberta", "xlm-roberta",
 }  # fmt: skip
 
 

@@ -36,7 +36,7 @@ def test_no_config_is_left_out():
   assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {name.split(":")[0] for name in VARIANTS}
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("name", [n if n in STEPPED else pytest.param(n, marks=pytest.mark.long) for n in VARIANTS])
 def test_every_config_builds_and_takes_a_debug_step(name):
   file, _, choice = name.partition(":")
   full = config.load(f"configs/{file}.py:{choice}")

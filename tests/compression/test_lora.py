@@ -58,7 +58,7 @@ def loss_of(task, batch):
   return loss
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("family", EACH)
 def test_step_0_is_the_base_model(family, dtype):
   """Bit for bit; with a bfloat16 base too, where the model computes in it."""

@@ -188,6 +188,7 @@ def test_a_killed_host_stops_the_other_and_the_next_start_resumes(tmp_path, vict
     assert [code for code, _ in done] == [0, 0] and f"resumes from step {last}" in done[0][1]
 
 
+@pytest.mark.long
 def test_a_missing_host_is_named(tmp_path):
   done = finish(start(tmp_path, 3, 1, numbers=(0, 1), limit=4), 60)
   for code, output in done:

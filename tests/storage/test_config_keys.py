@@ -86,6 +86,7 @@ BASES = {"qwen2-window": ("qwen2", dict(use_sliding_window=True, sliding_window=
 BASES |= {"qwen3-window": ("qwen3", dict(use_sliding_window=True, sliding_window=4, max_window_layers=1))}
 BASES |= {"t5-gated": ("t5", dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False))}
 BASES |= {kind: (kind, {}) for kind in FAMILIES}
+FAST = ("gpt2", "llama", "bert", "t5-gated", "qwen2-window")  # the others are slow
 WINDOW_KEYS = ("sliding_window", "max_window_layers", "layer_types", "use_sliding_window")
 GATED_KEYS = ("is_gated_act", "dense_act_fn", "tie_word_embeddings", "scale_decoder_outputs", "num_decoder_layers")
 RNG = np.random.default_rng(0)
@@ -207,7 +208,7 @@ def fault_of(base, key, value, folder, capsys):
   return None if difference < 2e-5 * scale else f"logits differ by {difference:.1e}"
 
 
-@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("base", [b if b in FAST else pytest.param(b, marks=pytest.mark.slow) for b in BASES])
 def test_keys_are_obeyed_refused_or_of_no_effect(base, tmp_path, capsys):
   model = make(base, hf_config(base))
   model.load_state_dict(base_model(base)[1])

@@ -71,7 +71,7 @@ def test_a_value_of_any_type_is_read_or_refused_by_name(kind, tmp_path):
 
 
 @pytest.mark.parametrize("key", ["architectures", "model_type", "pad_token_id", "decoder_start_token_id", "id2label"])
-@pytest.mark.parametrize("kind", ["gpt2", "t5", "bert"])
+@pytest.mark.parametrize("kind", ["gpt2", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("t5", "bert"))])
 def test_folders_with_odd_values_are_opened_or_refused(kind, key, tmp_path):
   write_model(tmp_path / "a", kind)
   for value in ODD:
@@ -96,6 +96,7 @@ def test_a_tensor_of_any_shape_is_refused_by_name(kind, tmp_path):
       huggingface.load(tmp_path / "a")
 
 
+FAST = ("bert-sequence", "gpt2-base", "t5")  # the others are long
 FOLDERS = {
   "bert-sequence": lambda path: write_classifier(path, "bert", "sequence"),
   "bert-base": lambda path: write_without_scores(path, "bert"),
@@ -110,7 +111,7 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.long) for n in FOLDERS])
 def test_every_command_succeeds_or_says_why_not(name, tmp_path, capsys):
   folder = FOLDERS[name](tmp_path / "a")
   (tmp_path / "in.txt").write_text("the fox\n")

