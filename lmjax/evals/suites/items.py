@@ -1,0 +1,285 @@
+"""The items of a task: its data, rendered by the task's templates into contexts and continuations."""
+
+import ast
+import csv
+import dataclasses
+import functools
+import gzip
+import importlib
+import io
+import os
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from etils import epath
+
+from lmjax.evals.suites.task_files import FOLDER, TaskFile
+from lmjax.utils import files
+from lmjax.utils.errors import UserError, reason
+
+FEWSHOT_SEED = 1234  # of lm-evaluation-harness
+LARGEST = 1 << 30  # bytes of a data file
+
+Doc = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+  """One item: what the model reads, and what is right.
+
+  contexts, continuations: of each choice; one where there is nothing to choose. choices: as the task writes them,
+  whose lengths normalise likelihoods. target: the indices of the right choices, or the right answers.
+  """
+
+  number: int
+  contexts: tuple[str, ...]
+  continuations: tuple[str, ...]
+  choices: tuple[str, ...]
+  target: tuple[Any, ...]
+  doc: Doc
+
+
+@functools.cache
+def _environment() -> Any:
+  """Returns the sandbox in which templates are rendered, with the settings of lm-evaluation-harness."""
+  try:
+    jinja2, sandbox = importlib.import_module("jinja2"), importlib.import_module("jinja2.sandbox")
+  except ImportError as error:
+    raise UserError("evaluation suites need the package jinja2: pip install 'lmjax[eval]'") from error
+  return sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+
+@functools.lru_cache(4096)
+def _template(text: str) -> Any:
+  return _environment().from_string(text)
+
+
+class Renderer:
+  """Renders the templates of one task."""
+
+  def __init__(self, task: TaskFile):
+    self.task = task
+
+  def render(self, field: str, doc: Doc) -> str:
+    """Returns what a template makes of a document."""
+    jinja2 = importlib.import_module("jinja2") if _environment() else None
+    text = getattr(self.task, field)
+    try:
+      return str(_template(text).render(**doc))
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+      raise UserError(f"task {self.task.task}: {field} {text!r}: {reason(error)}") from error
+
+  def text(self, doc: Doc) -> str | int:
+    """Returns the context, or the index of the right context where the choices are contexts."""
+    text = self.task.doc_to_text
+    if isinstance(text, int):
+      return text
+    value = doc[text] if text in doc else self.render("doc_to_text", doc)
+    if isinstance(value, str) and value.isdigit() and self.task.doc_to_choice is not None:
+      return int(value)
+    return value
+
+  def target(self, doc: Doc) -> Any:
+    """Returns the right answer: an index, a string, or a list of them."""
+    target = self.task.doc_to_target
+    if isinstance(target, int | list):
+      return target
+    if target in doc:
+      return doc[target]
+    value = self.render("doc_to_target", doc)
+    if value.isdigit() and self.task.doc_to_choice is not None:
+      return int(value)
+    if len(value) >= 2 and value[0] == "[" and value[-1] == "]":
+      try:
+        return ast.literal_eval(value)
+      except (SyntaxError, ValueError):
+        return value
+    return value
+
+  def choices(self, doc: Doc) -> list[str]:
+    """Returns the choices."""
+    choices = self.task.doc_to_choice
+    if isinstance(choices, Mapping):
+      return list(choices.values())
+    if isinstance(choices, str):
+      if choices in doc:
+        choices = doc[choices]
+      else:
+        value = self.render("doc_to_choice", doc)
+        try:
+          choices = ast.literal_eval(value)
+        except (SyntaxError, ValueError) as error:
+          raise UserError(f"task {self.task.task}: doc_to_choice makes no list: {value!r}") from error
+    if not isinstance(choices, list) or not choices or not all(isinstance(choice, str) for choice in choices):
+      raise UserError(f"task {self.task.task}: doc_to_choice makes no list of strings: {choices!r}")
+    return choices
+
+
+def make_items(task: TaskFile, data: str | None, shots: int | None = None, limit: int | None = None) -> list[Item]:
+  """Returns the items of a task, the first `limit`.
+
+  Args:
+    data: the folder of the data; None for the variable LMJAX_DATA.
+    shots: examples before each item, default those of the task; drawn as lm-evaluation-harness draws them.
+
+  Raises:
+    UserError: the data cannot be read, or does not fit the templates.
+  """
+  docs = read_docs(task, task.split(), data)
+  shots = task.num_fewshot if shots is None else shots
+  split = task.fewshot_split or task.training_split or task.validation_split or task.split()
+  pool = [] if not shots else docs if split == task.split() else read_docs(task, split, data)
+  if shots and len(pool) <= shots:
+    raise UserError(f"task {task.task}: {shots} shots need more than the {len(pool)} examples of its split {split}")
+  renderer, rng = Renderer(task), random.Random(FEWSHOT_SEED)
+  items = []
+  for number, doc in enumerate(docs[:limit]):
+    examples = _examples(task, pool, shots, doc if split == task.split() else None, rng) if shots else []
+    items.append(_item(renderer, number, doc, examples))
+  return items
+
+
+def _examples(task: TaskFile, pool: list[Doc], shots: int, own: Doc | None, rng: random.Random) -> Sequence[Doc]:
+  if task.fewshot_config.get("sampler") == "first_n":
+    return [doc for doc in pool if doc != own][:shots]
+  drawn = rng.sample(pool, shots if own is None else shots + 1)
+  chosen = [doc for doc in drawn if doc != own][:shots]
+  return chosen if len(chosen) == shots else rng.sample([doc for doc in pool if doc != own], shots)
+
+
+def _item(renderer: Renderer, number: int, doc: Doc, examples: Sequence[Doc]) -> Item:
+  task = renderer.task
+  before = renderer.render("description", doc) if task.description else ""
+  before += "".join(_example(renderer, example) for example in examples)
+  text, target = renderer.text(doc), renderer.target(doc)
+  prefix = task.gen_prefix or ""
+  if prefix:
+    prefix = renderer.render("gen_prefix", doc)
+  if task.output_type == "multiple_choice":
+    choices = renderer.choices(doc)
+    if isinstance(text, int):  # the choices are contexts of one continuation
+      contexts = [before + choice for choice in choices]
+      continuations, right = [f"{task.target_delimiter}{target}"] * len(choices), text
+    else:
+      contexts = [before + _join(text, prefix, task.target_delimiter)] * len(choices)
+      continuations, right = [task.target_delimiter + choice for choice in choices], target
+    indices = tuple(_index(task, one, choices, number) for one in (right if isinstance(right, list) else [right]))
+    return Item(number, tuple(contexts), tuple(continuations), tuple(choices), indices, doc)
+  if not isinstance(text, str):
+    raise UserError(f"task {task.task}: doc_to_text makes no text of item {number}: {text!r}")
+  context = before + _join(text, prefix, task.target_delimiter)
+  answers = tuple(map(str, target)) if isinstance(target, list) else (str(target),)
+  continuation = "" if task.output_type == "generate_until" else answers[0]
+  return Item(number, (context,), (continuation,), (), answers, doc)
+
+
+def _example(renderer: Renderer, doc: Doc) -> str:
+  """Returns an example with its answer, as lm-evaluation-harness writes it."""
+  task, text, answer = renderer.task, renderer.text(doc), renderer.target(doc)
+  if task.doc_to_choice is not None:
+    choices = renderer.choices(doc)
+    text = choices[text] if isinstance(text, int) else text
+    answer = choices[answer] if isinstance(answer, int) else answer
+  answer = answer[0] if isinstance(answer, list) else answer
+  if task.gen_prefix:
+    prefix = renderer.render("gen_prefix", doc)
+    return (
+      _join(str(text), prefix, task.target_delimiter)
+      + _join(prefix, str(answer), " ")[len(prefix) :]
+      + (task.fewshot_delimiter)
+    )
+  return f"{text}{task.target_delimiter}{answer}{task.fewshot_delimiter}"
+
+
+def _join(first: str, second: str, delimiter: str) -> str:
+  """Returns two strings with a delimiter between them, unless one is empty or white space is there already."""
+  if not first or not second or first[-1].isspace() or second[0].isspace():
+    return first + second
+  return first + delimiter + second
+
+
+def _index(task: TaskFile, right: Any, choices: list[str], number: int) -> int:
+  if isinstance(right, str) and right in choices:
+    return choices.index(right)
+  if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
+    raise UserError(f"task {task.task}: the target of item {number} is {right!r}, not one of its choices {choices}")
+  return right
+
+
+def data_folder(data: str | None) -> str | None:
+  """Returns the folder of the data: the given one, or the variable LMJAX_DATA."""
+  return data or os.environ.get("LMJAX_DATA")
+
+
+def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
+  """Returns the documents of a split.
+
+  Raises:
+    UserError: there is no such split, or a file cannot be read.
+  """
+  given = task.dataset_kwargs["data_files"]
+  if isinstance(given, Mapping):
+    if split not in given:
+      raise UserError(f"task {task.task}: data_files has no split {split!r}; it has {', '.join(map(str, given))}")
+    given = given[split]
+  docs: list[Doc] = []
+  for name in [given] if isinstance(given, str) else given:
+    docs += _read(task, _path(task, name, data))
+  if labels := task.metadata.get("labels"):
+    lines = _content(_path(task, labels, data)).decode().split()
+    if len(lines) != len(docs):
+      raise UserError(f"task {task.task}: {labels} has {len(lines)} labels, but the data has {len(docs)} items")
+    docs = [doc | {"label": int(line) if line.isdigit() else line} for doc, line in zip(docs, lines, strict=True)]
+  if not docs:
+    raise UserError(f"task {task.task}: its data has no items")
+  return docs
+
+
+def _path(task: TaskFile, name: str, data: str | None) -> epath.Path:
+  path, folder = epath.Path(name).expanduser(), data_folder(data)
+  if path.is_absolute():
+    return path
+  if epath.Path(task.folder) != FOLDER and (epath.Path(task.folder) / path).exists():
+    return epath.Path(task.folder) / path
+  if not folder:
+    raise UserError(f"task {task.task}: its data is {name} in a folder; name the folder with --data or LMJAX_DATA")
+  return epath.Path(folder).expanduser() / path
+
+
+def _content(file: epath.Path) -> bytes:
+  data = files.read_bytes(file)
+  if file.suffix != ".gz":
+    return data
+  try:
+    with gzip.open(io.BytesIO(data)) as stream:
+      content = stream.read(LARGEST + 1)
+  except (OSError, EOFError) as error:
+    raise UserError(f"{file} is not a gzip file that can be read: {reason(error)}") from error
+  if len(content) > LARGEST:
+    raise UserError(f"{file} is larger than {LARGEST:,} bytes when it is decompressed")
+  return content
+
+
+def _read(task: TaskFile, file: epath.Path) -> list[Doc]:
+  try:
+    text = _content(file).decode("utf-8-sig")
+  except UnicodeDecodeError as error:
+    raise UserError(f"{file} is not UTF-8") from error
+  if task.dataset_path == "csv":
+    columns = task.metadata.get("columns")
+    reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=task.metadata.get("delimiter", ","))
+    return [dict(row) for row in reader]
+  if (field := task.dataset_kwargs.get("field")) is not None:
+    try:
+      return [dict(doc) for doc in files.parse_json(text)[field]]
+    except (ValueError, KeyError, TypeError) as error:
+      raise UserError(f"{file}: has no list of objects {field!r}: {reason(error)}") from error
+  docs = []
+  for number, line in enumerate(text.split("\n"), 1):
+    if line.strip():
+      try:
+        docs.append(files.parse_json(line))
+      except ValueError as error:
+        raise UserError(f"{file}:{number} {error}") from error
+  return docs

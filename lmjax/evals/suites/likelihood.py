@@ -1,0 +1,128 @@
+"""Log-likelihoods of rows: sorted by length, padded to few shapes, on any mesh."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lmjax.data.batch import Batch
+from lmjax.evals.suites.encode import Row
+from lmjax.layers.backend import jit
+from lmjax.parallel.sharding import Layout
+from lmjax.tasks.base import Task
+from lmjax.tasks.encode import Encode
+from lmjax.tasks.log_probs import table_logits, token_log_probs
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+SHORTEST = 16  # tokens of the smallest shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+  """Scores rows with a task's model.
+
+  length: the longest input, in tokens. start: the id with which the targets of an encoder-decoder start. tokens: of a
+  batch, about; a batch of long rows has fewer of them.
+  """
+
+  task: Task
+  layout: Layout
+  length: int
+  start: int | None = None
+  tokens: int = 2048
+
+  def __post_init__(self):
+    if isinstance(self.task, Encode):
+      raise UserError("evaluate: this model scores no tokens: it is a classifier, or a model without a head")
+
+    def score(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
+      """Returns the sum of log p over the targets of each row [B], and whether all are the most probable tokens."""
+      x, table, targets = self.task.scored(params, batch)
+      size = self.task.model.config.vocabulary
+      log_probs = token_log_probs(x, table, targets, size)
+      weights = batch["weights"]
+
+      def best(row):
+        return jnp.argmax(table_logits(row[0], table.values, table.bias, size), axis=-1)
+
+      greedy = (jax.lax.map(best, (x, targets)) == targets) | (weights == 0)
+      return jnp.sum(jnp.where(weights > 0, log_probs, 0.0), axis=1), jnp.all(greedy, axis=1)
+
+    replicated = self.layout.sharding()
+    object.__setattr__(self, "_score", jit(score, out_shardings=(replicated, replicated)))
+
+  def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
+    """Yields the indices of rows, and a batch of them: longest first, so that what does not fit fails at once."""
+    shapes = [self.shape(row) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (-shapes[i][0], -shapes[i][1], i))
+    shards = self.layout.num_shards("batch")
+    while order:
+      length, targets = shapes[order[0]]
+      same = [i for i in order if shapes[i] == (length, targets)]
+      most = max(self.tokens // (length + targets), 1)
+      size = min(most, 1 << (len(same) - 1).bit_length())
+      size = -(-size // shards) * shards
+      for first in range(0, len(same), size):
+        chosen = same[first : first + size]
+        yield chosen, self.batch([rows[i] for i in chosen], size, length, targets)
+      order = [i for i in order if shapes[i] != (length, targets)]
+
+  def shape(self, row: Row) -> tuple[int, int]:
+    """Returns the padded tokens of a row, and of its targets where the model reads them by themselves."""
+    apart = self.task.model.kind == "encoder_decoder"
+    return min(_bucket(len(row.inputs)), self.length), _bucket(len(row.targets)) if apart else 0
+
+  def batch(self, rows: Sequence[Row], size: int, length: int, targets: int) -> Batch:
+    """Returns a batch of `size` rows, the last of which are empty, in the keys of the task's kind of model."""
+    kind = self.task.model.kind
+    batch = {"inputs": _pad([row.inputs for row in rows], size, length)}
+    batch["segments"] = _pad([(1,) * len(row.inputs) for row in rows], size, length)
+    batch["positions"] = np.broadcast_to(np.arange(length, dtype=np.int32), (size, length)).copy()
+    if kind == "encoder":
+      batch["token_types"] = np.zeros((size, length), np.int32)
+      batch["masked_positions"] = _pad([row.masked for row in rows], size, 1)
+      batch["labels"] = _pad([row.targets for row in rows], size, 1)
+      batch["weights"] = _pad([(1,) for _ in rows], size, 1).astype(np.float32)
+    elif kind == "encoder_decoder":
+      shifted = [(self.start, *row.targets[:-1]) for row in rows]
+      batch["decoder_inputs"] = _pad(shifted, size, targets)
+      batch["targets"] = _pad([row.targets for row in rows], size, targets)
+      batch["decoder_segments"] = _pad([(1,) * len(row.targets) for row in rows], size, targets)
+      batch["decoder_positions"] = np.broadcast_to(np.arange(targets, dtype=np.int32), (size, targets)).copy()
+      batch["weights"] = batch["decoder_segments"].astype(np.float32)
+    else:
+      before = [len(row.inputs) - len(row.targets) for row in rows]
+      batch["targets"] = _pad([(0,) * n + row.targets for n, row in zip(before, rows, strict=True)], size, length)
+      weights = [(0,) * n + (1,) * len(row.targets) for n, row in zip(before, rows, strict=True)]
+      batch["weights"] = _pad(weights, size, length).astype(np.float32)
+    return batch
+
+  def score(self, params: Tree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the log-likelihood of each row of a batch, and whether greedy decoding gives its targets."""
+    placed = jax.device_put(batch, self.layout.batch(batch))
+    total, greedy = self._score(params, placed)  # type: ignore[attr-defined]
+    return np.asarray(total), np.asarray(greedy)
+
+  def __call__(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
+    """Yields (indices of rows, their log-likelihoods, whether they are greedy), a batch at a time."""
+    for chosen, batch in self.batches(rows):
+      total, greedy = self.score(params, batch)
+      yield chosen, total[: len(chosen)], greedy[: len(chosen)]
+
+
+def _bucket(length: int) -> int:
+  """Returns a length of which there are few: a power of two, or three quarters of one."""
+  size = SHORTEST
+  while size < length:
+    size *= 2
+  return size * 3 // 4 if length <= size * 3 // 4 and size > SHORTEST else size
+
+
+def _pad(rows: Sequence[Sequence[int]], size: int, length: int) -> np.ndarray:
+  padded = np.zeros((size, length), np.int32)
+  for i, row in enumerate(rows):
+    padded[i, : len(row)] = row
+  return padded

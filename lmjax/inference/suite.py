@@ -1,0 +1,236 @@
+"""Evaluation suites on a loaded model: items, scores, and files that let an interrupted evaluation continue."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from lmjax.data.tokenizers.base import fingerprint
+from lmjax.decode.logits import Sampling
+from lmjax.evals.suites import metrics, task_files
+from lmjax.evals.suites.encode import Encoder, Row
+from lmjax.evals.suites.items import Item, make_items
+from lmjax.evals.suites.likelihood import Likelihood
+from lmjax.evals.suites.task_files import TaskFile
+from lmjax.inference.generate import Generator
+from lmjax.logs import console
+from lmjax.parallel.sharding import use_layout
+from lmjax.storage.base import LoadedModel
+from lmjax.utils import files, pytree
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+VERSION = 1  # of prompts, scores and metrics; a change of what is measured increases it
+
+
+@dataclasses.dataclass(frozen=True)
+class Suite:
+  """What to evaluate, and where its results are kept.
+
+  tasks: of one suite. output: a folder; results.json, and for each task a JSONL file of its items. data: the folder of
+  the data. shots, limit: of every task; None for the tasks' own shots, and for all items.
+  """
+
+  tasks: Sequence[TaskFile]
+  output: epath.Path
+  data: str | None = None
+  shots: int | None = None
+  limit: int | None = None
+  stride: int = 0
+
+
+def choose(suite: str, only: Sequence[str] = ()) -> list[TaskFile]:
+  """Returns the tasks of a suite, a task or a YAML file; `only` those of some names, or of groups of these names.
+
+  Raises:
+    UserError: there is no such suite, or no such task in it.
+  """
+  tasks = task_files.load(suite)
+  known = {task.task for task in tasks} | {group for task in tasks for group in task.groups}
+  for name in only:
+    if name not in known:
+      raise UserError(f"evaluate: {suite} has no task {name!r}; it has {', '.join(sorted(known))}")
+  return [task for task in tasks if not only or {task.task, *task.groups} & set(only)]
+
+
+def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
+  """Returns the results of a suite, which are written to its folder, too.
+
+  Items whose results are there are not computed again, unless the model, the templates, the number of shots or the
+  version of the suite has changed.
+
+  Raises:
+    UserError: the data or the results cannot be read or written, or the model cannot do a task.
+  """
+  model_hash = hash_model(loaded)
+  results: dict[str, Any] = {
+    "version": VERSION,
+    "model": model_hash,
+    "step": loaded.step,
+    "shots": suite.shots,
+    "limit": suite.limit,
+    "tasks": {},
+  }
+  if jax.process_index() == 0:
+    files.make_folder(suite.output)
+  with use_layout(loaded.layout):
+    for task in suite.tasks:
+      items = make_items(task, suite.data, suite.shots, suite.limit)
+      shots = task.num_fewshot if suite.shots is None else suite.shots
+      key = {"version": VERSION, "task": task.hash(), "shots": shots, "model": model_hash, "stride": suite.stride}
+      records = _run(loaded, task, items, ItemFile(suite.output / f"{task.task}.jsonl", key), suite.stride)
+      results["tasks"][task.task] = {
+        "items": len(items), "shots": shots, "limit": suite.limit, "template": task.hash(), "groups": list(task.groups),
+        "version": task.metadata.get("version"), "metrics": metrics.summarise(task, records),
+      }  # fmt: skip
+      if jax.process_index() == 0:
+        files.write(suite.output / "results.json", json.dumps(results, indent=2) + "\n")
+  return results
+
+
+def hash_model(loaded: LoadedModel) -> str:
+  """Returns a hash of a model's parameters, config and tokenizer, from sums over its parameters."""
+
+  @jax.jit
+  def sums(params: Tree) -> Tree:
+    """Returns for each parameter two sums that a change of a value or an exchange of two values changes."""
+    weights = lambda x: jax.numpy.cos(jax.numpy.arange(x.size, dtype=jax.numpy.float32)).reshape(x.shape)  # noqa: E731
+    return jax.tree.map(lambda x: jax.numpy.stack([x.sum(), (x * weights(x)).sum()]).astype("float32"), params)
+
+  with use_layout(loaded.layout):
+    values = {
+      name: np.asarray(value).tobytes().hex() for name, value in pytree.named_leaves(sums(loaded.params)).items()
+    }
+  text = [repr(loaded.task), fingerprint(loaded.tokenizer), loaded.length, values]
+  return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class ItemFile:
+  """The JSONL file of a task's items: a first line that says what they depend on, then a line for each item.
+
+  A file that depends on something else is started anew; a last line that an interruption cut is dropped.
+  """
+
+  def __init__(self, path: epath.Path, key: dict[str, Any]):
+    self.path, self.records = path, {}
+    self._enabled = jax.process_index() == 0
+    lines = files.read_text(path).split("\n") if path.exists() else []
+    kept = [json.dumps(key)]
+    if lines and lines[0] == kept[0]:
+      for line in lines[1:]:
+        try:
+          record = files.parse_json(line)
+        except ValueError:
+          continue
+        self.records[record["item"]] = record
+        kept.append(line)
+    if self._enabled and lines != [*kept, ""]:
+      files.write(path, "\n".join(kept) + "\n")
+
+  def add(self, records: Iterable[dict[str, Any]]) -> None:
+    """Appends the results of items."""
+    records = list(records)
+    self.records |= {record["item"]: record for record in records}
+    if self._enabled and records:
+      files.append(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+
+
+def _run(
+  loaded: LoadedModel, task: TaskFile, items: Sequence[Item], file: ItemFile, stride: int
+) -> list[dict[str, Any]]:
+  """Returns the records of all items, of which those that the file has are not computed again."""
+  missing = [item for item in items if item.number not in file.records]
+  with Progress(
+    TextColumn(task.task), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
+    console=console, disable=jax.process_index() != 0 or not missing, transient=True,
+  ) as progress:  # fmt: skip
+    bar = progress.add_task(task.task, total=len(items), completed=len(items) - len(missing))
+
+    def done(records: list[dict[str, Any]]) -> None:
+      file.add(records)
+      progress.update(bar, completed=len([item for item in items if item.number in file.records]))
+
+    if task.output_type == "generate_until":
+      _generate(loaded, task, missing, done)
+    else:
+      _score(loaded, task, missing, stride, done)
+  return [file.records[item.number] for item in items]
+
+
+def _score(
+  loaded: LoadedModel, task: TaskFile, items: Sequence[Item], stride: int, done: Callable[[list[dict[str, Any]]], None]
+) -> None:
+  encoder = Encoder(loaded.tokenizer, loaded.task.model.kind, loaded.length)
+  likelihood = Likelihood(loaded.task, loaded.layout, loaded.length, loaded.tokenizer.start)
+  rows: list[Row] = []
+  owners: list[tuple[int, int]] = []  # the item of each row, and its choice
+  waiting: list[int] = []  # rows of each item that are not scored yet
+  for i, item in enumerate(items):
+    before = len(rows)
+    for choice, (context, continuation) in enumerate(zip(item.contexts, item.continuations, strict=True)):
+      if task.output_type == "loglikelihood_rolling":
+        new = encoder.rolling(continuation, stride)
+      else:
+        new = encoder.pair(context, continuation)
+      rows += new
+      owners += [(i, choice)] * len(new)
+    waiting.append(len(rows) - before)
+  totals = [np.zeros(len(item.contexts)) for item in items]
+  greedy = [np.ones(len(item.contexts), bool) for item in items]
+  for chosen, values, best in likelihood(loaded.params, rows):
+    complete = []
+    for row, value, is_best in zip(chosen, values, best, strict=True):
+      i, choice = owners[row]
+      totals[i][choice] += value
+      greedy[i][choice] &= is_best
+      waiting[i] -= 1
+      if not waiting[i]:
+        complete.append({"item": items[i].number} | _record(task, items[i], totals[i], greedy[i]))
+    done(complete)
+
+
+def _record(task: TaskFile, item: Item, totals: np.ndarray, greedy: np.ndarray) -> dict[str, Any]:
+  if task.output_type == "multiple_choice":
+    return metrics.score_choices(item, totals.tolist())
+  if task.output_type == "loglikelihood_rolling":
+    return metrics.score_rolling(item, float(totals[0]))
+  return metrics.score_text(item, float(totals[0]), bool(greedy[0]))
+
+
+def _generate(
+  loaded: LoadedModel, task: TaskFile, items: Sequence[Item], done: Callable[[list[dict[str, Any]]], None]
+) -> None:
+  settings = dict(task.generation_kwargs)
+  until = settings.get("until", [task.fewshot_delimiter])
+  sampling = Sampling(float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0)
+  generator = Generator(
+    loaded, sampling, int(settings.get("max_gen_toks", 256)), stops=tuple([until] if isinstance(until, str) else until)
+  )
+  options = next((dict(m) for m in task.metric_list if m["metric"] == "exact_match"), {})
+  ordered = sorted(items, key=lambda item: -len(item.contexts[0]))
+  for first in range(0, len(ordered), 8):
+    group = ordered[first : first + 8]
+    answers = generator.texts([(item.contexts[0], 0) for item in group])
+    done(
+      [
+        {"item": item.number} | metrics.score_answer(item, answer, options)
+        for item, answer in zip(group, answers, strict=True)
+      ]
+    )
+
+
+def table(results: dict[str, Any]) -> Table:
+  """Returns the results as a table of a line for each metric of each task."""
+  view = Table("task", "items", "shots", "metric", "value", "95 % interval")
+  for name, result in results["tasks"].items():
+    for metric, score in result["metrics"].items():
+      limits = f"{score['low']:.4f} to {score['high']:.4f}"
+      view.add_row(name, str(result["items"]), str(result["shots"]), metric, f"{score['value']:.4f}", limits)
+  return view
