@@ -80,6 +80,7 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
   }
   if jax.process_index() == 0:
     files.make_folder(suite.output)
+  items_of: dict[str, list[dict[str, Any]]] = {}
   with use_layout(loaded.layout):
     for task in suite.tasks:
       items = make_items(task, suite.data, suite.shots, suite.limit)
@@ -89,10 +90,23 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
       results["tasks"][task.task] = {
         "items": len(items), "shots": shots, "limit": suite.limit, "template": task.hash(), "groups": list(task.groups),
         "version": task.metadata.get("version"), "metrics": metrics.summarise(task, records),
+        "by": metrics.report_by(task, records),
       }  # fmt: skip
+      items_of[task.task] = records
+      results["groups"] = _groups(suite.tasks, items_of)
       if jax.process_index() == 0:
         files.write(suite.output / "results.json", json.dumps(results, indent=2) + "\n")
   return results
+
+
+def _groups(tasks: Sequence[TaskFile], items_of: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+  """Returns the mean over the tasks of each group that reports one, of those that are measured."""
+  groups = {}
+  for group in dict.fromkeys(name for task in tasks for name in task.means):
+    members = [items_of[task.task] for task in tasks if group in task.means and task.task in items_of]
+    if members:
+      groups[group] = {"tasks": len(members), "metrics": {"acc": metrics.mean_of_tasks("acc", members)}}
+  return groups
 
 
 def hash_model(loaded: LoadedModel) -> str:
@@ -192,16 +206,19 @@ def _score(
       greedy[i][choice] &= is_best
       waiting[i] -= 1
       if not waiting[i]:
-        complete.append({"item": items[i].number} | _record(task, items[i], totals[i], greedy[i]))
+        complete.append(
+          {"item": items[i].number} | metrics.labels(task, items[i]) | _record(task, items[i], totals[i], greedy[i])
+        )
     done(complete)
 
 
 def _record(task: TaskFile, item: Item, totals: np.ndarray, greedy: np.ndarray) -> dict[str, Any]:
+  first = {"item": item.number} | metrics.labels(task, item)
   if task.output_type == "multiple_choice":
-    return metrics.score_choices(item, totals.tolist())
+    return first | metrics.score_choices(item, totals.tolist())
   if task.output_type == "loglikelihood_rolling":
-    return metrics.score_rolling(item, float(totals[0]))
-  return metrics.score_text(item, float(totals[0]), bool(greedy[0]))
+    return first | metrics.score_rolling(item, float(totals[0]))
+  return first | metrics.score_text(float(totals[0]), bool(greedy[0]))
 
 
 def _generate(
@@ -213,14 +230,13 @@ def _generate(
   generator = Generator(
     loaded, sampling, int(settings.get("max_gen_toks", 256)), stops=tuple([until] if isinstance(until, str) else until)
   )
-  options = next((dict(m) for m in task.metric_list if m["metric"] == "exact_match"), {})
   ordered = sorted(items, key=lambda item: -len(item.contexts[0]))
   for first in range(0, len(ordered), 8):
     group = ordered[first : first + 8]
     answers = generator.texts([(item.contexts[0], 0) for item in group])
     done(
       [
-        {"item": item.number} | metrics.score_answer(item, answer, options)
+        {"item": item.number} | metrics.score_answer(task, item, answer)
         for item, answer in zip(group, answers, strict=True)
       ]
     )
@@ -231,6 +247,14 @@ def table(results: dict[str, Any]) -> Table:
   view = Table("task", "items", "shots", "metric", "value", "95 % interval")
   for name, result in results["tasks"].items():
     for metric, score in result["metrics"].items():
-      limits = f"{score['low']:.4f} to {score['high']:.4f}"
-      view.add_row(name, str(result["items"]), str(result["shots"]), metric, f"{score['value']:.4f}", limits)
+      view.add_row(name, str(result["items"]), str(result["shots"]), metric, *_cells(score))
+    for part, score in result["by"].items():
+      view.add_row(f"  {part}", str(score["items"]), "", "acc", *_cells(score))
+  for name, result in results.get("groups", {}).items():
+    for metric, score in result["metrics"].items():
+      view.add_row(f"{name}, mean of {result['tasks']} tasks", "", "", metric, *_cells(score))
   return view
+
+
+def _cells(score: dict[str, float]) -> tuple[str, str]:
+  return f"{score['value']:.4f}", f"{score['low']:.4f} to {score['high']:.4f}"

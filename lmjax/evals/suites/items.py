@@ -14,6 +14,7 @@ from typing import Any
 
 from etils import epath
 
+from lmjax.evals.suites import beliefs
 from lmjax.evals.suites.task_files import FOLDER, TaskFile
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, reason
@@ -225,7 +226,8 @@ def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
     given = given[split]
   docs: list[Doc] = []
   for name in [given] if isinstance(given, str) else given:
-    docs += _read(task, _path(task, name, data))
+    generated = task.dataset_path == "beliefs" and name == "stories"
+    docs += beliefs.stories() if generated else _read(task, _path(task, name, data))
   if labels := task.metadata.get("labels"):
     lines = _content(_path(task, labels, data)).decode().split()
     if len(lines) != len(docs):
@@ -266,6 +268,11 @@ def _read(task: TaskFile, file: epath.Path) -> list[Doc]:
     text = _content(file).decode("utf-8-sig")
   except UnicodeDecodeError as error:
     raise UserError(f"{file} is not UTF-8") from error
+  if task.dataset_path == "beliefs":
+    try:
+      return beliefs.published(file.name, text)
+    except (ValueError, IndexError) as error:
+      raise UserError(f"{file} is not a set of beliefs that can be read: {reason(error)}") from error
   if task.dataset_path == "csv":
     columns = task.metadata.get("columns")
     reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=task.metadata.get("delimiter", ","))

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from lmjax.evals.bootstrap import interval
+from lmjax.evals.bootstrap import SEED, interval
 from lmjax.evals.suites.items import Item
 from lmjax.evals.suites.task_files import TaskFile
 
@@ -34,7 +34,7 @@ def score_choices(item: Item, log_likelihoods: Sequence[float]) -> Record:
   } | {name: float(choice in item.target) for name, choice in predicted.items()}  # fmt: skip
 
 
-def score_text(item: Item, log_likelihood: float, greedy: bool) -> Record:
+def score_text(log_likelihood: float, greedy: bool) -> Record:
   """Returns the scores of one continuation."""
   return {"log_likelihood": log_likelihood, "acc": float(greedy), "perplexity": log_likelihood}
 
@@ -46,10 +46,60 @@ def score_rolling(item: Item, log_likelihood: float) -> Record:
   return {"log_likelihood": log_likelihood, "words": words, "bytes": size}
 
 
-def score_answer(item: Item, answer: str, options: Mapping[str, Any]) -> Record:
+def score_answer(task: TaskFile, item: Item, answer: str) -> Record:
   """Returns whether a generated answer is one of the right ones, both normalised by the options of `exact_match`."""
+  options = next((metric for metric in task.metric_list if metric["metric"] == "exact_match"), {})
+  if task.metadata.get("answer") == "number":
+    number = last_number(answer)
+    right = bool(number) and number in [last_number(target) for target in item.target]
+    return {"answer": answer, "exact_match": float(right)}
   normalised = _normalise(answer, options)
   return {"answer": answer, "exact_match": float(normalised in [_normalise(t, options) for t in item.target])}
+
+
+def labels(task: TaskFile, item: Item) -> Record:
+  """Returns the pair of an item, and the values by which scores are reported."""
+  record: Record = {}
+  if pair := task.metadata.get("pair"):
+    record["pair"] = item.doc.get(pair)
+  if fields := task.metadata.get("report_by"):
+    record["by"] = {field: item.doc.get(field) for field in fields}
+  return record
+
+
+def calibration_bins(records: Sequence[Record], bins: int = 10) -> list[tuple[float, float, int]]:
+  """Returns (mean confidence, accuracy, items) of each bin of equal width that has items.
+
+  The confidence is the probability of the predicted choice among the choices.
+  """
+  pairs = np.array([[record["confidence"], record["acc"]] for record in records], np.float64)
+  where = np.minimum((pairs[:, 0] * bins).astype(int), bins - 1)
+  parts = [pairs[where == i] for i in range(bins)]
+  return [(float(part[:, 0].mean()), float(part[:, 1].mean()), len(part)) for part in parts if len(part)]
+
+
+def _calibration_error(pairs: np.ndarray) -> float:
+  """Returns sum over bins of items / all items * |accuracy - mean confidence| (Guo et al., 2017)."""
+  where = np.minimum((pairs[:, 0] * 10).astype(int), 9)
+  confidence = np.bincount(where, pairs[:, 0], 10) - np.bincount(where, pairs[:, 1], 10)
+  return float(np.abs(confidence).sum() / len(pairs))
+
+
+def _pairs(records: Sequence[Record]) -> np.ndarray:
+  """Returns 1 for each pair whose items are all right, else 0."""
+  right: dict[Any, float] = {}
+  for record in records:
+    right[record["pair"]] = min(right.get(record["pair"], 1.0), record["acc"])
+  return np.array(list(right.values()), np.float64)[:, None]
+
+
+def last_number(text: str) -> str:
+  """Returns the last number in a string, without thousands separators and a decimal part of zeros; "" without one."""
+  numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+  if not numbers:
+    return ""
+  number = numbers[-1].replace(",", "")
+  return re.sub(r"\.0+$", "", number)
 
 
 def _normalise(text: str, options: Mapping[str, Any]) -> str:
@@ -82,6 +132,7 @@ def summarise(task: TaskFile, records: Sequence[Record], resamples: int = 1000) 
   """Returns {metric: {value, low, high}} of a task's items, with the limits of the 95 % bootstrap interval."""
   columns: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], float]]] = {
     "perplexity": (("perplexity",), _perplexity),
+    "calibration_error": (("confidence", "acc"), _calibration_error),
     "word_perplexity": (("log_likelihood", "words"), _per("exp")),
     "byte_perplexity": (("log_likelihood", "bytes"), _per("exp")),
     "bits_per_byte": (("log_likelihood", "bytes"), _per("bits")),
@@ -89,7 +140,30 @@ def summarise(task: TaskFile, records: Sequence[Record], resamples: int = 1000) 
   summary = {}
   for name in task.metrics():
     keys, statistic = columns.get(name, ((name,), _mean))
-    values = np.array([[record[key] for key in keys] for record in records], np.float64)
+    if name == "acc_pair":
+      values = _pairs(records)
+    else:
+      values = np.array([[record[key] for key in keys] for record in records], np.float64)
     low, high = interval(values, statistic, resamples)
     summary[name] = {"value": statistic(values), "low": low, "high": high}
   return summary
+
+
+def report_by(task: TaskFile, records: Sequence[Record], resamples: int = 1000) -> dict[str, dict[str, Any]]:
+  """Returns {"field=value": {value, low, high, items}} of the accuracy, for the fields of `report_by`."""
+  report = {}
+  for field in task.metadata.get("report_by", ()):
+    for value in sorted({record["by"][field] for record in records}, key=str):
+      right = np.array([record["acc"] for record in records if record["by"][field] == value])
+      low, high = interval(right, _mean, resamples)
+      report[f"{field}={value}"] = {"value": _mean(right), "low": low, "high": high, "items": len(right)}
+  return report
+
+
+def mean_of_tasks(name: str, tasks: Sequence[Sequence[Record]], resamples: int = 1000) -> dict[str, float]:
+  """Returns the mean over tasks of a mean over items, and its interval: items are drawn within each task."""
+  columns = [np.array([record[name] for record in records], np.float64) for records in tasks]
+  rng = np.random.default_rng(SEED)
+  sample = [np.mean([c[rng.integers(0, len(c), len(c))].mean() for c in columns]) for _ in range(resamples)]
+  low, high = np.percentile(sample, [2.5, 97.5])
+  return {"value": float(np.mean([c.mean() for c in columns])), "low": float(low), "high": float(high)}

@@ -18,12 +18,12 @@ from lmjax.utils.errors import UserError, did_you_mean, reason
 
 FOLDER = epath.Path(__file__).parent / "tasks"
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
-DATASETS = ("json", "csv")
+DATASETS = ("json", "csv", "beliefs")  # the last: see beliefs.py
 SPLITS = ("test", "validation", "train")  # the first that a task has is evaluated
 # Fields of lm-evaluation-harness that change no score here.
 IGNORED = ("tag", "should_decontaminate", "doc_to_decontamination_query", "repeats", "task_alias", "group_alias")
 METRICS = {
-  "multiple_choice": ("acc", "acc_norm", "acc_bytes"),
+  "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_pair", "calibration_error"),
   "loglikelihood": ("perplexity", "acc"),
   "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
   "generate_until": ("exact_match",),
@@ -36,8 +36,9 @@ class TaskFile:
   """One task, as its YAML file describes it; the names of the fields are those of lm-evaluation-harness.
 
   dataset_kwargs: {"data_files": {split: path, list of paths, or path}, "field": key of the list in a JSON file}.
-  metadata: `version`, `labels` (a file with the label of each item, one a line), and `subject`, `pair` and `control`
-  (fields of the data, by which results are reported).
+  metadata: `version`; `labels`, a file with the label of each item, one a line; `pair`, a field of the data which items
+  share that are right only together (acc_pair); `report_by`, fields by which accuracy is reported; `answer: number`,
+  which compares the last number of generated answers.
   """
 
   task: str
@@ -63,10 +64,11 @@ class TaskFile:
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   folder: str = ""  # of the file, to which paths of a user's own task are relative
   groups: tuple[str, ...] = ()  # the groups through which it was named
+  means: tuple[str, ...] = ()  # those of them that report a mean over their tasks
 
   def metrics(self) -> list[str]:
-    """Returns the names of the metrics; by default all of the output type."""
-    return [metric["metric"] for metric in self.metric_list] or list(METRICS[self.output_type])
+    """Returns the names of the metrics; by default the first two of the output type."""
+    return [metric["metric"] for metric in self.metric_list] or list(METRICS[self.output_type][:2])
 
   def split(self) -> str:
     """Returns the split that is evaluated: test, or else validation, or else train."""
@@ -75,7 +77,7 @@ class TaskFile:
 
   def hash(self) -> str:
     """Returns a hash of all that decides about prompts and scores; not of where the file is."""
-    fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("folder", "groups")}
+    fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("folder", "groups", "means")}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:16]
 
 
@@ -107,7 +109,9 @@ def load(name: str, depth: int = 0) -> list[TaskFile]:
   for member in members:
     beside = file.parent / f"{member}.yaml"
     tasks += load(str(beside) if beside.exists() else member, depth + 1)
-  return [dataclasses.replace(task, groups=(str(settings["group"]), *task.groups)) for task in tasks]
+  group = (str(settings["group"]),)
+  means = group if settings.get("aggregate_metric_list") else ()
+  return [dataclasses.replace(task, groups=group + task.groups, means=means + task.means) for task in tasks]
 
 
 def _tasks(settings: dict[str, Any], file: epath.Path) -> list[TaskFile]:
@@ -127,7 +131,7 @@ def _tasks(settings: dict[str, Any], file: epath.Path) -> list[TaskFile]:
 
 
 def _task(settings: dict[str, Any], file: epath.Path) -> TaskFile:
-  known = {field.name for field in dataclasses.fields(TaskFile)} - {"folder", "groups"}
+  known = {field.name for field in dataclasses.fields(TaskFile)} - {"folder", "groups", "means"}
   for key, value in settings.items():
     if key not in known and key not in IGNORED and value is not None:
       raise UserError(f"{file}: the field {key!r} is not supported{did_you_mean(key, known)}")
@@ -178,7 +182,7 @@ def _read(file: epath.Path, depth: int = 0) -> dict[str, Any]:
     raise UserError(f"{file}: files include each other")
   yaml = importlib.import_module("yaml")
 
-  class Loader(yaml.SafeLoader):  # type: ignore[name-defined, misc]
+  class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
     pass
 
   def refuse(loader, node):
