@@ -14,7 +14,7 @@ from rich.table import Table
 
 from lmjax.data.tokenizers.base import fingerprint
 from lmjax.decode.logits import Sampling
-from lmjax.evals.suites import metrics, task_files
+from lmjax.evals.suites import metrics, page, task_files
 from lmjax.evals.suites.encode import Encoder, Row
 from lmjax.evals.suites.items import Item, make_items
 from lmjax.evals.suites.likelihood import Likelihood
@@ -81,6 +81,7 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
   if jax.process_index() == 0:
     files.make_folder(suite.output)
   items_of: dict[str, list[dict[str, Any]]] = {}
+  bins: dict[str, page.Bins] = {}
   with use_layout(loaded.layout):
     for task in suite.tasks:
       items = make_items(task, suite.data, suite.shots, suite.limit)
@@ -94,8 +95,11 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
       }  # fmt: skip
       items_of[task.task] = records
       results["groups"] = _groups(suite.tasks, items_of)
+      if task.output_type == "multiple_choice" and "calibration_error" in task.metrics():
+        bins[task.task] = metrics.calibration_bins(records)
       if jax.process_index() == 0:
         files.write(suite.output / "results.json", json.dumps(results, indent=2) + "\n")
+        files.write(suite.output / "results.html", page.render("Evaluation", results, bins))
   return results
 
 
