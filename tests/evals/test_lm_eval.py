@@ -13,7 +13,7 @@ from tests.storage.test_gguf import make_tokenizer, write_folder
 pytestmark = [
   pytest.mark.torch,
   pytest.mark.filterwarnings("ignore"),
-  pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="needs lm-eval: pip install 'lmjax[eval-parity]'"),
+  pytest.mark.skipif(not importlib.util.find_spec("lm_eval"), reason="needs lm-eval: pip install lm-eval"),
 ]
 
 END = "<|endoftext|>"
@@ -39,7 +39,7 @@ BASE = {"dataset_path": "json", "test_split": "test", "output_type": "multiple_c
 TASKS = {
   "zero_shot": dict(doc_to_text="Q: {{question}}", doc_to_target="gold", doc_to_choice=CHOICES),
   "few_shot": dict(doc_to_text="{{question}}\nAnswer:", doc_to_target="gold", doc_to_choice=CHOICES, num_fewshot=2,
-                   description="Colours of things.\n\n"),
+                   fewshot_split="test", description="Colours of things.\n\n"),
   "sentences": dict(doc_to_text="", doc_to_target="{{gold}}", doc_to_choice=CHOICES, target_delimiter=""),
   "contexts": dict(doc_to_text="gold", doc_to_target="question", doc_to_choice=CHOICES),
   "last_word": dict(output_type="loglikelihood", doc_to_text="{{question.split(' ')[:-1]|join(' ')}}",

@@ -122,7 +122,8 @@ def make_items(task: TaskFile, data: str | None, shots: int | None = None, limit
 
   Args:
     data: the folder of the data; None for the variable LMJAX_DATA.
-    shots: examples before each item, default those of the task; drawn as lm-evaluation-harness draws them.
+    shots: examples before each item, default those of the task; drawn as lm-evaluation-harness draws them. An item is
+      never an example of itself; there, it may be where the task names no `fewshot_split`.
 
   Raises:
     UserError: the data cannot be read, or does not fit the templates.

@@ -10,6 +10,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.evals.suites.encode import Row
 from lmjax.layers.backend import jit
+from lmjax.layers.leaves import dense
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
@@ -45,10 +46,9 @@ class Likelihood:
       log_probs = token_log_probs(x, table, targets, size)
       weights = batch["weights"]
 
-      def best(row):
-        return jnp.argmax(table_logits(row[0], table.values, table.bias, size), axis=-1)
-
-      greedy = (jax.lax.map(best, (x, targets)) == targets) | (weights == 0)
+      table = table._replace(values=dense(table.values))
+      best = jax.lax.map(lambda row: jnp.argmax(table_logits(row, table, size), axis=-1), x)
+      greedy = (best == targets) | (weights == 0)
       return jnp.sum(jnp.where(weights > 0, log_probs, 0.0), axis=1), jnp.all(greedy, axis=1)
 
     replicated = self.layout.sharding()
