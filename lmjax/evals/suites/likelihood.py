@@ -38,6 +38,8 @@ class Likelihood:
   def __post_init__(self):
     if isinstance(self.task, Encode):
       raise UserError("evaluate: this model scores no tokens: it is a classifier, or a model without a head")
+    if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder"):
+      raise UserError(f"evaluate: suites do not score {type(self.task.model).__name__} models yet")
 
     def score(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
       """Returns the sum of log p over the targets of each row [B], and whether all are the most probable tokens."""
