@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--tasks", type=lambda text: text.split(","), help="some tasks of the suite: piqa,arc_easy")
   parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
   parser.add_argument("--limit", type=int, help="items of each task; default all")
-  parser.add_argument("--stride", type=int, default=0, help="tokens that each window of text predicts; 0 is all")
+  parser.add_argument("--stride", type=int, default=0, help="tokens that a window predicts; 0 is all")
   parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
   options, overrides = parse_overrides(parser, arguments)
   if options.suite:

@@ -18,9 +18,10 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import init_params, tiny_decoder
+from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.utils.errors import UserError
 from tests.conftest import DATA
+from tests.families import tiny_task
 
 TASK = {
   "task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "colours.jsonl"}},
@@ -212,6 +213,32 @@ def test_a_constant_answer_believes_nothing():
   records = [{"pair": doc["pair"], "acc": float(doc["gold"] == 0)} for doc in docs]
   assert metrics._pairs(records).sum() == 0 and 0.3 < np.mean([record["acc"] for record in records]) < 0.7
   assert metrics._pairs([record | {"acc": 1.0} for record in records]).mean() == 1
+
+
+@pytest.mark.parametrize("family", ["BERT", "T5"])
+def test_other_kinds_score_rows_as_single_ones(family, loaded):
+  """Of an encoder the masked token, of an encoder-decoder the targets after the source."""
+  task = tiny_task(family)
+  params = init_params(task, fake_batch(task, 1, 8))
+  rows = [Row((3, 4, 5, 6), (7,), (2,)), Row((8, 9, 3, 5, 6, 7, 2, 2, 3), (9,), (4,))]
+  if task.model.kind == "encoder_decoder":
+    rows = [Row((3, 4, 5), (7, 8)), Row((8, 9, 3, 5, 6, 7, 2), (9, 4, 5, 6, 1))]
+  score = Likelihood(task, loaded.layout, 16, 0)
+  for indices, values, _ in score(params, rows):
+    for i, value in zip(indices, values, strict=True):
+      row = rows[i]
+      batch = {"inputs": jnp.asarray([row.inputs])}
+      batch |= {"segments": jnp.ones_like(batch["inputs"]), "token_types": jnp.zeros_like(batch["inputs"])}
+      batch |= {"decoder_inputs": jnp.asarray([(0, *row.targets[:-1])])}
+      log_probs = jax.nn.log_softmax(task.forward(params, batch).logits[0])
+      at = row.masked or range(len(row.targets))
+      wanted = sum(log_probs[p, t] for p, t in zip(at, row.targets, strict=True))
+      np.testing.assert_allclose(value, wanted, rtol=1e-5)
+
+
+def test_models_that_are_not_scored_are_refused(loaded):
+  with pytest.raises(UserError, match="do not score ELMo"):
+    Likelihood(tiny_task("ELMo"), loaded.layout, 16)
 
 
 def test_numbers_of_answers():

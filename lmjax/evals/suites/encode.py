@@ -74,7 +74,7 @@ class Encoder:
     if self.kind == "encoder":
       return self._masked_windows(ids)
     if self.kind == "encoder_decoder":
-      raise UserError("evaluate: an encoder-decoder gives no likelihood to text without a source")
+      raise UserError("evaluate: an encoder-decoder gives no likelihood to a string without a source")
     ids, length = [self._prefix(), *ids], self.length
     stride = min(stride or length, length)
     rows, done = [], 1
@@ -98,10 +98,10 @@ class Encoder:
     if mask is None:
       raise UserError("evaluate: the tokenizer has no mask token, which the pseudo-likelihood of an encoder needs")
     template = template_of(self.tokenizer, self.kind)
-    most = self.length - template.added()
-    if len(rest) > most:
-      raise UserError(f"evaluate: a continuation has {len(rest)} tokens, but the model takes at most {most}")
-    first = first[max(0, len(first) + len(rest) - most) :]
+    free = self.length - template.added()
+    if len(rest) > free:
+      raise UserError(f"evaluate: a continuation has {len(rest)} tokens, but the model takes at most {free}")
+    first = first[max(0, len(first) + len(rest) - free) :]
     whole = template.apply([*first, *rest])
     rows = []
     for i, token in enumerate(rest):
@@ -110,8 +110,8 @@ class Encoder:
     return rows
 
   def _masked_windows(self, ids: Sequence[int]) -> list[Row]:
-    most = self.length - template_of(self.tokenizer, self.kind).added()
-    return [row for i in range(0, len(ids), most) for row in self._masked([], ids[i : i + most])]
+    free = self.length - template_of(self.tokenizer, self.kind).added()
+    return [row for i in range(0, len(ids), free) for row in self._masked([], ids[i : i + free])]
 
   def _encode(self, text: str) -> list[int]:
     return [int(i) for i in self.tokenizer.encode(text)]

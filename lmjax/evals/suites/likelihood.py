@@ -10,6 +10,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.evals.suites.encode import Row
 from lmjax.layers.backend import jit
+from lmjax.layers.leaves import dense
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
@@ -37,6 +38,8 @@ class Likelihood:
   def __post_init__(self):
     if isinstance(self.task, Encode):
       raise UserError("evaluate: this model scores no tokens: it is a classifier, or a model without a head")
+    if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder"):
+      raise UserError(f"evaluate: suites do not score {type(self.task.model).__name__} models yet")
 
     def score(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
       """Returns the sum of log p over the targets of each row [B], and whether all are the most probable tokens."""
@@ -45,10 +48,9 @@ class Likelihood:
       log_probs = token_log_probs(x, table, targets, size)
       weights = batch["weights"]
 
-      def best(row):
-        return jnp.argmax(table_logits(row[0], table.values, table.bias, size), axis=-1)
-
-      greedy = (jax.lax.map(best, (x, targets)) == targets) | (weights == 0)
+      table = table._replace(values=dense(table.values))
+      best = jax.lax.map(lambda row: jnp.argmax(table_logits(row, table, size), axis=-1), x)
+      greedy = (best == targets) | (weights == 0)
       return jnp.sum(jnp.where(weights > 0, log_probs, 0.0), axis=1), jnp.all(greedy, axis=1)
 
     replicated = self.layout.sharding()
