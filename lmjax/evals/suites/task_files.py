@@ -124,7 +124,7 @@ def _tasks(settings: dict[str, Any], file: epath.Path) -> list[TaskFile]:
     return [_task(settings, file)]
   tasks = []
   for value in each:
-    filled = json.loads(json.dumps(settings).replace("{each}", str(value)))
+    filled = files.parse_json(json.dumps(settings).replace("{each}", str(value)))
     filled["metadata"] = {key: item for key, item in filled["metadata"].items() if key != "each"}
     tasks.append(_task(filled, file))
   return tasks

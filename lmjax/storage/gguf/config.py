@@ -153,6 +153,8 @@ def write_config(architecture: Architecture, config: decoder.Config) -> dict[str
       )
   if config.rotary and config.rotary.scaling not in ("none", "linear", "llama3"):
     raise UserError(f"rotary positions scaled by {config.rotary.scaling!r} cannot be written as GGUF")
+  if config.rotary and config.rotary.fraction != 1:
+    raise UserError(f"rotary positions of {config.rotary.fraction:g} of each head cannot be written as GGUF")
   if config.window and config.window < config.length:
     note(
       f"llama.cpp has no sliding window for {architecture.name} models: the context ends with it, at {config.window}"
