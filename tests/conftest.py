@@ -17,11 +17,13 @@ jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
-# Families that a fast test over all families leaves out: others share their code. They run with the long tests.
-RARE = {
-  "ALBERT", "BART", "ELMo", "LSTM", "Llama", "Transformer", "albert", "bart", "byt5", "camembert", "distilbert",
-  "electra", "gemma", "gemma2", "gemma3_text", "gpt_neox", "granite", "marian", "mistral", "mt5", "openai-gpt", "opt",
-  "phi", "phi3", "qwen2", "qwen3", "roberta", "xlm-roberta",
+# A fast test over all families takes one of each kind. Of the others, these are long; and these, whose code the first
+# share and which parity compares with transformers, are slow.
+LONG = {"ELMo", "LSTM", "Llama", "Transformer"}
+SLOW = {
+  "ALBERT", "BART", "albert", "bart", "byt5", "camembert", "distilbert", "electra", "gemma", "gemma2", "gemma3_text",
+  "gpt_neox", "granite", "marian", "mistral", "mt5", "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta",
+  "xlm-roberta",
 }  # fmt: skip
 
 
@@ -46,9 +48,11 @@ def pytest_sessionfinish(session):
 def pytest_collection_modifyitems(config, items):
   parity = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
   for item in items:
-    if hasattr(item, "callspec") and RARE & {
-      value for value in item.callspec.params.values() if isinstance(value, str)
-    }:
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    values = {value for value in values if isinstance(value, str)}
+    if "torch" not in item.keywords and SLOW & values:
+      item.add_marker(pytest.mark.slow)
+    elif "torch" not in item.keywords and LONG & values:
       item.add_marker(pytest.mark.long)
     if {"slow", "docs", "long"} & set(item.keywords) and not config.getoption("--all"):
       item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --all"))
