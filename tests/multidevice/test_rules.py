@@ -40,7 +40,7 @@ def test_leaf_types_are_sharded_as_the_parameters_they_represent():
   assert "leaf types are split as their parameters" in output and output.count("same loss of a leaf type") == 2
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_lora_is_the_same_under_every_rule_set():
   output = run("lora")
   assert "factors are split as their kernels" in output and output.count("same loss of LoRA") == 6
