@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
   options, overrides = parse_overrides(parser, arguments)
   if options.suite:
+    if options.config or options.only or overrides:
+      raise UserError("evaluate: --config, --only and --config.key=value are of evaluators, not of a --suite")
     return _evaluate_suite(options)
   for name in ("tasks", "shots", "limit", "stride", "data"):
-    if getattr(options, name):
+    if getattr(options, name) not in (None, parser.get_default(name)):
       raise UserError(f"evaluate: --{name} needs a --suite")
   for key in overrides:
     if key.split(".")[0] not in FREE:

@@ -13,7 +13,8 @@ from lmjax.data.objectives.labelled import examples
 from lmjax.data.objectives.spans import Spans, Window
 from lmjax.data.sources.base import BadRecord
 from lmjax.evals.base import Context, Measure
-from lmjax.evals.row_scores import SEED, row_scores
+from lmjax.evals.bootstrap import limits
+from lmjax.evals.row_scores import row_scores
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -111,9 +112,4 @@ def _f1(given: list[str], wanted: list[str]) -> float:
 def summarize(values_Nx2: np.ndarray, resamples: int) -> dict[str, float]:
   """Returns the means of exact match and F1 over the questions, and the interval of F1."""
   exact, f1 = map(float, values_Nx2.mean(axis=0))
-  values = {"exact": exact, "f1": f1}
-  if resamples:
-    rng, size = np.random.default_rng(SEED), len(values_Nx2)
-    sample = [values_Nx2[rng.integers(0, size, size), 1].mean() for _ in range(resamples)]
-    values["f1_low"], values["f1_high"] = map(float, np.percentile(sample, [2.5, 97.5]))
-  return values
+  return {"exact": exact, "f1": f1} | limits("f1", values_Nx2[:, 1], np.mean, resamples=resamples)

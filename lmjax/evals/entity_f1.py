@@ -8,7 +8,8 @@ from lmjax.data.objectives.labelled import examples
 from lmjax.data.objectives.tagging import Tagging
 from lmjax.data.sources.base import BadRecord
 from lmjax.evals.base import Context, Measure
-from lmjax.evals.row_scores import SEED, row_scores
+from lmjax.evals.bootstrap import limits
+from lmjax.evals.row_scores import row_scores
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -70,10 +71,9 @@ def f1(counts_Nx3: np.ndarray, resamples: int) -> dict[str, float]:
   """Returns precision, recall and F1 of the counts of sentences, and the interval of F1."""
   correct, predicted, true = map(float, counts_Nx3.sum(axis=0))
   values = {"precision": correct / max(predicted, 1.0), "recall": correct / max(true, 1.0)}
-  values["f1"] = 2 * correct / max(predicted + true, 1.0)
-  if resamples:
-    rng, size = np.random.default_rng(SEED), len(counts_Nx3)
-    totals = np.stack([counts_Nx3[rng.integers(0, size, size)].sum(axis=0) for _ in range(resamples)])
-    sample = 2 * totals[:, 0] / np.maximum(totals[:, 1] + totals[:, 2], 1)
-    values["f1_low"], values["f1_high"] = map(float, np.percentile(sample, [2.5, 97.5]))
-  return values
+  return values | {"f1": _f1(counts_Nx3)} | limits("f1", counts_Nx3, _f1, resamples=resamples)
+
+
+def _f1(counts_Nx3: np.ndarray) -> float:
+  correct, predicted, true = map(float, counts_Nx3.sum(axis=0))
+  return 2 * correct / max(predicted + true, 1.0)

@@ -11,8 +11,6 @@ from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.utils.pytree import Tree
 
-SEED = 0  # of bootstrap samples
-
 
 def row_scores(task: Task, layout: Layout, batches: Sequence[Batch]) -> Callable[[Tree], list[np.ndarray]]:
   """Returns scores(params) -> the scores of each batch, [B, classes] or [B, L, classes], float32.

@@ -2,12 +2,13 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
 from lmjax.evals.base import Context, Measure
-from lmjax.evals.row_scores import SEED, row_scores
+from lmjax.evals.bootstrap import limits
+from lmjax.evals.row_scores import row_scores
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 
@@ -76,27 +77,13 @@ class TaskMetrics:
     def measure(params: Tree) -> dict[str, float]:
       rows = np.concatenate(scores(params))[real]
       predicted = rows.argmax(axis=1) if key == "labels" else rows[:, 0]
-      values = {}
+      values, every = {}, np.arange(len(true))
       for name in self.metrics:
-        values |= interval(name, known[name], true, predicted, self.resamples)
+        metric = lambda rows, of=known[name]: of(true[rows], predicted[rows])  # noqa: E731
+        values |= {name: metric(every)} | limits(name, every, metric, resamples=self.resamples)
       if key == "labels":
-        values |= {f"majority_{name}": known[name](true, _majority(true)) for name in self.metrics}
+        majority = np.full_like(true, np.bincount(true).argmax())
+        values |= {f"majority_{name}": known[name](true, majority) for name in self.metrics}
       return {name: float(value) for name, value in values.items()}
 
     return measure
-
-
-def _majority(true: np.ndarray) -> np.ndarray:
-  return np.full_like(true, np.bincount(true).argmax())
-
-
-def interval(name: str, metric: Metric, true: np.ndarray, predicted: np.ndarray, resamples: int) -> dict[str, float]:
-  """Returns a metric and the limits of its bootstrap interval, `NAME_low` and `NAME_high`."""
-  values = {name: float(metric(true, predicted))}
-  if not resamples:
-    return values
-  rng, size = np.random.default_rng(SEED), len(true)
-  chosen = (rng.integers(0, size, size) for _ in range(resamples))
-  sample: Sequence[float] = [metric(true[i], predicted[i]) for i in chosen]
-  low, high = np.percentile(sample, [2.5, 97.5])
-  return values | {f"{name}_low": float(low), f"{name}_high": float(high)}

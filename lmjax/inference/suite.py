@@ -63,8 +63,8 @@ def choose(suite: str, only: Sequence[str] = ()) -> list[TaskFile]:
 def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
   """Returns the results of a suite, which are written to its folder, too.
 
-  Items whose results are there are not computed again, unless the model, the templates, the number of shots or the
-  version of the suite has changed.
+  Items whose results are there are not computed again, unless the model, their data, the templates, the number of shots
+  or the version of the suite has changed.
 
   Raises:
     UserError: the data or the results cannot be read or written, or the model cannot do a task.
@@ -130,6 +130,12 @@ def hash_model(loaded: LoadedModel) -> str:
   return hashlib.sha256(json.dumps(text, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def prompt_hash(item: Item) -> str:
+  """Returns a hash of what an item asks and of what is right."""
+  text = json.dumps([item.contexts, item.continuations, item.choices, item.target], default=str)
+  return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 class ItemFile:
   """The JSONL file of a task's items: a first line that says what they depend on, then a line for each item.
 
@@ -147,10 +153,15 @@ class ItemFile:
           record = files.parse_json(line)
         except ValueError:
           continue
-        self.records[record["item"]] = record
-        kept.append(line)
+        if "item" in record:
+          self.records[record["item"]] = record
+          kept.append(line)
     if self._enabled and lines != [*kept, ""]:
       files.write(path, "\n".join(kept) + "\n")
+
+  def has(self, item: Item) -> bool:
+    """Returns whether the result of an item is there, and that of its present prompt."""
+    return self.records.get(item.number, {}).get("prompt") == prompt_hash(item)
 
   def add(self, records: Iterable[dict[str, Any]]) -> None:
     """Appends the results of items."""
@@ -164,7 +175,7 @@ def _run(
   loaded: LoadedModel, task: TaskFile, items: Sequence[Item], file: ItemFile, stride: int
 ) -> list[dict[str, Any]]:
   """Returns the records of all items, of which those that the file has are not computed again."""
-  missing = [item for item in items if item.number not in file.records]
+  missing = [item for item in items if not file.has(item)]
   with Progress(
     TextColumn(task.task), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
     console=console, disable=jax.process_index() != 0 or not missing, transient=True,
@@ -173,7 +184,7 @@ def _run(
 
     def done(records: list[dict[str, Any]]) -> None:
       file.add(records)
-      progress.update(bar, completed=len([item for item in items if item.number in file.records]))
+      progress.advance(bar, len(records))
 
     if task.output_type == "generate_until":
       _generate(loaded, task, missing, done)
@@ -210,14 +221,12 @@ def _score(
       greedy[i][choice] &= is_best
       waiting[i] -= 1
       if not waiting[i]:
-        complete.append(
-          {"item": items[i].number} | metrics.labels(task, items[i]) | _record(task, items[i], totals[i], greedy[i])
-        )
+        complete.append(_record(task, items[i], totals[i], greedy[i]))
     done(complete)
 
 
 def _record(task: TaskFile, item: Item, totals: np.ndarray, greedy: np.ndarray) -> dict[str, Any]:
-  first = {"item": item.number} | metrics.labels(task, item)
+  first = {"item": item.number, "prompt": prompt_hash(item)} | metrics.labels(task, item)
   if task.output_type == "multiple_choice":
     return first | metrics.score_choices(item, totals.tolist())
   if task.output_type == "loglikelihood_rolling":
@@ -240,7 +249,7 @@ def _generate(
     answers = generator.texts([(item.contexts[0], 0) for item in group])
     done(
       [
-        {"item": item.number} | metrics.score_answer(task, item, answer)
+        {"item": item.number, "prompt": prompt_hash(item)} | metrics.score_answer(task, item, answer)
         for item, answer in zip(group, answers, strict=True)
       ]
     )

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 STACKED = re.compile(r"/layers/")  # parameters of all layers, along their first axis
@@ -39,7 +40,13 @@ def layer_rates(decay: float, params: Tree) -> Tree:
 
 
 def scale_by_layer(decay: float) -> optax.GradientTransformation:
-  """Multiplies the update of each parameter by its `layer_rates`."""
+  """Multiplies the update of each parameter by its `layer_rates`.
+
+  Raises:
+    UserError: the decay is not above 0 and at most 1.
+  """
+  if not 0 < decay <= 1:
+    raise UserError(f"config.optim.layer_decay is above 0 and at most 1, not {decay}")
 
   def update(updates, state, params=None):
     return jax.tree.map(lambda u, rate: u * rate, updates, layer_rates(decay, updates)), state

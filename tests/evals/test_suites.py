@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.__main__ import main
 from lmjax.data.tokenizers.base import Bytes
+from lmjax.evals.bootstrap import interval, limits
 from lmjax.evals.suites import beliefs, items, metrics, page, task_files
 from lmjax.evals.suites.encode import Encoder, Row
 from lmjax.evals.suites.likelihood import Likelihood
@@ -98,6 +100,10 @@ def test_results_are_kept_until_what_they_depend_on_changes(loaded, tmp_path, mo
   assert suites.evaluate(loaded, suite(file, tmp_path / "out")) == wanted
   assert suites.evaluate(loaded, suite(file, tmp_path / "out")) == wanted
   assert scored == [3 * 12, 3 * 7, 0]
+  changed = [*DOCS[:10], DOCS[10] | {"gold": 0}, DOCS[11] | {"question": "another"}]
+  suites.evaluate(loaded, suite(write(tmp_path, changed), tmp_path / "out"))
+  assert scored.pop() == 3 * 2, "the items whose data changed, and no other"
+  write(tmp_path)
   suites.evaluate(loaded, suite(file, tmp_path / "out", shots=1))
   suites.evaluate(loaded, suite(write(tmp_path, doc_to_text="{{question}}"), tmp_path / "out"))
   other = jax.tree.map(lambda x: x * 1.001, loaded.params)
@@ -250,3 +256,27 @@ def test_numbers_of_answers():
     "4 + 5 = 9": "9",
   }.items():
     assert metrics.last_number(text) == number
+
+
+@pytest.mark.parametrize(
+  "more, message",
+  [
+    (("--suite", "piqa", "--config.batch=3"), "are of evaluators, not of a --suite"),
+    (("--suite", "piqa", "--only", "validation"), "are of evaluators, not of a --suite"),
+    (("--shots", "0"), "--shots needs a --suite"),
+    (("--suite", "piqa", "--limit", "0", "--output", "o"), "--limit must be at least 1, not 0"),
+  ],
+)
+def test_options_that_have_no_effect_are_refused(more, message, capsys):
+  assert main(["evaluate", "--workdir", "none", *more]) == 2
+  error = capsys.readouterr().err
+  assert message in error and error.count("\n") == 1
+
+
+def test_an_interval_is_of_the_statistic():
+  """Of a mean of N normal numbers, about 1.96 standard errors on either side."""
+  values = np.random.default_rng(1).normal(3.0, 2.0, 4000)
+  low, high = interval(values, np.mean, 2000)
+  assert abs((high - low) / (2 * 1.96 * values.std() / 4000**0.5) - 1) < 0.1 and low < values.mean() < high
+  assert limits("f1", values, np.mean, resamples=0) == {}
+  assert limits("f1", values, np.mean, resamples=2000) == {"f1_low": low, "f1_high": high}

@@ -10,6 +10,7 @@ from lmjax.optim import Optimizer
 from lmjax.optim.fine_tuning import layer_rates
 from lmjax.testing import fake_batch, init_params
 from lmjax.utils import pytree
+from lmjax.utils.errors import UserError
 from tests.families import FAMILIES, tiny_task
 
 
@@ -62,3 +63,9 @@ def test_adam_without_bias_correction():
     factor = (1 - 0.9**t) / (1 - 0.999**t) ** 0.5
     np.testing.assert_allclose(outputs[1][0], factor * outputs[0][0], rtol=1e-4)
   assert optax.tree.norm(outputs[1][0]) > optax.tree.norm(outputs[0][0])
+
+
+@pytest.mark.parametrize("decay", [0.0, 1.5])
+def test_a_decay_that_rises_towards_the_bottom_is_refused(decay):
+  with pytest.raises(UserError, match="layer_decay is above 0 and at most 1"):
+    Optimizer(layer_decay=decay).build(10)
