@@ -39,6 +39,7 @@ setup(
     "rich",
     "matplotlib",
     "absl-py",
+    "isal; platform_machine in 'x86_64 AMD64 aarch64 arm64'",  # fast checksums; without it, zlib's
   ],
   extras_require={
     "test": [

@@ -2,11 +2,13 @@
 
     python benchmarks/checkpoint.py --folder /tmp/checkpoints
 
-1.5 GB of random numbers, which do not compress. Prints one JSON line: medians of --repeats. A save is timed until the
-checkpoint is complete, although training goes on after the first fraction of it.
+1.5 GB of random numbers, which do not compress. Prints one JSON line: of --repeats rounds, each with checksums and
+without, the median, the smallest and the largest number of seconds. A save is timed until the checkpoint is complete,
+although training goes on after the first fraction of it. The fractions are medians over the rounds.
 """
 
 import argparse
+import collections
 import functools
 import json
 import shutil
@@ -57,45 +59,49 @@ def main() -> None:
   options = parser.parse_args()
   state, abstract = make_state(options.layers), make_state(options.layers, abstract=True)
   data = checkpoint.data_state(jax.random.key(0), np.zeros((1, 1)), 0)
-  seconds: dict[str, list[float]] = {"save": [], "restore": [], "save_checksums": [], "restore_checksums": []}
+  seconds: dict[str, list[float]] = collections.defaultdict(list)
+
+  with_checksums = True
 
   def timed(name: str, fn):
     @functools.wraps(fn)
     def run(*arguments, **more):
       start = time.perf_counter()
-      result = fn(*arguments, **more)
-      seconds[name][-1] += time.perf_counter() - start
+      result = fn(*arguments, **more) if with_checksums else None
+      if with_checksums:
+        seconds[name][-1] += time.perf_counter() - start
       return result
 
     return run
 
   checksums.save = timed("save_checksums", checksums.save)
-  checksums.check = timed("restore_checksums", checksums.check)
+  checkpoint.check = timed("restore_checksums", checkpoint.check)
   folder = tempfile.mkdtemp(dir=options.folder)
   try:
     checkpoints = checkpoint.Checkpoints(epath.Path(folder), checkpoint.CheckpointConfig(keep=1, best=0))
-    for _ in range(options.repeats):
-      for values in seconds.values():
-        values.append(0.0)
+    for number in range(2 * options.repeats):
+      with_checksums = number % 2 == 0
+      kind = "" if with_checksums else "_without"
+      if with_checksums:
+        seconds["save_checksums"].append(0.0)
+        seconds["restore_checksums"].append(0.0)
       start = time.perf_counter()
       checkpoints.save(0, state, data, None)
       checkpoints.wait()
-      seconds["save"][-1] = time.perf_counter() - start
+      seconds["save" + kind].append(time.perf_counter() - start)
       start = time.perf_counter()
       restored, _ = checkpoints.restore(abstract, data)
       jax.block_until_ready(restored)
-      seconds["restore"][-1] = time.perf_counter() - start
+      seconds["restore" + kind].append(time.perf_counter() - start)
       del restored
     checkpoints.close()
     size = sum(path.stat().length for path in checksums.walk(epath.Path(folder)).values())
   finally:
     shutil.rmtree(folder)
-  medians = {name: round(statistics.median(values), 3) for name, values in seconds.items()}
-  print(json.dumps({
-    "bytes": size, **medians,
-    "save_fraction": round(medians["save_checksums"] / medians["save"], 3),
-    "restore_fraction": round(medians["restore_checksums"] / medians["restore"], 3),
-  }))  # fmt: skip
+  for name in ("save", "restore"):
+    seconds[f"{name}_fraction"] = [a / b for a, b in zip(seconds[f"{name}_checksums"], seconds[name], strict=True)]
+  spread = lambda values: [round(f(values), 3) for f in (statistics.median, min, max)]  # noqa: E731
+  print(json.dumps({"bytes": size, "crc32": checksums.crc32.__module__} | {k: spread(v) for k, v in seconds.items()}))
 
 
 if __name__ == "__main__":

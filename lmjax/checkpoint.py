@@ -7,10 +7,8 @@ none. The commit itself changes two files that hold times only; their checksums 
 in between, by the next run. A checkpoint is loaded only if it has the files and the contents that were written.
 """
 
-import contextlib
 import dataclasses
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Mapping
@@ -25,6 +23,7 @@ from lmjax.parallel import hosts
 from lmjax.state import TrainState
 from lmjax.utils import checksums, names
 from lmjax.utils.errors import UserError, reason
+from lmjax.utils.fields import Fields
 from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 
@@ -96,8 +95,8 @@ class Checkpoints:
     """Moves checkpoints whose metadata are corrupt aside: Orbax reads those of all before anything else."""
     for path in _steps(self.folder).values():
       try:
-        read_json(path / METRICS)
         check(path, metadata=True)
+        loss_of(path)
         self._finish(path)
       except UserError as error:
         self._move_aside(path, str(error))
@@ -224,6 +223,11 @@ def load(
   return state, step
 
 
+def loss_of(folder: epath.Path) -> float:
+  """Returns the loss of a checkpoint, UNKNOWN if it was not evaluated; raises UserError where it cannot be read."""
+  return Fields(read_json(folder / METRICS), folder / METRICS).number("loss")
+
+
 def parameters(folder: epath.Path) -> Tree:
   """Returns the metadata of a checkpoint's parameters, no value read: shapes, dtypes, shardings."""
   params = ocp.checkpointables_metadata(folder).metadata["state"]["params"]
@@ -241,9 +245,8 @@ def check(folder: epath.Path, metadata: bool = False, part: tuple[int, int] = (0
   """
   if (folder / checksums.NAME).exists():
     return checksums.check(folder, COMMIT_FILES, lambda key: not metadata or "/d/" not in key, part)
-  with contextlib.suppress(OSError, ValueError):
-    if "checksums" in json.loads((folder / METRICS).read_text()):
-      raise UserError(f"{checksums.NAME} is missing")
+  if (folder / METRICS).exists() and "checksums" in read_json(folder / METRICS):
+    raise UserError(f"{checksums.NAME} is missing")
   return 0
 
 

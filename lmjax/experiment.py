@@ -25,6 +25,7 @@ from lmjax.state import Loaded, TrainState, make_frozen, make_init, named_parame
 from lmjax.tasks.base import Base, FrozenModel
 from lmjax.utils import files, trust
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
 
 
@@ -132,18 +133,16 @@ def build(
   Raises:
     UserError: the first invalid value in the config.
   """
-  for key in ("seed", "steps", "batch"):
-    value = settings[key]
-    if isinstance(value, bool) or not isinstance(value, int) or value < (0 if key == "seed" else 1):
-      raise UserError(f"config.{key} is a whole number of at least {0 if key == 'seed' else 1}, not {value!r}")
+  fields = Fields(settings, "", "config.")
+  seed = fields.integer("seed", most=2**63 - 1)
+  steps, batch = (fields.integer(key, least=1) for key in ("steps", "batch"))
   layout = Layout.build(sections.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
   optimizer = sections.build(settings["optim"], "optim", Optimizer)
-  if (batch := settings["batch"]) % optimizer.microbatches:
+  if batch % optimizer.microbatches:
     raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {batch}")
-  every = (evals := dict(settings["evals"])).pop("every", 0)
-  if type(every) is not int or every < 0:
-    raise UserError(f"config.evals.every is a whole number of at least 0, not {every!r}")
-  evaluators = {name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()}
+  evals = fields.section("evals")
+  every = evals.integer("every", 0)
+  evaluators = {key: sections.build(evals.get(key), f"evals.{key}", None, Evaluator) for key in evals.unused()}
   data = sections.build(settings["data"], "data", None, Reader)
   settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it
   data = dataclasses.replace(data, **learned)
@@ -162,20 +161,20 @@ def build(
       raise UserError(f"config.model.{key} is {own:,}, and the data and its tokenizer need {size:,}")
   data = data.for_model(model)
   task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared())
-  carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(settings["batch"])))
-  if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
+  carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(batch)))
+  if optimizer.microbatches > 1 and any(leaf.shape[:1] == (batch,) for leaf in carried):
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
   return Experiment(
-    seed=settings["seed"],
-    steps=settings["steps"],
-    batch=settings["batch"],
+    seed=seed,
+    steps=steps,
+    batch=batch,
     layout=layout,
     start=start,
     data=data,
     tokenizer=tokenizer,
     task=task,
     optimizer=optimizer,
-    transform=sections.build(settings["transform"], "transform", None, ParamTransform, seed=settings["seed"]),
+    transform=sections.build(settings["transform"], "transform", None, ParamTransform, seed=seed),
     evaluators=evaluators,
     evaluate_every=every,
     checkpoint=sections.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),

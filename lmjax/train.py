@@ -28,8 +28,7 @@ from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import EnergyMeter, chip_of
 from lmjax.state import FrozenState, TrainState
-from lmjax.storage.sources import attach_sources
-from lmjax.storage.start import load, with_frozen
+from lmjax.storage.start import attach_sources, load, with_frozen
 from lmjax.tasks.base import Base, Collected, weighted_sum
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean, add

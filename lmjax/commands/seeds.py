@@ -24,6 +24,7 @@ from lmjax.parallel import processes
 from lmjax.train import train
 from lmjax.utils import files
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 
 SCORES = "best.json"  # of the best checkpoint of a run
 
@@ -78,7 +79,8 @@ def _scores(folder: epath.Path) -> dict[str, float]:
     if jax.process_index() == 0:
       files.write(folder / SCORES, json.dumps(scores, indent=2) + "\n")
     return scores
-  return files.read_json(folder / SCORES)
+  fields = Fields(files.read_json(folder / SCORES), folder / SCORES)
+  return {key: fields.number(key) for key in fields.values}
 
 
 def summarize(results: dict[int, dict[str, float]], metric: str) -> dict[str, Any]:

@@ -153,7 +153,7 @@ class ItemFile:
           record = files.parse_json(line)
         except ValueError:
           continue
-        if "item" in record:
+        if type(record.get("item")) is int:
           self.records[record["item"]] = record
           kept.append(line)
     if self._enabled and lines != [*kept, ""]:

@@ -20,10 +20,13 @@ from jax._src import distributed
 from jax._src.clusters.cloud_tpu_cluster import GceTpuCluster
 
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import parse_json
 
 VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
 TIMEOUT = 300.0  # seconds to wait for all processes at the start; LMJAX_TIMEOUT overrides it
 HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as lost
+MESSAGE = 2000  # bytes that a process that connects may send
 EXIT_PEER_LOST = 69  # exit code of the other processes when one is lost
 RESUME = "rerun the same command to resume from the last checkpoint"
 
@@ -143,8 +146,9 @@ def _accept_others(port: int, count: int, deadline: float) -> list[int]:
         continue
       try:
         connection.settimeout(5)
-        connections[json.loads(connection.makefile().readline())["process"]] = connection
-      except (OSError, ValueError, KeyError, TypeError):  # not a process of this run
+        message = Fields(parse_json(connection.makefile("rb").readline(MESSAGE)), "hosts")
+        connections[message.integer("process", least=1, most=count - 1)] = connection
+      except (OSError, ValueError, UserError):  # not a process of this run
         connection.close()
     missing = sorted(set(range(1, count)) - set(connections))
     for connection in connections.values():
@@ -161,7 +165,7 @@ def _announce(host: str, port: int, index: int, deadline: float) -> list[int]:
       with socket.create_connection((host, port), timeout=5) as connection:
         connection.sendall(message.encode())
         connection.settimeout(max(deadline - time.monotonic(), 0) + 10)
-        return json.loads(connection.makefile().readline())
+        return parse_json(connection.makefile("rb").readline(), list)
     except (OSError, ValueError):
       time.sleep(0.2)  # process 0 is not listening yet
   return [0]

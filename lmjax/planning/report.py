@@ -16,7 +16,7 @@ from lmjax.planning.aot import Compiled, Topology, compile_step
 from lmjax.planning.estimate import estimate, executed_flops, stored_bytes
 from lmjax.planning.flops import FORMULA, Flops, train_step_flops
 from lmjax.state import TrainState
-from lmjax.storage.sources import attach_sources
+from lmjax.storage.start import attach_sources
 
 JitStep = Callable[[Experiment, TrainState], Any]  # `lmjax.train.jit_step`
 

@@ -22,12 +22,10 @@ from lmjax.optim import averaged
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import TrainState
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel
-from lmjax.storage.sources import attach_sources
-from lmjax.storage.start import with_frozen
+from lmjax.storage.start import attach_sources, with_frozen
 from lmjax.tasks.base import Task
 from lmjax.utils import checksums, pytree, trust
 from lmjax.utils.errors import UserError
-from lmjax.utils.files import read_json
 from lmjax.utils.pytree import Tree
 
 
@@ -249,7 +247,7 @@ def best_step(workdir: epath.PathLike) -> int:
   for step, folder in checkpoint.folders(workdir).items():
     try:
       checkpoint.check(folder, metadata=True)
-      losses[step] = read_json(folder / checkpoint.METRICS)["loss"]
+      losses[step] = checkpoint.loss_of(folder)
     except UserError as error:
       raise UserError(f"checkpoint: the best is not known: {folder} is corrupt: {error}; give its --step") from error
   if not losses or min(losses.values()) >= checkpoint.UNKNOWN:

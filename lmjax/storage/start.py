@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from etils import epath
 
 from lmjax.experiment import Experiment, Start
 from lmjax.layers.leaves import cast
@@ -123,6 +124,30 @@ def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> Froze
     params = saved.arrays(named, layout)
     report_not_finite(params, frozen.path)
   return FrozenModel(replace_dtype(saved.task, frozen.dtype), params)
+
+
+def attach_sources(
+  run: Experiment, workdir: epath.PathLike | None = None, new: bool = False, abstract: bool = False
+) -> Experiment:
+  """Returns a run with the frozen models of its task, and with `start` at the path where its source lies now.
+
+  A run whose parameters are saved no longer needs what it started from, unless its transform keeps it frozen.
+
+  Args:
+    workdir: the run folder, whose sources.json is checked, or written if the run is new.
+    abstract: load shapes, dtypes and shardings only.
+
+  Raises:
+    UserError: a source is missing or has changed.
+  """
+  sources: dict[str, Start | Frozen] = dict(run.task.frozen())
+  if run.start.path and (new or jax.tree.leaves(run.state(abstract=True).frozen.transform)):
+    sources["start"] = run.start
+  if sources and workdir is not None:
+    sources = dict(names.load("lmjax.storage.sources:recorded")(workdir, sources, new))
+  start = sources.pop("start", run.start)
+  models = {name: load_frozen(frozen, run.layout, abstract) for name, frozen in sources.items()}
+  return dataclasses.replace(run, start=start, models=models)
 
 
 def with_frozen(run: Experiment, state: TrainState) -> TrainState:

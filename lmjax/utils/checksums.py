@@ -6,13 +6,17 @@ in its block, and any other with a probability of 1 - 2^-32.
 
 import concurrent.futures
 import json
-import zlib
 from collections.abc import Callable, Collection
 
 from etils import epath
 
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import is_special, read_json, reading, write
+
+try:
+  from isal.isal_zlib import crc32  # the same numbers as zlib's, ten times as fast
+except ImportError:  # a platform without a wheel of it
+  from zlib import crc32
 
 NAME = "checksums.json"  # {"file:first byte of a block": CRC-32}
 BLOCK, CHUNK = 2**24, 2**20  # bytes of a block, and of a read: a chunk stays in the processor's cache
@@ -85,5 +89,5 @@ def _crc(block: tuple[epath.Path, int]) -> int:
   with reading(block[0]), block[0].open("rb") as file:
     file.seek(block[1])
     while left and (count := file.readinto(buffer[: min(left, CHUNK)])):
-      crc, left = zlib.crc32(buffer[:count], crc), left - count
+      crc, left = crc32(buffer[:count], crc), left - count
   return crc

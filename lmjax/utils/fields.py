@@ -18,12 +18,13 @@ class Fields:
 
   Args:
     values: the object.
-    where: the file, for messages.
+    where: the file, for messages; empty where `parent` says enough, `config.`.
     parent: the keys above this object, `text_config.`.
   """
 
   def __init__(self, values: dict[str, Any], where: object, parent: str = ""):
     self.values, self.where, self._parent = values, where, parent
+    self._at = f"{where}: {parent}" if where else parent
     self.taken: set[str] = set()
 
   def __contains__(self, key: str) -> bool:
@@ -35,7 +36,7 @@ class Fields:
     value = self.values.get(key)
     if value is None:
       if default is REQUIRED:
-        raise UserError(f"{self.where}: {self._parent}{key} is missing")
+        raise UserError(f"{self._at}{key} is missing")
       return default
     return value
 
@@ -70,7 +71,7 @@ class Fields:
     if key in self and not isinstance(value, str):
       raise self.wrong(key, "a string")
     if key in self and choices and value not in choices:
-      raise UserError(f"{self.where}: {self._parent}{key} {value!r} is not supported{did_you_mean(value, choices)}")
+      raise UserError(f"{self._at}{key} {value!r} is not supported{did_you_mean(value, choices)}")
     return value
 
   def sequence(self, key: str, kind: type | tuple[type, ...], default: Any = REQUIRED) -> Any:
@@ -97,4 +98,4 @@ class Fields:
   def wrong(self, key: str, expected: str) -> UserError:
     """Returns the error for a value that is not what it must be."""
     value = one_line(repr(self.values.get(key)), 60)
-    return UserError(f"{self.where}: {self._parent}{key} must be {expected}, not {value}")
+    return UserError(f"{self._at}{key} must be {expected}, not {value}")

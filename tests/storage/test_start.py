@@ -217,9 +217,10 @@ def test_a_source_may_move_and_may_not_change(hf, tmp_path):
 )
 def test_a_record_of_a_source_has_a_path_a_step_and_sizes(changes, tmp_path):
   record = {"path": str(tmp_path), "step": None, "files": {"a": 1}, "sha256": ""} | changes
-  for value in (record, [record], "x", {key: value for key, value in record.items() if key not in changes}):
+  missing = {key: value for key, value in record.items() if key not in changes}
+  for value in (record, [record], "x", *([missing] if "step" in missing else [])):
     (tmp_path / "sources.json").write_text(json.dumps({"start": value}))
-    with pytest.raises(UserError, match=r"sources.json: start must be an object with a path, a step and the sizes"):
+    with pytest.raises(UserError, match=r"sources.json: start(\.\w+)* (must be|is missing)|sources.json: start\.files"):
       check_sources(tmp_path, {"start": Start("nowhere")})
 
 

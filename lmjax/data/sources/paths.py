@@ -7,13 +7,12 @@ remote file is read as a whole, and the last few are cached.
 import fnmatch
 import functools
 import glob
-import gzip
 import mmap
-import zlib
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
+from lmjax.utils import names
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import reading
 
@@ -46,20 +45,24 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
   return paths
 
 
-@functools.lru_cache(maxsize=16)
 def read_bytes(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
   """Returns the content of a file, unzipped and cleaned; the last 16 are cached.
 
   Raises:
-    UserError: the file cannot be read.
+    UserError: the file cannot be read, or became shorter since it was read first.
   """
-  try:
-    with reading(path):
-      if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
-        with open(path, "rb") as file:
-          return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-      data = path.read_bytes()
-      data = gzip.decompress(data) if path.suffix == ".gz" else data
-  except (EOFError, zlib.error) as error:
-    raise UserError(f"{path} cannot be read: {error}") from error
+  data = _read_bytes(path, clean)
+  if isinstance(data, mmap.mmap) and data.size() < len(data):  # the kernel would kill who reads what is gone
+    raise UserError(f"{path} cannot be read: it had {len(data):,} bytes before, and now {data.size():,}; start again")
+  return data
+
+
+@functools.lru_cache(maxsize=16)
+def _read_bytes(path: epath.Path, clean: Clean | None) -> bytes | mmap.mmap:
+  with reading(path):
+    if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
+      with open(path, "rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    zipped = path.suffix == ".gz"
+    data = names.load("lmjax.data.sources.gzipped:unzip")(path) if zipped else path.read_bytes()
   return clean(data) if clean else data

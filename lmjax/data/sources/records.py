@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import functools
 import importlib
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from lmjax.data.sources.indexed import MAX_DOCUMENT, Lines, expand_paths
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError, did_you_mean, one_line, reason
-from lmjax.utils.files import parse_json, reading
+from lmjax.utils.files import parse_json, read_bytes, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,13 +163,16 @@ def check_features(folder: epath.PathLike) -> None:
   """Raises UntrustedError where a dataset names classes that are not TFDS's own: TFDS would import them."""
   names: list[Any] = []
 
-  def collect(values: dict[str, Any]) -> None:
-    names.extend(value for key, value in values.items() if key in ("pythonClassName", "python_class_name", "type"))
+  def collect(values: list[tuple[str, Any]]) -> dict[str, Any]:
+    names.extend(value for key, value in values if key in ("pythonClassName", "python_class_name", "type"))
+    return dict(values)
 
   for level in range(4):  # the folder of a version, a configuration, a dataset, of all datasets
     for file in () if trust.ALL in trust.trusted() else epath.Path(folder).glob("*/" * level + "features.json"):
-      with contextlib.suppress(ValueError):  # TFDS reports what is not JSON
-        json.loads(file.read_text(), object_hook=collect)
+      try:
+        parse_json(read_bytes(file), make=collect)
+      except ValueError as error:
+        raise UserError(f"{file} {error}") from error
       for name in names:
         if isinstance(name, str) and not name.startswith("tensorflow_datasets."):
           raise trust.UntrustedError(f"{file} names {one_line(name, 100)!r}, which is not TFDS's own; {trust.ADVICE}")

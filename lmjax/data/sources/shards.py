@@ -144,11 +144,8 @@ def check_sums(folder: epath.PathLike) -> None:
 
 def digest(path: epath.Path) -> str:
   """Returns the SHA-256 of a file."""
-  sha256 = hashlib.sha256()
   with reading(path), path.open("rb") as file:
-    while block := file.read(2**22):
-      sha256.update(block)
-  return sha256.hexdigest()
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @functools.lru_cache(maxsize=512)

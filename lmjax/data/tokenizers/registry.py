@@ -13,7 +13,8 @@ from etils import epath
 
 from lmjax.data.tokenizers.base import Bytes, Tokenizer
 from lmjax.utils import names, trust
-from lmjax.utils.errors import UserError, did_you_mean, one_line, reason
+from lmjax.utils.errors import UserError, did_you_mean, reason
+from lmjax.utils.fields import Fields
 from lmjax.utils.files import read_json
 
 
@@ -111,9 +112,8 @@ def load(path: epath.PathLike) -> Tokenizer:
   trust.check_links(path, *files)
   try:
     if "kind.json" in files:
-      file, kind = files["kind.json"], read_json(files["kind.json"]).get("kind")
-      if not isinstance(kind, str):
-        raise UserError(f"{file}: kind must be a string, not {one_line(repr(kind), 60)}")
+      file = files["kind.json"]
+      kind = Fields(read_json(file), file).text("kind")
       return trust.load(trust.mark(names.current(kind), file), "kind", Tokenizer).load(path)
     for patterns, loader in FILES:
       needed = [next((file for name, file in files.items() if fnmatch(name, p)), None) for p in patterns]

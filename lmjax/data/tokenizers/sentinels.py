@@ -10,8 +10,8 @@ from etils import epath
 
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer, write_file
-from lmjax.utils import files
-from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
+from lmjax.utils.files import read_json
 
 MOST = 2**20  # sentinels
 
@@ -88,7 +88,5 @@ class Sentinels:
 
   @classmethod
   def load(cls, folder: epath.Path) -> "Sentinels":
-    number = files.read_json(folder / "kind.json").get("sentinels")
-    if type(number) is not int or not 0 <= number <= MOST:
-      raise UserError(f"{folder / 'kind.json'}: sentinels must be a whole number from 0 to {MOST:,}")
+    number = Fields(read_json(folder / "kind.json"), folder / "kind.json").integer("sentinels", most=MOST)
     return cls(registry.load(folder / "inner"), number)

@@ -13,6 +13,7 @@ from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import write_file
 from lmjax.utils import files, names
 from lmjax.utils.errors import UserError
+from lmjax.utils.fields import Fields
 
 PATTERNS = {"words": r"\w+(?:['’]\w+)?|[^\w\s]", "spaces": r"\S+|\n"}
 SPECIAL = ("<S>", "</S>", "<unk>")
@@ -82,14 +83,11 @@ class Words:
     values = files.read_json(file)
     if "split_by" not in values:  # format 1
       values = names.load("lmjax.utils.renames:section")(values, "data.tokenizer")
-    words, split_by = values.get("vocabulary"), values.get("split_by", "words")
-    ids = [values.get(key, default) for key, default in IDS]
-    if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
-      raise UserError(f"{file}: vocabulary must be a list of strings")
-    if split_by not in list(PATTERNS):
-      raise UserError(f"{file}: split_by must be one of {', '.join(PATTERNS)}")
-    if not all(type(number) is int and 0 <= number < len(words) for number in ids):
-      raise UserError(f"{file}: start, end and unknown must be ids of the {len(words):,} words")
+    fields = Fields(values, file)
+    words, split_by = fields.sequence("vocabulary", str), fields.text("split_by", "words", tuple(PATTERNS))
+    ids = [fields.integer(key, default, most=len(words) - 1) for key, default in IDS]
+    if max(ids) >= len(words):  # a default
+      raise UserError(f"{file}: vocabulary has {len(words):,} words, and start, end and unknown are among them")
     return cls(tuple(words), split_by, *ids)
 
 

@@ -4,7 +4,6 @@ import ast
 import csv
 import dataclasses
 import functools
-import gzip
 import importlib
 import io
 import os
@@ -14,13 +13,13 @@ from typing import Any
 
 from etils import epath
 
+from lmjax.data.sources.gzipped import unzip
 from lmjax.evals.suites import beliefs
 from lmjax.evals.suites.task_files import FOLDER, TaskFile
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, reason
 
 FEWSHOT_SEED = 1234  # of lm-evaluation-harness
-LARGEST = 1 << 30  # bytes of a data file
 
 Doc = dict[str, Any]
 
@@ -251,17 +250,7 @@ def _path(task: TaskFile, name: str, data: str | None) -> epath.Path:
 
 
 def _content(file: epath.Path) -> bytes:
-  data = files.read_bytes(file)
-  if file.suffix != ".gz":
-    return data
-  try:
-    with gzip.open(io.BytesIO(data)) as stream:
-      content = stream.read(LARGEST + 1)
-  except (OSError, EOFError) as error:
-    raise UserError(f"{file} is not a gzip file that can be read: {reason(error)}") from error
-  if len(content) > LARGEST:
-    raise UserError(f"{file} is larger than {LARGEST:,} bytes when it is decompressed")
-  return content
+  return unzip(file) if file.suffix == ".gz" else files.read_bytes(file)
 
 
 def _read(task: TaskFile, file: epath.Path) -> list[Doc]:
