@@ -54,6 +54,7 @@ class Start:
         raise ValueError(f"{name}: {getattr(self, name)!r} is not a regular expression: {error}") from error
 
 
+MOST_ROWS = 2**20  # of a batch: each has a stream of its own, and more would fill the memory before the first step
 SECTIONS: dict[str, type] = {"optim": Optimizer, "start": Start}  # of a config, whose class is always the same
 
 
@@ -135,7 +136,7 @@ def build(
   """
   fields = Fields(settings, "", "config.")
   seed = fields.integer("seed", most=2**63 - 1)
-  steps, batch = (fields.integer(key, least=1) for key in ("steps", "batch"))
+  steps, batch = fields.integer("steps", least=1), fields.integer("batch", least=1, most=MOST_ROWS)
   layout = Layout.build(sections.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
   optimizer = sections.build(settings["optim"], "optim", Optimizer)
   if batch % optimizer.microbatches:

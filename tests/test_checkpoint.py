@@ -212,6 +212,22 @@ def test_metrics_that_changed_do_not_choose_thebest_step(run):
     best_step(run)
 
 
+@pytest.mark.parametrize(
+  "metrics", ["5", "[]", "{", '{"checksums": 1}', '{"loss": null}', '{"loss": "2"}', '{"loss": NaN}', '{"loss": true}']
+)
+def test_metrics_that_are_none_are_corrupt(run, metrics, capsys):
+  """Of a checkpoint without checksums, as an older version or somebody else writes it."""
+  (run / "checkpoints" / "2" / "checksums.json").unlink()
+  (run / "checkpoints" / "2" / "metrics" / "metrics").write_text(metrics)
+  with pytest.raises(UserError, match="the best is not known"):
+    best_step(run)
+  assert newest(run) in (1, 2) and "Traceback" not in capsys.readouterr().err
+  said = []
+  checkpoints = checkpoint.Checkpoints(run, say=said.append)
+  assert checkpoints.steps() == [1] and "2 is corrupt, moved to" in said[0]
+  checkpoints.close()
+
+
 @pytest.mark.parametrize("killed", ["before the checksums", "before the commit", "after the commit"])
 def test_a_kill_around_the_commit_loses_and_accepts_nothing(run, killed, monkeypatch):
   checkpoints = checkpoint.Checkpoints(run)

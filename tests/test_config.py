@@ -108,6 +108,7 @@ def test_names_that_do_not_resolve(name, words):
       ["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.model.mlp=9223372036854775808"],
       "is too large",
     ),
+    (["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.batch=99999999"], "config.batch must be"),
     (["train", "--config", "configs/text.py:files=a\0/*", "--workdir", "W"], "no file matches"),
     (["generate", "--workdir", "nowhere", "--prompt", "x"], "nowhere does not exist"),
     (["generate", "--workdir", "nowhere"], "--prompt"),

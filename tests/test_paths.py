@@ -10,7 +10,7 @@ import pytest
 from etils import epath
 from etils.epath import backend
 
-from lmjax import config, experiment, logs
+from lmjax import checkpoint, config, experiment, logs
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.records import JsonLines, Parquet
@@ -18,6 +18,8 @@ from lmjax.data.sources.shards import Prepared, check_sums
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import base, registry
+from lmjax.utils import checksums
+from lmjax.utils.errors import UserError
 
 
 @pytest.fixture
@@ -48,6 +50,32 @@ def test_a_run_folder_elsewhere(bucket):
   assert json.loads((bucket / "run" / "summary.json").read_text()) == {"steps": 3}
   assert (bucket / "run" / "loss.png").read_bytes().startswith(b"\x89PNG")
   assert "x:3" in (bucket / "run" / "debug.log").read_text()
+
+
+def test_a_checkpoint_elsewhere(bucket, tmp_path, monkeypatch):
+  """Each file has checksums there, of all its blocks; a flipped bit and a missing or added file are noticed."""
+  monkeypatch.setattr(checksums, "BLOCK", 1000)
+  made = {"state/d/0": 5432, "state/d/1": 1, "metrics/metrics": 20, "_METADATA": 0, "state/ocdbt.process_1/d/2": 999}
+  step = bucket / "checkpoints" / "1"
+  for name, size in made.items():
+    (step / name).parent.mkdir(parents=True, exist_ok=True)
+    (step / name).write_bytes(np.random.default_rng(size).bytes(size))
+  checksums.save(step)
+  assert checkpoint.check(step) == 6 + 4
+  for name, size in made.items():
+    content = (step / name).read_bytes()
+    for changed in (content[:-1] + bytes([content[-1] ^ 4]) if size else b"1", content + b"0"):
+      (step / name).write_bytes(changed)
+      with pytest.raises(UserError, match=name):
+        checkpoint.check(step)
+    (step / name).unlink()
+    with pytest.raises(UserError, match=f"{name} is missing"):
+      checkpoint.check(step)
+    (step / name).write_bytes(content)
+  assert checkpoint.check(step) == 10
+  (step / "state" / "more").write_bytes(b"")
+  with pytest.raises(UserError, match="state/more is"):
+    checkpoint.check(step)
 
 
 def test_text_elsewhere(bucket):

@@ -181,6 +181,13 @@ def test_datasets_name_no_code(tmp_path):
         records.check_features(tmp_path)
       with trust.trusting(trust.ALL):
         records.check_features(tmp_path)
+  for content in ('{"a":', "[1]", '{"type": "os.path", "a":', "[" * 10**5, '{"a": "\\ud800"}'):
+    (tmp_path / "features.json").write_text(content)
+    with pytest.raises(UserError, match="features.json is"):
+      records.check_features(tmp_path)
+  (tmp_path / "features.json").write_text('{"type": "os.path", "type": "tensorflow_datasets.core"}')
+  with pytest.raises(trust.UntrustedError):
+    records.check_features(tmp_path)
 
 
 def test_arrays_of_an_hdf5_file_are_its_own(tmp_path):

@@ -4,6 +4,23 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from etils import epath
+
+from lmjax.utils.errors import UserError
+from lmjax.utils.files import reading
+
+
+def mapped(file: epath.PathLike, dtype: Any, offset: int, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns an array of a file, mapped and not yet read.
+
+  Raises:
+    UserError: the file cannot be read, or ends before the array does: it was as long when its header was read.
+  """
+  with reading(file):
+    try:
+      return np.memmap(file, dtype, "r", offset, shape)
+    except ValueError as error:
+      raise UserError(f"{file} became shorter while it was read; restore it") from error
 
 
 class LazyTensor:

@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from lmjax.storage.lazy import mapped
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.fields import Fields
@@ -79,7 +80,7 @@ class Tensors:
     file, dtype, shape, offset = self._entries[name]
     if not math.prod(shape):
       return np.zeros(shape, dtype)
-    return np.memmap(file, dtype, "r", offset, shape)
+    return mapped(file, dtype, offset, shape)
 
 
 def owners_of(index: epath.Path) -> dict[str, str]:

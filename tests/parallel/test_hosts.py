@@ -60,7 +60,22 @@ def test_a_missing_coordinator_is_named(address):
   assert "missing: process 0" in messages[1]
 
 
-@pytest.mark.parametrize("line", [b"", b"GET / HTTP/1.1\n", b"7\n", b"{}\n"])
+@pytest.mark.parametrize(
+  "line",
+  [
+    b"",
+    b"GET / HTTP/1.1\n",
+    b"7\n",
+    b"{}\n",
+    b'{"process": "1"}\n',
+    b'{"process": 2}\n',
+    b'{"process": 0}\n',
+    b'{"process": [1]}\n',
+    b'{"process": true}\n',
+    b"[" * 5000 + b"\n",
+    b"\xff\n",
+  ],
+)
 def test_another_client_of_the_port_does_not_count(address, line):
   host, _, port = address.rpartition(":")
 

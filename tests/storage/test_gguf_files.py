@@ -2,6 +2,8 @@
 
 import dataclasses
 import errno
+import os
+import shutil
 import struct
 import sys
 import time
@@ -114,6 +116,17 @@ def test_what_lmjax_does_not_have_is_named(case, tmp_path):
   tensors, metadata, message = REFUSED[case]
   file = make_file(tmp_path / "a.gguf", "llama")
   assert message in refusal(rewrite(file, tmp_path / "b.gguf", metadata, tensors))
+
+
+def test_a_file_that_becomes_shorter_ends_in_a_line(files, tmp_path):
+  """After its header was read; the kernel would kill a process that reads what is no longer there."""
+  for number, file in enumerate([*files.values()][:2]):
+    copy = shutil.copy(file, tmp_path / f"{number}.gguf")
+    parameters = storage.open(copy).parameters()
+    os.truncate(copy, os.path.getsize(copy) - 40_000)
+    with pytest.raises(UserError, match="became shorter while it was read"):
+      for parameter in parameters.values():
+        np.asarray(parameter)
 
 
 def test_folders_with_one_file(files, tmp_path):

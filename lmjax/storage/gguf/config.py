@@ -11,6 +11,7 @@ from lmjax.models import decoder
 from lmjax.storage.gguf.file import GGUF, Deferred, package
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.weights import unembedding
+from lmjax.storage.lazy import mapped
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 
@@ -183,7 +184,7 @@ def _is_tied(gguf: GGUF) -> bool:
   table, output = gguf.tensors["token_embd.weight"], gguf.tensors.get("output.weight")
   if output is None or (output.kind, output.shape) != (table.kind, table.shape):
     return output is None
-  raw = [np.memmap(tensor.file, np.uint8, "r", tensor.offset, (tensor.bytes,)) for tensor in (table, output)]
+  raw = [mapped(tensor.file, np.uint8, tensor.offset, (tensor.bytes,)) for tensor in (table, output)]
   block = 2**24  # most tables differ in their first bytes
   return all(np.array_equal(raw[0][i : i + block], raw[1][i : i + block]) for i in range(0, table.bytes, block))
 

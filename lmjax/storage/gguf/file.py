@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from lmjax.storage.lazy import mapped
 from lmjax.utils.errors import UserError, one_line, reason
 from lmjax.utils.files import reading
 
@@ -255,8 +256,8 @@ def _is_readable(kind: str) -> bool:
 
 def _dequantize(tensor: Tensor) -> np.ndarray:
   if tensor.kind in DTYPES:
-    return np.memmap(tensor.file, DTYPES[tensor.kind], "r", tensor.offset, tensor.shape)
+    return mapped(tensor.file, DTYPES[tensor.kind], tensor.offset, tensor.shape)
   rows = (*tensor.shape[:-1], tensor.bytes // math.prod(tensor.shape[:-1]))
-  raw = np.memmap(tensor.file, np.uint8, "r", tensor.offset, rows)
+  raw = mapped(tensor.file, np.uint8, tensor.offset, rows)
   with np.errstate(all="ignore"):  # a scale may be infinite, in a corrupt file
     return package().quants.dequantize(raw, package().constants.GGMLQuantizationType[tensor.kind])

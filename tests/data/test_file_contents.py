@@ -1,0 +1,69 @@
+"""Files of data that expand without end, or become shorter while they are read: one line, and a process that lives."""
+
+import gzip
+import json
+
+import pytest
+from etils import epath
+
+from lmjax.data.sources import gzipped
+from lmjax.data.sources.conll import Conll
+from lmjax.data.sources.labelled import JsonTable, Table
+from lmjax.data.sources.pairs import JsonPairs
+from lmjax.data.sources.records import JsonLines
+from lmjax.data.sources.squad import Squad
+from lmjax.data.sources.text import TextFiles
+from lmjax.evals.suites import items
+from lmjax.utils.errors import UserError
+
+SOURCES = {
+  "text": lambda path: TextFiles(path, "line"), "lines": JsonLines, "table": Table, "objects": JsonTable,
+  "pairs": JsonPairs, "words": Conll, "questions": Squad, "suite": lambda path: items._content(epath.Path(path)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_what_expands_without_end_is_refused(name, tmp_path, monkeypatch):
+  monkeypatch.setattr(gzipped, "SMALL", 10_000)
+  file = tmp_path / "a.tsv.gz"
+  file.write_bytes(gzip.compress(b" " * 10**7))  # a thousandth of it, in one line
+  with pytest.raises(UserError, match=r"a.tsv.gz expands to more than \d+,\d+ bytes, which are more than 50 times"):
+    len(SOURCES[name](str(file)))
+
+
+def test_what_is_small_or_expands_as_text_does_is_read(tmp_path, monkeypatch):
+  file = tmp_path / "a.txt.gz"
+  file.write_bytes(gzip.compress(b"x" * 10**6))
+  assert TextFiles(str(file), "line")[0] == "x" * 10**6
+  monkeypatch.setattr(gzipped, "SMALL", 10)
+  text = "".join(json.dumps({"number": i}) for i in range(1000))
+  (tmp_path / "b.txt.gz").write_bytes(gzip.compress(text.encode()))
+  assert TextFiles(str(tmp_path / "b.txt.gz"), "line")[0] == text
+
+
+@pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"text" * 999)[:-9], gzip.compress(b"text")[:-2]])
+def test_what_is_no_gzip_file_is_refused(content, tmp_path):
+  (tmp_path / "a.txt.gz").write_bytes(content)
+  source = TextFiles(str(tmp_path / "a.txt.gz"), "line")
+  if not content:
+    assert len(gzipped.unzip(epath.Path(tmp_path / "a.txt.gz"))) == 0
+    return
+  with pytest.raises(UserError, match="a.txt.gz cannot be read"):
+    len(source)
+
+
+@pytest.mark.parametrize("size", [0, 1, 5000])
+def test_a_file_that_becomes_shorter_ends_in_a_line(size, tmp_path):
+  """The kernel would kill a process that reads what is no longer there."""
+  file = tmp_path / "a.txt"
+  file.write_text("0123456789\n" * 10_000)
+  source = TextFiles(str(file), "line")
+  assert source[9999] == "0123456789\n"
+  with open(file, "r+b") as opened:
+    opened.truncate(size)
+  for number in (9999, 0):
+    with pytest.raises(UserError, match=rf"a.txt cannot be read: it had 110,000 bytes before, and now {size:,}"):
+      source[number]
+  with open(file, "ab") as opened:
+    opened.write(b"0123456789\n" * 20_000)
+  assert source[0].startswith("0123456789"[:size]), "a longer one is read"
