@@ -39,7 +39,7 @@ setup(
     "rich",
     "matplotlib",
     "absl-py",
-    "isal; platform_machine in 'x86_64 AMD64 aarch64 arm64'",  # fast checksums; without it, zlib's
+    "xxhash",
   ],
   extras_require={
     "test": [
