@@ -41,6 +41,11 @@ SHAPES = {
   "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT,
   "electra": BERT | dict(embedding_size=16), "albert": BERT | dict(embedding_size=16),
   "distilbert": dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F, max_position_embeddings=30),
+  "deberta-v2": BERT | dict(relative_attention=True, position_buckets=4, max_relative_positions=10,
+                            position_biased_input=False, pos_att_type=["p2c", "c2p"], share_att_key=True,
+                            norm_rel_ebd="layer_norm", pad_token_id=0),
+  "modernbert": BERT | dict(local_attention=6, pad_token_id=0, cls_token_id=1, sep_token_id=2,
+                            bos_token_id=1, eos_token_id=2),
   "t5": T5, "mt5": T5, "bart": BART, "marian": BART,
 }  # fmt: skip
 
