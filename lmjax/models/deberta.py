@@ -4,7 +4,7 @@ He et al. (2021), arXiv:2006.03654 and arXiv:2111.09543.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import jax
@@ -17,7 +17,7 @@ from lmjax.layers.einsum import Einsum, Embed
 from lmjax.layers.kernels import dispatch
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.mlp import Mlp
-from lmjax.layers.norms import NORMS
+from lmjax.layers.norms import LayerNorm
 from lmjax.layers.stack import Stack
 from lmjax.models import encoder
 from lmjax.models.base import Hidden, Table, positions_of
@@ -153,7 +153,7 @@ class DeBERTa(nn.Module):
     """
     c, ids_BxL, positions_BxL = self.config, batch["inputs"], positions_of(batch)
     dtype = jnp.dtype(c.dtype)
-    norm: Callable[..., nn.Module] = partial(NORMS["layer"], epsilon=c.epsilon)
+    norm = partial(LayerNorm, epsilon=c.epsilon)
     x_BxLxD = Embed(c.vocabulary, c.width, name="embed")(ids_BxL, dtype)
     if c.positions:
       x_BxLxD += Embed(c.length, c.width, axis="positions", name="positions")(positions_BxL, dtype)
