@@ -128,9 +128,9 @@ class DisentangledAttention(nn.Module):
   def _numbers(self, positions_BxL: jax.Array) -> jax.Array:
     """Returns the row of every distance between two tokens, [B, 1, L, M]."""
     c = self.config
-    table = jnp.asarray(buckets_of(np.arange(positions_BxL.shape[1]), c.buckets, c.max_distance))
+    by_distance = jnp.asarray(buckets_of(np.arange(positions_BxL.shape[1]), c.buckets, c.max_distance))
     distance_BxLxM = positions_BxL[:, :, None] - positions_BxL[:, None, :]
-    bucket_BxLxM = jnp.sign(distance_BxLxM) * jnp.take(table, jnp.abs(distance_BxLxM), mode="clip")
+    bucket_BxLxM = jnp.sign(distance_BxLxM) * jnp.take(by_distance, jnp.abs(distance_BxLxM), mode="clip")
     return jnp.clip(bucket_BxLxM + c.span, 0, 2 * c.span - 1)[:, None]
 
 

@@ -69,7 +69,7 @@ class TwoSidedAttention(Attention):
 
 
 class ModernBERT(nn.Module):
-  """A bidirectional transformer whose first layer has no norm before its attention, since embeddings have theirs.
+  """A bidirectional transformer whose first layer has no norm before its attention: embeddings are normalized.
 
   Parameters: `embed`, `embed_norm`, `layers_0`, `layers_1`, ..., `norm`, `unembed` (if not tied).
   """

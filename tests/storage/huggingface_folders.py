@@ -96,6 +96,7 @@ def write_without_scores(path: pathlib.Path, kind: str, ending: str = "Model") -
   """Writes a model that scores no tokens: a base model, or with the ending EncoderModel the encoder of a T5."""
   write_model(path, kind, tie_word_embeddings=False)
   left_out = ("lm_head.", "embed_out.", "cls.", "vocab_", "generator_", "predictions.", "final_")
+  left_out += ("head.", "decoder.weight", "decoder.bias")  # of ModernBERT
   left_out += ("decoder.",) if ending == "EncoderModel" else ()
   tensors = {name: array for name, array in tensors_of(path).items() if not name.startswith(left_out)}
   return write_tensors(path, tensors, architectures=[FAMILIES[kind].hf_prefix + ending])

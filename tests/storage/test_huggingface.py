@@ -9,6 +9,7 @@ from lmjax import storage
 from lmjax.commands.convert import check
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
+from lmjax.models.deberta import buckets_of
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.storage.huggingface.folder import task_of
@@ -209,6 +210,26 @@ def test_outputs_and_files_are_those_of_transformers(case, tmp_path):
   assert all(value.equal(state[name]) for name, value in model.state_dict().items())
   for key, value in hf_outputs(again.eval()).items():  # sums may be grouped otherwise: the last bits differ
     np.testing.assert_allclose(value, wanted[key], atol=1e-6 * max(np.abs(value).max(), 1))
+
+
+def test_the_new_head_of_deberta_has_the_scores_of_transformers(tmp_path):
+  model = hf_model("deberta-v3", legacy=False)
+  model.save_pretrained(tmp_path)
+  assert any(name.startswith("lm_predictions.") for name in Tensors(tmp_path))
+  wanted, output = hf_outputs(model)["logits"], lmjax_outputs(huggingface.load(tmp_path))["logits"]
+  np.testing.assert_allclose(np.asarray(output)[VALID], wanted[VALID], atol=1e-5)
+
+
+def test_buckets_of_distances_are_those_of_transformers():
+  """Of the published shapes, and of others; rounding at their edges included."""
+  import torch
+  from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+  distances = np.arange(2000)
+  for buckets, farthest in ((256, 512), (4, 10), (5, 9), (32, 128), (2, 3), (256, 1024)):
+    wanted = make_log_bucket_position(torch.arange(2000), buckets, farthest).long().clamp(max=buckets).numpy()
+    mine = np.minimum(buckets_of(distances, buckets, farthest), buckets)
+    np.testing.assert_array_equal(mine, wanted, err_msg=f"{buckets} {farthest}")
 
 
 @pytest.mark.parametrize("case", HEADS)

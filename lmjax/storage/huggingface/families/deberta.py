@@ -83,7 +83,7 @@ DEBERTA = Family(
   write=lambda c: _write(c) | dict(type_vocab_size=c.token_types),
   weights=_weights, heads=lambda c: HEADS, prefix={"": "deberta."}, pooling="first", head_activation="gelu",
   unembed="cls.predictions.decoder.weight", unembed_bias="cls.predictions.decoder.bias",
-  copies={f"lm_predictions.lm_head.{new}": f"cls.predictions.{old}" for new, old in NEW_HEAD.items()},
+  renamed={f"lm_predictions.lm_head.{new}": f"cls.predictions.{old}" for new, old in NEW_HEAD.items()},
   irrelevant="attention_probs_dropout_prob hidden_dropout_prob pooler_dropout cls_dropout legacy conv_act conv_groups",
   only=dict(is_encoder_decoder=(False,), conv_kernel_size=(0,), pooler_hidden_act=("gelu",), is_decoder=(False,)),
   ignore_suffixes=(
