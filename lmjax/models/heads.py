@@ -18,13 +18,14 @@ class MaskedLMHead(nn.Module):
   activation: str = "gelu"
   epsilon: float = 1e-12
   embedding: int | None = None  # the width of the table; None is that of the vectors
+  bias: bool = True  # of dense layer and norm
 
   @nn.compact
   def __call__(self, x_BxPxD: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns the vectors to score [B, P, D] and the bias of the tokens [V padded]."""
     sizes = {"D": x_BxPxD.shape[-1], "E": self.embedding or x_BxPxD.shape[-1]}
-    x_BxPxD = ACTIVATIONS[self.activation](Einsum("BLD,DE->BLE", sizes, name="dense")(x_BxPxD))
-    return NORMS["layer"](epsilon=self.epsilon, name="norm")(x_BxPxD), _vocabulary_bias(self, self.vocabulary)
+    x_BxPxD = ACTIVATIONS[self.activation](Einsum("BLD,DE->BLE", sizes, self.bias, name="dense")(x_BxPxD))
+    return NORMS["layer"](self.epsilon, self.bias, name="norm")(x_BxPxD), _vocabulary_bias(self, self.vocabulary)
 
 
 class Classifier(nn.Module):
@@ -70,8 +71,7 @@ class Softmax(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> Table:
     """Returns the table [V padded, D] and the bias [V padded] for vectors [..., D]."""
-    width = x.shape[-1]
-    table = Embed(self.vocabulary, width, deviation=width**-0.5, name="words").table
+    table = Embed(self.vocabulary, x.shape[-1], deviation=x.shape[-1] ** -0.5, name="words").table
     return Table(table, _vocabulary_bias(self, self.vocabulary))
 
 

@@ -48,8 +48,9 @@ class MaskedLM(Base):
   def heads(self) -> dict[str, nn.Module]:
     c = self.model.config
     activation = self.activation or c.activation
+    bias = getattr(c, "bias", True)  # a ModernBERT has none
     heads: dict[str, nn.Module] = {
-      "masked_lm": MaskedLMHead(c.vocabulary, activation, c.epsilon, c.embedding, parent=None)
+      "masked_lm": MaskedLMHead(c.vocabulary, activation, c.epsilon, c.embedding, bias, parent=None)
     }
     return heads | ({"next_sentence": Classifier(2, parent=None)} if self.next_sentence else {})
 

@@ -41,6 +41,11 @@ SHAPES = {
   "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT,
   "electra": BERT | dict(embedding_size=16), "albert": BERT | dict(embedding_size=16),
   "distilbert": dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F, max_position_embeddings=30),
+  "deberta-v2": BERT | dict(relative_attention=True, position_buckets=4, max_relative_positions=10,
+                            position_biased_input=False, pos_att_type=["p2c", "c2p"], share_att_key=True,
+                            norm_rel_ebd="layer_norm", pad_token_id=0),
+  "modernbert": BERT | dict(local_attention=6, pad_token_id=0, cls_token_id=1, sep_token_id=2,
+                            bos_token_id=1, eos_token_id=2),
   "t5": T5, "mt5": T5, "bart": BART, "marian": BART,
 }  # fmt: skip
 
@@ -91,6 +96,7 @@ def write_without_scores(path: pathlib.Path, kind: str, ending: str = "Model") -
   """Writes a model that scores no tokens: a base model, or with the ending EncoderModel the encoder of a T5."""
   write_model(path, kind, tie_word_embeddings=False)
   left_out = ("lm_head.", "embed_out.", "cls.", "vocab_", "generator_", "predictions.", "final_")
+  left_out += ("head.", "decoder.weight", "decoder.bias")  # of ModernBERT
   left_out += ("decoder.",) if ending == "EncoderModel" else ()
   tensors = {name: array for name, array in tensors_of(path).items() if not name.startswith(left_out)}
   return write_tensors(path, tensors, architectures=[FAMILIES[kind].hf_prefix + ending])

@@ -16,7 +16,7 @@ CORPUS = [*TEXTS, "The quick brown fox jumps over the lazy dog, and the dog is n
 BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 FAMILIES = (
   "bert", "distilbert", "gpt2", "qwen2", "roberta", "openai-gpt", "t5", "xlm-roberta", "camembert", "llama", "gemma",
-  "mt5", "byt5", "bart", "electra", "albert",
+  "mt5", "byt5", "bart", "electra", "albert", "deberta-v2",
 )  # fmt: skip
 CLASSES = {
   "bert": "BertTokenizer", "distilbert": "DistilBertTokenizer", "gpt2": "GPT2Tokenizer", "qwen2": "Qwen2Tokenizer",
@@ -24,6 +24,7 @@ CLASSES = {
   "xlm-roberta": "XLMRobertaTokenizer", "camembert": "CamembertTokenizer", "llama": "LlamaTokenizer",
   "gemma": "GemmaTokenizer", "mt5": "T5Tokenizer", "byt5": "ByT5Tokenizer", "bart": "BartTokenizer",
   "electra": "ElectraTokenizer", "albert": "AlbertTokenizer",
+  "deberta-v2": "DebertaV2Tokenizer",
 }  # fmt: skip
 SPECIAL = {
   "gpt2": ["<|endoftext|>"], "qwen2": ["<|endoftext|>"], "roberta": ["<s>", "<pad>", "</s>", "<unk>", "<mask>"],
@@ -51,6 +52,13 @@ MODELS = {
   "albert": (
     "spiece.model",
     UNIGRAM | dict(pad_id=0, unk_id=1, bos_id=-1, eos_id=-1, control_symbols=["[CLS]", "[SEP]", "[MASK]"]),
+  ),
+  "deberta-v2": (
+    "spm.model",
+    UNIGRAM
+    | dict(
+      pad_id=0, bos_id=1, eos_id=2, unk_id=3, pad_piece="[PAD]", bos_piece="[CLS]", eos_piece="[SEP]", unk_piece="[UNK]"
+    ),
   ),
   "camembert": ("sentencepiece.bpe.model", UNIGRAM | dict(unk_id=0, bos_id=1, eos_id=2)),
   "llama": ("tokenizer.model", LLAMA),

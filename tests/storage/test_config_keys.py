@@ -27,6 +27,7 @@ CLASSES = {
   "roberta": "RobertaForMaskedLM", "distilbert": "DistilBertForMaskedLM", "t5": "T5ForConditionalGeneration",
   "xlm-roberta": "XLMRobertaForMaskedLM", "camembert": "CamembertForMaskedLM", "mt5": "MT5ForConditionalGeneration",
   "bart": "BartForConditionalGeneration", "marian": "MarianMTModel",
+  "deberta-v2": "DebertaV2ForMaskedLM", "modernbert": "ModernBertForMaskedLM",
   "electra": "ElectraForMaskedLM", "albert": "AlbertForMaskedLM",
 }  # fmt: skip
 ACTIVATIONS = ("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast", "relu", "silu", "swish", "tanh", "quick_gelu",
@@ -60,6 +61,9 @@ VALUES = {
   "attn_logit_softcapping": (1.0, None), "final_logit_softcapping": (1.0, None), "query_pre_attn_scalar": (9,),
   "use_bidirectional_attention": (True,), "hidden_activation": ACTIVATIONS[4:9], "word_embed_proj_dim": (16,),
   "embedding_multiplier": (2, 0.5), "logits_scaling": (2, 0.5), "original_max_position_embeddings": (4,),
+  "classifier_pooling": ("mean",), "classifier_activation": ("relu",), "pos_att_type": (["c2p"], "p2c", [], None),
+  "position_buckets": (2, 0, -1), "max_relative_positions": (3, 6, -1), "norm_rel_ebd": ("none",),
+  "pooler_hidden_act": ("relu",),
   "output_attentions": (), "is_gated_act": (), "model_type": (), "return_dict": (),
 }  # fmt: skip
 # Keys that transformers reads although its config classes do not list them.
@@ -77,6 +81,9 @@ MORE = {
   "gemma": dict(hidden_activation=("relu",)), "gemma2": dict(hidden_act=("relu",), rope_theta=(50.0,)),
   "gemma3_text": dict(rope_local_base_freq=(50.0,), rope_theta=(50.0,), sliding_window_pattern=(1,),
                       rope_scaling=(dict(rope_type="linear", factor=3.0),)),
+  "deberta-v2": dict(conv_kernel_size=(3,), embedding_size=(16,), pooler_hidden_size=(16,), attention_head_size=(4,)),
+  "modernbert": dict(global_attn_every_n_layers=(1, 2), global_rope_theta=(50.0,), local_rope_theta=(50.0,),
+                     rope_scaling=(dict(rope_type="linear", factor=3.0),), sparse_prediction=(True,)),
   "opt": dict(activation_dropout=(0.3,), is_decoder=(True,)),
   "gpt_neox": dict(rotary_pct=(0.5,), rotary_emb_base=(50,), rope_scaling=(dict(type="linear", factor=3.0),)),
   "phi": dict(partial_rotary_factor=(0.25,), rope_theta=(50.0,)),

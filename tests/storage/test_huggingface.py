@@ -9,7 +9,7 @@ from lmjax import storage
 from lmjax.commands.convert import check
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
-from lmjax.models.encoder import Encoder
+from lmjax.models.deberta import buckets_of
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.storage.huggingface.folder import task_of
@@ -29,6 +29,7 @@ BART = dict(
   vocab_size=V, d_model=D, encoder_layers=N, decoder_layers=3, encoder_attention_heads=H, decoder_attention_heads=H,
   encoder_ffn_dim=F, decoder_ffn_dim=F, max_position_embeddings=24, pad_token_id=1, decoder_start_token_id=2,
 )  # fmt: skip
+DEBERTA = SHAPES["deberta-v2"]
 CASES = {
   "gpt1": ("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", GPT),
   "gpt2": ("GPT2LMHeadModel", "GPT2Config", GPT),
@@ -77,6 +78,15 @@ CASES = {
   "electra-bare": ("ElectraModel", "ElectraConfig", BERT | {"embedding_size": D}),
   "albert": ("AlbertForPreTraining", "AlbertConfig", BERT | {"embedding_size": 16}),
   "albert-bare": ("AlbertModel", "AlbertConfig", BERT | {"embedding_size": D, "num_hidden_layers": 3}),
+  "deberta-v3": ("DebertaV2ForMaskedLM", "DebertaV2Config", DEBERTA),
+  "deberta-v3-bare": ("DebertaV2Model", "DebertaV2Config", DEBERTA),
+  "deberta-v2": (
+    "DebertaV2ForMaskedLM", "DebertaV2Config",
+    DEBERTA | dict(position_biased_input=True, share_att_key=False, norm_rel_ebd="none", position_buckets=-1,
+                   type_vocab_size=2),
+  ),
+  "modernbert": ("ModernBertForMaskedLM", "ModernBertConfig", SHAPES["modernbert"] | dict(num_hidden_layers=5)),
+  "modernbert-bare": ("ModernBertModel", "ModernBertConfig", SHAPES["modernbert"]),
   "distilbert": (
     "DistilBertForMaskedLM", "DistilBertConfig", dict(vocab_size=V, dim=D, n_layers=N, n_heads=H, hidden_dim=F),
   ),
@@ -95,7 +105,7 @@ HEADED = {
   **{name: (name, CASES[name.lower()][2]) for name in ("Qwen3", "Phi3", "Gemma", "Gemma2", "OPT", "Phi")},
   "GPTNeoX": ("GPTNeoX", SHAPES["gpt_neox"]), "Gemma3Text": ("Gemma3Text", SHAPES["gemma3_text"]),
   "XLMRoberta": ("XLMRoberta", CASES["xlm-roberta"][2]), "Electra": ("Electra", CASES["electra"][2]),
-  "Albert": ("Albert", CASES["albert"][2]),
+  "Albert": ("Albert", CASES["albert"][2]), "DebertaV2": ("DebertaV2", DEBERTA),
   "DistilBert": ("DistilBert", CASES["distilbert"][2]), "OpenAIGPT": ("OpenAIGPT", GPT), "T5": ("T5", T5),
   "Bart": ("Bart", BART),
   "T5-v1_1": ("T5", CASES["t5-v1_1"][2]),
@@ -141,7 +151,7 @@ def hf_outputs(model) -> dict[str, np.ndarray]:
   inputs = {"input_ids": torch.tensor(IDS)}
   if model.config.is_encoder_decoder:
     inputs |= {"attention_mask": torch.tensor(VALID.astype(int)), "decoder_input_ids": torch.tensor(TARGET)}
-  elif FAMILIES[model.config.model_type].module is Encoder:
+  elif FAMILIES[model.config.model_type].module.kind == "encoder":
     inputs |= {"attention_mask": torch.tensor(VALID.astype(int))}
     if getattr(model.config, "type_vocab_size", 0) > 1:
       inputs |= {"token_type_ids": torch.tensor(TYPES)}
@@ -188,7 +198,8 @@ def test_outputs_and_files_are_those_of_transformers(case, tmp_path):
   before, after = Tensors(tmp_path / "hf"), Tensors(tmp_path / "written")
   strip = lambda name: name.removeprefix("bert.")  # noqa: E731  a bare model's names have no prefix
   renamed = {strip(name): name for name in before}
-  assert {strip(name) for name in after} == {n for n in renamed if not n.endswith(("decoder.weight", "decoder.bias"))}
+  copies = (".decoder.weight", ".decoder.bias", "decoder.weight")  # "decoder.bias" is ModernBERT's only bias
+  assert {strip(name) for name in after} == {name for name in renamed if not name.endswith(copies)}
   for name in after:
     assert before[renamed[strip(name)]].tobytes() == after[name].tobytes(), name
   again, info = getattr(transformers, CASES[case][0]).from_pretrained(
@@ -199,6 +210,26 @@ def test_outputs_and_files_are_those_of_transformers(case, tmp_path):
   assert all(value.equal(state[name]) for name, value in model.state_dict().items())
   for key, value in hf_outputs(again.eval()).items():  # sums may be grouped otherwise: the last bits differ
     np.testing.assert_allclose(value, wanted[key], atol=1e-6 * max(np.abs(value).max(), 1))
+
+
+def test_the_new_head_of_deberta_has_the_scores_of_transformers(tmp_path):
+  model = hf_model("deberta-v3", legacy=False)
+  model.save_pretrained(tmp_path)
+  assert any(name.startswith("lm_predictions.") for name in Tensors(tmp_path))
+  wanted, output = hf_outputs(model)["logits"], lmjax_outputs(huggingface.load(tmp_path))["logits"]
+  np.testing.assert_allclose(np.asarray(output)[VALID], wanted[VALID], atol=1e-5)
+
+
+def test_buckets_of_distances_are_those_of_transformers():
+  """Of the published shapes, and of others; rounding at their edges included."""
+  import torch
+  from transformers.models.deberta_v2.modeling_deberta_v2 import make_log_bucket_position
+
+  distances = np.arange(2000)
+  for buckets, farthest in ((256, 512), (4, 10), (5, 9), (32, 128), (2, 3), (256, 1024)):
+    wanted = make_log_bucket_position(torch.arange(2000), buckets, farthest).long().clamp(max=buckets).numpy()
+    mine = np.minimum(buckets_of(distances, buckets, farthest), buckets)
+    np.testing.assert_array_equal(mine, wanted, err_msg=f"{buckets} {farthest}")
 
 
 @pytest.mark.parametrize("case", HEADS)

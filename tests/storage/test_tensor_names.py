@@ -12,10 +12,11 @@ from lmjax.storage import huggingface, safetensors
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
-from tests.storage.huggingface_folders import SHAPES, V, tensors_of, write_model, write_tensors
+from tests.storage.huggingface_folders import SHAPES, D, V, tensors_of, write_model, write_tensors
 
 KINDS = list(FAMILIES)
-OF_SCORES = ("lm_head", "embed_out", "cls", "vo", "generator_", "predictions", "final_")
+OF_SCORES = ("lm_head", "embed_out", "cls", "vo", "generator_", "predictions", "final_",
+             "head.", "decoder.weight", "decoder.bias")  # fmt: skip
 MASKED = [kind for kind in KINDS if FAMILIES[kind].unembed_bias]
 
 
@@ -150,6 +151,22 @@ def test_the_bias_of_masked_tokens_has_two_names(kind, tmp_path, capsys):
   write_tensors(tmp_path / "a", tensors | {family.unembed_bias: bias, name: 0 * bias})
   assert_same(huggingface.load(tmp_path / "a"), loaded)
   assert name in capsys.readouterr().err
+
+
+def test_the_head_of_masked_tokens_of_a_deberta_has_two_names(tmp_path):
+  """Its new names are in what is published as version 3, and transformers' `legacy` false writes them."""
+  loaded, folder = write_model(tmp_path / "a", "deberta-v2"), tmp_path / "a"
+  tensors, renamed = tensors_of(folder), FAMILIES["deberta-v2"].renamed
+  new = {name: tensors[old] for name, old in renamed.items()}
+  rest = {name: array for name, array in tensors.items() if name not in renamed.values()}
+  discriminator = {f"mask_predictions.{name}.weight": np.ones((D, D)) for name in ("dense", "classifier")}
+  write_tensors(folder, rest | new | discriminator, legacy=False)
+  assert_same(huggingface.load(folder), loaded)
+  huggingface.save(tmp_path / "again", loaded.model, loaded.params, settings=loaded.settings)
+  assert json.loads((tmp_path / "again" / "config.json").read_text())["legacy"] is True
+  assert set(safetensors.Tensors(tmp_path / "again")) == set(tensors)
+  write_tensors(folder, tensors | new)
+  refused(folder, "lm_predictions", "cls.predictions", "two names")
 
 
 def test_the_kind_of_model_may_be_left_out(model, capsys):

@@ -164,7 +164,13 @@ def load_sentencepiece(file: epath.Path) -> Any:
   legacy = settings.tokenizer.boolean("legacy", False) if settings.kind in OF_LLAMA else False
   prefix = settings.tokenizer.boolean("add_prefix_space", True)
   before = _albert_steps(settings) if settings.kind == "AlbertTokenizer" else []
+  deberta = settings.kind == "DebertaV2Tokenizer"
+  if deberta and settings.tokenizer.boolean("do_lower_case", False):
+    before = [normalizers.Lowercase()]
   fast = convert(read_bytes(file), settings.kind, names, extra, prefix, legacy, before)
+  if deberta and settings.tokenizer.boolean("split_by_punct", False):
+    punctuation = pre_tokenizers.Punctuation(behavior="isolated")
+    fast.pre_tokenizer = pre_tokenizers.Sequence([punctuation, fast.pre_tokenizer])
   _mark_special(fast, [*names.values(), *(f"<extra_id_{i}>" for i in range(extra))])
   return _finish(fast, settings)
 

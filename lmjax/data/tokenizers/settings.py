@@ -21,7 +21,7 @@ CLASSES = {
   "mistral": "LlamaTokenizer", "qwen2": "Qwen2Tokenizer", "qwen3": "Qwen2Tokenizer", "t5": "T5Tokenizer",
   "mt5": "T5Tokenizer", "byt5": "ByT5Tokenizer", "xlm-roberta": "XLMRobertaTokenizer",
   "camembert": "CamembertTokenizer", "gemma": "GemmaTokenizer", "gemma2": "GemmaTokenizer", "bart": "BartTokenizer",
-  "albert": "AlbertTokenizer", "marian": "MarianTokenizer",
+  "albert": "AlbertTokenizer", "marian": "MarianTokenizer", "deberta-v2": "DebertaV2Tokenizer",
 }  # fmt: skip
 CLASSES |= {
   "gemma3_text": "GemmaTokenizer", "opt": "GPT2Tokenizer", "granite": "GPT2Tokenizer", "phi": "CodeGenTokenizer",
@@ -44,6 +44,7 @@ NAMES = (
     "GemmaTokenizer": dict(bos="<bos>", eos="<eos>", unk="<unk>", pad="<pad>", mask="<mask>"),
     "GPT2Tokenizer": _GPT2,
     "AlbertTokenizer": dict(_BERT, bos="[CLS]", eos="[SEP]", unk="<unk>", pad="<pad>"),
+    "DebertaV2Tokenizer": dict(bos="[CLS]", eos="[SEP]") | _BERT,
     "CodeGenTokenizer": _GPT2,
     "GPTNeoXTokenizer": _GPT2 | dict(pad="<|padding|>"),
     "Qwen2Tokenizer": dict(eos="<|endoftext|>", pad="<|endoftext|>"),
@@ -186,7 +187,7 @@ class Settings:
     values = {role: fast.token_to_id(name) for role in ROLES if (name := self.name(role))}
     token = {role: number for role, number in values.items() if number is not None}
     start, end = token.get("cls"), token.get("sep")
-    if self.kind in (*OF_BERT, "AlbertTokenizer") and start is not None and end is not None:
+    if self.kind in (*OF_BERT, "AlbertTokenizer", "DebertaV2Tokenizer") and start is not None and end is not None:
       return template([start], [end], [end], second=1)
     if self.kind in OF_ROBERTA and start is not None and end is not None:
       return template([start], [end, end], [end])

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tokenizers
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
 
 from lmjax.utils.errors import UserError
 
@@ -12,7 +12,7 @@ UNIGRAM, BPE_MODEL = 1, 2  # types of SentencePiece models
 CONTROL, USER_DEFINED = 3, 4  # types of pieces
 # The classes whose pieces are arranged in a way of their own.
 MODELS = ("T5Tokenizer", "MT5Tokenizer", "XLMRobertaTokenizer", "CamembertTokenizer", "LlamaTokenizer",
-          "CodeLlamaTokenizer", "GemmaTokenizer", "AlbertTokenizer")  # fmt: skip
+          "CodeLlamaTokenizer", "GemmaTokenizer", "AlbertTokenizer", "DebertaV2Tokenizer")  # fmt: skip
 
 
 def parse(model: bytes) -> Any:
@@ -72,7 +72,7 @@ def convert(
     legacy: of Llama: whether a string after a special token starts with a space too.
   """
   proto = parse(model)
-  if kind in ("T5Tokenizer", "MT5Tokenizer"):
+  if kind in ("T5Tokenizer", "MT5Tokenizer", "DebertaV2Tokenizer"):
     proto.trainer_spec.byte_fallback = False  # transformers takes what mT5's vocabulary lacks for unknown
   pieces, unknown = [(piece.piece, piece.score) for piece in proto.pieces], proto.trainer_spec.unk_id
   first = lambda *roles: [(names.get(role, f"<{role}>"), 0.0) for role in roles]  # noqa: E731
@@ -95,6 +95,13 @@ def convert(
     fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
     strip = [decoders.Strip(" ", 1, 0)] if prefix else []
     fast.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip])
+  elif kind == "DebertaV2Tokenizer":  # transformers does without the model's own table of characters
+    spaces = normalizers.Replace(Regex(r"\s{2,}|[\n\r\t]"), " ")
+    fast.normalizer = normalizers.Sequence([*before, spaces, normalizers.NFC(), normalizers.Strip(left=False)])
+    scheme = "always" if prefix else "first"
+    fast.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    fast.decoder = decoders.Metaspace(prepend_scheme=scheme)
+    fast.add_special_tokens([AddedToken(name, normalized=False) for name in names.values()])
   else:
     steps = [*before, *([normalizers.Precompiled(charsmap)] if charsmap else [])]
     if steps:

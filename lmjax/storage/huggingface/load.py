@@ -220,8 +220,7 @@ def axis_sizes(config: Any) -> dict[str, int]:
   sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=positions)
   sizes["R"] = getattr(config, "embedding", None) or config.width
   sizes |= dict(H=config.heads, G=getattr(config, "kv_heads", config.heads), K=config.head_size)
-  if isinstance(config, encoder_decoder.Config):
-    sizes["Q"] = config.num_buckets
+  sizes["Q"] = getattr(config, "num_buckets", 0)
   if isinstance(config, encoder.Config):
     sizes["T"] = config.token_types
   return sizes

@@ -1,5 +1,6 @@
 """Tensors under the names of a family's tables, whatever a wrapper, an old version or a shared table made of them."""
 
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -102,8 +103,16 @@ def resolve_copies(tensors: Renamed, family: Family, where: object) -> None:
   """Removes what is stored under several names, and gives what is stored under another name its own.
 
   Raises:
-    UserError: two copies of a tensor differ.
+    UserError: two copies of a tensor differ, or there are two of which a model has one.
   """
+  for other, name in family.renamed.items():
+    if other in tensors and name in tensors:
+      raise UserError(
+        f"{where}: {tensors.names[other]} and {tensors.names[name]} are two names of one part of a {family.hf_prefix} "
+        "model; remove one of them"
+      )
+    if other in tensors:
+      tensors.rename(other, name)
   for other, name in family.copies.items():
     if other in tensors and name not in tensors:
       tensors.rename(other, name)
@@ -139,7 +148,8 @@ def families_of(tensors: Iterable[str], families: dict[str, Family], config: Any
   for kind, family in families.items():
     settings = config(family)
     decodes = any(".decoder." in f".{name}" for name in names)
-    anchors = [weight.hf.format(0) for weight in family.weights(settings)]
+    # A model may have fewer layers than by default.
+    anchors = [w.hf.format(0) for w in family.weights(settings) if not re.match("layers_[1-9]", w.lmjax)]
     anchors = [anchor for anchor in anchors if decodes or not anchor.startswith("decoder.")]
     start = _start(names, anchors)
     heads = {weight.hf for table in family.heads(settings).values() for weight in table} | {family.unembed}

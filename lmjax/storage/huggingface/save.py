@@ -10,7 +10,7 @@ from etils import epath
 from flax import linen as nn
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
-from lmjax.models import decoder, encoder, encoder_decoder
+from lmjax.models import decoder, encoder_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.companions import companions
@@ -61,7 +61,7 @@ def save(
       (part / name).parent.mkdir(parents=True, exist_ok=True)
       write(part / name, file if isinstance(file, str) else read_bytes(file))
     if tokenizer is not None:
-      template = {encoder.Config: "pair", encoder_decoder.Config: "source"}.get(type(config), "start")
+      template = {"encoder": "pair", "encoder_decoder": "source"}.get(model.kind, "start")
       tokenizer_files.write(part, tokenizer, template)
 
 

@@ -186,14 +186,29 @@ _BERT_EMBEDDINGS = (
   WeightMap("positions/table", "embeddings.position_embeddings.weight", "P R -> P R"),
   *_norm("embed_norm", "embeddings.LayerNorm", axis="R"),
 )
-BERT = (
-  *_BERT_EMBEDDINGS,
-  *_attention("stack/layers/attention", "encoder.layer.{}.attention", "self.query self.key self.value output.dense"),
-  *_norm("stack/layers/attention_norm", "encoder.layer.{}.attention.output.LayerNorm"),
-  *_dense("stack/layers/mlp/up", "encoder.layer.{}.intermediate.dense", "F D -> D F", "F -> F"),
-  *_dense("stack/layers/mlp/down", "encoder.layer.{}.output.dense", "D F -> F D", "D -> D"),
-  *_norm("stack/layers/mlp_norm", "encoder.layer.{}.output.LayerNorm"),
-)
+
+
+def _bert(names: str) -> tuple[WeightMap, ...]:
+  return (
+    *_BERT_EMBEDDINGS,
+    *_attention("stack/layers/attention", "encoder.layer.{}.attention", names),
+    *_norm("stack/layers/attention_norm", "encoder.layer.{}.attention.output.LayerNorm"),
+    *_dense("stack/layers/mlp/up", "encoder.layer.{}.intermediate.dense", "F D -> D F", "F -> F"),
+    *_dense("stack/layers/mlp/down", "encoder.layer.{}.output.dense", "D F -> F D", "D -> D"),
+    *_norm("stack/layers/mlp_norm", "encoder.layer.{}.output.LayerNorm"),
+  )
+
+
+BERT = _bert("self.query self.key self.value output.dense")
+DEBERTA = _bert("self.query_proj self.key_proj self.value_proj output.dense")
+DISTANCE_NORM = _norm("distance_norm", "encoder.LayerNorm")
+DISTANCE_KEY, DISTANCE_QUERY = (
+  _dense(
+    f"stack/layers/attention/distance_{part}", f"encoder.layer.{{}}.attention.self.pos_{part}_proj",
+    "(H K) D -> D H K", "(H K) -> H K",
+  )
+  for part in ("key", "query")
+)  # fmt: skip
 TYPES = (WeightMap("token_types/table", "embeddings.token_type_embeddings.weight", "T R -> T R"),)
 
 

@@ -3,11 +3,13 @@
 from lmjax.storage.huggingface.families.bart import BART, MARIAN
 from lmjax.storage.huggingface.families.base import Family, note
 from lmjax.storage.huggingface.families.bert import BERT, CAMEMBERT, DISTILBERT, ROBERTA, XLM_ROBERTA
+from lmjax.storage.huggingface.families.deberta import DEBERTA
 from lmjax.storage.huggingface.families.electra import ALBERT, ELECTRA
 from lmjax.storage.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
 from lmjax.storage.huggingface.families.gpt import GPT1, GPT2, OPT
 from lmjax.storage.huggingface.families.gpt_neox import GPT_NEOX, PHI
 from lmjax.storage.huggingface.families.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
+from lmjax.storage.huggingface.families.modernbert import MODERNBERT
 from lmjax.storage.huggingface.families.t5 import MT5, T5
 
 __all__ = ["FAMILIES", "Family", "note"]
@@ -17,6 +19,6 @@ FAMILIES: dict[str, Family] = {
   "granite": GRANITE, "phi3": PHI3, "gemma": GEMMA, "gemma2": GEMMA2, "gemma3_text": GEMMA3, "opt": OPT,
   "gpt_neox": GPT_NEOX, "phi": PHI,
   "bert": BERT, "roberta": ROBERTA, "xlm-roberta": XLM_ROBERTA, "camembert": CAMEMBERT, "distilbert": DISTILBERT,
-  "electra": ELECTRA, "albert": ALBERT,
+  "electra": ELECTRA, "albert": ALBERT, "deberta-v2": DEBERTA, "modernbert": MODERNBERT,
   "t5": T5, "mt5": MT5, "bart": BART, "marian": MARIAN,
 }  # fmt: skip

@@ -78,6 +78,7 @@ class Family:
     a head names the bias otherwise.
   initial: returns keys of config.json that are written where the model does not come from a folder that has them.
   copies: {other name of a tensor: its name in the tables}.
+  renamed: as `copies`, of tensors of which a model has one under either name.
   aliases: {other name of a key of config.json: its name}.
   irrelevant: keys of config.json that change neither vectors nor scores, besides `IRRELEVANT`.
   only: {key of config.json: the values of it that are supported}, besides `ONLY`.
@@ -103,6 +104,7 @@ class Family:
   unembed_bias: str = ""
   initial: Callable[[Any], HFConfig] = lambda c: {}
   copies: dict[str, str] = dataclasses.field(default_factory=dict)
+  renamed: dict[str, str] = dataclasses.field(default_factory=dict)
   aliases: dict[str, str] = dataclasses.field(default_factory=dict)
   irrelevant: str = ""
   only: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
