@@ -143,6 +143,8 @@ def build(
   every = (evals := dict(settings["evals"])).pop("every", 0)
   if type(every) is not int or every < 0:
     raise UserError(f"config.evals.every is a whole number of at least 0, not {every!r}")
+  if settings["checkpoint"].get("patience") and not every:
+    raise UserError("config.checkpoint.patience counts evaluations: set config.evals.every")
   evaluators = {name: sections.build(spec, f"evals.{name}", None, Evaluator) for name, spec in evals.items()}
   data = sections.build(settings["data"], "data", None, Reader)
   settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it
@@ -166,9 +168,7 @@ def build(
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (settings["batch"],) for leaf in carried):
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
   return Experiment(
-    seed=settings["seed"],
-    steps=settings["steps"],
-    batch=settings["batch"],
+    **{key: settings[key] for key in ("seed", "steps", "batch")},
     layout=layout,
     start=start,
     data=data,
