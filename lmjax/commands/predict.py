@@ -7,8 +7,9 @@ lmjax predict --workdir runs/sst2 --best --glue sst2 --input glue/SST-2/test.tsv
 
 Each line of the input is a string, or a pair of them with a tab between; in a file that ends with .jsonl, an object
 with the keys `text` and `other`. For tags, spaces separate words; a question comes before its paragraph, and a context
-before its choices, which further tabs separate, or a list under `choices`. Each line of the output is the prediction for a line of the input, as JSON. With --glue, the input is the file of a GLUE test set,
-and the output a folder, into which the file to submit is written under GLUE's name.
+before its choices, which further tabs separate, or a list under `choices`. Each line of the output is the prediction
+for a line of the input, as JSON. With --glue, the input is the file of a GLUE test set, and the output a folder, into
+which the file to submit is written under GLUE's name.
 """
 
 import json

@@ -17,6 +17,7 @@ from lmjax.storage.base import LoadedModel
 from lmjax.tasks.downstream import Downstream
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.ranking import Ranking
+from lmjax.tasks.tagging import Tagging
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text
 
@@ -152,7 +153,8 @@ def make_predictor(loaded: LoadedModel, path: epath.PathLike) -> Predictor:
     if isinstance(task, Ranking):
       alone = dataclasses.replace(loaded, task=dataclasses.replace(task, labels=("0",)))
       return Predictor(alone, "choice", data.arrangement(tokenizer), task.labels)
-    return Predictor(loaded, next(iter(task.heads())), data.arrangement(tokenizer), task.labels, spans)
+    head = "tokens" if isinstance(task, Tagging) else next(iter(task.heads()))
+    return Predictor(loaded, head, data.arrangement(tokenizer), task.labels, spans)
   if not isinstance(task, Encode) or not task.classifier:
     raise UserError(f"predict: {path} has no head that classifies: its task is {type(task).__name__}")
   classes, names = task.classifier.classes, loaded.settings.get("id2label") or {}
