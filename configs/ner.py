@@ -1,12 +1,10 @@
 """Named entities in the CoNLL format, from saved weights (Devlin et al., 2019, section 5.3, arXiv:1810.04805).
 
     lmjax train --config configs/ner.py:start=...,train=train.conll,validation=dev.conll --workdir runs/ner
-    lmjax train --config configs/ner.py:start=runs/elmo,bilstm --workdir runs/ner-elmo
     lmjax predict --workdir runs/ner --best --input sentences.txt
 
 start: a run folder, a Hugging Face folder or a GGUF file. train, validation: files with a word and its tag in each
-line, such as WNUT17's (Derczynski et al., 2017), the default. bilstm: the model is frozen, and a bidirectional LSTM on
-its vectors is trained, those of an ELMo's layers being mixed, as in Peters et al. (2018, section 3.3). Hardware: two CPU cores with all-MiniLM-L6-v2 (22.7 M
+line, such as WNUT17's (Derczynski et al., 2017), the default. Hardware: two CPU cores with all-MiniLM-L6-v2 (22.7 M
 parameters). Time and expected result: not measured yet.
 """
 
@@ -18,12 +16,7 @@ from lmjax.storage.section import model_section
 
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
-    argument,
-    start="",
-    train="data/wnut17/wnut17train.conll",
-    validation="data/wnut17/emerging.dev.conll",
-    bilstm=False,
-    debug=False,
+    argument, start="", train="data/wnut17/wnut17train.conll", validation="data/wnut17/emerging.dev.conll", debug=False
   )
   start = "" if choice.debug else choice.start
   if start:
@@ -32,11 +25,6 @@ def get_config(argument: str = "") -> ConfigDict:
     model = dict(kind="lmjax.models.encoder:Encoder", width=384, depth=6, heads=12, head_size=32, mlp=1536,
                  pooler=False, dropout=0.1)  # fmt: skip
   source = dict(kind="lmjax.data.sources.conll:Conll")
-  is_elmo = model["kind"].endswith(":ELMo")
-  task, frozen = dict(kind="lmjax.tasks.tagging:Tagging"), ()
-  if choice.bilstm:
-    task = dict(kind="lmjax.tasks.bilstm_tagging:BiLSTMTagging", dropout=0.5, mix_penalty=0.001 * is_elmo)
-    frozen = ("^model/",)
   settings = ConfigDict(
     dict(
       steps=500,
@@ -51,16 +39,8 @@ def get_config(argument: str = "") -> ConfigDict:
         validation=dict(files=choice.validation, **source),
       ),
       model=model,
-      task=task,
-      optim=dict(
-        peak_lr=1e-3 if choice.bilstm else 1e-4,
-        b2=0.999,
-        schedule="linear",
-        warmup=50,
-        final_lr_ratio=0.0,
-        weight_decay=0.01,
-        frozen=frozen,
-      ),
+      task=dict(kind="lmjax.tasks.tagging:Tagging"),
+      optim=dict(peak_lr=1e-4, b2=0.999, schedule="linear", warmup=50, final_lr_ratio=0.0, weight_decay=0.01),
       evals=dict(every=100, dev=dict(kind="lmjax.evals.entity_f1:EntityF1")),
       checkpoint=dict(every=100, metric="-dev_f1", keep=1),
       log=dict(every=20),
