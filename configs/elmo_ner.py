@@ -25,7 +25,8 @@ def get_config(argument: str = "") -> ConfigDict:
     trained=False, debug=False,
   )  # fmt: skip
   start = "" if choice.debug else choice.start
-  kept = model_section(start, dropout=0.1, dtype="float32") if start else {}
+  # The model reads characters, so that the words of another vocabulary have vectors, too.
+  kept = config.given(model_section(start, dropout=0.1, dtype="float32")) if start else {}
   source = dict(kind="lmjax.data.sources.conll:Conll")
   settings = ConfigDict(
     dict(
@@ -36,7 +37,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.tagging:Tagging",
         length=128,
         buckets=(32, 48, 64),
-        tokenizer=dict(kind="lmjax.data.tokenizers.words:WordTokenizerConfig", size=10_000, path=start),
+        tokenizer=dict(kind="lmjax.data.tokenizers.words:WordTokenizerConfig", size=10_000),
         source=dict(files=choice.train, **source),
         validation=dict(files=choice.validation, **source),
       ),

@@ -288,9 +288,7 @@ def choose(
   steps, part = folders(workdir), (0, 1) if metadata else (jax.process_index(), jax.process_count())
   agree = (lambda action: action()) if metadata else hosts.together
   if not steps:
-    raise UserError(
-      f"checkpoint: no checkpoint found in {workdir}; train first: lmjax train --config ... --workdir {workdir}"
-    )
+    raise UserError(f"checkpoint: no checkpoint found in {workdir}; train first: lmjax train ... --workdir {workdir}")
   if step is not None and step not in steps:
     raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps))}")
   chosen = steps if step is None else {step: steps[step]}

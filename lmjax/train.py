@@ -165,11 +165,8 @@ def _train(
     key = "steps" if first >= run.steps else "checkpoint.patience"
     console.print(f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.{key} to train further")
     return 0
-  if int(saved["version"]) != run.data.version:
-    console.print(
-      f"data version {run.data.version} starts at step {first}, from its beginning "
-      f"(version {int(saved['version'])} was used before)"
-    )
+  if (old := int(saved["version"])) != run.data.version:
+    console.print(f"data version {run.data.version} starts at step {first}, from its beginning; it was {old} before")
     saved = start
   batches = run.data.train(run.tokenizer, run.batch, run.seed, saved["positions"], run.layout.rows(run.batch))
   with clock("data"):
