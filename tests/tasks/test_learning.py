@@ -56,9 +56,9 @@ def test_taggers_learn(model, task, tmp_path, capsys):
   for name, number in (("train", 160), ("dev", 40)):
     (tmp_path / name).write_text("".join(sentences(rng, number)))
   source = dict(kind="lmjax.data.sources.conll:Conll", files=str(tmp_path / "train"))
-  frozen = ["^model/"] if "bilstm" in task["kind"] else []
+  optim = dict(frozen=["^model/"] if "bilstm" in task["kind"] else [], peak_lr=1e-2 if is_elmo else 5e-3)
   summary = train(
-    tmp_path, steps=160 if is_elmo else 100, model=model, task=task, optim=OPTIM | dict(frozen=frozen, peak_lr=1e-2 if is_elmo else 5e-3),
+    tmp_path, steps=160 if is_elmo else 100, model=model, task=task, optim=OPTIM | optim,
     data=dict(kind="lmjax.data.objectives.tagging:Tagging", length=16, source=source, characters=8,
               validation=source | dict(files=str(tmp_path / "dev")),
               tokenizer=WORDS if is_elmo else dict(algorithm="wordpiece", size=60)),
