@@ -78,6 +78,11 @@ def _write_config(
 ) -> dict[str, Any]:
   """Returns config.json."""
   hf = family.to_hf(config)
+  if set(LABELS) & set(heads) and bare != "EncoderModel" and hf.get("scale_decoder_outputs"):
+    raise UserError(
+      "the head takes the decoder's vectors divided by sqrt(width), as those that score tokens are, and that of "
+      f"{family.hf_prefix} as they are: train it with config.model.scale_output=False"
+    )
   if set(LABELS) & set(heads) or bare:  # there is no unembedding: keep the keys of `settings`
     hf = {key: value for key, value in hf.items() if key not in TIES}
   hf = family.initial(config) | settings | hf | {"architectures": [family.architecture(heads, bare)]}
