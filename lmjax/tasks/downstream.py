@@ -12,7 +12,7 @@ from lmjax.models.heads import Classifier, Mix, scalar_mix
 from lmjax.tasks.base import Base, Spec
 from lmjax.utils.pytree import Tree
 
-MIX = "mix"  # the head that weighs ELMo's layers
+MIX, START = "mix", 0  # the head that weighs ELMo's layers; the token from which a decoder of a source starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Downstream(Base):
     return jnp.where(kept, x / (1 - self.dropout), 0)
 
 
-def with_decoder_inputs(kind: str, batch: Batch, start: int = 0) -> Batch:
+def with_decoder_inputs(kind: str, batch: Batch, start: int = START) -> Batch:
   """Returns a batch in which the decoder of an encoder-decoder reads the source once more, after a start token."""
   if kind != "encoder_decoder":
     return batch

@@ -94,7 +94,8 @@ def _write_config(
   if tokenizer is not None:
     ends = ends_of(tokenizer)
     hf |= {"bos_token_id": tokenizer.start, "eos_token_id": list(ends) if len(ends) > 1 else tokenizer.end}
-    hf |= {"decoder_start_token_id": tokenizer.start} if isinstance(config, encoder_decoder.Config) else {}
+    if isinstance(config, encoder_decoder.Config):
+      hf["decoder_start_token_id"] = settings.get("decoder_start_token_id", tokenizer.start)
   return hf
 
 
