@@ -43,7 +43,7 @@ class Task:
 
 
 PAIR = dict(text="sentence1", other="sentence2")
-ENTAILED = {"0": "entailment", "1": "not_entailment"}
+NOT_ENTAILED = {"0": "not_entailment", "1": "entailment"}
 TASKS = {
   "cola": Task("3", "", "1", {"0": "unacceptable", "1": "acceptable"}, ("matthews", "accuracy"),
                table=dict(header=False), length=64, examples=8551),
@@ -56,7 +56,7 @@ TASKS = {
   "mnli": Task(**PAIR, label="gold_label", dev="dev_matched.tsv", examples=392_702),
   "qnli": Task("question", "sentence", examples=104_743),
   "rte": Task(**PAIR, examples=2490, epochs=10),
-  "wnli": Task(**PAIR, names=ENTAILED, examples=635),
+  "wnli": Task(**PAIR, names=NOT_ENTAILED, examples=635),
 }  # fmt: skip
 LABELS = {
   "mnli": ("entailment", "neutral", "contradiction"),

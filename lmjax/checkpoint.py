@@ -45,15 +45,25 @@ class CheckpointConfig:
   keep: int = 2  # the latest ones
   best: int = 1  # and those with the lowest `metric`
   metric: str = "validation_loss"  # of evaluations; after a minus, the highest is the best: "-dev_accuracy"
+  patience: int = 0  # evaluations without a better `metric` after which the run stops; 0 for never
 
   def __post_init__(self):
-    if self.every < 0 or self.keep < 1 or self.best < 0:
-      raise ValueError("every and best are at least 0, keep at least 1")
+    if min(self.every, self.best, self.patience) < 0 or self.keep < 1:
+      raise ValueError("every, best and patience are at least 0, keep at least 1")
 
   def loss(self, scores: Mapping[str, float]) -> float | None:
     """Returns what is lowest at the best checkpoint; None where it was not evaluated."""
     value = scores.get(self.metric.removeprefix("-"))
     return -value if value is not None and self.metric[0] == "-" else value
+
+  def stops(self, losses: Mapping[int, float]) -> bool:
+    """Returns whether a run stops: `patience` evaluations, of losses by their steps, came after the best one."""
+    return self.patience > 0 and bool(losses) and list(losses)[: -self.patience].count(best_of(losses)) > 0
+
+
+def best_of(losses: Mapping[int, float]) -> int:
+  """Returns the step with the lowest loss, the first of several."""
+  return min(losses, key=losses.__getitem__)
 
 
 class Checkpoints:
@@ -281,9 +291,7 @@ def choose(
   steps, part = folders(workdir), (0, 1) if metadata else (jax.process_index(), jax.process_count())
   agree = (lambda action: action()) if metadata else hosts.together
   if not steps:
-    raise UserError(
-      f"checkpoint: no checkpoint found in {workdir}; train first: lmjax train --config ... --workdir {workdir}"
-    )
+    raise UserError(f"checkpoint: no checkpoint found in {workdir}; train first: lmjax train ... --workdir {workdir}")
   if step is not None and step not in steps:
     raise UserError(f"checkpoint: {workdir} has no step {step}; it has {', '.join(map(str, steps))}")
   chosen = steps if step is None else {step: steps[step]}

@@ -143,6 +143,8 @@ def build(
     raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {batch}")
   evals = fields.section("evals")
   every = evals.integer("every", 0)
+  if settings["checkpoint"].get("patience") and not every:
+    raise UserError("config.checkpoint.patience counts evaluations: set config.evals.every")
   evaluators = {key: sections.build(evals.get(key), f"evals.{key}", None, Evaluator) for key in evals.unused()}
   data = sections.build(settings["data"], "data", None, Reader)
   settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it

@@ -16,13 +16,13 @@ import optax
 from etils import epath
 
 from lmjax import experiment as experiments
-from lmjax.checkpoint import Checkpoints, DataState, data_state
+from lmjax.checkpoint import Checkpoints, DataState, best_of, data_state
 from lmjax.compression.base import ParamTransform
 from lmjax.data.batch import Batch, check
 from lmjax.evals.base import Context
 from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
-from lmjax.logs import Clock, Log, console
+from lmjax.logs import Clock, Log, console, read_metrics
 from lmjax.parallel import hosts, run_lock
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
@@ -158,14 +158,14 @@ def _train(
   state, abstract, saved = _restore_or_init(run, checkpoints, start)
   rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
   first, collects = int(state.step), int(saved["collects"])
-  if first >= run.steps:
-    console.print(f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.steps to train further")
+  logged = (line for line in read_metrics(workdir) if line["step"] <= first)
+  losses = {line["step"]: loss for line in logged if (loss := run.checkpoint.loss(line)) is not None}
+  if first >= run.steps or run.checkpoint.stops(losses):
+    key = "steps" if first >= run.steps else "checkpoint.patience"
+    console.print(f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.{key} to train further")
     return 0
-  if int(saved["version"]) != run.data.version:
-    console.print(
-      f"data version {run.data.version} starts at step {first}, from its beginning "
-      f"(version {int(saved['version'])} was used before)"
-    )
+  if (old := int(saved["version"])) != run.data.version:
+    console.print(f"data version {run.data.version} starts at step {first}, from its beginning; it was {old} before")
     saved = start
   batches = run.data.train(run.tokenizer, run.batch, run.seed, saved["positions"], run.layout.rows(run.batch))
   with clock("data"):
@@ -184,7 +184,7 @@ def _train(
   _log_startup(log, run, step, first, workdir)
   tokens = run.batch * run.data.length
   learning_rate = run.optimizer.learning_rate(run.steps)
-  latest: dict[str, Any] = {"train_loss": None, "evaluations": {}}
+  latest: dict[str, Any] = {"train_loss": None, "evaluations": {}, "step": first}
   pending: list[tuple[int, dict]] = []
 
   def process_metrics() -> None:
@@ -200,23 +200,21 @@ def _train(
         f"{f'The last complete checkpoint is step {good[-1]}' if good else 'There is no checkpoint yet'} in {workdir}. "
         "Try a lower --config.optim.peak_lr or a longer warmup; --debug_nans names the operation"
       )
-    latest["train_loss"] = values["loss"]
+    latest.update(train_loss=values["loss"], step=at)
     speed = (at - first) * tokens / max(clock.seconds["step"] + clock.seconds["data"], 1e-9)
     log.advance(at, values["loss"], speed)
     if at % run.log.every == 0 or at == run.steps:
-      log.write(
-        at,
-        {
-          "train_loss": values.get("nll", values["loss"]),
-          **{key: value for key, value in values.items() if key not in ("loss", "nll", "finite")},
-          "learning_rate": float(learning_rate(at - 1)),
-          "tokens": at * tokens,
-          "tokens_per_second": speed,
-          "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
-          "padding": batches.padding,
-          "skipped_records": len(batches.skipped),
-        },
-      )
+      line = {
+        "train_loss": values.get("nll", values["loss"]),
+        **{key: value for key, value in values.items() if key not in ("loss", "nll", "finite")},
+        "learning_rate": float(learning_rate(at - 1)),
+        "tokens": at * tokens,
+        "tokens_per_second": speed,
+        "data_wait": clock.seconds["data"] / max(clock.total(), 1e-9),
+        "padding": batches.padding,
+        "skipped_records": len(batches.skipped),
+      }
+      log.write(at, line)
 
   def evaluate(at: int) -> None:
     with clock("evaluation"):
@@ -226,15 +224,16 @@ def _train(
       latest["evaluations"] = scores
       log.write(at, scores)
       log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+    if (loss := run.checkpoint.loss(scores)) is not None:
+      losses[at] = loss
+    elif run.checkpoint.patience:
+      raise UserError(f"config.checkpoint.metric: no evaluator gives {run.checkpoint.metric!r}, which patience needs")
 
   def save(at: int) -> None:
     with clock("saving"):
-      checkpoints.save(
-        at,
-        state,
-        data_state(rng, hosts.gather(batches.positions, batches.streams), run.data.version, collects),
-        run.checkpoint.loss(latest["evaluations"]),
-      )
+      positions = hosts.gather(batches.positions, batches.streams)
+      data = data_state(rng, positions, run.data.version, collects)
+      checkpoints.save(at, state, data, run.checkpoint.loss(latest["evaluations"]))
 
   try:
     at = first
@@ -253,15 +252,17 @@ def _train(
         collects += 1
         done = at >= run.steps
         leaving = done or signals.at(at) is not None
-        evaluation, saving = (
-          every and at // every > before // every for every in (run.evaluate_every, run.checkpoint.every)
-        )
+        intervals = (run.evaluate_every, run.checkpoint.every)
+        evaluation, saving = (every and at // every > before // every for every in intervals)
         if leaving or evaluation or saving:
           with clock("step"):
             while pending:
               process_metrics()
         if done or (evaluation and not leaving):
           evaluate(at)
+          done = done or run.checkpoint.stops(losses)
+          saving = saving or (run.checkpoint.patience > 0 and best_of(losses) == at)
+        leaving = leaving or done
         if leaving or saving:
           save(at)
         if leaving:
@@ -274,6 +275,8 @@ def _train(
     if not done:
       log.say(f"{signals.received.name}: saved step {at} in {workdir}; rerun the same command to resume")
       return PREEMPTED if signals.received == signal.SIGTERM else 130
+    if at < run.steps:
+      log.say(f"stopped at step {at} of {run.steps}: the best of {run.checkpoint.metric} is step {best_of(losses)}")
     log.summary(_summary(run, latest, clock, first, batches, meter))
     return 0
   finally:
@@ -364,9 +367,9 @@ def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Pat
 
 def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, meter: EnergyMeter) -> dict[str, Any]:
   """Returns the contents of summary.json."""
-  tokens = run.batch * run.data.length
+  tokens, steps = run.batch * run.data.length, latest["step"]
   busy = clock.seconds["step"] + clock.seconds["data"]
-  speed = (run.steps - first) * tokens / busy if busy and run.steps > first else None
+  speed = (steps - first) * tokens / busy if busy and steps > first else None
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None
   if chip and speed:
     flops = train_step_flops(run.task, run.batch, run.data.length, run.models)
@@ -374,11 +377,10 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
   used = meter.used()
   return {
     "parameters": run.parameters,
-    "steps": run.steps,
-    "tokens": run.steps * tokens,
+    "steps": steps,
+    "tokens": steps * tokens,
     "train_loss": latest["train_loss"],
-    "validation_loss": None,
-    "validation_bits_per_byte": None,
+    **dict.fromkeys(("validation_loss", "validation_bits_per_byte")),
     **latest["evaluations"],
     "seconds": clock.total(),
     "tokens_per_second": speed,

@@ -36,5 +36,5 @@ def test_nothing_printed_is_committed(path):
     assert not cell.get("outputs") and cell.get("execution_count") is None
 
 
-def test_there_are_three():
-  assert [path.stem for path in NOTEBOOKS] == ["from_huggingface", "inspect_checkpoint", "train_and_look"]
+def test_there_are_four():
+  assert [path.stem for path in NOTEBOOKS] == ["fine_tune", "from_huggingface", "inspect_checkpoint", "train_and_look"]

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import re
 import zlib
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,8 @@ class LowRank(Leaf, struct.PyTreeNode):
   a: jax.Array
   b: jax.Array
   scale: float = struct.field(pytree_node=False, default=1.0)
+  dropout: float = struct.field(pytree_node=False, default=0.0)  # of what a reads, in training
+  rng: jax.Array | None = None  # of the dropout; a model that is not in training has none
 
   @classmethod
   def axes(cls, component: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
@@ -47,6 +50,9 @@ class LowRank(Leaf, struct.PyTreeNode):
   def cast(self, dtype: jnp.dtype) -> "LowRank":
     return self.replace(base=self.base.astype(dtype), a=self.a.astype(dtype), b=self.b.astype(dtype))
 
+  def in_training(self, make_rng: Callable[[], jax.Array]) -> "LowRank":
+    return self.replace(rng=make_rng()) if self.dropout else self
+
   def einsum(self, equation: str, x: jax.Array) -> jax.Array:
     inputs, outputs = equation.split("->")
     inputs, letters = inputs.split(",")
@@ -54,7 +60,11 @@ class LowRank(Leaf, struct.PyTreeNode):
     if set(letters[:split]) & set(outputs) or not set(letters[split:]) <= set(outputs):
       return super().einsum(equation, x)  # not a product over the inputs of the factors
     kept = "".join(letter for letter in inputs if letter not in letters) + RANK
-    low = leaves.einsum(f"{inputs},{letters[:split]}{RANK}->{kept}", x, self.a)
+    read = x
+    if self.rng is not None:
+      mask = jax.random.bernoulli(self.rng, 1 - self.dropout, x.shape)
+      read = jnp.where(mask, x / (1 - self.dropout), 0).astype(x.dtype)
+    low = leaves.einsum(f"{inputs},{letters[:split]}{RANK}->{kept}", read, self.a)
     change = leaves.einsum(f"{kept},{RANK}{letters[split:]}->{outputs}", low, self.b)
     return leaves.einsum(equation, x, self.base) + self.scale * change
 
@@ -85,11 +95,11 @@ class LoRA:
 
   W is frozen: on the mesh, in no checkpoint, made again from `config.start` or the seed. A is drawn uniformly from
   +-1/sqrt(inputs) and B is zero; of a table, whose rows are inputs, A is zero and B drawn. Patterns are regular
-  expressions that are searched in the path names of parameters; of several, the first that matches applies. The paper's
-  dropout on the input of A is not there.
+  expressions that are searched in the path names of parameters; of several, the first that matches applies.
 
   targets: the kernels and tables that get factors, by default those of the paper: W_q and W_v.
   rank, alpha: of the factors; rank_pattern, alpha_pattern: {pattern: value} for some of the targets.
+  dropout: of the vectors that A reads, in training; a table's factors have none, as in PEFT.
   train: the other parameters that are trained; all others are frozen.
   dtype: of what is frozen, float32 or bfloat16; norms stay float32.
   seed: of the factors; a config's own seed where the config names the transform.
@@ -104,6 +114,7 @@ class LoRA:
   rank_pattern: dict[str, int] = dataclasses.field(default_factory=dict)
   alpha_pattern: dict[str, float] = dataclasses.field(default_factory=dict)
   rank_stabilized: bool = False
+  dropout: float = 0.0
   train: str = "^heads/"
   dtype: str = "float32"
   seed: int = 0
@@ -111,6 +122,8 @@ class LoRA:
   def __post_init__(self):
     if min([self.rank, *self.rank_pattern.values()]) < 1:
       raise ValueError("a rank must be at least 1")
+    if not 0 <= self.dropout < 1:
+      raise ValueError(f"dropout is at least 0 and below 1, not {self.dropout}")
     if self.dtype not in ("float32", "bfloat16"):
       raise ValueError(f"dtype is float32 or bfloat16, not {self.dtype!r}")
     for pattern in (self.targets, self.train, *self.rank_pattern, *self.alpha_pattern):
@@ -161,7 +174,8 @@ class LoRA:
     trained, model = pytree.named_leaves(params), pytree.named_leaves(frozen)
     for name, base in model.items():
       if f"{name}/a" in trained:
-        model[name] = LowRank(base, trained.pop(f"{name}/a"), trained.pop(f"{name}/b"), self.scale_of(name))
+        a, b = (trained.pop(f"{name}/{part}") for part in "ab")
+        model[name] = LowRank(base, a, b, self.scale_of(name), self.dropout)
     return _nest(model | trained)
 
   def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:

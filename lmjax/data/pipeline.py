@@ -256,8 +256,6 @@ def _join(elements: list[dict]) -> dict:
   """Concatenates the elements of all streams into one batch."""
   arrays = [key for key in elements[0] if key != "report"]
   joined = {key: np.concatenate([np.atleast_1d(e[key]) for e in elements]) for key in arrays}
-  joined["report"] = (
-    sum(e["report"][0] for e in elements),
-    [record for e in elements for record in e["report"][1]],
-  )
+  read, skipped = zip(*(e["report"] for e in elements), strict=True)
+  joined["report"] = sum(read), [record for records in skipped for record in records]
   return joined

@@ -24,7 +24,8 @@ CLASSES: dict[str, Metric] = {
   "accuracy": sk.accuracy_score,
   "f1": lambda true, predicted: sk.f1_score(true, predicted, zero_division=0.0),  # of class 1
   "macro_f1": lambda true, predicted: sk.f1_score(true, predicted, average="macro", zero_division=0.0),
-  "matthews": sk.matthews_corrcoef,
+  # A sample of few rows may have a single class, of which scikit-learn warns.
+  "matthews": lambda a, b: sk.matthews_corrcoef(a, b) if len(np.union1d(a, b)) > 1 else 0.0,
 }
 NUMBERS: dict[str, Metric] = {
   "pearson": lambda true, predicted: _correlation(stats.pearsonr, true, predicted),

@@ -1,5 +1,6 @@
 """Predictions of a trained task for new texts."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -15,6 +16,8 @@ from lmjax.evals.row_scores import row_scores
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.downstream import Downstream
 from lmjax.tasks.encode import Encode
+from lmjax.tasks.ranking import Ranking
+from lmjax.tasks.tagging import Tagging
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text
 
@@ -23,14 +26,15 @@ LONGEST = 30  # tokens of an answer
 
 
 class Text(NamedTuple):
-  """What is predicted for: a string, or a pair of them."""
+  """What is predicted for: a string, a pair of them, or one with choices."""
 
   text: str
   other: str | None = None
+  choices: tuple[str, ...] = ()
 
 
 class Predictor(NamedTuple):
-  """A loaded model and what its head scores: `sequence`, `tokens` or `span`, as in `tasks.encode.Encode`.
+  """A loaded model and what its head scores: `sequence`, `tokens` or `span` as in `tasks.encode.Encode`, or `choice`.
 
   labels: the names of the classes; without them, a sequence has a number. spans: how questions are arranged.
   """
@@ -46,11 +50,14 @@ class Predictor(NamedTuple):
 
     For a sequence: `label`, its `probability` and all `probabilities`, or a `value`. For words, those of the text that
     spaces separate: `words`, `tags` and their `probabilities`. For a question with its paragraph as the other text:
-    `answer`, the character where it starts, and its `margin` over no answer, in scores.
+    `answer`, the character where it starts, and its `margin` over no answer, in scores. Of choices: the `label`, which
+    is the number of the best from 0, its text as `choice`, its `probability` and all `probabilities`.
 
     Raises:
-      UserError: a question has no paragraph.
+      UserError: a question has no paragraph, or a text no choices.
     """
+    if self.head == "choice":
+      return self._rank(texts, batch)
     if self.head == "span":
       return self._answers(texts, batch)
     if self.head == "tokens":
@@ -58,7 +65,8 @@ class Predictor(NamedTuple):
       made = [self.arrangement.words(own) for own in words]
       scores = self._scores([row for row, _ in made], batch)
       return [self._tags(*item) for item in zip(words, scores, (places for _, places in made), strict=True)]
-    return [self._describe(row) for row in self._scores([self.arrangement(*text) for text in texts], batch)]
+    rows = [self.arrangement(text.text, text.other) for text in texts]
+    return [self._describe(row) for row in self._scores(rows, batch)]
 
   def _scores(self, rows: list[Row], batch: int) -> list[np.ndarray]:
     """Returns the scores of each row; rows of similar length are computed together."""
@@ -91,6 +99,20 @@ class Predictor(NamedTuple):
       "tags": [self.labels[int(p.argmax())] for p in probs],
       "probabilities": [float(p.max()) for p in probs],
     }
+
+  def _rank(self, texts: Sequence[Text], batch: int) -> list[dict[str, Any]]:
+    """Returns the best choice of each text; choices are scored apart, so that there may be any number of them."""
+    choices = [text.choices or tuple((text.other or "").split("\t")) for text in texts]
+    if not all(map(all, choices)):
+      raise UserError("predict: each text needs its choices, in further columns or in a list under 'choices'")
+    pairs = [(text.text, choice) for text, own in zip(texts, choices, strict=True) for choice in own]
+    scores, outputs = iter(self._scores([self.arrangement(*pair) for pair in pairs], batch)), []
+    for own in choices:
+      probs = _probs(np.array([float(next(scores)[0]) for _ in own]))
+      best = int(probs.argmax())
+      outputs.append({"label": str(best), "choice": own[best], "probability": float(probs[best]),
+                      "probabilities": list(map(float, probs))})  # fmt: skip
+    return outputs
 
   def _answers(self, texts: Sequence[Text], batch: int) -> list[dict[str, Any]]:
     assert self.spans is not None
@@ -128,7 +150,11 @@ def make_predictor(loaded: LoadedModel, path: epath.PathLike) -> Predictor:
   if isinstance(task, Downstream):
     data = loaded.run.data
     spans = data if isinstance(data, Spans) else None
-    return Predictor(loaded, next(iter(task.heads())), data.arrangement(tokenizer), task.labels, spans)
+    if isinstance(task, Ranking):
+      alone = dataclasses.replace(loaded, task=dataclasses.replace(task, labels=("0",)))
+      return Predictor(alone, "choice", data.arrangement(tokenizer), task.labels)
+    head = "tokens" if isinstance(task, Tagging) else next(iter(task.heads()))
+    return Predictor(loaded, head, data.arrangement(tokenizer), task.labels, spans)
   if not isinstance(task, Encode) or not task.classifier:
     raise UserError(f"predict: {path} has no head that classifies: its task is {type(task).__name__}")
   classes, names = task.classifier.classes, loaded.settings.get("id2label") or {}
@@ -142,6 +168,8 @@ def make_predictor(loaded: LoadedModel, path: epath.PathLike) -> Predictor:
 def read_texts(path: str, text: str = "text", other: str = "other") -> Iterator[Text]:
   """Yields the texts in each line of a file: JSON with the keys `text` and `other`, or both with a tab between.
 
+  Choices are a list under `choices`, or further columns.
+
   Raises:
     UserError: the file cannot be read, or a line of it.
   """
@@ -153,20 +181,22 @@ def read_texts(path: str, text: str = "text", other: str = "other") -> Iterator[
 def _parse(line: str, is_json: bool, where: str, text: str, other: str) -> Text:
   if not is_json:
     first, tab, second = line.partition("\t")
-    values: Iterable[Any] = (first, second if tab else None)
+    values: Iterable[Any] = (first, second if tab else None, [])
   else:
     try:
       record = parse_json(line)
     except ValueError as error:
       raise UserError(f"{where} {error}") from error
-    values = record.get(text), record.get(other)
-  first, second = values
+    values = record.get(text), record.get(other), record.get("choices") or []
+  first, second, choices = values
   if not isinstance(first, str) or not first.strip() or (second is not None and not isinstance(second, str)):
     raise UserError(f"{where} has no text{f' under {text!r}' if is_json else ''}")
-  return Text(first, second)
+  if not isinstance(choices, list) or not all(isinstance(choice, str) and choice.strip() for choice in choices):
+    raise UserError(f"{where} has choices that are not a list of texts")
+  return Text(first, second, tuple(choices))
 
 
 def to_records(texts: Sequence[Text], predictions: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
   """Yields each prediction with its texts."""
   for text, prediction in zip(texts, predictions, strict=True):
-    yield {key: value for key, value in text._asdict().items() if value is not None} | prediction
+    yield {key: value for key, value in text._asdict().items() if value not in (None, ())} | prediction

@@ -44,6 +44,10 @@ class Leaf:
     """Returns float32 scores [..., V] of vectors [..., D] against this table."""
     return scores(x, self.dense(x.dtype))
 
+  def in_training(self, make_rng: Callable[[], jax.Array]) -> "Leaf":
+    """Returns the leaf as a model in training reads it; make_rng: gives a key for its dropout."""
+    return self
+
   @classmethod
   def axes(cls, component: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """Returns the logical axes of a component by those of the parameter that the leaf replaces."""
@@ -78,6 +82,8 @@ def param(
   if not module.has_variable("params", name):
     return module.param(name, boxed, shape, jnp.float32)
   value = nn.unbox(module.get_variable("params", name))
+  if isinstance(value, Leaf) and module.has_rng("dropout"):
+    value = value.in_training(lambda: module.make_rng("dropout"))
   if not is_leaf(value) and value.shape != shape:
     raise ValueError(f"parameter {'/'.join((*module.path, name))} has shape {value.shape}, the model wants {shape}")
   return value

@@ -87,9 +87,8 @@ class Optimizer:
       return (optax.scale_by_adam if self.bias_correction else names.load(without))(self.b1, self.b2, self.epsilon)
     if self.optimizer == "adafactor":
       # Updates relative to the root mean square of the parameter (Shazeer and Stern, 2018, arXiv:1804.04235).
-      return optax.chain(
-        optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
-      )
+      clip, scale = optax.clip_by_block_rms(1.0), optax.scale_by_param_block_rms()
+      return optax.chain(optax.scale_by_factored_rms(decay_rate=0.8), clip, scale)
     if self.optimizer == "lion":
       return optax.scale_by_lion(self.b1, self.b2)
     if self.optimizer == "sgd":
@@ -151,6 +150,5 @@ def averaged(opt_state: Tree, params: Tree) -> Tree:
 
 def _scale_by_pattern(factors: dict[str, float]) -> optax.GradientTransformation:
   """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does."""
-  return optax.stateless(
-    lambda updates, params: pytree.map_named(lambda name, u: u * pytree.first_match(factors, name, 1.0), updates)
-  )
+  scale = lambda name, update: update * pytree.first_match(factors, name, 1.0)  # noqa: E731
+  return optax.stateless(lambda updates, params: pytree.map_named(scale, updates))

@@ -78,9 +78,8 @@ class MeshShape:
       if shape["data"] % slices:
         raise UserError(f"mesh {shape}: data must be a multiple of the {slices} slices, which only this axis spans")
       inner = (shape["data"] // slices, *list(shape.values())[1:])
-      return Mesh(
-        mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices), tuple(shape), axis_types=auto
-      )
+      hybrid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices)
+      return Mesh(hybrid, tuple(shape), axis_types=auto)
     if len(set(devices)) < len(devices):  # copies of one device, which stand for absent ones in `planning`
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto, devices=devices)

@@ -172,9 +172,7 @@ class Layout:
   def batch(self, batch: Tree) -> Tree:
     """Returns the shardings of a batch of arrays [batch, length, ...]."""
     names = ("batch", "length")
-    return jax.tree.map(
-      lambda leaf: self.sharding(*names[: leaf.ndim], *[None] * (leaf.ndim - 2), shape=leaf.shape), batch
-    )
+    return jax.tree.map(lambda a: self.sharding(*names[: a.ndim], *[None] * (a.ndim - 2), shape=a.shape), batch)
 
 
 def _is_rule(rule: Any) -> bool:

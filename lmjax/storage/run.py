@@ -252,4 +252,4 @@ def best_step(workdir: epath.PathLike) -> int:
       raise UserError(f"checkpoint: the best is not known: {folder} is corrupt: {error}; give its --step") from error
   if not losses or min(losses.values()) >= checkpoint.UNKNOWN:
     raise UserError(f"checkpoint: {workdir} has no checkpoint with a validation loss")
-  return min(losses, key=losses.__getitem__)
+  return checkpoint.best_of(losses)

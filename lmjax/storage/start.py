@@ -32,9 +32,8 @@ class Report:
 
   def __str__(self) -> str:
     step = "" if self.step is None else f" at step {self.step}"
-    lines = [
-      f"start: loaded {len(self.loaded)} parameters from {self.path}{step}" if self.path else "start: from scratch"
-    ]
+    loaded = f"loaded {len(self.loaded)} parameters from {self.path}{step}" if self.path else "from scratch"
+    lines = [f"start: {loaded}"]
     if self.initialised:
       lines.append(f"  newly initialised: {_join(self.initialised)}")
     if self.unused:
@@ -69,9 +68,7 @@ def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array
       f"config.start.new={start.new!r}"
     )
   if not wanted:
-    raise UserError(
-      f"start: no parameter of {start.path} is in this model and matches config.start.parts={start.parts!r}"
-    )
+    raise UserError(f"start: config.start.parts={start.parts!r} matches no parameter of {start.path} and this model")
   for name, box in wanted.items():
     _check_shape(name, source[name], box, start.path)
   initialised = tuple(name for name in boxes if name not in wanted)

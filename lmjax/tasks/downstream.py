@@ -12,7 +12,7 @@ from lmjax.models.heads import Classifier, Mix, scalar_mix
 from lmjax.tasks.base import Base, Spec
 from lmjax.utils.pytree import Tree
 
-MIX = "mix"  # the head that weighs ELMo's layers
+MIX, START = "mix", 0  # the head that weighs ELMo's layers; the token from which a decoder of a source starts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Downstream(Base):
     return jnp.where(kept, x / (1 - self.dropout), 0)
 
 
-def with_decoder_inputs(kind: str, batch: Batch, start: int = 0) -> Batch:
+def with_decoder_inputs(kind: str, batch: Batch, start: int = START) -> Batch:
   """Returns a batch in which the decoder of an encoder-decoder reads the source once more, after a start token."""
   if kind != "encoder_decoder":
     return batch
@@ -99,11 +99,11 @@ def classifier(model: nn.Module, classes: int) -> tuple[Classifier, str]:
     return Classifier(classes, "tanh", parent=None), "last"
   if model.kind == "bidirectional_lm":
     return Classifier(classes, "tanh", parent=None), "mean"
-  if getattr(config, "pooler", False):
+  if getattr(config, "pooler", False) and not getattr(config, "offset", 0):
     return Classifier(classes, parent=None), "pooled"
-  # Of encoders without a pooler, RoBERTa's classifier has a dense layer with tanh, DistilBERT's one with relu.
-  is_distilbert = not getattr(config, "token_types", 1) and not getattr(config, "offset", 0)
-  return Classifier(classes, "relu" if is_distilbert else "tanh", parent=None), "first"
+  # RoBERTa's classifier does not take the pooler and has a dense layer with tanh, ELECTRA's gelu, DistilBERT's relu.
+  activation = "tanh" if getattr(config, "offset", 0) else "gelu" if getattr(config, "token_types", 1) else "relu"
+  return Classifier(classes, activation, parent=None), "first"
 
 
 def pool(hidden: Hidden, pooling: str, segments_BxL: jax.Array) -> jax.Array:

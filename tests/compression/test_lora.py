@@ -1,5 +1,6 @@
 """LoRA: step 0 is the base model, what full fine-tuning does is within reach, and only factors are trained."""
 
+import dataclasses
 import functools
 
 import jax
@@ -250,3 +251,39 @@ def test_a_pattern_must_match(options, message):
   with pytest.raises(UserError, match=message) as error:
     make_init(tiny_task("GPT"), ADAMW.build(1), LoRA(**options), LAYOUT, 4, 16, 0)
   assert "\n" not in str(error.value)
+
+
+def test_dropout_is_of_what_a_reads_in_training_alone():
+  rng = np.random.default_rng(0)
+  base, a, b, x = (rng.standard_normal(shape).astype(np.float32) for shape in ((6, 5), (6, 2), (2, 5), (3, 4, 6)))
+  kernel = LowRank(base, a, b, 0.5, 0.3)
+  product = lambda leaf: np.asarray(leaves.einsum("BLD,DE->BLE", x, leaf))  # noqa: E731
+  whole = product(kernel)
+  np.testing.assert_allclose(whole, x @ (base + 0.5 * a @ b), rtol=1e-4, atol=1e-5)
+  some = [product(kernel.in_training(lambda i=i: jax.random.key(i))) for i in range(400)]
+  assert not np.allclose(some[0], some[1], atol=1e-3)
+  error = np.std(some, axis=0) / 20  # of the mean of 400
+  assert np.all(np.abs(np.mean(some, axis=0) - whole) < 5 * error + 1e-4)  # the mean is that without dropout
+  change = some[0] - x @ base
+  kept = np.linalg.lstsq((0.5 * a @ b).T, change.reshape(-1, 5).T, rcond=None)[1]
+  assert kept.max(initial=0.0) < 1e-6  # the base is not dropped: the change is in the space of B
+  assert product(LowRank(base, a, b, 0.5).in_training(lambda: 1 / 0)).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize("family", EACH)
+def test_dropout_of_a_model_and_of_its_layers(family):
+  task, batch = tiny_task(family), fake_batch(tiny_task(family))
+  state = trained(family)
+  params = {
+    p: dataclasses.replace(ALL, dropout=p).forward(state.params, state.transform, state.frozen.transform)
+    for p in (0.0, 0.5)
+  }
+
+  @jax.jit
+  def loss(params, rng):
+    return weighted_sum(task, task.loss(params, {}, task.initial_carry(4), batch, rng=rng)[0], task.counts(batch))
+
+  one, two = jax.random.split(jax.random.key(0))
+  assert loss(params[0.0], one) == loss(params[0.0], two)
+  assert loss(params[0.5], one) != loss(params[0.5], two) and loss(params[0.5], one) == loss(params[0.5], one)
+  assert loss_of(task, batch)(params[0.5]) == loss_of(task, batch)(params[0.0])

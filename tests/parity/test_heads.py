@@ -10,13 +10,16 @@ import pytest
 
 from lmjax import storage
 from lmjax.models import encoder
+from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.storage.huggingface.folder import settings_of
 from lmjax.storage.huggingface.save import save
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.spans import SpanExtraction
 from lmjax.tasks.tagging import Tagging
 from lmjax.testing import fake_batch, init_params
+from lmjax.utils.errors import UserError
 from tests.families import tiny_task
+from tests.storage.huggingface_folders import SHAPES, write_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 LABELS = ("no", "yes", "maybe")
@@ -38,6 +41,62 @@ def models():
     "BertForQuestionAnswering": SpanExtraction(plain),
     "regression": Classification(bert),
   }
+
+
+HEADS = {"ForSequenceClassification": Classification, "ForTokenClassification": Tagging,
+         "ForQuestionAnswering": SpanExtraction}  # fmt: skip
+FAST = (("electra", "ForSequenceClassification"), ("roberta", "ForSequenceClassification"),
+        ("llama", "ForTokenClassification"), ("openai-gpt", "ForTokenClassification"))  # fmt: skip
+PAIRS = [(kind, ending) for kind in SHAPES for ending in HEADS]
+
+
+@pytest.mark.parametrize(
+  "kind,ending", [pair if pair in FAST else pytest.param(*pair, marks=pytest.mark.slow) for pair in PAIRS]
+)
+def test_every_kind_has_the_classes_of_transformers_and_no_others(kind, ending, tmp_path):
+  """As `configs/glue.py`, `ner.py` and `squad.py` train them; what transformers has not is refused by name."""
+  import torch
+  import transformers
+
+  saved = write_model(tmp_path / "base", kind).model
+  changes = {"scale_output": False} if kind in ("t5", "mt5") else {}
+  if ending != "ForSequenceClassification" and saved.kind == "encoder":
+    changes["pooler"] = False
+  if ending == "ForTokenClassification" and kind in ("t5", "mt5"):
+    changes["decoder_depth"] = 0
+  model = type(saved)(dataclasses.replace(saved.config, **changes)) if changes else saved
+  task = HEADS[ending](model, **({} if "Question" in ending else {"labels": LABELS}))
+  end = 1 if kind in ("t5", "mt5") else 2  # where the last token of a row must be the end
+  ids = np.random.default_rng(0).integers(3, 50, (2, 12))
+  ids[:, -1] = end
+  ones = jnp.ones(ids.shape, jnp.int32)
+  batch = fake_batch(task, 2, 12)
+  batch |= {"inputs": jnp.asarray(ids), "segments": ones, "positions": jnp.arange(12)[None] * ones}
+  batch |= {"token_types": 0 * ones} if "token_types" in batch else {}
+  rng = np.random.default_rng(1)
+  params = jax.tree.map(lambda p: p + 0.05 * rng.standard_normal(p.shape).astype(np.float32), init_params(task, batch))
+  if not hasattr(transformers, FAMILIES[kind].hf_prefix + ending) and kind != "phi3":  # that is saved as Llama
+    with pytest.raises(UserError, match="has no Hugging Face equivalent"):
+      save(tmp_path / "hf", model, params, None, settings_of(task))
+    return
+  save(tmp_path / "hf", model, params, None, settings_of(task))
+  name = json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"][0]
+  theirs = getattr(transformers, name).from_pretrained(tmp_path / "hf").eval()
+  assert "Question" in ending or theirs.config.id2label == dict(enumerate(LABELS))
+  if model.kind == "decoder":
+    theirs.config.pad_token_id = -1
+  with torch.no_grad():
+    outputs = theirs(input_ids=torch.tensor(ids))
+  expected = torch.stack([outputs.start_logits, outputs.end_logits], -1) if "Question" in ending else outputs.logits
+  np.testing.assert_allclose(jax.jit(task.forward)(params, batch).logits, expected.numpy(), atol=1e-5)
+
+
+def test_a_head_on_scaled_vectors_is_not_written_as_if_they_were_not(tmp_path):
+  model = tiny_task("T5").model
+  scaled = type(model)(dataclasses.replace(model.config, scale_output=True))
+  task = Classification(scaled, labels=LABELS)
+  with pytest.raises(UserError, match="config.model.scale_output=False"):
+    save(tmp_path / "hf", scaled, init_params(task, fake_batch(task, 2, 12)), None, settings_of(task))
 
 
 @pytest.mark.parametrize("name", models())

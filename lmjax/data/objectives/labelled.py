@@ -97,6 +97,10 @@ class Labelled(Reader):
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
     return LabelledDocuments(self, source, tokenizer, seed, streams)
 
+  def rows(self, lengths: tuple[int, ...], order: list[int]) -> "LabelledRows":
+    """Returns the packer of rows of some lengths; order: their indices, see `Buckets`."""
+    return LabelledRows(lengths, order)
+
   def packers(self, documents: Documents, streams: Iterable[int]) -> dict[int, Packer]:
     assert isinstance(documents, LabelledDocuments)
     lengths = self._lengths
@@ -110,7 +114,7 @@ class Labelled(Reader):
       raise UserError("data: the source contains no example; check config.data.source")
     counts[-1] += not counts[-1]  # what is longer than all of the sample has a row to go to
     order = schedule(proportions(counts.tolist())).tolist()
-    return {stream: LabelledRows(lengths, order) for stream in streams}
+    return {stream: self.rows(lengths, order) for stream in streams}
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
     """Returns the batches of one pass over the validation data, in its order; see `Reader.validate`.
@@ -122,7 +126,7 @@ class Labelled(Reader):
     encoded = [documents.encode(document) for document in map(self.validation.__getitem__, range(len(self.validation)))]
     skipped = [row for row in encoded if isinstance(row, BadRecord)]
     report_skipped(skipped, len(encoded))
-    fill = LabelledRows((self.length,), [0]).fill
+    fill = self.rows((self.length,), [0]).fill
     kept = [document for document in encoded if not isinstance(document, BadRecord)]
     rows = [fill([row], size / len(made), self.length) for made, size in kept for row in made]
     rows = rows[: steps * batch or None]
@@ -187,10 +191,8 @@ class LabelledDocuments(Documents):
   def _target(self, label: str) -> Row | str:
     """Returns the number of a label, or what is wrong with it."""
     if not self.reader.regression:
-      number = self.numbers.get(label)
-      return (
-        f"has the label {label!r}, which is not one of the run's" if number is None else {"labels": np.int32(number)}
-      )
+      unknown = f"has the label {label!r}, which is not one of the run's"
+      return {"labels": np.int32(self.numbers[label])} if label in self.numbers else unknown
     try:
       value = float(label)
     except ValueError:

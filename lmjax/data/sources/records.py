@@ -95,8 +95,13 @@ class TFDS:
   folder: str = ""
 
   @functools.cached_property
+  def builder(self) -> Any:
+    """TFDS's builder of the dataset, which knows its features."""
+    return tfds_builder(self.name, self.folder)
+
+  @functools.cached_property
   def _records(self) -> Sequence[dict[str, Any]]:
-    builder = tfds_builder(self.name, self.folder)
+    builder = self.builder
     path = epath.Path(builder.data_dir)
     if not path.exists():
       raise UserError(
@@ -121,12 +126,21 @@ class TFDS:
   def __len__(self) -> int:
     return len(self._indices)
 
-  def __getitem__(self, index: int) -> str | BadRecord:
-    where = f"{self.name or self.folder}/{parse_split(self.split)[0]}:{self._indices[index]}"
+  def where(self, index: int) -> str:
+    """Returns the name and the number of a record."""
+    return f"{self.name or self.folder}/{parse_split(self.split)[0]}:{self._indices[index]}"
+
+  def record(self, index: int) -> dict[str, Any] | BadRecord:
+    """Returns all of a record, or why it cannot be read."""
     try:
-      record = self._records[self._indices[index]]
+      return self._records[self._indices[index]]
     except (RuntimeError, ValueError, IndexError) as error:  # the shard is corrupt
-      return BadRecord(where, f"cannot be read: {error}")
+      return BadRecord(self.where(index), f"cannot be read: {error}")
+
+  def __getitem__(self, index: int) -> str | BadRecord:
+    where, record = self.where(index), self.record(index)
+    if isinstance(record, BadRecord):
+      return record
     if self.key not in record:
       raise UserError(f"data: {self.name or self.folder} has no key {self.key!r}{did_you_mean(self.key, record)}")
     try:

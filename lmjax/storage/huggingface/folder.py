@@ -21,7 +21,7 @@ from lmjax.storage.huggingface.save import bare, save
 from lmjax.storage.huggingface.sentence import transformer_folder
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.tasks.downstream import Downstream
+from lmjax.tasks.downstream import START, Downstream
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -119,9 +119,10 @@ def settings_of(task: Task) -> dict[str, Any]:
   """Returns the keys of config.json that name what a downstream task predicts."""
   if not isinstance(task, Downstream):
     return {}
+  start = {"decoder_start_token_id": START} if task.model.kind == "encoder_decoder" else {}
   if not task.labels:
-    return {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
-  return {
+    return start | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
+  return start | {
     "id2label": {str(number): label for number, label in enumerate(task.labels)},
     "label2id": {label: number for number, label in enumerate(task.labels)},
   }

@@ -78,6 +78,11 @@ def _write_config(
 ) -> dict[str, Any]:
   """Returns config.json."""
   hf = family.to_hf(config)
+  if set(LABELS) & set(heads) and bare != "EncoderModel" and hf.get("scale_decoder_outputs"):
+    raise UserError(
+      "the head takes the decoder's vectors divided by sqrt(width), as those that score tokens are, and that of "
+      f"{family.hf_prefix} as they are: train it with config.model.scale_output=False"
+    )
   if set(LABELS) & set(heads) or bare:  # there is no unembedding: keep the keys of `settings`
     hf = {key: value for key, value in hf.items() if key not in TIES}
   hf = family.initial(config) | settings | hf | {"architectures": [family.architecture(heads, bare)]}
@@ -89,7 +94,8 @@ def _write_config(
   if tokenizer is not None:
     ends = ends_of(tokenizer)
     hf |= {"bos_token_id": tokenizer.start, "eos_token_id": list(ends) if len(ends) > 1 else tokenizer.end}
-    hf |= {"decoder_start_token_id": tokenizer.start} if isinstance(config, encoder_decoder.Config) else {}
+    if isinstance(config, encoder_decoder.Config):
+      hf["decoder_start_token_id"] = settings.get("decoder_start_token_id", tokenizer.start)
   return hf
 
 

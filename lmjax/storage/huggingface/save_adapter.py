@@ -126,7 +126,7 @@ def write_adapter(
     "bias": "none",
     "fan_in_fan_out": any(stores_inputs_first(change.row.weight) for change in changes),
     "inference_mode": True,
-    "lora_dropout": 0.0,
+    "lora_dropout": lora.dropout,
     "modules_to_save": sorted(modules) or None,
     "target_modules": _targets([change.row for change in changes], rows),
     "use_rslora": lora.rank_stabilized,

@@ -148,6 +148,8 @@ class Family:
       read = self._config(Fields(self.to_hf(config), "config.json"))
     except UserError:
       return False
+    if type(read) is not type(config):  # a BART is an encoder-decoder, too
+      return False
     free = {name: getattr(config, name) for name in FREE if hasattr(config, name)}
     return bool(dataclasses.replace(read, **free) == config)
 

@@ -76,7 +76,7 @@ def _write_opt(c: decoder.Config) -> HFConfig:
 
 
 _gpt: dict[str, Any] = dict(
-  module=decoder.Decoder, config=decoder.Config, config_keys=KEYS, heads=weights.decoder_heads("classifier"),
+  module=decoder.Decoder, config=decoder.Config, config_keys=KEYS,
   prefix={"": "transformer."}, bare_class="LMHeadModel", irrelevant=IRRELEVANT,
   aliases=dict(
     hidden_size="n_embd", max_position_embeddings="n_positions", num_attention_heads="n_head",
@@ -86,10 +86,12 @@ _gpt: dict[str, Any] = dict(
   ignore_suffixes=("attn.bias", "attn.masked_bias", "position_ids"),
 )  # fmt: skip
 GPT1 = Family(
-  **_gpt, hf_prefix="OpenAIGPT", defaults=DEFAULTS, read=_read_gpt1, write=_write_gpt1, weights=lambda c: weights.GPT1
-)
+  **_gpt, hf_prefix="OpenAIGPT", defaults=DEFAULTS, read=_read_gpt1, write=_write_gpt1, weights=lambda c: weights.GPT1,
+  heads=lambda c: {name: table for name, table in weights.decoder_heads("")(c).items() if name == "sequence"},
+)  # fmt: skip
 GPT2 = Family(
-  **_gpt, hf_prefix="GPT2", defaults=DEFAULTS | dict(vocab_size=50257, n_positions=1024), read=_read_gpt2,
+  **_gpt, heads=weights.decoder_heads("classifier"), hf_prefix="GPT2", read=_read_gpt2,
+  defaults=DEFAULTS | dict(vocab_size=50257, n_positions=1024),
   write=_write_gpt2, weights=lambda c: weights.GPT2,
 )  # fmt: skip
 OPT = Family(
