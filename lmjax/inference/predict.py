@@ -54,7 +54,7 @@ class Predictor(NamedTuple):
     is the number of the best from 0, its text as `choice`, its `probability` and all `probabilities`.
 
     Raises:
-      UserError: a question has no paragraph, or a text no choices.
+      UserError: a question has no paragraph or no choices.
     """
     if self.head == "choice":
       return self._rank(texts, batch)

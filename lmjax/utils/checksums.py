@@ -1,7 +1,7 @@
 """Checksums of the files of a folder, kept in a file of it: XXH3-128 of every block of 16 MiB.
 
 Blocks are read in parallel, and several hosts can share them. XXH3 is computed faster than memory is read; a change
-goes unnoticed with a probability of 2^-128. It is no signature. Older files have a CRC-32 of each block, a number.
+goes unnoticed with a probability of 2^-128. It is not a signature. Older files have a CRC-32 of each block, a number.
 """
 
 import concurrent.futures

@@ -47,8 +47,8 @@ class Ranking(Labelled):
     return {"labels": tuple(map(str, range(choices)))}
 
   def make_tokenizer(self) -> Tokenizer:
-    found = examples(self.source, self.kinds)
-    return self.tokenizer.make(text for example in found for text in (example.text, *example.choices))
+    read = examples(self.source, self.kinds)
+    return self.tokenizer.make(text for example in read for text in (example.text, *example.choices))
 
   def arrangement(self, tokenizer: Tokenizer) -> Arrangement:
     length = self.length // (len(self.labels) or 1)

@@ -28,7 +28,7 @@ class MultipleChoice(NamedTuple):
 class Form:
   """Which fields of a record are an example.
 
-  text, other: the key of a text, or a template with keys in it such as `{word}: {sentence}`; `a.b` is the key b of the
+  text, other: a key, or a template with keys in it such as `{word}: {sentence}`; `a.b` is the key b of the
   object under a. other: the second text of a pair; empty if there is none. choices: the texts of multiple choice
   instead, or the one key of a list of them: of strings, or of objects with `text` and `label`, to which the label then
   refers, else it is a number from 0. label: its key. names: {label in the data: its name}.
@@ -110,10 +110,10 @@ def _text(record: Mapping[str, Any], template: str) -> str:
   """Returns the text of a key, or of a template with keys in it."""
 
   def value(key: str) -> str:
-    found = _field(record, key)
-    if not isinstance(found, str):
+    field = _field(record, key)
+    if not isinstance(field, str):
       raise ValueError(f"has no text under {key!r}; its keys: {', '.join(record)}")
-    return found
+    return field
 
   return FIELD.sub(lambda match: value(match[1]), template) if FIELD.search(template) else value(template)
 
