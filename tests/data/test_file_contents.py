@@ -41,7 +41,15 @@ def test_what_is_small_or_expands_as_text_does_is_read(tmp_path, monkeypatch):
   assert TextFiles(str(tmp_path / "b.txt.gz"), "line")[0] == text
 
 
-@pytest.mark.parametrize("content", [b"", b"text", gzip.compress(b"text" * 999)[:-9], gzip.compress(b"text")[:-2]])
+BROKEN = {
+  "empty": b"",
+  "text": b"text",
+  "truncated": gzip.compress(b"text" * 999)[:-9],
+  "without its end": gzip.compress(b"text")[:-2],
+}
+
+
+@pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN)  # names: compressed bytes contain the time
 def test_what_is_no_gzip_file_is_refused(content, tmp_path):
   (tmp_path / "a.txt.gz").write_bytes(content)
   source = TextFiles(str(tmp_path / "a.txt.gz"), "line")
