@@ -105,6 +105,19 @@ def special_folder(folder, **settings):
 
 
 @pytest.mark.parametrize("where", ["file", "settings", "list"])
+def test_a_chat_template_that_cannot_be_read_ends_in_a_line_or_is_left_out(where, tmp_path):
+  template = {"settings": 3, "list": [{"name": ["default"], "template": 3}, {"name": "default", "template": {}}, 5]}
+  special_folder(tmp_path / "hf", **({"chat_template": template[where]} if where in template else {}))
+  if where == "file":
+    (tmp_path / "hf" / "chat_template.jinja").write_bytes(b"\xff{{ messages }}")
+    with pytest.raises(UserError, match="chat_template.jinja cannot be read: its text is not UTF-8"):
+      convert(tmp_path / "hf", tmp_path / "a.gguf")
+    return
+  convert(tmp_path / "hf", tmp_path / "a.gguf")
+  assert "tokenizer.chat_template" not in GGUF(tmp_path / "a.gguf").metadata
+
+
+@pytest.mark.parametrize("where", ["file", "settings", "list"])
 def test_special_tokens_and_the_chat_template_survive(where, tmp_path):
   template = {"settings": TEMPLATE, "list": [{"name": "default", "template": TEMPLATE}]}.get(where)
   special_folder(tmp_path / "hf", **({"chat_template": template} if template else {}))

@@ -172,12 +172,11 @@ class Settings:
         if not isinstance(value, list):
           raise fields.wrong(key, "a list")
         extra += [token.get("content", "") if isinstance(token, dict) else str(token) for token in value]
-    file = self.folder / "added_tokens.json"
-    for token, number in (read_json(file) if file.exists() else {}).items():
-      if not isinstance(number, int) or number < 0:
-        raise UserError(f"{file}: the id of {token!r} must be a whole number")
+    given = self._read("added_tokens.json")
+    for token in given.values:
       special = token in named or token in extra
-      values.setdefault(token, (number, AddedToken(token, normalized=not special, special=special)))
+      added = AddedToken(token, normalized=not special, special=special)
+      values.setdefault(token, (given.integer(token), added))
     for token in filter(None, extra):
       values.setdefault(token, (None, AddedToken(token, normalized=False, special=True)))
     return sorted(values.values(), key=lambda item: (item[0] is None, item[0] or 0))

@@ -91,10 +91,11 @@ def _chat_template(folder: epath.Path) -> str | None:
   """Returns the chat template of a Hugging Face folder: the default one, where there are several."""
   file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
   if file.exists():
-    return file.read_text()
+    return files.read_text(file)
   template = files.read_json(settings).get("chat_template") if settings.exists() else None
   if isinstance(template, list):
-    template = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}.get("default")
+    named = (item for item in template if isinstance(item, dict))
+    template = next((item.get("template") for item in named if item.get("name") == "default"), None)
   return template if isinstance(template, str) else None
 
 
