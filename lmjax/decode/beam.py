@@ -37,8 +37,8 @@ class Beam:
     score(y) = log p(y) / ((5 + |y|) / 6)^penalty       (Wu et al., 2016, arXiv:1609.08144; |y| counts the end token)
 
   beams: live continuations of each prompt. penalty: the exponent of the length penalty; 0 favours short continuations,
-  1 nearly divides by their length. max_tokens, end: as in `Sampler`. After the last step, continuations without an end
-  token are candidates too.
+  1 nearly divides by their length. max_tokens, end: as in `Sampler`. excluded: ids that are never generated. After the
+  last step, continuations without an end token are candidates too.
   """
 
   model: nn.Module
@@ -46,6 +46,7 @@ class Beam:
   beams: int = 4
   penalty: float = 0.6
   end: int | tuple[int, ...] | None = 0
+  excluded: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.beams < 1 or self.penalty < 0:
@@ -144,11 +145,15 @@ class Beam:
     )
 
   def _logits(self, params: Tree, hidden: jax.Array) -> jax.Array:
-    logits: jax.Array = self.model.apply({"params": params}, hidden, method="logits")
-    return logits
+    return exclude(self.model.apply({"params": params}, hidden, method="logits"), self.excluded)
 
   def _norm(self, length) -> jax.Array:
     return ((5.0 + length) / 6.0) ** self.penalty
+
+
+def exclude(logits_BxV: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+  """Returns logits that are -inf at some ids."""
+  return logits_BxV.at[:, jnp.array(ids)].set(-jnp.inf) if ids else logits_BxV
 
 
 def _best(tokens_BxNxT: jax.Array, scores_BxN: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

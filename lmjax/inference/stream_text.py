@@ -63,7 +63,10 @@ def continue_texts(
   """
   ids, sources = model_inputs(sampler.model, tokenizer, prompts, parse_special)
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
+  made, forced_end = 0, getattr(tokenizer, "forced_end", False)
   for drawn in sampler.tokens(params, ids, new, seeds, every, sources):
+    made += drawn.shape[1]
+    drawn = drawn[:, :-1] if forced_end and made == new else drawn  # of what is cut off, the end is the last token
     yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
     if all(text.stopped for text in texts):
       break
@@ -93,6 +96,7 @@ def beam_texts(
   """Returns the best continuations of each prompt by beam search, best first."""
   ids, sources = model_inputs(beam.model, tokenizer, prompts, parse_special)
   tokens_BxKxT, _ = beam.search(params, ids, new, sources)
+  tokens_BxKxT = tokens_BxKxT[..., :-1] if getattr(tokenizer, "forced_end", False) else tokens_BxKxT
 
   def decode(prompt: list[int], row) -> str:
     text = StreamedText(tokenizer, prompt, [])

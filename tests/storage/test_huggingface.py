@@ -14,6 +14,7 @@ from lmjax.storage import huggingface
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.storage.huggingface.folder import task_of
 from lmjax.storage.safetensors import Tensors
+from lmjax.utils.errors import UserError
 from tests.storage.huggingface_folders import SHAPES
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
@@ -290,6 +291,7 @@ def test_greedy_text_is_that_of_transformers(kind, tmp_path):
   import transformers
 
   from lmjax.inference.generate import Generator
+  from lmjax.inference.stream_text import model_inputs
   from tests.storage import published
 
   (published.write_marian if kind == "marian" else published.write)(tmp_path, kind)
@@ -299,12 +301,17 @@ def test_greedy_text_is_that_of_transformers(kind, tmp_path):
   model = hf_model(kind, vocab_size=len(tokenizer), pad_token_id=pad, eos_token_id=tokenizer.eos_token_id,
                    max_position_embeddings=64, **start)  # fmt: skip
   model.generation_config.forced_bos_token_id = 0 if kind == "bart" else None
+  assert model.generation_config.forced_eos_token_id is not None  # BART's and Marian's, which cuts a target
+  likely = [int(i) for i in model.final_logits_bias[0].argsort(descending=True)[:3] if i > 3]
+  model.final_logits_bias[0, [pad, *likely]] += 100
+  model.generation_config.bad_words_ids = [[pad], [tokenizer.eos_token_id]]
+  model.generation_config.suppress_tokens = likely
   model.save_pretrained(tmp_path)
   texts = ["Hello world", "The quick brown fox jumps"]
   batch = tokenizer(texts, return_tensors="pt", padding=True)
   with torch.no_grad():
     keys = {key: batch[key] for key in ("input_ids", "attention_mask")}
-    ids = model.generate(**keys, max_new_tokens=9, do_sample=False, num_beams=1, forced_eos_token_id=None)
+    ids = model.generate(**keys, max_new_tokens=9, do_sample=False, num_beams=1)
   forced = 1 if kind == "bart" else 0
   assert not forced or (ids[:, 1] == 0).all()
   loaded = storage.open(tmp_path).load()
@@ -316,6 +323,13 @@ def test_greedy_text_is_that_of_transformers(kind, tmp_path):
   huggingface.folder.HuggingFaceFolder.save(tmp_path / "again", storage.open(tmp_path))
   again = storage.open(tmp_path / "again").load()
   assert Generator(again, Sampling(temperature=0.0), new).texts([(texts[0], 0)]) == mine[:1]
+  beams = Generator(loaded, max_new_tokens=new, beams=2)
+  prompts, sources = model_inputs(loaded.task.model, loaded.tokenizer, texts)
+  found = beams._search.search(beams._params, prompts, new, sources)[0]
+  assert not {pad, *likely} & {*found.ravel().tolist()}
+  (tmp_path / "again" / "generation_config.json").write_text('{"bad_words_ids": [[4, 5]]}')
+  with pytest.raises(UserError, match="bad_words_ids of several tokens"):
+    Generator(storage.open(tmp_path / "again").load())
 
 
 def test_a_real_sentence_model(data, tmp_path):

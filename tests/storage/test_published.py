@@ -10,6 +10,7 @@ from tokenizers import processors
 from lmjax.data.tokenizers import load
 from lmjax.data.tokenizers.base import ends_of, fingerprint
 from lmjax.data.tokenizers.pretrained import read_template
+from lmjax.data.tokenizers.settings import Settings
 from lmjax.data.tokenizers.special import template_of
 from lmjax.utils.errors import UserError
 from tests.storage import published
@@ -136,6 +137,21 @@ def test_start_and_ends_come_from_the_files_in_their_order(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(dict(eos_token_id=value)))
     with pytest.raises(UserError, match="eos_token_id must be a whole number"):
       load(tmp_path)
+
+
+def test_what_is_never_generated_comes_from_the_files_in_their_order(tmp_path):
+  config, generation = tmp_path / "config.json", tmp_path / "generation_config.json"
+  config.write_text(json.dumps(dict(bad_words_ids=[[3], [4], [99]], suppress_tokens=[5], forced_eos_token_id=2)))
+  assert Settings(tmp_path).excluded(9, (4,)) == ((3, 5), "") and Settings(tmp_path).forced_end()
+  generation.write_text(json.dumps(dict(bad_words_ids=[[1, 2], [6]], suppress_tokens=None)))
+  assert Settings(tmp_path).excluded(9, (4,)) == ((5, 6), "bad_words_ids of several tokens")
+  generation.write_text(json.dumps(dict(bad_words_ids=[], begin_suppress_tokens=[1])))
+  assert Settings(tmp_path).excluded(9, ()) == ((5,), "begin_suppress_tokens")
+  wrong = [("bad_words_ids", value) for value in (3, [3], [["a"]], {"a": 1}, [[True]])]
+  for key, value in [*wrong, ("suppress_tokens", 3), ("suppress_tokens", [[3]]), ("begin_suppress_tokens", "x")]:
+    generation.write_text(json.dumps({key: value}))
+    with pytest.raises(UserError, match=f"{key} must be a list of"):
+      Settings(tmp_path).excluded(9, ())
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import tokenizers
 from etils import epath
@@ -152,6 +153,32 @@ class Settings:
     """Returns the id that every target of an encoder-decoder begins with after the start; None where there is none."""
     numbers = [fields.integer("forced_bos_token_id", None, most=size - 1) for fields in (self.generation, self.model)]
     return next((number for number in numbers if number is not None), None)
+
+  def forced_end(self) -> bool:
+    """Returns whether a continuation that is cut off has an end as its last token."""
+    return any(fields.get("forced_eos_token_id", None) is not None for fields in (self.generation, self.model))
+
+  def excluded(self, size: int, ends: tuple[int, ...]) -> tuple[tuple[int, ...], str]:
+    """Returns the ids that are never generated, and what generation cannot obey, empty where it can.
+
+    As in transformers, an end is generated although it is a bad word.
+    """
+    words = self._ids("bad_words_ids", nested=True)
+    ids = {row[0] for row in words if len(row) == 1} - {*ends} | {*self._ids("suppress_tokens")}
+    several = "bad_words_ids of several tokens" if any(len(row) > 1 for row in words) else ""
+    first = "begin_suppress_tokens" if self._ids("begin_suppress_tokens") else ""
+    return tuple(sorted(i for i in ids if 0 <= i < size)), several or first
+
+  def _ids(self, key: str, nested: bool = False) -> list[Any]:
+    """Returns a list of ids, or a list of such lists, of generation_config.json or config.json."""
+    for fields in (self.generation, self.model):
+      value = fields.get(key, None)
+      if value is not None:
+        rows = value if nested else [value]
+        if not isinstance(rows, list) or not all(isinstance(row, list) and {*map(type, row)} <= {int} for row in rows):
+          raise fields.wrong(key, "a list of lists of ids" if nested else "a list of ids")
+        return list(value)
+    return []
 
   def added(self) -> list[tuple[int | None, AddedToken]]:
     """Returns the tokens that were added to a vocabulary, with their ids where the files say them, in their order."""

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from lmjax.data.tokenizers import registry
-from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
@@ -117,11 +117,19 @@ def load(folder: epath.PathLike) -> Loaded:
   check_links(folder)
   settings, family, config = read_config(folder)
   tokenizer: Any = load_tokenizer(folder, config.vocabulary)
-  if tokenizer and isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
-    with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
-      tokenizer.start = Settings(folder).decoder_start(config.vocabulary)
-      tokenizer.forced_start = Settings(folder).forced_start(config.vocabulary)
+  if tokenizer:
+    tell_generation(tokenizer, Settings(folder), config)
   return assemble(folder, settings, family, config, open_tensors(folder), tokenizer)
+
+
+def tell_generation(tokenizer: Any, settings: Settings, config: Any) -> None:
+  """Gives a tokenizer what the files of its folder say about generation, which reads it there."""
+  with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
+    tokenizer.excluded, tokenizer.unsupported = settings.excluded(config.vocabulary, ends_of(tokenizer))
+    tokenizer.forced_end = settings.forced_end()
+    if isinstance(config, encoder_decoder.Config):  # T5 starts decoding from its padding token
+      tokenizer.start = settings.decoder_start(config.vocabulary)
+      tokenizer.forced_start = settings.forced_start(config.vocabulary)
 
 
 def assemble(
