@@ -21,9 +21,9 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 # share and which parity compares with transformers, are slow.
 LONG = {"ELMo", "LSTM", "Llama", "Transformer"}
 SLOW = {
-  "ALBERT", "BART", "albert", "bart", "byt5", "camembert", "distilbert", "electra", "gemma", "gemma2", "gemma3_text",
-  "gpt_neox", "granite", "marian", "mistral", "mt5", "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta",
-  "xlm-roberta",
+  "ALBERT", "BART", "DeBERTa", "ModernBERT", "albert", "bart", "byt5", "camembert", "deberta-v2", "distilbert",
+  "electra", "gemma", "gemma2", "gemma3_text", "gpt_neox", "granite", "marian", "mistral", "modernbert", "mt5",
+  "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "roberta", "xlm-roberta",
 }  # fmt: skip
 
 
@@ -53,13 +53,13 @@ def pytest_collection_modifyitems(config, items):
   for item in items:
     values = item.callspec.params.values() if hasattr(item, "callspec") else ()
     values = {value for value in values if isinstance(value, str)}
-    if "torch" not in item.keywords and SLOW & values:
-      item.add_marker(pytest.mark.slow)
-    elif "torch" not in item.keywords and LONG & values:
-      item.add_marker(pytest.mark.long)
-    if {"slow", "docs", "long"} & set(item.keywords) and not config.getoption("--all"):
+    markers = {marker.name for marker in item.iter_markers()}  # keywords hold names of cases too
+    if "torch" not in markers and (rare := "slow" if SLOW & values else "long" if LONG & values else ""):
+      item.add_marker(getattr(pytest.mark, rare))
+      markers.add(rare)
+    if {"slow", "docs", "long"} & markers and not config.getoption("--all"):
       item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --all"))
-    if "torch" in item.keywords and not parity:
+    if "torch" in markers and not parity:
       item.add_marker(pytest.mark.skip(reason="needs torch and transformers: pip install -e '.[parity]'"))
 
 

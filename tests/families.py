@@ -1,7 +1,7 @@
 """A tiny task of every model family, for tests that hold for all of them."""
 
 from lmjax.layers.positions import Rotary
-from lmjax.models import bart, elmo, encoder, encoder_decoder, recurrent
+from lmjax.models import bart, deberta, elmo, encoder, encoder_decoder, modernbert, recurrent
 from lmjax.tasks.base import Task
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
@@ -16,6 +16,8 @@ ELMO = dict(cells=64, embedding=8, filters=((1, 16), (2, 16)), highways=1, dropo
 WAVES = dict(positions="sinusoidal", norm="layer", post_norm=True, bias=True, scale_scores=True)
 
 ALBERT = SHAPE | LAYERS | dict(depth=3, embedding=16, shared_layers=True)
+LOCAL = SHAPE | LAYERS | dict(depth=3, reach=3, window_layers=(1, 2))
+DISTANCES = SHAPE | LAYERS | dict(depth=3, buckets=4, max_distance=10)
 BART = SHAPE | LAYERS | dict(depth=2, unembed_bias=True)
 
 
@@ -33,10 +35,16 @@ FAMILIES = {
   "ELMo": lambda **changes: BidirectionalLM(elmo.ELMo(elmo.Config(**(SHAPE | ELMO | changes))), characters=8),
   "T5": lambda **changes: Seq2Seq(_encoder_decoder(**changes), target_length=8),
   "ALBERT": lambda **changes: MaskedLM(encoder.Encoder(encoder.Config(**(ALBERT | changes))), max_predictions=4),
+  "ModernBERT": lambda **changes: MaskedLM(
+    modernbert.ModernBERT(modernbert.Config(**(LOCAL | changes))), max_predictions=4, next_sentence=False
+  ),
+  "DeBERTa": lambda **changes: MaskedLM(
+    deberta.DeBERTa(deberta.Config(**(DISTANCES | changes))), max_predictions=4, next_sentence=False
+  ),
   "BART": lambda **changes: Seq2Seq(bart.Bart(bart.Config(**(BART | changes))), target_length=8),
   "Transformer": lambda **changes: Seq2Seq(_encoder_decoder(**(WAVES | changes)), smoothing=0.1),
 }
-RECURRENT = ("LSTM", "ELMo")  # their layers are not stacked
+UNSTACKED = ("LSTM", "ELMo", "ModernBERT")  # their layers are not stacked
 
 
 def tiny_task(family: str, **changes) -> Task:

@@ -70,6 +70,7 @@ ALLOWED = {
   ("launch/slurm.sbatch", "bad"): "an option of srun",
   ("lmjax/storage/huggingface/families/base.py", "bad"): "a key of config.json, bad_words_ids",
   ("lmjax/data/tokenizers/settings.py", "bad"): "a key of config.json, bad_words_ids",
+  ("docs/flax_classes.md", "bad"): "a key of config.json, bad_words_ids",
   ("configs/superglue.py", "passage"): "a key of BoolQ's records",
 }
 

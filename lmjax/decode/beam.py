@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from flax import struct
 
+from lmjax.decode.logits import exclude
 from lmjax.decode.sample import is_end, pad_prompts, pad_sources, prefill
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
@@ -149,11 +150,6 @@ class Beam:
 
   def _norm(self, length) -> jax.Array:
     return ((5.0 + length) / 6.0) ** self.penalty
-
-
-def exclude(logits_BxV: jax.Array, ids: tuple[int, ...]) -> jax.Array:
-  """Returns logits that are -inf at some ids."""
-  return logits_BxV.at[:, jnp.array(ids)].set(-jnp.inf) if ids else logits_BxV
 
 
 def _best(tokens_BxNxT: jax.Array, scores_BxN: jax.Array, size: int) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,7 @@ class Sampling:
   2019, arXiv:1909.05858). temperature: divides the logits; 0 is greedy. top_k: keeps the k most probable tokens.
   top_p: keeps the fewest tokens whose probabilities sum to at least p (Holtzman et al., 2020, arXiv:1904.09751).
   min_p: keeps tokens with at least min_p times the highest probability (Nguyen et al., 2024, arXiv:2407.01082).
+  excluded: ids that are never drawn.
   """
 
   temperature: float = 1.0
@@ -21,6 +22,7 @@ class Sampling:
   top_p: float = 1.0
   min_p: float = 0.0
   repetition_penalty: float = 1.0
+  excluded: tuple[int, ...] = ()
 
   def __post_init__(self):
     if self.temperature < 0:
@@ -36,7 +38,7 @@ class Sampling:
 
   def filter(self, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
     """Returns the filtered logits [B, V] in float32, -inf for excluded tokens; seen: tokens that occurred before."""
-    x = logits_BxV.astype(jnp.float32)
+    x = exclude(logits_BxV.astype(jnp.float32), self.excluded)
     if self.repetition_penalty != 1:
       x = jnp.where(seen_BxV, jnp.where(x > 0, x / self.repetition_penalty, x * self.repetition_penalty), x)
     if self.temperature == 0:
@@ -55,9 +57,12 @@ class Sampling:
 
   def draw(self, rngs_B: jax.Array, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
     """Returns a token for each row [B], sampled with its own key, so that rows do not depend on each other."""
-    if self.temperature == 0 and self.repetition_penalty == 1:
-      return jnp.argmax(logits_BxV, axis=-1).astype(jnp.int32)
-    x = self.filter(logits_BxV, seen_BxV)
-    if self.temperature == 0:
-      return jnp.argmax(x, axis=-1).astype(jnp.int32)
-    return jax.vmap(jax.random.categorical)(rngs_B, x).astype(jnp.int32)
+    plain = self.temperature == 0 and self.repetition_penalty == 1  # the filters would change nothing
+    x = exclude(logits_BxV, self.excluded) if plain else self.filter(logits_BxV, seen_BxV)
+    drawn = jnp.argmax(x, axis=-1) if self.temperature == 0 else jax.vmap(jax.random.categorical)(rngs_B, x)
+    return drawn.astype(jnp.int32)
+
+
+def exclude(logits_BxV: jax.Array, ids: tuple[int, ...]) -> jax.Array:
+  """Returns logits that are -inf at some ids."""
+  return logits_BxV.at[:, jnp.array(ids)].set(-jnp.inf) if ids else logits_BxV

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from etils import epath
 
 from lmjax.data.tokenizers.base import ends_of
-from lmjax.decode.beam import Beam, exclude
+from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.inference.stream_text import beam_texts, continue_texts
@@ -21,17 +21,6 @@ from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
 
 Row = tuple[str, int]  # a prompt, and the number of its sample from 0
-
-
-@dataclasses.dataclass(frozen=True)
-class Excluding(Sampling):
-  """Sampling that never draws some ids, `excluded`."""
-
-  excluded: tuple[int, ...] = ()
-
-  def draw(self, rngs_B: jax.Array, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:
-    """Returns a token for each row [B]; see `Sampling`."""
-    return super().draw(rngs_B, exclude(logits_BxV, self.excluded), seen_BxV)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +63,7 @@ class Generator:
     excluded = getattr(self.loaded.tokenizer, "excluded", ())
     if self.beams:
       return Beam(model, max_tokens, self.beams, self.length_penalty, end, excluded)
-    sampling = Excluding(**dataclasses.asdict(self.sampling), excluded=excluded) if excluded else self.sampling
-    return Sampler(model, max_tokens, sampling, end)
+    return Sampler(model, max_tokens, dataclasses.replace(self.sampling, excluded=excluded), end)
 
   @functools.cached_property
   def _params(self) -> Tree:

@@ -23,14 +23,14 @@ from lmjax.testing import fake_batch
 from lmjax.train import make_step
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
-from tests.families import FAMILIES, RECURRENT, tiny_task
+from tests.families import FAMILIES, UNSTACKED, tiny_task
 
 LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
 ADAMW = Optimizer(peak_lr=1e-2, warmup=0, weight_decay=0.0)
 ALL = LoRA(targets="(kernel|table)$", rank=4)
 FAST = ("GPT", "LSTM")  # the other families run with --all
 EACH = [family if family in FAST else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
-CASES = [(f, {}) for f in FAMILIES] + [(f, {"scan": False}) for f in FAMILIES if f not in RECURRENT]
+CASES = [(f, {}) for f in FAMILIES] + [(f, {"scan": False}) for f in FAMILIES if f not in UNSTACKED]
 QUICK = [("GPT", {}), ("GPT", {"scan": False}), ("LSTM", {})]
 CASES = [case if case in QUICK else pytest.param(*case, marks=pytest.mark.slow) for case in CASES]
 

@@ -22,10 +22,10 @@ from lmjax.tasks.base import weighted_sum
 from lmjax.testing import fake_batch
 from lmjax.train import make_step
 from lmjax.utils import pytree
-from tests.families import FAMILIES, RECURRENT, tiny_task
+from tests.families import FAMILIES, UNSTACKED, tiny_task
 from tests.toys import Scale, Scaled
 
-CASES = [(family, {}) for family in FAMILIES] + [(f, {"scan": False}) for f in FAMILIES if f not in RECURRENT]
+CASES = [(family, {}) for family in FAMILIES] + [(f, {"scan": False}) for f in FAMILIES if f not in UNSTACKED]
 LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
 OPTIMIZER = Optimizer(peak_lr=1e-2)
 SCALE = Scale()

@@ -118,12 +118,12 @@ def load(folder: epath.PathLike) -> Loaded:
   settings, family, config = read_config(folder)
   tokenizer: Any = load_tokenizer(folder, config.vocabulary)
   if tokenizer:
-    tell_generation(tokenizer, Settings(folder), config)
+    add_generation_settings(tokenizer, Settings(folder), config)
   return assemble(folder, settings, family, config, open_tensors(folder), tokenizer)
 
 
-def tell_generation(tokenizer: Any, settings: Settings, config: Any) -> None:
-  """Gives a tokenizer what the files of its folder say about generation, which reads it there."""
+def add_generation_settings(tokenizer: Any, settings: Settings, config: Any) -> None:
+  """Sets what the files of a folder say about generation on its tokenizer, where generation reads it."""
   with contextlib.suppress(AttributeError):  # read-only in kinds of lmjax itself
     tokenizer.excluded, tokenizer.unsupported = settings.excluded(config.vocabulary, ends_of(tokenizer))
     tokenizer.forced_end = settings.forced_end()
