@@ -9,6 +9,7 @@ import zlib
 import jax
 import numpy as np
 import pytest
+import xxhash
 from etils import epath
 
 from lmjax import checkpoint
@@ -150,6 +151,8 @@ def test_blocks_are_compared_wherever_they_are(tmp_path, monkeypatch):
     (tmp_path / name).write_bytes(np.random.default_rng(size).bytes(size))
   folder = epath.Path(tmp_path)
   checksums.save(folder)
+  sums, content = json.loads((tmp_path / checksums.NAME).read_text()), (tmp_path / "d").read_bytes()
+  assert sums["d:5000"] == xxhash.xxh3_128_hexdigest(content[5000:]), "checkpoints of other versions are compared"
   assert checksums.check(folder) == 1 + 1 + 1 + 6
   assert sum(checksums.check(folder, part=(i, 4)) for i in range(4)) == 9, "hosts share the blocks"
   for bit in (0, 8 * 999, 8 * 1000, 8 * 5432 - 1):

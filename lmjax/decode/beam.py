@@ -38,8 +38,8 @@ class Beam:
     score(y) = log p(y) / ((5 + |y|) / 6)^penalty       (Wu et al., 2016, arXiv:1609.08144; |y| counts the end token)
 
   beams: live continuations of each prompt. penalty: the exponent of the length penalty; 0 favours short continuations,
-  1 nearly divides by their length. max_tokens, end: as in `Sampler`. excluded: ids that are never generated. After the
-  last step, continuations without an end token are candidates too.
+  1 nearly divides by their length. max_tokens, end: as in `Sampler`. excluded: ids that are never generated; the
+  others keep their probabilities. After the last step, continuations without an end token are candidates too.
   """
 
   model: nn.Module
@@ -112,7 +112,7 @@ class Beam:
 
   def _step(self, params: Tree, beams: _Beams) -> _Beams:
     batch, size = beams.live_log_probs_BxK.shape
-    log_probs = jax.nn.log_softmax(beams.logits.astype(jnp.float32)).reshape(batch, size, -1)
+    log_probs = exclude(jax.nn.log_softmax(beams.logits.astype(jnp.float32)), self.excluded).reshape(batch, size, -1)
     vocabulary = log_probs.shape[-1]
     flat = (beams.live_log_probs_BxK[..., None] + log_probs).reshape(batch, -1)
     # Twice K candidates leave at least K live ones where each live continuation has one end token.
@@ -146,7 +146,8 @@ class Beam:
     )
 
   def _logits(self, params: Tree, hidden: jax.Array) -> jax.Array:
-    return exclude(self.model.apply({"params": params}, hidden, method="logits"), self.excluded)
+    logits: jax.Array = self.model.apply({"params": params}, hidden, method="logits")
+    return logits
 
   def _norm(self, length) -> jax.Array:
     return ((5.0 + length) / 6.0) ** self.penalty

@@ -79,6 +79,18 @@ def test_more_beams_are_not_worse_and_rows_are_independent():
   assert (best[-1] >= best[0] - 1e-5).all()
 
 
+def test_excluded_ids_are_in_no_continuation_and_the_others_keep_their_scores():
+  model, params, _ = family("decoder")
+  wanted = exhaustive(model, params, [1], None, 0.6)
+  excluded = wanted[0][0][0]
+  assert excluded != END
+  allowed = [(tokens, score) for tokens, score in wanted if excluded not in tokens][:10]
+  beam = Beam(model, 16, WORDS ** (NEW - 1), penalty=0.6, end=END, excluded=(excluded,))
+  tokens, scores = beam.search(params, [[1]], NEW)
+  np.testing.assert_allclose(scores[0, :10], [score for _, score in allowed], atol=1e-4)
+  assert not any(excluded in row for row in tokens[0, :10].tolist())
+
+
 def test_one_beam_is_greedy():
   model, params, _ = family("decoder")
   sampler = Sampler(model, 16, Sampling(temperature=0.0), END)

@@ -120,6 +120,15 @@ def test_samples_follow_the_distribution():
   assert ((counts - expected) ** 2 / expected).sum() < 51
 
 
+@pytest.mark.parametrize("changes", [{}, dict(temperature=0.0), dict(temperature=0.0, repetition_penalty=1.5)])
+def test_excluded_ids_are_never_drawn(changes):
+  best = tuple(np.argsort(-LOGITS[0])[:19].tolist())  # all but the worst, whose logit is below 0
+  assert LOGITS[0].min() < 0
+  keys, logits = jax.random.split(jax.random.key(0), 50), jnp.tile(LOGITS[:1], (50, 1))
+  drawn = Sampling(**changes, excluded=best).draw(keys, logits, jnp.zeros(logits.shape, bool))
+  assert set(drawn.tolist()) == {int(LOGITS[0].argmin())}
+
+
 @pytest.mark.parametrize("changes", [dict(temperature=-1.0), dict(top_p=0.0), dict(min_p=2.0), dict(top_k=-1)])
 def test_impossible_settings_are_refused(changes):
   with pytest.raises(ValueError):
