@@ -1,6 +1,6 @@
 """Named entities with ELMo's vectors (Peters et al., 2018, sections 3.3 and 4), arXiv:1802.05365, from a saved ELMo.
 
-    lmjax train --config configs/elmo_ner.py:start=runs/elmo,train=train.conll,validation=dev.conll --workdir runs/ner
+    lmjax train --config configs/elmo_ner.py:start=...,train=train.conll,validation=dev.conll --workdir runs/ner
     lmjax predict --workdir runs/ner --best --input sentences.txt
 
 start: the run folder of an ELMo, or a bilm-tf folder. Its layers are mixed with learned weights, and a bidirectional

@@ -14,6 +14,7 @@ from flax import linen as nn
 from lmjax.layers.attention import Attention
 from lmjax.layers.backend import barrier
 from lmjax.layers.block import Block
+from lmjax.layers.cache import Cache
 from lmjax.layers.einsum import Embed
 from lmjax.layers.kernels.dispatch import prepare_mask
 from lmjax.layers.kernels.mask import Mask
@@ -57,7 +58,10 @@ class Config(encoder.Config):
 class TwoSidedAttention(Attention):
   """Attention whose window reaches as far forward as backward."""
 
-  def __call__(self, x_BxLxD, positions_BxL, mask, cache=None, layer=0, tap=False):
+  def __call__(
+    self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask: Mask, cache: Cache | None = None, layer: int = 0,
+    tap: bool = False,
+  ) -> tuple[jax.Array, Cache | None, jax.Array | None]:  # fmt: skip
     """Returns what `Attention` returns, which leaves out what is too far back."""
     if layer in self.window_layers:
       length = x_BxLxD.shape[1]

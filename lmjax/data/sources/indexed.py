@@ -58,14 +58,14 @@ class Index:
       reason = f"has {end - start:,} bytes, more than the maximum of {MAX_DOCUMENT:,}: split it into smaller documents"
       return BadRecord(self.where(index), reason)
     try:
-      return read_bytes(self.files[file], self.clean)[start:end].decode("utf-8")
+      return read_bytes(self.files[file], self.clean, self.ends[file])[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
       return BadRecord(self.where(index, error.start), f"is not UTF-8: {error.reason}")
 
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""
     file, start, _ = self._locate(index)
-    data, end = read_bytes(self.files[file], self.clean), start + offset
+    data, end = read_bytes(self.files[file], self.clean, self.ends[file]), start + offset
     line = sum(data[i : min(i + 2**20, end)].count(b"\n") for i in range(0, end, 2**20)) + 1
     return f"{self.files[file]}:{line}"
 

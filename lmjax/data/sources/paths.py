@@ -25,9 +25,8 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
   Raises:
     UserError: a path or glob matches nothing.
   """
-  patterns = [files] if isinstance(files, str) else list(files)
   paths: list[epath.Path] = []
-  for pattern in patterns:
+  for pattern in [files] if isinstance(files, str) else files:
     path = epath.Path(pattern).expanduser()
     if "://" not in pattern:  # no file has a NUL in its name
       matches = [epath.Path(p) for p in (() if "\0" in pattern else glob.glob(str(path), recursive=True))]
@@ -37,23 +36,27 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
       matches = [path]
     matches = sorted(p for p in matches if p.exists() and not p.is_dir())
     if not matches:
-      raise UserError(
-        f"data: no file matches {pattern!r} (the current directory is {epath.Path().resolve()}); "
-        "set your text with --config configs/text.py:files=my/*.txt"
-      )
+      hint = "set your text with --config configs/text.py:files=my/*.txt"
+      raise UserError(f"data: no file matches {pattern!r} (the current directory is {epath.Path().resolve()}); {hint}")
     paths += matches
   return paths
 
 
-def read_bytes(path: epath.Path, clean: Clean | None = None) -> bytes | mmap.mmap:
+def read_bytes(path: epath.Path, clean: Clean | None = None, size: int | None = None) -> bytes | mmap.mmap:
   """Returns the content of a file, unzipped and cleaned; the last 16 are cached.
 
+  Args:
+    size: bytes that it must have, since offsets in it are known.
+
   Raises:
-    UserError: the file cannot be read, or became shorter since it was read first.
+    UserError: the file cannot be read, or has another size.
   """
   data = _read_bytes(path, clean)
   if isinstance(data, mmap.mmap) and data.size() < len(data):  # the kernel would kill who reads what is gone
-    raise UserError(f"{path} cannot be read: it had {len(data):,} bytes before, and now {data.size():,}; start again")
+    _read_bytes.cache_clear()
+    data = _read_bytes(path, clean)
+  if size not in (None, len(data)):
+    raise UserError(f"{path} cannot be read: it had {size:,} bytes before, and now {len(data):,}; start again")
   return data
 
 
