@@ -96,6 +96,7 @@ def test_train_then_generate_then_read(lmjax, tmp_path):
   assert lmjax("tokenizer", "decode", "--path", run, *ids.split()).stdout == "Hello é\n"
 
 
+@pytest.mark.long
 def test_a_relative_run_folder(lmjax, tmp_path):
   lmjax("train", "--config", ROOT / "configs/quickstart.py:debug", "--workdir", "runs/quick", cwd=tmp_path)
   assert (tmp_path / "runs" / "quick" / "checkpoints" / "20").is_dir()

@@ -34,6 +34,7 @@ def test_prepare_then_train(tmp_path, capsys):
   assert all(0 < line["padding"] < 0.5 for line in lines(tmp_path / "run") if "padding" in line)
 
 
+@pytest.mark.long
 def test_a_source_added_to_a_mixture_is_a_new_version(tmp_path, capsys):
   mixture = {"kind": "lmjax.data.streams:Mixture", "parts": {"a": {"source": DOCS, "weight": 2}}}
   both = mixture | {"parts": mixture["parts"] | {"b": {"source": DOCS | {"split": "5%:10%"}}}}

@@ -136,6 +136,7 @@ def test_cached_decoding_is_the_full_pass_with_padding_on_either_side(family, si
   np.testing.assert_allclose(one[0, 0], whole[1, 8], atol=1e-5)
 
 
+@pytest.mark.long
 def test_scanned_unrolled_and_rematerialized_are_the_same():
   batch = None
   results = []

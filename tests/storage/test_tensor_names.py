@@ -185,6 +185,7 @@ def test_the_kind_of_model_may_be_left_out(model, capsys):
   assert_same(guessed, loaded)
 
 
+@pytest.mark.long
 def test_a_base_model_or_an_encoder_alone_has_no_scores(tmp_path):
   from lmjax.storage.huggingface.folder import task_of
   from lmjax.tasks.encode import Encode

@@ -20,6 +20,7 @@ from lmjax.utils.errors import UserError
 ELMO = ["--config", "configs/elmo.py:debug", "--config.optim.schedule=constant", "--config.evals.every=0"]
 
 
+@pytest.mark.long
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path):
   for name, stops in (("whole", (4,)), ("parts", (2, 4))):
     for steps in stops:

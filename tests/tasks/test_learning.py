@@ -47,7 +47,11 @@ def sentences(rng, number):
   [
     (ENCODER, dict(kind="lmjax.tasks.tagging:Tagging")),
     pytest.param(ELMO, dict(kind="lmjax.tasks.tagging:Tagging"), marks=pytest.mark.long),
-    (ELMO, dict(kind="lmjax.tasks.bilstm_tagging:BiLSTMTagging", cells=16, mix_penalty=0.001, dropout=0.0)),
+    pytest.param(
+      ELMO,
+      dict(kind="lmjax.tasks.bilstm_tagging:BiLSTMTagging", cells=16, mix_penalty=0.001, dropout=0.0),
+      marks=pytest.mark.long,
+    ),
   ],
   ids=["BERT", "mix", "mix, BiLSTM"],
 )
@@ -58,7 +62,7 @@ def test_taggers_learn(model, task, tmp_path, capsys):
   source = dict(kind="lmjax.data.sources.conll:Conll", files=str(tmp_path / "train"))
   optim = dict(frozen=["^model/"] if "bilstm" in task["kind"] else [], peak_lr=1e-2 if is_elmo else 5e-3)
   summary = train(
-    tmp_path, steps=160 if is_elmo else 100, model=model, task=task, optim=OPTIM | optim,
+    tmp_path, steps=320 if is_elmo else 100, model=model, task=task, optim=OPTIM | optim,
     data=dict(kind="lmjax.data.objectives.tagging:Tagging", length=16, source=source, characters=8,
               validation=source | dict(files=str(tmp_path / "dev")),
               tokenizer=WORDS if is_elmo else dict(algorithm="wordpiece", size=60)),

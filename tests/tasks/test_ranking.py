@@ -107,6 +107,7 @@ def test_microbatches_add_up():
     np.testing.assert_allclose(*value, rtol=1e-4)
 
 
+@pytest.mark.long
 def test_a_run_learns_and_predicts(tmp_path, capsys):
   rng, letters = np.random.default_rng(0), [chr(i) for i in range(97, 107)]
   lines = []
