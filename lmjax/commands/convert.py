@@ -29,6 +29,8 @@ from lmjax.tasks.encode import Encode
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.utils.errors import UserError, reason
 
+TOLERANCE = 1e-3  # of the largest value: float32 rounds to 1e-7, and deep models multiply that
+
 
 def main(arguments: list[str]) -> int:
   """Runs `lmjax convert`."""
@@ -42,7 +44,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
   options = parse(parser, arguments)
   if options.check:
-    console.print(f"largest difference of logits: {check(options.check):.2e}")
+    difference, largest = check(options.check)
+    console.print(f"largest difference of logits: {difference:.2e}, of values up to {largest:.3g}")
+    if not difference <= TOLERANCE * max(largest, 1.0):
+      raise UserError(f"convert: lmjax and transformers compute different values from {options.check}")
     return 0
   if not options.input or not options.output:
     raise UserError("convert: --input and --output are required, or --check")
@@ -54,8 +59,11 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
-  """Returns the largest difference between the logits (or final vectors) of lmjax and transformers for random ids.
+def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> tuple[float, float]:
+  """Compares the logits (or final vectors) of lmjax and transformers for random ids.
+
+  Returns:
+    The largest difference, and the largest absolute value that transformers computes.
 
   Raises:
     UserError: transformers is not installed.
@@ -87,7 +95,7 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
     ids[:, -1] = end if loaded.labels == "sequence" and isinstance(end, int) else ids[:, -1]
   positions, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
   inputs = dict(inputs=ids, positions=positions, segments=ones, token_types=np.zeros(ids.shape, np.int32))
-  hf_inputs = {"input_ids": torch.tensor(ids)}
+  hf_inputs = {"input_ids": torch.tensor(ids[:, None] if loaded.labels == "choice" else ids)}
   if isinstance(task, Seq2Seq):
     inputs |= dict(decoder_inputs=ids, decoder_positions=positions, decoder_segments=ones)
     hf_inputs |= {"decoder_input_ids": torch.tensor(ids)}
@@ -106,4 +114,5 @@ def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> float:
   else:
     key = "prediction_logits" if "prediction_logits" in hf_outputs else "logits"
     values, expected = outputs.logits, hf_outputs[key]
-  return float(np.abs(np.asarray(values) - expected.detach().numpy()).max())
+  expected = expected.detach().numpy()
+  return float(np.abs(np.asarray(values) - expected).max()), float(np.abs(expected).max())

@@ -34,7 +34,7 @@ class Text(NamedTuple):
 
 
 class Predictor(NamedTuple):
-  """A loaded model and what its head scores: `sequence`, `tokens` or `span` as in `tasks.encode.Encode`, or `choice`.
+  """A loaded model and what its head scores: `sequence`, `tokens`, `span` or `choice` as in `tasks.encode.Encode`.
 
   labels: the names of the classes; without them, a sequence has a number. spans: how questions are arranged.
   """

@@ -18,7 +18,8 @@ class Encode(Base):
   """A model of any family as an encoder; there is no loss, so it cannot be trained.
 
   classifier: scores classes, if there is one; its parameters are heads/`labels`. labels: what it scores, the whole
-  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there, or whether it was `replaced`.
+  `sequence`, its `tokens`, or for each of them whether a `span` starts or ends there, or whether it was `replaced`;
+  `choice` is the one score of a sequence that is a context with one of its choices.
   pooling: the vector that represents a sequence, `pooled` by an encoder's pooler, the `first` or the `last` of its
   tokens. start: the token from which the decoder of an encoder-decoder starts.
   """
@@ -47,7 +48,7 @@ class Encode(Base):
     logits = None
     if self.classifier:
       x = hidden.tokens
-      if self.labels == "sequence":
+      if self.labels in ("sequence", "choice"):
         last = jnp.maximum(jnp.sum(batch["segments"] > 0, axis=1) - 1, 0)
         x = {"pooled": hidden.pooled, "first": x[:, 0], "last": x[jnp.arange(len(last)), last]}[self.pooling]
       logits = self.head(self.labels, params, x)

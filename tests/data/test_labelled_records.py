@@ -11,6 +11,7 @@ from lmjax.data.sources.examples import Example
 from lmjax.data.sources.labelled_records import JsonRecords, MultipleChoice
 from lmjax.data.sources.labelled_tfds import LabelledTFDS
 from lmjax.data.sources.records import prepare_tfds
+from lmjax.data.sources.superglue import MultiRC, ReCoRD
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
@@ -187,3 +188,34 @@ def test_tfds_without_tensorflow(tfds_folder):
   assert isinstance(test[0], BadRecord) and "has no label" in test[0].why
   with pytest.raises(UserError, match="has no key 'labels'; did you mean 'label'"):
     LabelledTFDS(**options, text="sentence1", label="labels")[0]
+
+
+RC = {"passage": {"text": "Ann ran.", "questions": [
+  {"question": "Who ran?", "answers": [{"text": "Ann", "label": 1}, {"text": "Bob", "label": 0}]},
+  {"question": "Did Bob?", "answers": [{"text": "no", "label": 1}]},
+]}}  # fmt: skip
+CORD = {
+  "passage": {"text": "Ann saw Bob.\n@highlight\nAnn left", "entities": [
+    {"start": 0, "end": 2}, {"start": 8, "end": 10}, {"start": 24, "end": 26},
+  ]},
+  "qas": [{"query": "@placeholder was seen", "answers": [{"start": 8, "end": 10, "text": "Bob"}]}],
+}  # fmt: skip
+
+
+def test_lines_with_many_examples(tmp_path):
+  """MultiRC and ReCoRD as SuperGLUE publishes them; a line that is not is one malformed record."""
+  broken = [{}, {"passage": 3}, {"passage": {"text": " ", "questions": RC["passage"]["questions"]}}]
+  (tmp_path / "rc.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (RC, *broken, RC)))
+  source = MultiRC(str(tmp_path / "rc.jsonl"))
+  rows = [source[i] for i in range(len(source))]
+  assert [row[1:3] for row in rows[:3]] == [
+    ("Who ran? Ann", "true"), ("Who ran? Bob", "false"), ("Did Bob? no", "true")
+  ]  # fmt: skip
+  assert [isinstance(row, BadRecord) for row in rows] == [False] * 3 + [True] * 3 + [False] * 3
+  assert rows[3].where.endswith(":2") and "is not as MultiRC has it" in rows[3].why
+  assert len(MultiRC(str(tmp_path / "rc.jsonl"), split="80%:")) == 3  # of the lines
+  wrong = CORD | {"qas": [{"query": "x", "answers": []}]}
+  (tmp_path / "c.jsonl").write_text(json.dumps(CORD) + "\n" + json.dumps(wrong) + "\n")
+  rows = list(map(ReCoRD(str(tmp_path / "c.jsonl")).__getitem__, range(3)))
+  assert [row[1:3] for row in rows[:2]] == [("Ann was seen", "false"), ("Bob was seen", "true")]
+  assert "@" not in rows[0].text and isinstance(rows[2], BadRecord)

@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from lmjax import storage
+from lmjax.commands.convert import check
 from lmjax.models import encoder
+from lmjax.storage import huggingface
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.storage.huggingface.folder import settings_of
 from lmjax.storage.huggingface.save import save
@@ -127,3 +129,34 @@ def test_exported_heads_have_the_scores_of_transformers(name, tmp_path):
   np.testing.assert_allclose(scores, expected.numpy(), atol=1e-5)
   opened = storage.open(tmp_path / "hf").task
   np.testing.assert_allclose(jax.jit(opened.forward)(params, batch).logits, scores, atol=1e-6)
+
+
+CHOICE = [kind for kind in SHAPES if hasattr(FAMILIES[kind].config, "pooler") or kind in ("deberta-v2", "electra")]
+
+
+@pytest.mark.parametrize("kind", CHOICE)
+def test_multiple_choice_of_every_kind(kind, tmp_path):
+  """Its tensors may have the names of those of another head: the class that config.json names decides."""
+  import torch
+  import transformers
+
+  name = f"{FAMILIES[kind].hf_prefix}ForMultipleChoice"
+  if not hasattr(transformers, name):
+    pytest.skip(f"transformers has no {name}")
+  torch.manual_seed(0)
+  shape = getattr(transformers, name.replace("ForMultipleChoice", "Config"))(**SHAPES[kind])
+  theirs = getattr(transformers, name)(shape).eval()
+  with torch.no_grad():
+    for p in theirs.parameters():
+      p.add_(0.1 * torch.randn_like(p))
+  theirs.save_pretrained(tmp_path / "hf")
+  if kind == "modernbert":  # as its other classifiers
+    with pytest.raises(UserError, match="does not use the tensors"):
+      huggingface.load(tmp_path / "hf")
+    return
+  difference, largest = check(tmp_path / "hf")
+  assert difference < 1e-5 * max(largest, 1) and largest > 1e-3
+  loaded = huggingface.load(tmp_path / "hf")
+  huggingface.save(tmp_path / "again", loaded.model, loaded.params, settings=loaded.settings)
+  assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == [name]
+  assert check(tmp_path / "again")[0] == pytest.approx(difference, abs=1e-6 * max(largest, 1))

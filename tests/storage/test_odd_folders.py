@@ -144,10 +144,10 @@ def test_every_command_succeeds_or_says_why_not(name, tmp_path, capsys):
 @pytest.mark.parametrize("name", FOLDERS)
 def test_every_folder_agrees_with_transformers(name, tmp_path):
   folder = FOLDERS[name](tmp_path / "a")
-  assert check(folder) < 1e-4
+  assert check(folder)[0] < 1e-4
   loaded = huggingface.load(folder)
   huggingface.save(tmp_path / "again", loaded.model, loaded.params, settings=loaded.settings)
-  assert check(tmp_path / "again") < 1e-4
+  assert check(tmp_path / "again")[0] < 1e-4
 
 
 @pytest.mark.torch
@@ -190,3 +190,14 @@ def test_show_opens_a_flax_folder_by_its_config_alone(tmp_path, capsys):
     (folder / "flax_model.msgpack").write_bytes(serialization.msgpack_serialize(tree))
     assert main(["show", str(folder)]) == 0
     assert "shared/weight" in capsys.readouterr().out
+
+
+@pytest.mark.torch
+@pytest.mark.filterwarnings("ignore")
+def test_a_check_fails_where_values_differ(tmp_path, capsys, monkeypatch):
+  folder = FOLDERS[next(iter(FOLDERS))](tmp_path / "a")
+  assert main(["convert", "--check", str(folder)]) == 0
+  capsys.readouterr()
+  monkeypatch.setattr("lmjax.commands.convert.TOLERANCE", 0.0)
+  assert main(["convert", "--check", str(folder)]) == 2
+  assert "different values" in capsys.readouterr().err.splitlines()[-1]

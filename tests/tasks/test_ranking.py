@@ -144,6 +144,11 @@ def test_a_run_learns_and_predicts(tmp_path, capsys):
     found.append(json.loads(capsys.readouterr().out))
   assert found[0]["label"] == "1" and found[0]["choice"] == "c ." and len(found[0]["probabilities"]) == 3
   assert found[0]["probabilities"] == found[1]["probabilities"]
+  assert main(["convert", "--input", str(run), "--output", str(tmp_path / "hf")]) == 0
+  assert json.loads((tmp_path / "hf" / "config.json").read_text())["architectures"] == ["BertForMultipleChoice"]
+  capsys.readouterr()
+  assert main(["predict", "--workdir", str(tmp_path / "hf"), "--input", str(tmp_path / "in.txt")]) == 0
+  np.testing.assert_allclose(json.loads(capsys.readouterr().out)["probabilities"], found[0]["probabilities"], rtol=1e-4)
   (tmp_path / "in.txt").write_text("c\n")
   assert main(["predict", "--workdir", str(run), "--input", str(tmp_path / "in.txt")]) == 2
   assert "needs its choices" in capsys.readouterr().err

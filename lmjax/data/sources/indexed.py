@@ -14,6 +14,7 @@ from lmjax.data.sources.splits import split_range
 
 FindStarts = Callable[[bytes], np.ndarray]  # from the bytes of a file to the offsets at which its documents start
 
+BLOCK = 2**16  # bytes whose lines are counted together
 MAX_DOCUMENT = 16 * 2**20  # bytes; a larger document is skipped, as the text was probably not split
 
 
@@ -30,6 +31,7 @@ class Index:
   ):  # fmt: skip
     self.files, self.clean = files, clean
     starts, file_of, self.ends = [], [], []
+    self.lines: dict[int, np.ndarray] = {}
     for number, path in enumerate(files):
       data = read_bytes(path, clean)
       starts.append(find_starts(data) if len(data) else np.zeros(0, np.int64))
@@ -65,8 +67,12 @@ class Index:
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""
     file, start, _ = self._locate(index)
-    data, end = read_bytes(self.files[file], self.clean, self.ends[file]), start + offset
-    line = sum(data[i : min(i + 2**20, end)].count(b"\n") for i in range(0, end, 2**20)) + 1
+    block, rest = divmod(start + offset, BLOCK)
+    data = read_bytes(self.files[file], self.clean, self.ends[file])
+    if file not in self.lines:  # newlines before each block
+      counts = [data[i : i + BLOCK].count(b"\n") for i in range(0, self.ends[file] + 1, BLOCK)]
+      self.lines[file] = np.cumsum([0, *counts])
+    line = self.lines[file][block] + data[block * BLOCK : block * BLOCK + rest].count(b"\n") + 1
     return f"{self.files[file]}:{line}"
 
 

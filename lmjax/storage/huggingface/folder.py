@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
+from flax import linen as nn
 from flax import traverse_util
 
 from lmjax.data.tokenizers.base import Tokenizer
@@ -17,13 +18,14 @@ from lmjax.parallel.sharding import Layout
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
-from lmjax.storage.huggingface.save import bare, save
+from lmjax.storage.huggingface.save import bare, family_of, save
 from lmjax.storage.huggingface.sentence import transformer_folder
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.downstream import START, Downstream
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.tasks.ranking import Ranking
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.utils import pytree, trust
 from lmjax.utils.errors import UserError
@@ -112,7 +114,19 @@ class HuggingFaceFolder(SavedModel):
         save(folder, source.task.model, params, settings=source.config, files=files, with_tokenizer=with_tokenizer)
     else:
       tokenizer = source.tokenizer if with_tokenizer else None
+      if isinstance(source.task, Ranking):
+        params = params | {"heads": _choice(source.task.model, params["heads"])}
       save(folder, source.task.model, params, tokenizer, settings_of(source.task))
+
+
+def _choice(model: nn.Module, heads: Tree) -> Tree:
+  """Returns the head that ranks choices under the name of a class for them, where the family has one like it.
+
+  Elsewhere it stays a classifier of sequences with one score, which ranks the same choices.
+  """
+  known = family_of(model).heads(model.config)
+  same = [[weight.hf for weight in known.get(head, ())] for head in ("sequence", "choice")]
+  return {"choice": heads["sequence"]} if same[0] == same[1] and set(heads) == {"sequence"} else heads
 
 
 def settings_of(task: Task) -> dict[str, Any]:
@@ -120,7 +134,7 @@ def settings_of(task: Task) -> dict[str, Any]:
   if not isinstance(task, Downstream):
     return {}
   start = {"decoder_start_token_id": START} if task.model.kind == "encoder_decoder" else {}
-  if not task.labels:
+  if not task.labels or isinstance(task, Ranking):
     return start | {"id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0}, "problem_type": "regression"}
   return start | {
     "id2label": {str(number): label for number, label in enumerate(task.labels)},
@@ -143,7 +157,8 @@ def task_of(loaded: Loaded) -> Task:
     head = Classifier(leaves["scores"]["kernel"].shape[-1], activation, bias, parent=None)
     settings = Fields(loaded.settings, "config.json")
     start = settings.integer("decoder_start_token_id", family.defaults.get("decoder_start_token_id", 0))
-    return Encode(model, head, loaded.labels, family.pooling, start)
+    pooling = "pooled" if loaded.labels == "choice" and "dense" not in leaves else family.pooling
+    return Encode(model, head, loaded.labels, pooling, start)
   if "masked_lm" in heads:
     return MaskedLM(model, next_sentence="next_sentence" in heads, activation=loaded.family.masked_activation)
   if model.kind == "encoder" or bare(model, loaded.params):

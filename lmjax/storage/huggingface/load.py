@@ -35,8 +35,9 @@ from lmjax.utils.trust import check_links
 
 TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model", "kind.json",
               "characters.json", "bytes.json")  # fmt: skip
-# Classification heads: of a sequence, of each token, of a span's two ends, of tokens that were replaced.
-LABELS = ("sequence", "tokens", "span", "replaced")
+# Classification heads: of a sequence, of each token, of a span's two ends, of one of several choices, of tokens that
+# were replaced.
+LABELS = ("sequence", "tokens", "span", "choice", "replaced")
 HEADS = (*LABELS, "masked_lm", "next_sentence", "unembed")
 ENCODER_HEADS = "ForTokenClassification"  # of an encoder-decoder family, on the encoder alone
 FLOATS = [np.dtype(safetensors.DTYPES[name]) for name in ("F64", "F32", "F16", "BF16")]
@@ -57,7 +58,7 @@ class Loaded:
 
   @property
   def labels(self) -> str:
-    """The classification head, `sequence`, `tokens` or `span`; empty if there is none."""
+    """The classification head, one of `LABELS`; empty if there is none."""
     return next((head for head in LABELS if head in self.params["heads"]), "")
 
   def arrays(self) -> Tree:

@@ -21,7 +21,7 @@ TO_HF = {"gelu": "gelu", "gelu_tanh": "gelu_new", "relu": "relu", "silu": "silu"
 # The heads of a model and the ending of its class name; of those whose heads a model has, the first is taken.
 CLASSES = (
   ("sequence", "ForSequenceClassification"), ("tokens", "ForTokenClassification"), ("span", "ForQuestionAnswering"),
-  ("replaced", "ForPreTraining"),
+  ("choice", "ForMultipleChoice"), ("replaced", "ForPreTraining"),
   ("masked_lm next_sentence", "ForPreTraining"), ("masked_lm", "ForMaskedLM"),
   ("next_sentence", "ForNextSentencePrediction"),
 )  # fmt: skip

@@ -60,14 +60,23 @@ def _write_distilbert(c: encoder.Config) -> HFConfig:
 
 
 def _bert_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
-  """Sequence and token classifiers have the same tensors; only the first needs the pooler."""
+  """Classifiers of sequences, tokens and choices have the same tensors; that of tokens does not need the pooler."""
   heads = {
     "masked_lm": weights.BERT_MASKED,
     "next_sentence": weights.pairs("cls.seq_relationship"),
     "span": weights.SPAN,
   }
-  labels = ("sequence", "tokens") if c.pooler else ("tokens",)
+  labels = ("sequence", "tokens", "choice") if c.pooler else ("tokens",)
   return heads | {head: weights.classifier(head, "classifier") for head in labels}
+
+
+def _roberta_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
+  """Only the classifier of choices takes the pooler."""
+  heads = {
+    "masked_lm": weights.ROBERTA_MASKED, "span": weights.SPAN, "tokens": weights.classifier("tokens", "classifier"),
+    "sequence": weights.classifier("sequence", "classifier.out_proj", "classifier.dense"),
+  }  # fmt: skip
+  return heads | ({"choice": weights.classifier("choice", "classifier")} if c.pooler else {})
 
 
 _encoder: dict[str, Any] = dict(module=encoder.Encoder, config=encoder.Config, bare_class="Model")
@@ -86,10 +95,7 @@ ROBERTA = dataclasses.replace(
   BERT, hf_prefix="Roberta", defaults=DEFAULTS | dict(vocab_size=50_265), read=_read_roberta,
   prefix={"": "roberta."}, pooling="first",
   masked_activation="gelu",
-  heads=lambda c: {
-    "masked_lm": weights.ROBERTA_MASKED, "span": weights.SPAN, "tokens": weights.classifier("tokens", "classifier"),
-    "sequence": weights.classifier("sequence", "classifier.out_proj", "classifier.dense"),
-  },
+  heads=_roberta_heads,
   unembed="lm_head.decoder.weight", unembed_bias="lm_head.decoder.bias",
 )  # fmt: skip
 XLM_ROBERTA = dataclasses.replace(ROBERTA, hf_prefix="XLMRoberta", defaults=DEFAULTS)
@@ -108,6 +114,7 @@ DISTILBERT = Family(
     "masked_lm": weights.DISTILBERT_MASKED, "span": weights.SPAN,
     "sequence": weights.classifier("sequence", "classifier", "pre_classifier"),
     "tokens": weights.classifier("tokens", "classifier"),
+    "choice": weights.classifier("choice", "classifier", "pre_classifier"),
   },
   unembed="vocab_projector.weight",
   # Sinusoids are stored in the table of positions like learned ones.

@@ -71,6 +71,7 @@ def _weights(c: deberta.Config) -> tuple[WeightMap, ...]:
 HEADS = {
   "masked_lm": weights.BERT_MASKED, "tokens": weights.classifier("tokens", "classifier"), "span": weights.SPAN,
   "sequence": weights.classifier("sequence", "classifier", "pooler.dense"),
+  "choice": weights.classifier("choice", "classifier", "pooler.dense"),
 }  # fmt: skip
 DEBERTA = Family(
   module=deberta.DeBERTa, config=deberta.Config, hf_prefix="DebertaV2", bare_class="Model",

@@ -36,14 +36,15 @@ def _electra_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
     "replaced": weights.classifier("replaced", f"{discriminator}.dense_prediction", f"{discriminator}.dense"),
     "sequence": weights.classifier("sequence", "classifier.out_proj", "classifier.dense"),
     "tokens": weights.classifier("tokens", "classifier"), "span": weights.SPAN,
+    "choice": weights.classifier("choice", "classifier", "sequence_summary.summary"),
   }  # fmt: skip
 
 
 def _albert_heads(c: encoder.Config) -> dict[str, tuple[WeightMap, ...]]:
-  """As with BERT, only the classifier of sequences needs the pooler."""
+  """As with BERT, the classifier of tokens does not need the pooler."""
   heads = {"masked_lm": weights.masked("predictions.dense", "predictions.LayerNorm", "predictions.bias")}
   heads |= {"next_sentence": weights.pairs("sop_classifier.classifier"), "span": weights.SPAN}
-  labels = ("sequence", "tokens") if c.pooler else ("tokens",)
+  labels = ("sequence", "tokens", "choice") if c.pooler else ("tokens",)
   return heads | {head: weights.classifier(head, "classifier") for head in labels}
 
 
