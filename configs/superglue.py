@@ -2,13 +2,11 @@
 
     lmjax train --config configs/superglue.py:task=boolq,start=...,data=superglue/BoolQ --workdir runs/boolq
 
-task: boolq cb rte wic wsc multirc record; COPA is multiple choice, see docs/fine_tuning.md. start: a run folder, a
-Hugging Face folder or a GGUF file. data: the folder of the task's files, as they are published (train.jsonl,
-val.jsonl).
+task: boolq cb rte wic wsc; for COPA, MultiRC and ReCoRD see docs/fine_tuning.md. start: a run folder, a Hugging Face
+folder or a GGUF file. data: the folder of the task's files, as they are published (train.jsonl, val.jsonl).
 
-Word in context and the Winograd schemas are read as pairs of texts, without the vectors of the marked words; MultiRC
-and ReCoRD as pairs of which the second is one possible answer, and the scores are those of the pairs. The recipe is
-that of configs/glue.py. Hardware: two CPU cores with all-MiniLM-L6-v2 (22.7 M parameters). Time and expected result:
+Word in context and the Winograd schemas are read as pairs of texts, without the vectors of the marked words. The recipe
+is that of configs/glue.py. Hardware: two CPU cores with all-MiniLM-L6-v2 (22.7 M parameters). Time and expected result:
 not measured.
 """
 
@@ -25,9 +23,8 @@ from lmjax.storage.section import model_section
 class Task:
   """A task: which fields of a record are an example, its labels in their order, and how it is learned."""
 
-  text: str = ""
+  text: str
   other: str = ""
-  source: str = "lmjax.data.sources.labelled_records:JsonRecords"
   labels: tuple = ("false", "true")
   metrics: tuple = ("accuracy",)
   examples: int = 0  # of the training data
@@ -41,10 +38,6 @@ TASKS = {
              metrics=("accuracy", "macro_f1")),
   "rte": Task("premise", "hypothesis", labels=("entailment", "not_entailment"), examples=2490),
   "wic": Task("{word}: {sentence1}", "sentence2", examples=5428, length=64),
-  "multirc": Task(source="lmjax.data.sources.superglue:MultiRC", examples=27_243, epochs=3, length=384,
-                  metrics=("f1", "accuracy")),
-  "record": Task(source="lmjax.data.sources.superglue:ReCoRD", examples=1_179_400, epochs=1, length=384,
-                 metrics=("f1", "accuracy")),
   "wsc": Task("text", "{target.span2_text} is {target.span1_text}", examples=554),
 }  # fmt: skip
 
@@ -55,7 +48,7 @@ def get_config(argument: str = "") -> ConfigDict:
   )
   task = TASKS[choice.task]
   folder = choice.data or f"data/superglue/{choice.task}"
-  source = dict(kind=task.source) | (dict(text=task.text, other=task.other) if task.text else {})
+  source = dict(kind="lmjax.data.sources.labelled_records:JsonRecords", text=task.text, other=task.other)
   steps = max(task.examples * task.epochs // 32, 1)
   start = "" if choice.debug else choice.start
   if start:

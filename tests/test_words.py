@@ -72,6 +72,7 @@ ALLOWED = {
   ("lmjax/data/tokenizers/settings.py", "bad"): "a key of config.json, bad_words_ids",
   ("docs/flax_classes.md", "bad"): "a key of config.json, bad_words_ids",
   ("configs/superglue.py", "passage"): "a key of BoolQ's records",
+  ("docs/fine_tuning.md", "passage"): "a key of MultiRC's records",
   ("lmjax/data/sources/superglue.py", "passage"): "a key of the records of MultiRC and ReCoRD",
 }
 

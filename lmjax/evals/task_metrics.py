@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from lmjax.evals.base import Context, Measure
-from lmjax.evals.bootstrap import limits
+from lmjax.evals.bootstrap import SEED, limits
 from lmjax.evals.row_scores import row_scores
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
@@ -32,6 +32,29 @@ NUMBERS: dict[str, Metric] = {
   "spearman": lambda true, predicted: _correlation(stats.spearmanr, true, predicted),
   "mean_squared_error": sk.mean_squared_error,
 }
+
+
+def of_counts(name: str, counts_NxCxC: np.ndarray) -> np.ndarray:
+  """Returns a metric of classes [N] from counts by true and by predicted class: scikit-learn takes 2 ms for each."""
+  right_NxC, true_NxC, predicted_NxC = np.einsum("ncc->nc", counts_NxCxC), counts_NxCxC.sum(2), counts_NxCxC.sum(1)
+  right, size, either_NxC = right_NxC.sum(1), true_NxC.sum(1), true_NxC + predicted_NxC
+  if name == "accuracy":
+    return right / size
+  if name == "matthews":
+    variances = [size**2 - (side**2).sum(1) for side in (true_NxC, predicted_NxC)]
+    product = np.maximum(variances[0].astype(float) * variances[1], 1)  # where it is 0, so is the covariance
+    return (right * size - (true_NxC * predicted_NxC).sum(1)) / np.sqrt(product)
+  f1_NxC = 2 * right_NxC / np.maximum(either_NxC, 1)
+  return f1_NxC[:, 1] if name == "f1" else f1_NxC.sum(1) / (either_NxC > 0).sum(1)
+
+
+def _class_limits(name: str, true: np.ndarray, predicted: np.ndarray, resamples: int) -> dict[str, float]:
+  """Returns `bootstrap.limits` of a metric of classes: how often a sample has each cell is multinomial."""
+  classes = max(true.max(), predicted.max(), 1) + 1
+  cells = np.bincount(true * classes + predicted, minlength=classes**2)
+  sample = np.random.default_rng(SEED).multinomial(len(true), cells / len(true), resamples)
+  ends = np.percentile(of_counts(name, sample.reshape(-1, classes, classes)), [2.5, 97.5])
+  return {f"{name}_low": ends[0], f"{name}_high": ends[1]}
 
 
 def _correlation(function: Callable, true: np.ndarray, predicted: np.ndarray) -> float:
@@ -81,7 +104,11 @@ class TaskMetrics:
       values, every = {}, np.arange(len(true))
       for name in self.metrics:
         metric = lambda rows, of=known[name]: of(true[rows], predicted[rows])  # noqa: E731
-        values |= {name: metric(every)} | limits(name, every, metric, resamples=self.resamples)
+        values[name] = metric(every)
+        if self.resamples and key == "labels":
+          values |= _class_limits(name, true, predicted, self.resamples)
+        else:
+          values |= limits(name, every, metric, resamples=self.resamples)
       if key == "labels":
         majority = np.full_like(true, np.bincount(true).argmax())
         values |= {f"majority_{name}": known[name](true, majority) for name in self.metrics}

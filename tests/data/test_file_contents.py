@@ -8,7 +8,8 @@ from etils import epath
 
 from lmjax.data.sources import gzipped
 from lmjax.data.sources.conll import Conll
-from lmjax.data.sources.labelled import JsonTable, Table
+from lmjax.data.sources.labelled import Table
+from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.sources.pairs import JsonPairs
 from lmjax.data.sources.records import JsonLines
 from lmjax.data.sources.squad import Squad
@@ -17,7 +18,7 @@ from lmjax.evals.suites import items
 from lmjax.utils.errors import UserError
 
 SOURCES = {
-  "text": lambda path: TextFiles(path, "line"), "lines": JsonLines, "table": Table, "objects": JsonTable,
+  "text": lambda path: TextFiles(path, "line"), "lines": JsonLines, "table": Table, "objects": JsonRecords,
   "pairs": JsonPairs, "words": Conll, "questions": Squad, "suite": lambda path: items._content(epath.Path(path)),
 }  # fmt: skip
 

@@ -9,8 +9,9 @@ from lmjax.data.objectives.arrange import Arrangement
 from lmjax.data.objectives.labelled import Labelled
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.examples import Example
-from lmjax.data.sources.labelled import JsonTable, Table
+from lmjax.data.sources.labelled import Table
 from lmjax.data.sources.labelled_pairs import AsText
+from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.data.tokenizers.words import Words
@@ -64,11 +65,11 @@ def test_a_malformed_row_is_named_and_the_others_are_read(tmp_path, content, nam
 def test_json_lines_by_keys(tmp_path):
   lines = [{"s": "a", "t": "b", "y": True}, {"s": "c", "t": "d", "y": 2}, {"s": "e", "y": 1}, {"s": "e", "t": "f"}]
   (tmp_path / "x.jsonl").write_text("\n".join(map(json.dumps, lines)))
-  first, second, *bad = rows(JsonTable(str(tmp_path / "x.jsonl"), text="s", other="t", label="y", names={"2": "two"}))
+  first, second, *bad = rows(JsonRecords(str(tmp_path / "x.jsonl"), text="s", other="t", label="y", names={"2": "two"}))
   assert (first, second) == (
     Example("a", "b", "true", f"{tmp_path}/x.jsonl:1"), Example("c", "d", "two", f"{tmp_path}/x.jsonl:2"),
   )  # fmt: skip
-  assert all("does not have strings under 's' and 't'" in record.why for record in bad)
+  assert "has no text under 't'; its keys: s, y" in bad[0].why and "has no label under 'y'" in bad[1].why
 
 
 def reader(tmp_path, content, validation=None, **options):
@@ -94,6 +95,23 @@ def test_labels_come_from_the_training_data_and_others_are_skipped(tmp_path, cap
     reader(tmp_path / "many", "x\tb\ny\ta\n", many, labels=("a", "b")).validate(Bytes(), 3)
   with pytest.raises(UserError, match="has 1 label"):
     reader(tmp_path / "one", "x\tb\n").learned()
+
+
+def test_validation_rows_have_the_shortest_bucket_that_fits(tmp_path):
+  sizes = [9, 1, 2, 14, 3, 8, 2]
+  content = "".join(f"{'x' * size}\t{i % 2}\n" for i, size in enumerate(sizes))
+  data = reader(tmp_path, content, labels=("0", "1"), buckets=(4, 8))
+  batches = data.validate(Bytes(), 2)
+  tokens = [(batch["segments"] > 0).sum(1) for batch in batches]
+  extra = tokens[0][0] - 1  # special tokens
+  assert np.concatenate(tokens).tolist() == [size + extra for size in sorted(sizes)][:6] + [min(14 + extra, 16), 0]
+  for batch, count in zip(batches, tokens, strict=True):
+    assert batch["inputs"].shape[1] == next(length for length in (4, 8, 16) if length >= count.max())
+  order = sorted(range(7), key=lambda i: sizes[i])
+  assert np.concatenate([batch["labels"] for batch in batches]).tolist() == [i % 2 for i in order] + [0]
+  assert sum(batch["row_weights"].sum() for batch in batches) == 7
+  first = data.validate(Bytes(), 2, steps=1)
+  assert len(first) == 1 and (first[0]["segments"] > 0).sum() == 9 + 1 + 2 * extra  # the first two of the data
 
 
 def test_numbers_are_checked(tmp_path):

@@ -52,6 +52,20 @@ def test_classes(classes, monkeypatch):
     assert set(values) == {form.format(name) for name in names for form in forms}
 
 
+@pytest.mark.parametrize("classes", [2, 4])
+def test_metrics_of_counts_are_those_of_the_library(classes):
+  """Also where a class is missing, or everything is of one class."""
+  rng = np.random.default_rng(1)
+  for size in (1, 2, 7, 40):
+    for top in range(1, classes + 1):
+      true, predicted = rng.integers(0, top, size), rng.integers(0, classes, size) * (size % 2)
+      counts = np.zeros((1, classes, classes), int)
+      np.add.at(counts[0], (true, predicted), 1)
+      for name in task_metrics.CLASSES.keys() - ({"f1"} if classes > 2 else set()):
+        expected = task_metrics.CLASSES[name](true, predicted)
+        np.testing.assert_allclose(task_metrics.of_counts(name, counts), [expected], atol=1e-12, err_msg=name)
+
+
 def test_numbers(monkeypatch):
   rng = np.random.default_rng(0)
   names = ("pearson", "spearman", "mean_squared_error")

@@ -7,7 +7,8 @@ from lmjax.data.objectives.labelled import Labelled
 from lmjax.data.objectives.spans import Spans
 from lmjax.data.objectives.tagging import Tagging
 from lmjax.data.sources.conll import Conll
-from lmjax.data.sources.labelled import JsonTable, Table
+from lmjax.data.sources.labelled import Table
+from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.sources.squad import Squad
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.inference.predict import read_texts
@@ -34,7 +35,7 @@ def read(folder: pathlib.Path) -> None:
   """Reads all of them, and makes rows of them."""
   columns = dict(text="text", other="other", label="label")
   tables = [Table(str(folder / name), **columns) for name in ("a.tsv", "a.csv")]
-  for source in (*tables, JsonTable(str(folder / "a.jsonl"), **columns)):
+  for source in (*tables, JsonRecords(str(folder / "a.jsonl"), **columns)):
     Labelled(source, source, 64, labels=("0", "1")).validate(Bytes(), 2)
   tagged = Conll(str(folder / "a.conll"))
   Tagging(tagged, tagged, 64, labels=("O", "B-PER", "B-LOC", "I-LOC")).validate(Bytes(), 2)

@@ -45,6 +45,7 @@ class Labelled(Reader):
   symmetric: bool = False
   characters: int = 50
   model_kind: ClassVar[str] = "encoder"
+  in_order: ClassVar[bool] = False
   debug_source: ClassVar[str] = "lmjax.data.sources.labelled_pairs:PythonDocLabels"
 
   def __post_init__(self):
@@ -117,7 +118,10 @@ class Labelled(Reader):
     return {stream: self.rows(lengths, order) for stream in streams}
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
-    """Returns the batches of one pass over the validation data, in its order; see `Reader.validate`.
+    """Returns the batches of one pass over the validation data; see `Reader.validate`.
+
+    Examples are in order of their length, and a batch has the shortest bucket that they fit; where the metrics need the
+    tokens of each example, `in_order`, they are in the order of the data, and rows have `length`.
 
     Raises:
       UserError: there is no example, or more than 1 % of at least 100 are malformed.
@@ -126,17 +130,19 @@ class Labelled(Reader):
     encoded = [documents.encode(document) for document in map(self.validation.__getitem__, range(len(self.validation)))]
     skipped = [row for row in encoded if isinstance(row, BadRecord)]
     report_skipped(skipped, len(encoded))
-    fill = self.rows((self.length,), [0]).fill
+    packer, lengths = self.rows((self.length,), [0]), (self.length,) if self.in_order else self._lengths
     kept = [document for document in encoded if not isinstance(document, BadRecord)]
-    rows = [fill([row], size / len(made), self.length) for made, size in kept for row in made]
-    rows = rows[: steps * batch or None]
+    rows = [([row], size / len(made)) for made, size in kept for row in made][: steps * batch or None]
     if not rows:
       raise UserError("data.validation: there is no example to validate on")
-    empty: Row = {key: np.zeros_like(value) for key, value in rows[0].items()}
-    rows += [empty] * (-len(rows) % batch)
-    keys = rows[0].keys()
-    return [{key: np.stack([row[key] for row in rows[i : i + batch]]) for key in keys}
-            for i in range(0, len(rows), batch)]  # fmt: skip
+    rows, batches = rows if self.in_order else sorted(rows, key=lambda row: packer.tokens(row[0])), []
+    for first in range(0, len(rows), batch):
+      own = rows[first : first + batch]
+      length = lengths[np.searchsorted(lengths, packer.tokens(own[-1][0]))]
+      filled = [packer.fill(*row, length) for row in own]
+      filled += [{key: np.zeros_like(value) for key, value in filled[0].items()}] * (batch - len(own))
+      batches.append({key: np.stack([row[key] for row in filled]) for key in filled[0]})
+    return batches
 
 
 def examples(source: Source, kinds: tuple[type, str] = EXAMPLES) -> Iterator[Any]:

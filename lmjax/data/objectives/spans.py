@@ -41,6 +41,7 @@ class Spans(Labelled):
   question_length: int = 64
   answerable: bool = False
   kinds: ClassVar[tuple[type, str]] = (Question, "questions: use lmjax.data.sources.squad:Squad")
+  in_order: ClassVar[bool] = True
   debug_source: ClassVar[str] = "lmjax.data.sources.labelled_pairs:PythonDocQuestions"
 
   def __post_init__(self):

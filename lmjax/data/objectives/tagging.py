@@ -20,6 +20,7 @@ class Tagging(Labelled):
   labels: the tags, `O` first; by default those of the training data. class_weights: {tag: loss weight}.
   """
 
+  in_order: ClassVar[bool] = True
   debug_source: ClassVar[str] = "lmjax.data.sources.labelled_pairs:PythonDocTags"
   kinds: ClassVar[tuple[type, str]] = (Tagged, "tagged sentences: use a source of lmjax.data.sources.conll")
 

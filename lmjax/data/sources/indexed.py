@@ -14,7 +14,6 @@ from lmjax.data.sources.splits import split_range
 
 FindStarts = Callable[[bytes], np.ndarray]  # from the bytes of a file to the offsets at which its documents start
 
-BLOCK = 2**16  # bytes whose lines are counted together
 MAX_DOCUMENT = 16 * 2**20  # bytes; a larger document is skipped, as the text was probably not split
 
 
@@ -31,7 +30,6 @@ class Index:
   ):  # fmt: skip
     self.files, self.clean = files, clean
     starts, file_of, self.ends = [], [], []
-    self.lines: dict[int, np.ndarray] = {}
     for number, path in enumerate(files):
       data = read_bytes(path, clean)
       starts.append(find_starts(data) if len(data) else np.zeros(0, np.int64))
@@ -50,15 +48,14 @@ class Index:
     """Returns the number of the file, and the start and end of the document in it."""
     i = self.order[index]
     file = int(self.file_of[i])
-    is_last = i + 1 == len(self.starts) or self.file_of[i + 1] != file
-    return file, int(self.starts[i]), self.ends[file] if is_last else int(self.starts[i + 1])
+    within = i + 1 < len(self.starts) and self.file_of[i + 1] == file
+    return file, int(self.starts[i]), int(self.starts[i + 1]) if within else self.ends[file]
 
   def document(self, index: int) -> str | BadRecord:
     """Returns a document, or why it cannot be read."""
     file, start, end = self._locate(index)
     if end - start > MAX_DOCUMENT:
-      reason = f"has {end - start:,} bytes, more than the maximum of {MAX_DOCUMENT:,}: split it into smaller documents"
-      return BadRecord(self.where(index), reason)
+      return BadRecord(self.where(index), f"has {end - start:,} bytes, more than {MAX_DOCUMENT:,}: split the document")
     try:
       return read_bytes(self.files[file], self.clean, self.ends[file])[start:end].decode("utf-8")
     except UnicodeDecodeError as error:
@@ -67,13 +64,11 @@ class Index:
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""
     file, start, _ = self._locate(index)
-    block, rest = divmod(start + offset, BLOCK)
-    data = read_bytes(self.files[file], self.clean, self.ends[file])
-    if file not in self.lines:  # newlines before each block
-      counts = [data[i : i + BLOCK].count(b"\n") for i in range(0, self.ends[file] + 1, BLOCK)]
-      self.lines[file] = np.cumsum([0, *counts])
-    line = self.lines[file][block] + data[block * BLOCK : block * BLOCK + rest].count(b"\n") + 1
-    return f"{self.files[file]}:{line}"
+    return f"{self.files[file]}:{np.searchsorted(self._lines(file), start + offset, 'right')}"
+
+  @functools.cache  # noqa: B019  # kept as long as the files are read
+  def _lines(self, file: int) -> np.ndarray:
+    return line_starts(read_bytes(self.files[file], self.clean, self.ends[file]))
 
 
 class Lines:

@@ -1,4 +1,4 @@
-"""Sources of labelled examples: tables by column names, JSON lines by keys, TensorFlow Datasets."""
+"""Labelled examples in tables, by column names."""
 
 import csv
 import dataclasses
@@ -11,10 +11,9 @@ from etils import epath
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.examples import Example
-from lmjax.data.sources.indexed import Lines, expand_paths, read_bytes
+from lmjax.data.sources.indexed import expand_paths, read_bytes
 from lmjax.data.sources.splits import split_range
 from lmjax.utils.errors import UserError, did_you_mean
-from lmjax.utils.files import parse_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,32 +109,3 @@ class Table:
         )
       columns.append(known.index(name))
     return columns
-
-
-@dataclasses.dataclass(frozen=True)
-class JsonTable(Lines):
-  """An example in each line of JSON files; text, other, label: their keys. names, split, shuffle: as in `Table`."""
-
-  files: str | tuple[str, ...]
-  text: str = "text"
-  label: str = "label"
-  other: str = ""
-  names: dict[str, str] = dataclasses.field(default_factory=dict)
-  split: str = ""
-  shuffle: bool = False
-
-  def parse(self, line: str) -> Example:
-    record = parse_json(line)
-    texts = [record.get(key) for key in (self.text, self.other) if key]
-    label = record.get(self.label)
-    if not all(isinstance(text, str) for text in texts) or not isinstance(label, str | int | float):
-      keys = " and ".join(repr(key) for key in (self.text, self.other) if key)
-      raise ValueError(
-        f"does not have strings under {keys} and a label under {self.label!r}; its keys: {', '.join(record)}"
-      )
-    name = str(label).lower() if isinstance(label, bool) else str(label)
-    return Example(texts[0], texts[1] if self.other else None, self.names.get(name, name))
-
-  def __getitem__(self, index: int) -> Example | BadRecord:
-    example = super().__getitem__(index)
-    return example._replace(where=self._index.where(index)) if isinstance(example, Example) else example
