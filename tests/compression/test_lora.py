@@ -62,15 +62,19 @@ def loss_of(task, batch):
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.long)])
 @pytest.mark.parametrize("family", EACH)
 def test_step_0_is_the_base_model(family, dtype):
-  """Bit for bit; with a bfloat16 base too, where the model computes in it."""
+  """Bit for bit; with a bfloat16 base too, where the model computes in it.
+
+  Not compiled but in a few families: what XLA fuses in two programs, it may round in two ways.
+  """
   task = tiny_task(family, dtype=dtype)
   plain = new_state(task, Identity()).params
   transform = LoRA(targets="kernel$", rank=4, dtype=dtype)
   state = new_state(task, transform)
   forward = jax.jit(lambda params: task.forward(params, fake_batch(task)).logits)
-  np.testing.assert_array_equal(forward(model_params(transform, state)), forward(plain))
   loss = jax.jit(loss_of(task, fake_batch(task)))
-  np.testing.assert_array_equal(loss(model_params(transform, state)), loss(plain))
+  with jax.disable_jit(family not in FAST):
+    np.testing.assert_array_equal(forward(model_params(transform, state)), forward(plain))
+    np.testing.assert_array_equal(loss(model_params(transform, state)), loss(plain))
 
 
 @pytest.mark.parametrize("family, changes", CASES)
