@@ -29,7 +29,8 @@ class Generator:
 
   beams: of beam search; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
   ends. seed: of the first sample of each prompt. dtype: of the weights, `bfloat16` to cast them. parse_special: read
-  special tokens in a prompt, such as `<|im_start|>`, as what they are instead of as text.
+  special tokens in a prompt, such as `<|im_start|>`, as what they are instead of as text. truncate: a prompt of a
+  decoder loses its beginning where it leaves no space for max_new_tokens, which is otherwise an error.
   """
 
   loaded: LoadedModel
@@ -41,6 +42,7 @@ class Generator:
   seed: int = 0
   dtype: str | None = None
   parse_special: bool = False
+  truncate: bool = False
 
   def __post_init__(self):
     if self.loaded.task.model.kind not in ("decoder", "encoder_decoder"):
@@ -75,7 +77,7 @@ class Generator:
     prompts, seeds = [prompt for prompt, _ in rows], [self.seed + sample for _, sample in rows]
     return continue_texts(
       self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every,
-      self.parse_special,
+      self.parse_special, self.loaded.length - self.max_new_tokens if self.truncate else None,
     )  # fmt: skip
 
   def texts(self, rows: list[Row]) -> list[str]:

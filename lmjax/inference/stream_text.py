@@ -50,7 +50,7 @@ class StreamedText:
 
 def continue_texts(
   sampler: Sampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
-  stops: list[str] = (), every: int = 16, parse_special: bool = False,
+  stops: list[str] = (), every: int = 16, parse_special: bool = False, longest: int | None = None,
 ) -> Iterator[list[str]]:  # fmt: skip
   """Yields the new text of each prompt's continuation after every `every` tokens; at the end, what was held back.
 
@@ -60,8 +60,11 @@ def continue_texts(
     new: maximum number of tokens of a continuation.
     seeds: one for each prompt.
     stops: strings before which a continuation ends.
+    longest: the last tokens of a decoder's prompt that are kept, or None for all.
   """
   ids, sources = model_inputs(sampler.model, tokenizer, prompts, parse_special)
+  if sources is None and longest is not None:
+    ids = [prompt[-longest:] for prompt in ids]
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
   made, forced_end = 0, getattr(tokenizer, "forced_end", False)
   for drawn in sampler.tokens(params, ids, new, seeds, every, sources):

@@ -13,13 +13,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmjax.data.tokenizers.base import fingerprint
-from lmjax.decode.logits import Sampling
 from lmjax.evals.suites import metrics, page, task_files
-from lmjax.evals.suites.encode import Encoder, Row
+from lmjax.evals.suites.generated import score_answer
 from lmjax.evals.suites.items import Item, make_items
-from lmjax.evals.suites.likelihood import Likelihood
 from lmjax.evals.suites.task_files import TaskFile
-from lmjax.inference.generate import Generator
+from lmjax.inference import scoring
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.base import LoadedModel
@@ -196,61 +194,32 @@ def _run(
 def _score(
   loaded: LoadedModel, task: TaskFile, items: Sequence[Item], stride: int, done: Callable[[list[dict[str, Any]]], None]
 ) -> None:
-  encoder = Encoder(loaded.tokenizer, loaded.task.model.kind, loaded.length)
-  likelihood = Likelihood(loaded.task, loaded.layout, loaded.length, loaded.tokenizer.start)
-  rows: list[Row] = []
-  owners: list[tuple[int, int]] = []  # the item of each row, and its choice
-  waiting: list[int] = []  # rows of each item that are not scored yet
-  for i, item in enumerate(items):
-    before = len(rows)
-    for choice, (context, continuation) in enumerate(zip(item.contexts, item.continuations, strict=True)):
-      if task.output_type == "loglikelihood_rolling":
-        new = encoder.rolling(continuation, stride)
-      else:
-        new = encoder.pair(context, continuation)
-      rows += new
-      owners += [(i, choice)] * len(new)
-    waiting.append(len(rows) - before)
-  totals = [np.zeros(len(item.contexts)) for item in items]
-  greedy = [np.ones(len(item.contexts), bool) for item in items]
-  for chosen, values, best in likelihood(loaded.params, rows):
-    complete = []
-    for row, value, is_best in zip(chosen, values, best, strict=True):
-      i, choice = owners[row]
-      totals[i][choice] += value
-      greedy[i][choice] &= is_best
-      waiting[i] -= 1
-      if not waiting[i]:
-        complete.append(_record(task, items[i], totals[i], greedy[i]))
-    done(complete)
+  requests = [list(zip(item.contexts, item.continuations, strict=True)) for item in items]
+  rolling = task.output_type == "loglikelihood_rolling"
+  for complete in scoring.scores(loaded, requests, rolling, stride):
+    done([_record(task, items[score.number], score) for score in complete])
 
 
-def _record(task: TaskFile, item: Item, totals: np.ndarray, greedy: np.ndarray) -> dict[str, Any]:
+def _record(task: TaskFile, item: Item, score: scoring.Score) -> dict[str, Any]:
   first = {"item": item.number, "prompt": prompt_hash(item)} | metrics.labels(task, item)
   if task.output_type == "multiple_choice":
-    return first | metrics.score_choices(item, totals.tolist())
+    return first | metrics.score_choices(item, score.log_likelihoods.tolist())
   if task.output_type == "loglikelihood_rolling":
-    return first | metrics.score_rolling(item, float(totals[0]))
-  return first | metrics.score_text(float(totals[0]), bool(greedy[0]))
+    return first | metrics.score_rolling(item, float(score.log_likelihoods[0]))
+  return first | metrics.score_text(float(score.log_likelihoods[0]), bool(score.greedy[0]))
 
 
 def _generate(
   loaded: LoadedModel, task: TaskFile, items: Sequence[Item], done: Callable[[list[dict[str, Any]]], None]
 ) -> None:
-  settings = dict(task.generation_kwargs)
-  until = settings.get("until", [task.fewshot_delimiter])
-  sampling = Sampling(float(settings.get("temperature", 0.0)) if settings.get("do_sample") else 0.0)
-  generator = Generator(
-    loaded, sampling, int(settings.get("max_gen_toks", 256)), stops=tuple([until] if isinstance(until, str) else until)
-  )
-  ordered = sorted(items, key=lambda item: -len(item.contexts[0]))
-  for first in range(0, len(ordered), 8):
-    group = ordered[first : first + 8]
-    answers = generator.texts([(item.contexts[0], 0) for item in group])
+  prompts = [item.contexts[0] for item in items]
+  for group, answers in scoring.answers(loaded, prompts, task.generation_kwargs, (task.fewshot_delimiter,)):
     done(
       [
-        {"item": item.number, "prompt": prompt_hash(item)} | metrics.score_answer(task, item, answer)
-        for item, answer in zip(group, answers, strict=True)
+        {"item": items[i].number, "prompt": prompt_hash(items[i])}
+        | metrics.labels(task, items[i])
+        | score_answer(task, items[i], answer)
+        for i, answer in zip(group, answers, strict=True)
       ]
     )
 

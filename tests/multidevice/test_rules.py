@@ -1,9 +1,11 @@
 """Sharding, in processes of their own with eight simulated devices."""
 
+import json
 import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from tests.conftest import ROOT
@@ -68,3 +70,30 @@ def test_the_command_line_simulates_devices(lmjax, tmp_path):
   ).stdout  # fmt: skip
   assert "on each of 8 device(s)" in output
   assert len(lmjax("generate", "--workdir", workdir, "--prompt", "The", "--max_new_tokens", 4).stdout) > 3
+
+
+@pytest.mark.long
+def test_a_suite_has_the_scores_of_one_device(lmjax, tmp_path):
+  """Log-likelihoods and greedy answers of a run folder on two devices are those on one."""
+  workdir = tmp_path / "run"
+  lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", workdir)
+  docs = [{"q": f"The {word} was", "a": f" {word}", "b": " so good", "gold": 0} for word in ("man", "sea", "day")]
+  (tmp_path / "t.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+  base = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "t.jsonl"}}, "test_split": "test"}
+  choose = {"task": "choose", "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_target": "gold",
+            "doc_to_choice": "{{[a, b]}}"}  # fmt: skip
+  write = {"task": "write", "output_type": "generate_until", "doc_to_text": "{{q}}", "doc_to_target": "{{a}}",
+           "generation_kwargs": {"max_gen_toks": 8}}  # fmt: skip
+  for task in (choose, write):
+    (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(base | task))
+  (tmp_path / "all.yaml").write_text(json.dumps({"group": "all", "task": ["choose", "write"]}))
+  records = {}
+  for devices in (1, 2):
+    output = tmp_path / f"on-{devices}"
+    lmjax("evaluate", "--workdir", workdir, "--suite", tmp_path / "all.yaml", "--output", output, "--devices", devices)
+    for name in ("choose", "write"):
+      lines = (output / f"{name}.jsonl").read_text().splitlines()[1:]
+      records[name, devices] = sorted((json.loads(line) for line in lines), key=lambda record: record["item"])
+  for one, two in zip(records["choose", 1], records["choose", 2], strict=True):
+    np.testing.assert_allclose(one["log_likelihoods"], two["log_likelihoods"], rtol=1e-5)
+  assert [r["answer"] for r in records["write", 1]] == [r["answer"] for r in records["write", 2]]

@@ -14,10 +14,11 @@ class Row:
   """One row to score: the log-likelihoods of `targets` are summed.
 
   Of a decoder, `targets` are the last ids that follow `inputs`, one each. Of an encoder-decoder, `inputs` are the
-  source. Of an encoder, they are predicted at `masked`, which `inputs` has masks at.
+  source. Of an encoder, they are predicted at `masked`, which `inputs` has masks at. Of a model that reads characters,
+  `inputs` are words, and `targets` the ids of the last ones.
   """
 
-  inputs: tuple[int, ...]
+  inputs: tuple[Any, ...]
   targets: tuple[int, ...]
   masked: tuple[int, ...] = ()
 
@@ -47,6 +48,8 @@ class Encoder:
       context, continuation = context[:-moved], context[-moved:] + continuation
     if self.kind == "encoder_decoder":
       return [self._targets(context, continuation)]
+    if self.kind == "bidirectional_lm":
+      return [self._spelled(context, continuation)]
     first = self._encode(context) if context else []
     whole = self._encode(context + continuation)
     rest = whole[len(first) :]
@@ -70,6 +73,10 @@ class Encoder:
     stride: tokens that a window predicts, with all that fits of the text before them as context; 0 is the model's
     length, so that windows do not overlap, as lm-evaluation-harness has them.
     """
+    if self.kind == "bidirectional_lm":
+      words = self._words(text)
+      windows = [words[i : i + self.length] for i in range(0, len(words), self.length)]
+      return [Row(tuple(window), tuple(self.tokenizer.ids(window))) for window in windows]  # type: ignore[attr-defined]
     ids = self._encode(text)
     if self.kind == "encoder":
       return self._masked_windows(ids)
@@ -91,6 +98,17 @@ class Encoder:
     if not targets:
       raise UserError(f"evaluate: the continuation {continuation!r} has no tokens")
     return Row(tuple(source), tuple(targets))
+
+  def _words(self, text: str) -> list[str]:
+    """Returns the words of a string, without the ends of its lines."""
+    return [word for word in self.tokenizer.words(text) if word != "\n"]  # type: ignore[attr-defined]
+
+  def _spelled(self, context: str, continuation: str) -> Row:
+    first, whole = self._words(context), self._words(context + continuation)
+    rest = whole[len(first) :]
+    if not 0 < len(rest) <= self.length:
+      raise UserError(f"evaluate: the continuation {continuation!r} must have from 1 to {self.length} words")
+    return Row(tuple(whole[-self.length :]), tuple(self.tokenizer.ids(rest)))  # type: ignore[attr-defined]
 
   def _masked(self, first: Sequence[int], rest: Sequence[int]) -> list[Row]:
     """Returns a row for each token of the continuation, which alone is masked (Salazar et al., 2020)."""

@@ -8,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from lmjax.data.batch import Batch
+from lmjax.data.tokenizers.spelling import spell
+from lmjax.data.tokenizers.words import SPECIAL
 from lmjax.evals.suites.encode import Row
 from lmjax.layers.backend import jit
 from lmjax.layers.leaves import dense
+from lmjax.models.base import Table
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
@@ -38,23 +41,34 @@ class Likelihood:
   def __post_init__(self):
     if isinstance(self.task, Encode):
       raise UserError("evaluate: this model scores no tokens: it is a classifier, or a model without a head")
-    if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder"):
+    if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder", "bidirectional_lm"):
       raise UserError(f"evaluate: suites do not score {type(self.task.model).__name__} models yet")
 
     def score(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-      """Returns the sum of log p over the targets of each row [B], and whether all are the most probable tokens."""
-      x, table, targets = self.task.scored(params, batch)
-      size = self.task.model.config.vocabulary
-      log_probs = token_log_probs(x, table, targets, size)
-      weights = batch["weights"]
-
+      """Returns log p of the targets [B, L], 0 elsewhere, and whether all of a row are the most probable tokens [B]."""
+      size, weights = self.task.model.config.vocabulary, batch["weights"]
+      if self.task.model.kind == "bidirectional_lm":
+        x, log_probs, table = self._both_directions(params, batch)
+        targets = batch["targets"]
+      else:
+        x, table, targets = self.task.scored(params, batch)
+        log_probs = token_log_probs(x, table, targets, size)
       table = table._replace(values=dense(table.values))
       best = jax.lax.map(lambda row: jnp.argmax(table_logits(row, table, size), axis=-1), x)
       greedy = (best == targets) | (weights == 0)
-      return jnp.sum(jnp.where(weights > 0, log_probs, 0.0), axis=1), jnp.all(greedy, axis=1)
+      return jnp.where(weights > 0, log_probs, 0.0), jnp.all(greedy, axis=1)
 
     replicated = self.layout.sharding()
     object.__setattr__(self, "_score", jit(score, out_shardings=(replicated, replicated)))
+
+  def _both_directions(self, params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array, Table]:
+    """Returns ELMo's forward vectors [B, L, D], the mean log p of both directions [B, L], and what scores words."""
+    both, width = self.task.hidden(params, batch).tokens, self.task.model.config.width
+    # Each word lies between two others: forwards, the one before it predicts it, backwards the one after it.
+    forwards, backwards = both[:, :-2, :width], both[:, 2:, width:]
+    table, size = self.task.head("softmax", params, forwards), self.task.model.config.vocabulary
+    log_probs = [token_log_probs(x, table, batch["targets"], size) for x in (forwards, backwards)]
+    return forwards, (log_probs[0] + log_probs[1]) / 2, table
 
   def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
     """Yields the indices of rows, and a batch of them: longest first, so that what does not fit fails at once."""
@@ -80,6 +94,8 @@ class Likelihood:
   def batch(self, rows: Sequence[Row], size: int, length: int, targets: int) -> Batch:
     """Returns a batch of `size` rows, the last of which are empty, in the keys of the task's kind of model."""
     kind = self.task.model.kind
+    if kind == "bidirectional_lm":
+      return self._spelled(rows, size, length)
     batch = {"inputs": _pad([row.inputs for row in rows], size, length)}
     batch["segments"] = _pad([(1,) * len(row.inputs) for row in rows], size, length)
     batch["positions"] = np.broadcast_to(np.arange(length, dtype=np.int32), (size, length)).copy()
@@ -102,17 +118,35 @@ class Likelihood:
       batch["weights"] = _pad(weights, size, length).astype(np.float32)
     return batch
 
+  def _spelled(self, rows: Sequence[Row], size: int, length: int) -> Batch:
+    """Returns a batch of words as characters, each row between `<S>` and `</S>`, and of the targets among its words."""
+    longest = self.task.spec(1, 1)["characters"].shape[2]
+    characters = np.zeros((size, length + 2, longest), np.int32)
+    for i, row in enumerate(rows):
+      words = (SPECIAL[0], *row.inputs, SPECIAL[1])
+      characters[i, : len(words)] = [spell(str(word), longest) for word in words]
+    before = [(0,) * (len(row.inputs) - len(row.targets)) for row in rows]
+    targets = _pad([n + row.targets for n, row in zip(before, rows, strict=True)], size, length)
+    weights = _pad([n + (1,) * len(row.targets) for n, row in zip(before, rows, strict=True)], size, length)
+    return {"characters": characters, "targets": targets, "weights": weights.astype(np.float32)}
+
   def score(self, params: Tree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the log-likelihood of each row of a batch, and whether greedy decoding gives its targets."""
+    """Returns log p of the targets of a batch [B, L], 0 elsewhere, and whether greedy decoding gives them [B]."""
     placed = jax.device_put(batch, self.layout.batch(batch))
-    total, greedy = self._score(params, placed)  # type: ignore[attr-defined]
-    return np.asarray(total), np.asarray(greedy)
+    log_probs, greedy = self._score(params, placed)  # type: ignore[attr-defined]
+    return np.asarray(log_probs), np.asarray(greedy)
+
+  def each_token(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Yields (indices of rows, log p of each one's targets), a batch at a time."""
+    for chosen, batch in self.batches(rows):
+      log_probs, _ = self.score(params, batch)
+      yield chosen, [log_probs[i][batch["weights"][i] > 0] for i in range(len(chosen))]
 
   def __call__(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
     """Yields (indices of rows, their log-likelihoods, whether they are greedy), a batch at a time."""
     for chosen, batch in self.batches(rows):
-      total, greedy = self.score(params, batch)
-      yield chosen, total[: len(chosen)], greedy[: len(chosen)]
+      log_probs, greedy = self.score(params, batch)
+      yield chosen, log_probs.sum(axis=1, dtype=np.float64)[: len(chosen)], greedy[: len(chosen)]
 
 
 def _bucket(length: int) -> int:

@@ -2,12 +2,13 @@
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from lmjax.evals.bootstrap import SEED, interval
+from lmjax.evals.suites.generated import corpus_score
 from lmjax.evals.suites.items import Item
 from lmjax.evals.suites.task_files import TaskFile
 
@@ -46,17 +47,6 @@ def score_rolling(item: Item, log_likelihood: float) -> Record:
   return {"log_likelihood": log_likelihood, "words": words, "bytes": size}
 
 
-def score_answer(task: TaskFile, item: Item, answer: str) -> Record:
-  """Returns whether a generated answer is one of the right ones, both normalised by the options of `exact_match`."""
-  options = next((metric for metric in task.metric_list if metric["metric"] == "exact_match"), {})
-  if task.metadata.get("answer") == "number":
-    number = last_number(answer)
-    right = bool(number) and number in [last_number(target) for target in item.target]
-    return {"answer": answer, "exact_match": float(right)}
-  normalised = _normalise(answer, options)
-  return {"answer": answer, "exact_match": float(normalised in [_normalise(t, options) for t in item.target])}
-
-
 def labels(task: TaskFile, item: Item) -> Record:
   """Returns the pair of an item, and the values by which scores are reported."""
   record: Record = {}
@@ -93,25 +83,6 @@ def _pairs(records: Sequence[Record]) -> np.ndarray:
   return np.array(list(right.values()), np.float64)[:, None]
 
 
-def last_number(text: str) -> str:
-  """Returns the last number in a string, without thousands separators and a decimal part of zeros; "" without one."""
-  numbers = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
-  if not numbers:
-    return ""
-  number = numbers[-1].replace(",", "")
-  return re.sub(r"\.0+$", "", number)
-
-
-def _normalise(text: str, options: Mapping[str, Any]) -> str:
-  for pattern in options.get("regexes_to_ignore", ()):
-    text = re.sub(pattern, "", text)
-  if options.get("ignore_case"):
-    text = text.lower()
-  if options.get("ignore_punctuation"):
-    text = re.sub(r"[!-/:-@\[-`{-~]", "", text)
-  return text
-
-
 def _mean(values: np.ndarray) -> float:
   return float(values.mean())
 
@@ -128,24 +99,44 @@ def _per(unit: str) -> Callable[[np.ndarray], float]:
   return value
 
 
+COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], float]]] = {
+  "perplexity": (("perplexity",), _perplexity),
+  "calibration_error": (("confidence", "acc"), _calibration_error),
+  "word_perplexity": (("log_likelihood", "words"), _per("exp")),
+  "byte_perplexity": (("log_likelihood", "bytes"), _per("exp")),
+  "bits_per_byte": (("log_likelihood", "bytes"), _per("bits")),
+  "bleu": (("bleu",), corpus_score("bleu")),
+  "chrf": (("chrf",), corpus_score("chrf")),
+}  # what a metric needs of each record, and its statistic; of others, the mean of the record's value
+
+
+def _values(name: str, records: Sequence[Record]) -> tuple[np.ndarray, Callable[[np.ndarray], float]]:
+  keys, statistic = COLUMNS.get(name, ((name,), _mean))
+  if name == "acc_pair":
+    return _pairs(records), _mean
+  return np.array([[record[key] for key in keys] for record in records], np.float64), statistic
+
+
 def summarise(task: TaskFile, records: Sequence[Record], resamples: int = 1000) -> dict[str, dict[str, float]]:
   """Returns {metric: {value, low, high}} of a task's items, with the limits of the 95 % bootstrap interval."""
-  columns: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], float]]] = {
-    "perplexity": (("perplexity",), _perplexity),
-    "calibration_error": (("confidence", "acc"), _calibration_error),
-    "word_perplexity": (("log_likelihood", "words"), _per("exp")),
-    "byte_perplexity": (("log_likelihood", "bytes"), _per("exp")),
-    "bits_per_byte": (("log_likelihood", "bytes"), _per("bits")),
-  }
   summary = {}
   for name in task.metrics():
-    keys, statistic = columns.get(name, ((name,), _mean))
-    if name == "acc_pair":
-      values = _pairs(records)
-    else:
-      values = np.array([[record[key] for key in keys] for record in records], np.float64)
+    values, statistic = _values(name, records)
     low, high = interval(values, statistic, resamples)
     summary[name] = {"value": statistic(values), "low": low, "high": high}
+  return summary
+
+
+def difference(
+  task: TaskFile, first: Sequence[Record], second: Sequence[Record], resamples: int = 1000
+) -> dict[str, dict[str, float]]:
+  """Returns {metric: {value, low, high}} of the first items minus the second, which are drawn independently."""
+  summary = {}
+  for name in task.metrics():
+    (a, statistic), (b, _), rng = _values(name, first), _values(name, second), np.random.default_rng(SEED)
+    draw = lambda values: statistic(values[rng.integers(0, len(values), len(values))])  # noqa: B023, E731
+    low, high = np.percentile([draw(a) - draw(b) for _ in range(resamples)], [2.5, 97.5])
+    summary[name] = {"value": statistic(a) - statistic(b), "low": float(low), "high": float(high)}
   return summary
 
 

@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lmjax.evals.suites.task_files import CORPUS_METRICS
+
 STYLE = """body { font: 15px/1.4 system-ui, sans-serif; margin: 2em auto; max-width: 60em; padding: 0 1em; color: #222 }
 table { border-collapse: collapse; width: 100% } th, td { text-align: left; padding: .25em .6em }
 th { border-bottom: 2px solid #888 } td { border-bottom: 1px solid #ddd } td.number { text-align: right }
@@ -51,7 +53,8 @@ def _row(name: str, items: Any, metric: str, score: Mapping[str, float], kind: s
   limits = f"{score['low']:.4f} to {score['high']:.4f}"
   cells = f"<td>{escape(str(name))}</td><td class=number>{items}</td><td>{escape(metric)}</td>"
   cells += f"<td class=number>{score['value']:.4f}</td><td>{limits}</td>"
-  return f"<tr class='{kind}'>{cells}<td>{interval_plot(score) if score['high'] <= 1 else ''}</td></tr>"
+  plotted = score["low"] >= 0 and score["high"] <= 1 and metric not in CORPUS_METRICS
+  return f"<tr class='{kind}'>{cells}<td>{interval_plot(score) if plotted else ''}</td></tr>"
 
 
 def interval_plot(score: Mapping[str, float]) -> str:

@@ -21,13 +21,21 @@ OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "ge
 DATASETS = ("json", "csv", "beliefs")  # the last: see beliefs.py
 SPLITS = ("test", "validation", "train")  # the first that a task has is evaluated
 # Fields of lm-evaluation-harness that change no score here.
-IGNORED = ("tag", "should_decontaminate", "doc_to_decontamination_query", "repeats", "task_alias", "group_alias")
+IGNORED = ("tag", "should_decontaminate", "repeats", "task_alias", "group_alias")
+CORPUS_METRICS = ("bleu", "chrf")  # whose counts are added up over items
+ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = {
   "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_pair", "calibration_error"),
   "loglikelihood": ("perplexity", "acc"),
   "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
-  "generate_until": ("exact_match",),
+  "generate_until": ("exact_match", "answer_f1", *CORPUS_METRICS, *ROUGE),
 }
+DEFAULTS = {"generate_until": 1, "loglikelihood_rolling": 3}  # metrics without a metric_list; two of other types
+MAX_TOKENS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one setting
+GENERATION = ("until", "do_sample", "temperature", "top_k", "top_p", *MAX_TOKENS)
+EXACT_MATCH = ("regexes_to_ignore", "ignore_case", "ignore_punctuation", "ignore_numbers")  # its options
+METRIC_FIELDS = ("metric", "aggregation", "higher_is_better", *EXACT_MATCH)
+UNHASHED = ("folder", "groups", "means", "doc_to_decontamination_query")  # these change no prompt and no score
 DEEPEST = 8  # files that include each other, groups of groups
 
 
@@ -59,6 +67,7 @@ class TaskFile:
   target_delimiter: str = " "
   fewshot_delimiter: str = "\n\n"
   gen_prefix: str | None = None
+  doc_to_decontamination_query: str | None = None  # the text of an item that is searched in a corpus
   generation_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
   metric_list: Sequence[Mapping[str, Any]] = ()
   metadata: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -67,8 +76,9 @@ class TaskFile:
   means: tuple[str, ...] = ()  # those of them that report a mean over their tasks
 
   def metrics(self) -> list[str]:
-    """Returns the names of the metrics; by default the first two of the output type."""
-    return [metric["metric"] for metric in self.metric_list] or list(METRICS[self.output_type][:2])
+    """Returns the names of the metrics; by default those of lm-evaluation-harness for the output type."""
+    default = METRICS[self.output_type][: DEFAULTS.get(self.output_type, 2)]
+    return [metric["metric"] for metric in self.metric_list] or list(default)
 
   def split(self) -> str:
     """Returns the split that is evaluated: test, or else validation, or else train."""
@@ -77,7 +87,7 @@ class TaskFile:
 
   def hash(self) -> str:
     """Returns a hash of all that decides about prompts and scores; not of where the file is."""
-    fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in ("folder", "groups", "means")}
+    fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in UNHASHED}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:16]
 
 
@@ -170,10 +180,16 @@ def _check(task: TaskFile, file: epath.Path) -> None:
   if task.fewshot_config.get("sampler", "default") not in ("default", "first_n"):
     raise UserError(f"{file}: fewshot_config.sampler is default or first_n, not {task.fewshot_config['sampler']!r}")
   for metric in task.metric_list:
-    name = metric.get("metric") if isinstance(metric, Mapping) else metric
+    if not isinstance(metric, Mapping):
+      raise UserError(f"{file}: metric_list is a list of fields, such as [{{metric: acc}}], not of {metric!r}")
+    name = metric.get("metric")
     if name not in METRICS[task.output_type]:
       known = METRICS[task.output_type]
       raise UserError(f"{file}: metric {name!r} of {task.output_type}{did_you_mean(str(name), known)}")
+    if unknown := set(map(str, metric)) - set(METRIC_FIELDS):
+      raise UserError(f"{file}: metric {name}: the option {min(unknown)!r} is not supported")
+  if unknown := set(map(str, task.generation_kwargs)) - set(GENERATION):
+    raise UserError(f"{file}: generation_kwargs.{min(unknown)} is not supported; known: {', '.join(GENERATION)}")
 
 
 def _read(file: epath.Path, depth: int = 0) -> dict[str, Any]:
