@@ -42,13 +42,18 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
   parser.add_argument("--limit", type=int, help="items of each task; default all")
   parser.add_argument("--stride", type=int, default=0, help="tokens that a window predicts; 0 is all")
+  parser.add_argument(
+    "--corpus", action="append", help="files of a training corpus, in which items are searched"
+  )
+  parser.add_argument("--workers", type=int, default=1, help="processes that read the corpus")
+  parser.add_argument("--min_k", type=float, default=0.0, help="report Min-K %% probability with this K, such as 20")
   parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
   options, overrides = parse_overrides(parser, arguments)
   if options.suite:
     if options.config or options.only or overrides:
       raise UserError("evaluate: --config, --only and --config.key=value are of evaluators, not of a --suite")
     return _evaluate_suite(options)
-  for name in ("tasks", "shots", "limit", "stride", "data"):
+  for name in ("tasks", "shots", "limit", "stride", "data", "corpus", "workers", "min_k"):
     if getattr(options, name) not in (None, parser.get_default(name)):
       raise UserError(f"evaluate: --{name} needs a --suite")
   for key in overrides:
@@ -71,14 +76,18 @@ def main(arguments: list[str]) -> int:
 def _evaluate_suite(options: argparse.Namespace) -> int:
   """Runs a suite; its module, which reads YAML and templates, is imported for a suite only."""
   suites = importlib.import_module("lmjax.inference.suite")
-  for name, least in (("shots", 0), ("limit", 1), ("stride", 0)):
+  for name, least in (("shots", 0), ("limit", 1), ("stride", 0), ("workers", 1)):
     if (value := getattr(options, name)) is not None and value < least:
       raise UserError(f"evaluate: --{name} must be at least {least}, not {value}")
+  if not 0 <= options.min_k <= 100:
+    raise UserError(f"evaluate: --min_k is a percentage from 0 to 100, not {options.min_k:g}")
   if not options.output:
     raise UserError("evaluate: --suite needs --output, a folder for the results")
   tasks = suites.choose(options.suite, options.tasks or ())
   output = epath.Path(options.output).expanduser()
-  suite = suites.Suite(tasks, output, options.data, options.shots, options.limit, options.stride)
+  corpus = suites.Corpus(tuple(options.corpus), options.workers) if options.corpus else None
+  settings = (options.data, options.shots, options.limit, options.stride, corpus, options.min_k)
+  suite = suites.Suite(tasks, output, *settings)
   with processes.joined(), main_process_output():
     loaded = storage.open(options.workdir, options.step).load(best=options.best)
     show(suites.table(suites.evaluate(loaded, suite)))

@@ -13,11 +13,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmjax.data.tokenizers.base import fingerprint
+from lmjax.evals.bootstrap import interval
 from lmjax.evals.suites import metrics, page, task_files
 from lmjax.evals.suites.generated import score_answer
 from lmjax.evals.suites.items import Item, make_items
 from lmjax.evals.suites.task_files import TaskFile
 from lmjax.inference import scoring
+from lmjax.inference.corpus_checks import Corpus, auc, contaminated, min_k, plain_items
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.base import LoadedModel
@@ -33,7 +35,8 @@ class Suite:
   """What to evaluate, and where its results are kept.
 
   tasks: of one suite. output: a folder; results.json, and for each task a JSONL file of its items. data: the folder of
-  the data. shots, limit: of every task; None for the tasks' own shots, and for all items.
+  the data. shots, limit: of every task; None for the tasks' own shots, and for all items. corpus: in which items and
+  answers are searched. min_k: percent of an item's tokens, of Min-K % probability; 0 for none.
   """
 
   tasks: Sequence[TaskFile]
@@ -42,6 +45,8 @@ class Suite:
   shots: int | None = None
   limit: int | None = None
   stride: int = 0
+  corpus: Corpus | None = None
+  min_k: float = 0.0
 
 
 def choose(suite: str, only: Sequence[str] = ()) -> list[TaskFile]:
@@ -91,14 +96,40 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
         "version": task.metadata.get("version"), "metrics": metrics.summarise(task, records),
         "by": metrics.report_by(task, records),
       }  # fmt: skip
+      if suite.min_k:
+        results["tasks"][task.task]["min_k"] = _min_k(loaded, task, suite, key)
       items_of[task.task] = records
       results["groups"] = _groups(suite.tasks, items_of)
       if task.output_type == "multiple_choice" and "calibration_error" in task.metrics():
         bins[task.task] = metrics.calibration_bins(records)
       if jax.process_index() == 0:
-        files.write(suite.output / "results.json", json.dumps(results, indent=2) + "\n")
-        files.write(suite.output / "results.html", page.render("Evaluation", results, bins))
+        _write(suite, results, bins)
+  if suite.corpus and jax.process_index() == 0:
+    overlaps = contaminated(suite.tasks, suite.data, suite.limit, items_of, suite.corpus, suite.output)
+    for name, overlap in overlaps.items():
+      result = results["tasks"][name]
+      result["contamination"] = overlap
+      if "min_k" in result:
+        result["min_k"]["auc"] = auc(result["min_k"]["items"], overlap["dirty_items"])
+    _write(suite, results, bins)
   return results
+
+
+def _write(suite: Suite, results: dict[str, Any], bins: dict[str, page.Bins]) -> None:
+  files.write(suite.output / "results.json", json.dumps(results, indent=2) + "\n")
+  files.write(suite.output / "results.html", page.render("Evaluation", results, bins))
+
+
+def _min_k(loaded: LoadedModel, task: TaskFile, suite: Suite, key: dict[str, Any]) -> dict[str, Any]:
+  """Returns the mean of a task's Min-K % probabilities with its interval, and those of its items."""
+  file = ItemFile(suite.output / f"{task.task}.min_k.jsonl", key | {"percent": suite.min_k})
+  items = plain_items(task, suite.data, suite.limit)
+  values = min_k(loaded, task, [item for item in items if not file.has(item)], suite.min_k)
+  file.add({"item": i, "prompt": prompt_hash(items[i]), "min_k": value} for i, value in values.items())
+  by_item = {item.number: file.records[item.number]["min_k"] for item in items if item.number in file.records}
+  low, high = interval(np.array(list(by_item.values())), np.mean)
+  mean = float(np.mean(list(by_item.values())))
+  return {"percent": suite.min_k, "value": mean, "low": low, "high": high, "items": by_item}
 
 
 def _groups(tasks: Sequence[TaskFile], items_of: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
@@ -232,6 +263,14 @@ def table(results: dict[str, Any]) -> Table:
       view.add_row(name, str(result["items"]), str(result["shots"]), metric, *_cells(score))
     for part, score in result["by"].items():
       view.add_row(f"  {part}", str(score["items"]), "", "acc", *_cells(score))
+    if score := result.get("min_k"):
+      view.add_row("", "", "", f"Min-{score['percent']:g} % log p", *_cells(score))
+    overlap = result.get("contamination", {})
+    for part in ("clean", "dirty", "difference") if overlap else ():
+      for metric, score in overlap["metrics"].get(part, {}).items():
+        view.add_row(f"  {part}", str(overlap.get(part, "")), "", metric, *_cells(score))
+    if overlap and not overlap["metrics"].get("difference"):
+      view.add_row(f"  dirty {overlap['dirty']}, unchecked {overlap['unchecked']}", "", "", "", "", "")
   for name, result in results.get("groups", {}).items():
     for metric, score in result["metrics"].items():
       view.add_row(f"{name}, mean of {result['tasks']} tasks", "", "", metric, *_cells(score))

@@ -55,6 +55,17 @@ def _template(text: str) -> Any:
   return _environment().from_string(text)
 
 
+def without_literals(template: str) -> str:
+  """Returns a template with a space for each text between its expressions; the name of a field stays."""
+  if "{" not in template:
+    return template
+  try:
+    tokens = list(_environment().lex(template))
+  except importlib.import_module("jinja2").TemplateError:
+    return template  # rendering it says what is wrong
+  return "".join(" " if kind == "data" else value for _, kind, value in tokens)
+
+
 class Renderer:
   """Renders the templates of one task."""
 
