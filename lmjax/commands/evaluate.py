@@ -42,9 +42,8 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
   parser.add_argument("--limit", type=int, help="items of each task; default all")
   parser.add_argument("--stride", type=int, default=0, help="tokens that a window predicts; 0 is all")
-  parser.add_argument(
-    "--corpus", action="append", help="files of a training corpus, in which items are searched"
-  )
+  parser.add_argument("--corpus", action="append", help="files of a training corpus, in which items are searched")
+  parser.add_argument("--templates", action="store_true", help="each task with all templates of its file: mean, spread")
   parser.add_argument("--workers", type=int, default=1, help="processes that read the corpus")
   parser.add_argument("--min_k", type=float, default=0.0, help="report Min-K %% probability with this K, such as 20")
   parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
@@ -53,7 +52,7 @@ def main(arguments: list[str]) -> int:
     if options.config or options.only or overrides:
       raise UserError("evaluate: --config, --only and --config.key=value are of evaluators, not of a --suite")
     return _evaluate_suite(options)
-  for name in ("tasks", "shots", "limit", "stride", "data", "corpus", "workers", "min_k"):
+  for name in ("tasks", "shots", "limit", "stride", "data", "corpus", "workers", "min_k", "templates"):
     if getattr(options, name) not in (None, parser.get_default(name)):
       raise UserError(f"evaluate: --{name} needs a --suite")
   for key in overrides:
@@ -86,8 +85,8 @@ def _evaluate_suite(options: argparse.Namespace) -> int:
   tasks = suites.choose(options.suite, options.tasks or ())
   output = epath.Path(options.output).expanduser()
   corpus = suites.Corpus(tuple(options.corpus), options.workers) if options.corpus else None
-  settings = (options.data, options.shots, options.limit, options.stride, corpus, options.min_k)
-  suite = suites.Suite(tasks, output, *settings)
+  settings = (options.data, options.shots, options.limit, options.stride, corpus)
+  suite = suites.Suite(tasks, output, *settings, templates=options.templates, min_k=options.min_k)
   with processes.joined(), main_process_output():
     loaded = storage.open(options.workdir, options.step).load(best=options.best)
     show(suites.table(suites.evaluate(loaded, suite)))

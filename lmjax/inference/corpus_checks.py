@@ -10,9 +10,10 @@ from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax.evals import corpus
-from lmjax.evals.suites import contamination, metrics
+from lmjax.evals.suites import contamination, memorisation, metrics
 from lmjax.evals.suites.contamination import NGrams, Overlap
 from lmjax.evals.suites.items import Item, make_items, without_literals
+from lmjax.evals.suites.memorisation import Substrings
 from lmjax.evals.suites.task_files import TaskFile
 from lmjax.inference import scoring
 from lmjax.logs import console
@@ -79,6 +80,22 @@ def contaminated(
     results[task.task] = _report(task, overlap, matches, records[task.task])
   files.write(folder / "contamination.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
   return results
+
+
+def memorised(loaded: LoadedModel, records: Records, source: Corpus, folder: epath.Path) -> dict[str, dict[str, Any]]:
+  """Returns for each task the share of the 50-token windows of its answers that occur verbatim in a corpus.
+
+  Raises:
+    UserError: the corpus cannot be read, or the folder not be written.
+  """
+  windows = {
+    name: [memorisation.windows(loaded.tokenizer, record["answer"]) for record in answers]
+    for name, answers in records.items()
+  }
+  search = Substrings([window for answers in windows.values() for own in answers for window in own])
+  counts = source.count(search, search.key(), folder / "windows.jsonl") if search.strings else {}
+  occurring = {search.strings[number]: count for number, count in counts.items()}
+  return {name: memorisation.share(answers, occurring) for name, answers in windows.items()}
 
 
 def _report(task: TaskFile, overlap: Overlap, matches: Sequence[list[int]], records: list[dict]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from lmjax.data.sources.paths import expand_paths
 from lmjax.data.tokenizers.base import fingerprint
 from lmjax.evals.bootstrap import interval
 from lmjax.evals.suites import metrics, page, task_files
@@ -19,7 +20,7 @@ from lmjax.evals.suites.generated import score_answer
 from lmjax.evals.suites.items import Item, make_items
 from lmjax.evals.suites.task_files import TaskFile
 from lmjax.inference import scoring
-from lmjax.inference.corpus_checks import Corpus, auc, contaminated, min_k, plain_items
+from lmjax.inference.corpus_checks import Corpus, auc, contaminated, memorised, min_k, plain_items
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.base import LoadedModel
@@ -27,7 +28,7 @@ from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-VERSION = 1  # of prompts, scores and metrics; a change of what is measured increases it
+VERSION = 2  # of prompts, scores and metrics; a change of what is measured increases it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Suite:
 
   tasks: of one suite. output: a folder; results.json, and for each task a JSONL file of its items. data: the folder of
   the data. shots, limit: of every task; None for the tasks' own shots, and for all items. corpus: in which items and
-  answers are searched. min_k: percent of an item's tokens, of Min-K % probability; 0 for none.
+  answers are searched. templates: whether each task has all of its templates. min_k: percent of an item's tokens, of
+  Min-K % probability; 0 for none.
   """
 
   tasks: Sequence[TaskFile]
@@ -46,6 +48,7 @@ class Suite:
   limit: int | None = None
   stride: int = 0
   corpus: Corpus | None = None
+  templates: bool = False
   min_k: float = 0.0
 
 
@@ -72,7 +75,7 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
   Raises:
     UserError: the data or the results cannot be read or written, or the model cannot do a task.
   """
-  model_hash = hash_model(loaded)
+  model_hash, tasks = hash_model(loaded), _expand(suite)
   results: dict[str, Any] = {
     "version": VERSION,
     "model": model_hash,
@@ -86,7 +89,7 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
   items_of: dict[str, list[dict[str, Any]]] = {}
   bins: dict[str, page.Bins] = {}
   with use_layout(loaded.layout):
-    for task in suite.tasks:
+    for task in tasks:
       items = make_items(task, suite.data, suite.shots, suite.limit)
       shots = task.num_fewshot if suite.shots is None else suite.shots
       key = {"version": VERSION, "task": task.hash(), "shots": shots, "model": model_hash, "stride": suite.stride}
@@ -99,20 +102,49 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
       if suite.min_k:
         results["tasks"][task.task]["min_k"] = _min_k(loaded, task, suite, key)
       items_of[task.task] = records
-      results["groups"] = _groups(suite.tasks, items_of)
+      results["groups"] = _groups(tasks, items_of)
+      if suite.templates:
+        results["templates"] = _templates(suite, results["tasks"])
       if task.output_type == "multiple_choice" and "calibration_error" in task.metrics():
         bins[task.task] = metrics.calibration_bins(records)
       if jax.process_index() == 0:
         _write(suite, results, bins)
   if suite.corpus and jax.process_index() == 0:
-    overlaps = contaminated(suite.tasks, suite.data, suite.limit, items_of, suite.corpus, suite.output)
+    checked = [task for task in tasks if task.dataset_path != "corpus"]  # what is drawn from it occurs in it
+    overlaps = contaminated(checked, suite.data, suite.limit, items_of, suite.corpus, suite.output) if checked else {}
     for name, overlap in overlaps.items():
       result = results["tasks"][name]
       result["contamination"] = overlap
       if "min_k" in result:
         result["min_k"]["auc"] = auc(result["min_k"]["items"], overlap["dirty_items"])
+    answers = {name: records for name, records in items_of.items() if records and "answer" in records[0]}
+    for name, report in memorised(loaded, answers, suite.corpus, suite.output).items() if answers else ():
+      results["tasks"][name]["memorisation"] = report
     _write(suite, results, bins)
   return results
+
+
+def _expand(suite: Suite) -> list[TaskFile]:
+  """Returns the tasks of a suite: with the files of its corpus, and with each of their templates."""
+  tasks = []
+  for task in suite.tasks:
+    if task.dataset_path == "corpus":
+      if not suite.corpus:
+        raise UserError(f"evaluate: {task.task} needs a --corpus, from which its prompts are drawn")
+      names = [str(path) for path in expand_paths(suite.corpus.files)]
+      task = dataclasses.replace(task, dataset_kwargs={"data_files": names})
+    tasks += task_files.variants(task) if suite.templates else [task]
+  return tasks
+
+
+def _templates(suite: Suite, results: dict[str, Any]) -> dict[str, Any]:
+  """Returns mean, spread and worst of each metric over the templates of each task that has been measured."""
+  report = {}
+  for task in suite.tasks:
+    measured = [results[v.task]["metrics"] for v in task_files.variants(task) if v.task in results]
+    if measured:
+      report[task.task] = {"templates": len(measured), "metrics": metrics.across_templates(measured)}
+  return report
 
 
 def _write(suite: Suite, results: dict[str, Any], bins: dict[str, page.Bins]) -> None:
@@ -265,6 +297,8 @@ def table(results: dict[str, Any]) -> Table:
       view.add_row(f"  {part}", str(score["items"]), "", "acc", *_cells(score))
     if score := result.get("min_k"):
       view.add_row("", "", "", f"Min-{score['percent']:g} % log p", *_cells(score))
+    if (score := result.get("memorisation")) and score["windows"]:
+      view.add_row("", str(score["answers"]), "", f"memorised, {score['windows']} windows", *_cells(score))
     overlap = result.get("contamination", {})
     for part in ("clean", "dirty", "difference") if overlap else ():
       for metric, score in overlap["metrics"].get(part, {}).items():
@@ -274,6 +308,10 @@ def table(results: dict[str, Any]) -> Table:
   for name, result in results.get("groups", {}).items():
     for metric, score in result["metrics"].items():
       view.add_row(f"{name}, mean of {result['tasks']} tasks", "", "", metric, *_cells(score))
+  for name, result in results.get("templates", {}).items():
+    for metric, score in result["metrics"].items():
+      values = f"spread {score['spread']:.4f}, worst {score['worst']:.4f}"
+      view.add_row(f"{name}, {result['templates']} templates", "", "", metric, f"{score['mean']:.4f}", values)
   return view
 
 

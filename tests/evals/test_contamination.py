@@ -165,9 +165,7 @@ def test_scores_of_clean_and_dirty_items(loaded, planted, tmp_path):  # noqa: F8
   value = result["min_k"]
   assert value["low"] < value["value"] < value["high"] < 0 and 0 <= value["auc"] <= 1 and len(value["items"]) == 30
   assert suites.evaluate(loaded, suite)["tasks"]["colours"]["min_k"] == value
-  assert (
-    corpus_checks.lowest_mean(np.arange(-10.0, 0.0), 20) == -9.5
-  )
+  assert corpus_checks.lowest_mean(np.arange(-10.0, 0.0), 20) == -9.5
   assert corpus_checks.auc({0: 2.0, 1: 1.0, 2: 3.0, 3: 0.0}, [0, 2]) == 1 and corpus_checks.auc({0: 1.0}, [0]) is None
 
 

@@ -177,7 +177,11 @@ def test_groups_and_includes(tmp_path):
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="real data is absent")
-@pytest.mark.parametrize("task", task_files.load("core") + task_files.load("gsm8k"), ids=lambda task: task.task)
+@pytest.mark.parametrize(
+  "task",
+  [task for name in ("core", "gsm8k", "winogender") for task in task_files.load(name)],
+  ids=lambda task: task.task,
+)
 def test_packaged_tasks_fit_their_data(task):
   made = items.make_items(task, str(DATA), limit=20)
   assert len(made) == min(len(items.read_docs(task, task.split(), str(DATA))), 20)

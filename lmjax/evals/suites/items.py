@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from lmjax.data.sources.gzipped import unzip
-from lmjax.evals.suites import beliefs
+from lmjax.evals.suites import beliefs, memorisation
 from lmjax.evals.suites.task_files import FOLDER, TaskFile
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, reason
@@ -55,6 +55,19 @@ def _template(text: str) -> Any:
   return _environment().from_string(text)
 
 
+def render(task: TaskFile, field: str, text: str, doc: Doc) -> str:
+  """Returns what a template makes of a document; `field` names it in an error.
+
+  Raises:
+    UserError: the template is malformed, or does not fit the document.
+  """
+  jinja2 = importlib.import_module("jinja2") if _environment() else None
+  try:
+    return str(_template(text).render(**doc))
+  except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
+    raise UserError(f"task {task.task}: {field} {text!r}: {reason(error)}") from error
+
+
 def without_literals(template: str) -> str:
   """Returns a template with a space for each text between its expressions; the name of a field stays."""
   if "{" not in template:
@@ -74,12 +87,7 @@ class Renderer:
 
   def render(self, field: str, doc: Doc) -> str:
     """Returns what a template makes of a document."""
-    jinja2 = importlib.import_module("jinja2") if _environment() else None
-    text = getattr(self.task, field)
-    try:
-      return str(_template(text).render(**doc))
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError, OverflowError) as error:
-      raise UserError(f"task {self.task.task}: {field} {text!r}: {reason(error)}") from error
+    return render(self.task, field, getattr(self.task, field), doc)
 
   def text(self, doc: Doc) -> str | int:
     """Returns the context, or the index of the right context where the choices are contexts."""
@@ -236,6 +244,8 @@ def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
       raise UserError(f"task {task.task}: data_files has no split {split!r}; it has {', '.join(map(str, given))}")
     given = given[split]
   docs: list[Doc] = []
+  if task.dataset_path == "corpus":
+    return memorisation.prompts(list(map(epath.Path, given)), int(task.metadata.get("prompts", 100)))
   for name in [given] if isinstance(given, str) else given:
     generated = task.dataset_path == "beliefs" and name == "stories"
     docs += beliefs.stories() if generated else _read(task, _path(task, name, data))
@@ -246,6 +256,8 @@ def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
     docs = [doc | {"label": int(line) if line.isdigit() else line} for doc, line in zip(docs, lines, strict=True)]
   if not docs:
     raise UserError(f"task {task.task}: its data has no items")
+  if fields := task.metadata.get("fields"):
+    docs = [doc | {name: render(task, f"fields.{name}", text, doc) for name, text in fields.items()} for doc in docs]
   return docs
 
 
@@ -277,7 +289,7 @@ def _read(task: TaskFile, file: epath.Path) -> list[Doc]:
   if task.dataset_path == "csv":
     columns = task.metadata.get("columns")
     reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=task.metadata.get("delimiter", ","))
-    return [dict(row) for row in reader]
+    return [{name: value for name, value in row.items() if name} for row in reader]  # a number of rows has no name
   if (field := task.dataset_kwargs.get("field")) is not None:
     try:
       return [dict(doc) for doc in files.parse_json(text)[field]]

@@ -1,5 +1,6 @@
 """Scores of items and of tasks, as lm-evaluation-harness defines them, with bootstrap intervals."""
 
+import dataclasses
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -18,6 +19,7 @@ Record = dict[str, Any]  # what the JSONL file of a task has of an item
 def score_choices(item: Item, log_likelihoods: Sequence[float]) -> Record:
   """Returns which choice is the most likely, as it is, by character and by UTF-8 byte, and whether it is right.
 
+  log_ratio: log p(first choice) - log p(last choice)
   acc: argmax log p(choice);  acc_norm: argmax log p(choice) / characters;  acc_bytes: the same by bytes
   """
   values = np.asarray(log_likelihoods, np.float64)
@@ -31,7 +33,7 @@ def score_choices(item: Item, log_likelihoods: Sequence[float]) -> Record:
   probabilities = scaled / scaled.sum()
   return {
     "log_likelihoods": values.tolist(), "predicted": predicted["acc"], "target": list(item.target),
-    "confidence": float(probabilities.max()),
+    "confidence": float(probabilities.max()), "log_ratio": float(values[0] - values[-1]),
   } | {name: float(choice in item.target) for name, choice in predicted.items()}  # fmt: skip
 
 
@@ -52,7 +54,8 @@ def labels(task: TaskFile, item: Item) -> Record:
   record: Record = {}
   if pair := task.metadata.get("pair"):
     record["pair"] = item.doc.get(pair)
-  if fields := task.metadata.get("report_by"):
+  fields = [*task.metadata.get("report_by", ()), *filter(None, [task.metadata.get("compare", {}).get("field")])]
+  if fields:
     record["by"] = {field: item.doc.get(field) for field in fields}
   return record
 
@@ -148,6 +151,42 @@ def report_by(task: TaskFile, records: Sequence[Record], resamples: int = 1000) 
       right = np.array([record["acc"] for record in records if record["by"][field] == value])
       low, high = interval(right, _mean, resamples)
       report[f"{field}={value}"] = {"value": _mean(right), "low": low, "high": high, "items": len(right)}
+  if compare := task.metadata.get("compare"):
+    field, names = compare["field"], (compare["first"], compare["second"])
+    first, second = ([record for record in records if record["by"][field] == name] for name in names)
+    report |= (
+      {f"{field}: {names[0]} - {names[1]}": _compare(task, first, second, resamples)} if first and second else {}
+    )
+  return report
+
+
+def _compare(task: TaskFile, first: Sequence[Record], second: Sequence[Record], resamples: int) -> dict[str, Any]:
+  """Returns the difference of two accuracies: over pairs of items if the task has them, else of independent items."""
+  if task.metadata.get("pair"):
+    by_pair = {record["pair"]: record["acc"] for record in second}
+    values = np.array([r["acc"] - by_pair[r["pair"]] for r in first if r["pair"] in by_pair], np.float64)
+    if len(values):
+      low, high = interval(values, _mean, resamples)
+      return {"value": _mean(values), "low": low, "high": high, "items": len(values)}
+  alike = dataclasses.replace(task, metric_list=({"metric": "acc"},))
+  return difference(alike, first, second, resamples)["acc"] | {"items": len(first) + len(second)}
+
+
+LOWER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "calibration_error"}  # is better
+
+
+def across_templates(summaries: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:
+  """Returns {metric: {mean, spread, worst, best, values}} over the templates of a task.
+
+  spread: the standard deviation between templates, with n - 1.
+  """
+  report = {}
+  for name in summaries[0]:
+    values = [summary[name]["value"] for summary in summaries]
+    ends = (max(values), min(values)) if name in LOWER else (min(values), max(values))
+    spread = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    report[name] = {"mean": _mean(np.array(values)), "spread": spread, "worst": ends[0], "best": ends[1],
+                    "values": values}  # fmt: skip
   return report
 
 

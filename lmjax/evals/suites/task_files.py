@@ -18,14 +18,14 @@ from lmjax.utils.errors import UserError, did_you_mean, reason
 
 FOLDER = epath.Path(__file__).parent / "tasks"
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
-DATASETS = ("json", "csv", "beliefs")  # the last: see beliefs.py
+DATASETS = ("json", "csv", "beliefs", "corpus")  # the last two: see beliefs.py and memorisation.py
 SPLITS = ("test", "validation", "train")  # the first that a task has is evaluated
 # Fields of lm-evaluation-harness that change no score here.
 IGNORED = ("tag", "should_decontaminate", "repeats", "task_alias", "group_alias")
 CORPUS_METRICS = ("bleu", "chrf")  # whose counts are added up over items
 ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = {
-  "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_pair", "calibration_error"),
+  "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_pair", "calibration_error", "log_ratio"),
   "loglikelihood": ("perplexity", "acc"),
   "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
   "generate_until": ("exact_match", "answer_f1", *CORPUS_METRICS, *ROUGE),
@@ -36,6 +36,7 @@ GENERATION = ("until", "do_sample", "temperature", "top_k", "top_p", *MAX_TOKENS
 EXACT_MATCH = ("regexes_to_ignore", "ignore_case", "ignore_punctuation", "ignore_numbers")  # its options
 METRIC_FIELDS = ("metric", "aggregation", "higher_is_better", *EXACT_MATCH)
 UNHASHED = ("folder", "groups", "means", "doc_to_decontamination_query")  # these change no prompt and no score
+TEMPLATE_FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target", "target_delimiter", "description", "gen_prefix")
 DEEPEST = 8  # files that include each other, groups of groups
 
 
@@ -45,8 +46,10 @@ class TaskFile:
 
   dataset_kwargs: {"data_files": {split: path, list of paths, or path}, "field": key of the list in a JSON file}.
   metadata: `version`; `labels`, a file with the label of each item, one a line; `pair`, a field of the data which items
-  share that are right only together (acc_pair); `report_by`, fields by which accuracy is reported; `answer: number`,
-  which compares the last number of generated answers.
+  share that are right only together (acc_pair); `report_by`, fields by which accuracy is reported; `compare: {field,
+  first, second}`, two values of a field whose difference in accuracy is reported, over pairs if there is a `pair`;
+  `fields`, templates of further fields of the data; `templates`, fields that replace the task's, one set for each
+  variant of its prompts; `answer: number`, which compares the last number of generated answers.
   """
 
   task: str
@@ -89,6 +92,24 @@ class TaskFile:
     """Returns a hash of all that decides about prompts and scores; not of where the file is."""
     fields = {key: value for key, value in dataclasses.asdict(self).items() if key not in UNHASHED}
     return hashlib.sha256(json.dumps(fields, sort_keys=True, default=dict).encode()).hexdigest()[:16]
+
+
+def variants(task: TaskFile) -> list[TaskFile]:
+  """Returns a task with each of its templates, its own first; their names end with @0, @1 and so on.
+
+  Raises:
+    UserError: a template has a field that templates do not have.
+  """
+  file = epath.Path(task.folder) / f"{task.task}.yaml"
+  metadata = {key: value for key, value in task.metadata.items() if key != "templates"}
+  tasks = []
+  for number, fields in enumerate([{}, *task.metadata.get("templates", ())]):
+    if not isinstance(fields, Mapping) or (unknown := set(map(str, fields)) - set(TEMPLATE_FIELDS)):
+      known = ", ".join(TEMPLATE_FIELDS)
+      raise UserError(f"{file}: metadata.templates has {min(unknown) if fields else fields!r}; known: {known}")
+    tasks.append(dataclasses.replace(task, task=f"{task.task}@{number}", metadata=metadata, **fields))
+    _check(tasks[-1], file)
+  return tasks
 
 
 def names() -> list[str]:
