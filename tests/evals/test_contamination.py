@@ -128,14 +128,15 @@ def test_words_and_sizes():
 
 
 def test_substrings_are_found_verbatim(tmp_path):
-  """Each at every place, however the corpus is cut; a changed case or space is not the same."""
+  """Each at every place, however the corpus is cut; a changed case or space is not the same, but the end of a line."""
   rng = random.Random(1)
   body = text(rng, 3000).encode()
   wanted = [body[at : at + 70 + at % 50] for at in (0, 500, 7001, len(body) - 90)] + [b"not in there at all"]
   wanted += [wanted[1].replace(b" ", b"  ", 1), wanted[2].swapcase()]
   for strings in (wanted, [s for s in wanted if len(s) > 64]):
     search = Substrings(strings)
-    exact = {i: body.count(s) for i, s in enumerate(search.strings) if s in body}
+    spaced = body.replace(b"\n", b" ")
+    exact = {i: spaced.count(s) for i, s in enumerate(search.strings) if s in spaced}
     assert len(exact) == 4
     (tmp_path / "c.txt").write_bytes(body)
     for size, block in ((corpus.PART, corpus.BLOCK), (900, 100)):
@@ -162,6 +163,8 @@ def test_scores_of_clean_and_dirty_items(loaded, planted, tmp_path):  # noqa: F8
   assert scores["difference"]["low"] <= scores["difference"]["value"] <= scores["difference"]["high"]
   lines = [json.loads(line) for line in (tmp_path / "out" / "contamination.jsonl").read_text().splitlines()]
   assert [line["item"] for line in lines] == sorted(wanted) and lines[0]["count"] == 1
+  html = (tmp_path / "out" / "results.html").read_text()
+  assert all(text in html for text in ("colours, clean", "colours, dirty", "colours, difference", "Min-K %"))
   value = result["min_k"]
   assert value["low"] < value["value"] < value["high"] < 0 and 0 <= value["auc"] <= 1 and len(value["items"]) == 30
   assert suites.evaluate(loaded, suite)["tasks"]["colours"]["min_k"] == value

@@ -46,6 +46,18 @@ def _rows(results: Mapping[str, Any]) -> list[str]:
       rows.append(_row(name, result["items"], metric, score, ""))
     for part, score in result["by"].items():
       rows.append(_row(part, score["items"], "acc", score, "part"))
+    if score := result.get("min_k"):
+      rows.append(_row("Min-K %", "", f"{score['percent']:g} %, log p", score, "part"))
+    if (score := result.get("memorisation", {})).get("windows"):
+      rows.append(_row("verbatim in the corpus", score["windows"], "windows", score, "part"))
+    overlap = result.get("contamination", {})
+    for part in ("clean", "dirty", "difference") if overlap else ():
+      for metric, score in overlap["metrics"].get(part, {}).items():
+        rows.append(_row(f"{name}, {part}", overlap.get(part, ""), metric, score, "part"))
+  for name, result in results.get("templates", {}).items():
+    for metric, score in result["metrics"].items():
+      worst = {"value": score["mean"], "low": min(score["values"]), "high": max(score["values"])}
+      rows.append(_row(f"{name}, {result['templates']} templates, range", "", metric, worst, ""))
   return rows
 
 
