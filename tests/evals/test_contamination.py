@@ -117,6 +117,13 @@ def test_frequent_ngrams_and_short_items_say_nothing(tmp_path):
     assert {i for i, own in enumerate(overlap.matches(counts)) if own} == dirty, times
 
 
+def test_a_word_that_a_block_cuts_is_not_taken_for_another():
+  grams = NGrams()
+  grams.numbers[b"a b c d e f g sta"] = 0
+  cut, end = (corpus.Block(b"a b c d e f g sta", 2, last=last) for last in (False, True))
+  assert grams.count(iter([cut])) == {} and grams.count(iter([end])) == {0: 1}
+
+
 def test_words_and_sizes():
   assert [w.decode() for w in words("Don't — “stop”, Élan vital…\u00a0x_y".encode())] == (
     ["dont", "stop", "élan", "vital", "xy"]
@@ -132,7 +139,7 @@ def test_substrings_are_found_verbatim(tmp_path):
   rng = random.Random(1)
   body = text(rng, 3000).encode()
   wanted = [body[at : at + 70 + at % 50] for at in (0, 500, 7001, len(body) - 90)] + [b"not in there at all"]
-  wanted += [wanted[1].replace(b" ", b"  ", 1), wanted[2].swapcase()]
+  wanted += [wanted[1].replace(b" ", b"  ", 1), wanted[2].swapcase(), wanted[0][:-3] + b"zzz"]
   for strings in (wanted, [s for s in wanted if len(s) > 64]):
     search = Substrings(strings)
     spaced = body.replace(b"\n", b" ")
