@@ -30,6 +30,7 @@ COMMANDS = {
   "predict": "labels of texts, by a model that classifies",
   "convert": "convert models to and from Hugging Face's format",
   "show": "show the parameters of a saved model",
+  "report": "one page about one run or several",
   "plan": "memory, hours and cost of a run before its launch",
   "prepare": "tokenize a corpus once; preview batches",
   "tokenizer": "train a tokenizer; encode and decode text",

@@ -1,0 +1,24 @@
+"""Write one HTML page about one run or several side by side, which needs no network.
+
+lmjax report runs/gpt2
+lmjax report runs/first runs/second --output comparison.html
+
+It shows what differs between the configs, the curves of all metrics, the scores of suites whose results are in the run
+folders, and how the time and the energy were spent.
+"""
+
+from lmjax.commands.options import new_parser, parse
+from lmjax.inference.report import render
+from lmjax.logs import console
+from lmjax.utils.files import write
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax report`."""
+  parser = new_parser("report", __doc__)
+  parser.add_argument("folders", nargs="+", help="run folders")
+  parser.add_argument("--output", default="report.html", help="the page; default report.html")
+  options = parse(parser, arguments)
+  write(options.output, render(options.folders))
+  console.print(options.output)
+  return 0
