@@ -138,7 +138,7 @@ def test_a_suite_under_several_templates(loaded, tmp_path):  # noqa: F811
   assert report["values"] == values and report["mean"] == pytest.approx(np.mean(values))
   assert report["spread"] == pytest.approx(np.std(values, ddof=1)) and report["worst"] == min(values)
   assert "colours, 3 templates, range" in (tmp_path / "out" / "results.html").read_text()
-  assert list(suites.evaluate(loaded, suite(file, tmp_path / "plain"))["tasks"]) == ["colours"]
+  assert [task.task for task in suites._expand(suite(file, tmp_path / "plain"))] == ["colours"]
   summaries = [{"perplexity": {"value": value}} for value in (3.0, 5.0)]
   assert metrics.across_templates(summaries)["perplexity"]["worst"] == 5
   file = write(tmp_path, metadata={"templates": [{"doc_to_txt": "x"}]})
