@@ -30,7 +30,7 @@ from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass
-class _Deferred:
+class Deferred:
   """A parameter that is read whole, the first time any of it is needed."""
 
   shape: tuple[int, ...]
@@ -172,7 +172,7 @@ class RunFolder(SavedModel):
     if self._is_plain:
       self._choose()
       return {
-        name: _Deferred(
+        name: Deferred(
           leaf.shape,
           np.dtype(leaf.dtype),
           getattr(self._boxes.get(name), "rows", None),
@@ -181,7 +181,7 @@ class RunFolder(SavedModel):
         for name, leaf in self.leaves.items()
       }
     return {
-      name: _Deferred(box.value.shape, box.value.dtype, box.rows, functools.partial(self._read_merged, name))
+      name: Deferred(box.value.shape, box.value.dtype, box.rows, functools.partial(self._read_merged, name))
       for name, box in self._boxes.items()
     }
 
