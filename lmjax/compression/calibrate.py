@@ -6,6 +6,7 @@ one gives, and the inputs of one kernel at a time are in memory.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct, traverse_util
 
 from lmjax.layers import leaves
-from lmjax.layers.leaves import Leaf
+from lmjax.layers.leaves import Leaf, Parameter
 from lmjax.parallel.sharding import LogicallyPartitioned
 from lmjax.tasks.base import Task
 from lmjax.utils.pytree import Tree
@@ -22,7 +23,7 @@ from lmjax.utils.pytree import Tree
 # Returns (statistic) of inputs [tokens, inputs]; statistics of several calls are added.
 Observe = Callable[[jax.Array], jax.Array]
 # Returns a new kernel for (path name, kernel, its axis names, statistic); without the axis of layers.
-Change = Callable[[str, jax.Array, tuple[str | None, ...], jax.Array], jax.Array]
+Change = Callable[[str, jax.Array, tuple[str | None, ...], jax.Array], Parameter]
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,14 +34,14 @@ class _Site:
   axes: tuple[str | None, ...]
   observe: Observe
   change: Change
+  last: list[Any]  # the array that was read last, its summed axes and its statistic, of all sites
   calls: int = 0  # in a forward pass
   counting: bool = True
   statistic: Any = None
-  changed: jax.Array | None = None
+  changed: Parameter | None = None
 
-  def read(self, x_TxI: jax.Array, kernel: jax.Array) -> jax.Array:
-    """Returns the kernel to use for inputs."""
-    statistic = self.observe(x_TxI)
+  def read(self, statistic: jax.Array, kernel: jax.Array) -> Parameter:
+    """Returns the kernel to use, by the statistic of what it reads."""
     self.statistic = statistic if self.statistic is None else self.statistic + statistic
     if self.calls == 1:
       self.changed = self.change(self.name, kernel, self.axes, self.statistic)
@@ -67,19 +68,24 @@ class _Observed(Leaf, struct.PyTreeNode):
     if self.site.counting:
       self.site.calls += 1
     elif summed and set(summed) <= set(inputs) and not isinstance(x, jax.core.Tracer):
-      others = "".join(letter for letter in inputs if letter not in summed)
-      size = 1
-      for letter in summed:
-        size *= x.shape[inputs.index(letter)]
-      x_TxI = jnp.einsum(f"{inputs}->{others}{summed}", x).reshape(-1, size)
-      return leaves.einsum(equation, x, self.site.read(x_TxI, self.values))
+      return leaves.einsum(equation, x, self.site.read(self._statistic(inputs, summed, x), self.values))
     return leaves.einsum(equation, x, self.values)
+
+  def _statistic(self, inputs: str, summed: str, x: jax.Array) -> jax.Array:
+    """Returns what the site observes of x; several kernels that read one array share it."""
+    last = self.site.last
+    if not last or last[0] is not x or last[1] != summed:
+      others = "".join(letter for letter in inputs if letter not in summed)
+      size = math.prod(x.shape[inputs.index(letter)] for letter in summed)
+      x_TxI = jnp.einsum(f"{inputs}->{others}{summed}", x).reshape(-1, size)
+      last[:] = [x, summed, self.site.observe(x_TxI)]
+    return last[2]
 
 
 def calibrate(
   task: Task, params: Mapping[str, LogicallyPartitioned], targets: set[str], batch: Mapping[str, jax.Array],
   observe: Observe, change: Change,
-) -> tuple[dict[str, jax.Array], tuple[str, ...]]:  # fmt: skip
+) -> tuple[dict[str, Parameter], tuple[str, ...]]:  # fmt: skip
   """Returns the changed kernels by path names, and the names of targets whose inputs were not seen.
 
   Those are heads on top of the model, and kernels that a layer reads whole, such as the recurrent ones of an LSTM.
@@ -90,13 +96,14 @@ def calibrate(
     batch: what the model reads.
   """
   sites: dict[str, list[_Site]] = {}
+  last: list[Any] = []
 
   def wrap(name: str, box: LogicallyPartitioned) -> Any:
     """Returns one parameter, or those of each layer."""
     stacked = box.names[0] == "layers"
     values = list(box.value) if stacked else [box.value]
     if name in targets:
-      sites[name] = [_Site(name, box.names[int(stacked) :], observe, change) for _ in values]
+      sites[name] = [_Site(name, box.names[int(stacked) :], observe, change, last) for _ in values]
       values = [_Observed(value, site) for value, site in zip(values, sites[name], strict=True)]
     return values if stacked else values[0]
 
@@ -116,7 +123,7 @@ def calibrate(
       kernel = box.value[i] if box.names[0] == "layers" else box.value
       done = site.changed if site.changed is not None else change(name, kernel, site.axes, site.statistic)
       arrays.append(done)
-    changed[name] = jnp.stack(arrays) if box.names[0] == "layers" else arrays[0]
+    changed[name] = jax.tree.map(lambda *layers: jnp.stack(layers), *arrays) if box.names[0] == "layers" else arrays[0]
   return changed, tuple(unseen)
 
 

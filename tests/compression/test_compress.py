@@ -11,7 +11,9 @@ from lmjax import notebook, storage
 from lmjax.__main__ import main
 from lmjax.compression.quantize import QTensor, Quantize
 from lmjax.inference.compress import compress
-from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
+from lmjax.layers.leaves import dense, is_leaf
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import named_parameters
 from lmjax.storage import huggingface, safetensors
 from lmjax.storage.compressed import WEIGHTS, CompressedFolder, describe, tensors_of
@@ -101,7 +103,8 @@ def test_a_run_starts_from_a_compressed_model(run, tmp_path):
     np.testing.assert_allclose(np.asarray(tuned[name]), np.asarray(array), atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["Llama", "BERT", pytest.param("T5", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["Llama", "BERT", "T5"])
 def test_a_hugging_face_folder_is_compressed(family, tmp_path):
   """The task, its heads and the files of the folder are kept; the copy is converted back."""
   task = tiny_task(family)
@@ -120,7 +123,29 @@ def test_a_hugging_face_folder_is_compressed(family, tmp_path):
     np.testing.assert_array_equal(np.asarray(back[name]), np.asarray(array), err_msg=name)
 
 
-@pytest.mark.parametrize("family", ["GPT", "BERT", "T5", "LSTM", "ELMo"])
+def test_a_copy_is_opened_with_its_leaf_types(folder, tmp_path):
+  before = {name: np.asarray(array) for name, array in storage.open(folder).parameters().items()}
+  report = compress(storage.open(folder), tmp_path / "small", [Quantize("int4", 16)], {"note": 1})
+  saved = storage.open(tmp_path / "small")
+  assert saved.quantized and saved.config["compression"]["note"] == 1
+  assert saved.config["compression"]["methods"][0]["group"] == 16
+  leaves = pytree.named_leaves(
+    saved.leaf_params(Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")), is_leaf=is_leaf
+  )
+  arrays, changed = saved.parameters(), 0
+  for name, leaf in leaves.items():
+    np.testing.assert_array_equal(np.asarray(dense(leaf, jnp.float32)), np.asarray(arrays[name]), err_msg=name)
+    changed += isinstance(leaf, QTensor)
+    error = np.linalg.norm(before[name] - np.asarray(arrays[name])) / max(np.linalg.norm(before[name]), 1e-30)
+    np.testing.assert_allclose(report.errors.get(name, 0.0), error, rtol=1e-3, atol=1e-7)
+  assert changed == len(report.errors) > 5
+  assert report.bytes_after == saved.files()[WEIGHTS].stat().length < report.bytes_before / 4
+
+
+FAST = ["GPT", *(pytest.param(family, marks=pytest.mark.long) for family in ("BERT", "T5", "LSTM", "ELMo"))]
+
+
+@pytest.mark.parametrize("family", FAST)
 @pytest.mark.parametrize("settings", [Quantize(), Quantize("int4", 8, False), Quantize("float8_e4m3fn")], ids=str)
 def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
   """Bit for bit, for every type of value."""
@@ -153,7 +178,7 @@ def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
     (["--prune", "magnitude", "--structure", "4:4"], "the structure is"),
     (["--prune", "magnitude", "--structure", "2:4", "--sparsity", "0.3"], "a sparsity of its own"),
     (["--prune", "magnitude", "--structure", "3:7"], "does not divide"),
-    (["--prune", "wanda"], "needs --calibration"),
+    (["--prune", "wanda"], "need --calibration"),
     (["--prune", "wanda", "--structure", "global", "--calibration", "x"], "its structure is output"),
     (["--quantize", "int8", "--calibration", "x"], "is for --prune wanda"),
     (["--quantize", "int8", "--targets", "nothing", "--tables", "none"], "matches no kernel"),
@@ -161,7 +186,10 @@ def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
     (["--quantize", "int8", "--group", "-1"], "at least one value"),
     (["--quantize", "float8_e5m2", "--asymmetric"], "symmetric around zero"),
     (["--sparsity", "0.5", "--quantize", "int8"], "need --prune"),
-    (["--group", "3", "--prune", "random"], "need --quantize"),
+    (["--group", "3", "--prune", "random"], "--group needs --quantize"),
+    (["--gptq", "--prune", "random"], "--gptq needs --quantize"),
+    (["--gptq", "--quantize", "int4"], "need --calibration"),
+    (["--gptq", "--quantize", "float8_e5m2", "--calibration", "x"], "rounds to integers"),
   ],
 )
 def test_errors_are_one_line_and_write_nothing(folder, tmp_path, capsys, options, message):
