@@ -1,7 +1,7 @@
 """Write a smaller copy of a model: quantized, pruned, or both.
 
     lmjax compress --workdir runs/gpt2 --output small --quantize int8
-    lmjax compress --workdir model.gguf --output small --quantize int4 --group 64 --asymmetric --gptq --calibration text.txt
+    lmjax compress --workdir model.gguf --output small --quantize int4 --group 64 --gptq --calibration text.txt
     lmjax compress --workdir runs/gpt2 --output sparse --prune magnitude --sparsity 0.5
     lmjax compress --workdir model.gguf --output sparse --prune wanda --structure 2:4 --calibration text.txt
 
