@@ -64,20 +64,20 @@ def removed(scores: jax.Array, names: tuple[str | None, ...], structure: str, sp
   if of:
     if inputs % of:
       raise UserError(f"prune: {structure} does not divide the {inputs} inputs of a kernel of shape {scores.shape}")
-    found = lowest(x.reshape(layers, inputs // of, of, outputs), of - kept, 2)
+    lost = lowest(x.reshape(layers, inputs // of, of, outputs), of - kept, 2)
   elif structure == "output":
-    found = lowest(x, _count(sparsity, inputs), 1)
+    lost = lowest(x, _count(sparsity, inputs), 1)
   else:
-    found = lowest(x.reshape(layers, -1), _count(sparsity, inputs * outputs), 1)
-  return found.reshape(scores.shape)
+    lost = lowest(x.reshape(layers, -1), _count(sparsity, inputs * outputs), 1)
+  return lost.reshape(scores.shape)
 
 
 def removed_globally(scores: dict[str, jax.Array], sparsity: float | jax.Array) -> dict[str, jax.Array]:
   """Returns where kernels lose their values: the lowest scores of all of them together."""
   flat = jnp.concatenate([score.reshape(-1) for score in scores.values()])
-  found, masks, start = lowest(flat, _count(sparsity, flat.size), 0), {}, 0
+  lost, masks, start = lowest(flat, _count(sparsity, flat.size), 0), {}, 0
   for name, score in scores.items():
-    masks[name] = found[start : start + score.size].reshape(score.shape)
+    masks[name] = lost[start : start + score.size].reshape(score.shape)
     start += score.size
   return masks
 

@@ -79,7 +79,7 @@ class OneShot:
       lost = masks.removed_globally(scores, self.sparsity)
     else:
       lost = {n: masks.removed(score, params[n].names, self.structure, self.sparsity) for n, score in scores.items()}
-    changed |= {name: jnp.where(found, 0.0, params[name].value) for name, found in lost.items()}
+    changed |= {name: jnp.where(mask, 0.0, params[name].value) for name, mask in lost.items()}
     return {name: changed.get(name, box.value) for name, box in params.items()}
 
   def _by_inputs(self, name: str, kernel: jax.Array, axes: tuple[str | None, ...], squares_I: jax.Array) -> jax.Array:

@@ -82,7 +82,7 @@ class Prune:
       for name, value in values.items()
     }
     if self.structure == "global":
-      return {name: ~found for name, found in masks.removed_globally(scores, sparsity).items()}
+      return {name: ~lost for name, lost in masks.removed_globally(scores, sparsity).items()}
     return {name: ~masks.removed(score, axes[name], self.structure, sparsity) for name, score in scores.items()}
 
   def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:

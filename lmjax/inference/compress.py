@@ -102,7 +102,9 @@ def windows(saved: SavedModel, file: epath.PathLike, tokens: int, seed: int) -> 
   """
   model, tokenizer = saved.task.model, saved.tokenizer
   if tokenizer is None or model.kind == "bidirectional_lm":
-    raise UserError(f"compress: {saved.path} does not read the tokens of a text, so it cannot be calibrated with one")
+    raise UserError(
+      f"compress: {saved.path} does not read the tokens of a document, so it cannot be calibrated with one"
+    )
   length = min(model.config.length, 1024, tokens)
   ids = np.asarray(tokenizer.encode(files.read_text(file)), np.int32)
   rows = tokens // length

@@ -42,10 +42,10 @@ class Deferred:
   def _values(self) -> np.ndarray:
     return self.read()
 
-  def __getitem__(self, index) -> np.ndarray:
+  def __getitem__(self, index: Any) -> np.ndarray:
     return self._values[index]
 
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return self._values.astype(dtype or self.dtype, copy=False)
 
 
