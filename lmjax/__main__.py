@@ -28,6 +28,7 @@ COMMANDS = {
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
   "predict": "labels of texts, by a model that classifies",
+  "compress": "quantize and prune a trained model",
   "convert": "convert models to and from Hugging Face's format",
   "show": "show the parameters of a saved model",
   "report": "one page about one run or several",

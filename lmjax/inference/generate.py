@@ -13,6 +13,7 @@ from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.inference.stream_text import beam_texts, continue_texts
+from lmjax.layers.leaves import is_leaf
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.encode import Encode
 from lmjax.utils import files
@@ -70,7 +71,10 @@ class Generator:
   @functools.cached_property
   def _params(self) -> Tree:
     params = self._search.prepare(self.loaded.params["model"])
-    return jax.tree.map(lambda p: p.astype(jnp.bfloat16), params) if self.dtype == "bfloat16" else params
+    if self.dtype != "bfloat16":
+      return params
+    narrow = lambda p: p.cast(jnp.bfloat16) if is_leaf(p) else p.astype(jnp.bfloat16)  # noqa: E731
+    return jax.tree.map(narrow, params, is_leaf=is_leaf)
 
   def stream(self, rows: list[Row], every: int = 16) -> Iterator[list[str]]:
     """Yields the new text of each row's sampled continuation after every `every` tokens."""

@@ -239,6 +239,7 @@ def _is_run(path: epath.Path) -> bool:
 
 # How each format is recognised, and the dotted name of the class that reads it; the first match is taken.
 FORMATS: tuple[tuple[Callable[[epath.Path], bool], str], ...] = (
+  (lambda path: (path / "compressed.safetensors").exists(), "lmjax.storage.compressed:CompressedFolder"),
   (_is_adapter, "lmjax.storage.huggingface.adapter:AdapterFolder"),
   (_is_huggingface, "lmjax.storage.huggingface.folder:HuggingFaceFolder"),
   (_is_bilm, "lmjax.storage.bilm:BilmFolder"),

@@ -30,7 +30,7 @@ from lmjax.utils.pytree import Tree
 
 
 @dataclasses.dataclass
-class _Deferred:
+class Deferred:
   """A parameter that is read whole, the first time any of it is needed."""
 
   shape: tuple[int, ...]
@@ -42,10 +42,10 @@ class _Deferred:
   def _values(self) -> np.ndarray:
     return self.read()
 
-  def __getitem__(self, index) -> np.ndarray:
+  def __getitem__(self, index: Any) -> np.ndarray:
     return self._values[index]
 
-  def __array__(self, dtype=None, copy=None) -> np.ndarray:
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return self._values.astype(dtype or self.dtype, copy=False)
 
 
@@ -172,7 +172,7 @@ class RunFolder(SavedModel):
     if self._is_plain:
       self._choose()
       return {
-        name: _Deferred(
+        name: Deferred(
           leaf.shape,
           np.dtype(leaf.dtype),
           getattr(self._boxes.get(name), "rows", None),
@@ -181,7 +181,7 @@ class RunFolder(SavedModel):
         for name, leaf in self.leaves.items()
       }
     return {
-      name: _Deferred(box.value.shape, box.value.dtype, box.rows, functools.partial(self._read_merged, name))
+      name: Deferred(box.value.shape, box.value.dtype, box.rows, functools.partial(self._read_merged, name))
       for name, box in self._boxes.items()
     }
 

@@ -28,11 +28,11 @@ LARGEST_HEADER = 100 * 2**20  # bytes, by the format's own limit
 
 
 class Tensors:
-  """The tensors of a folder by name; opening reads headers only."""
+  """The tensors of a folder by name, or of one of its files; opening reads headers only."""
 
-  def __init__(self, folder: epath.PathLike):
+  def __init__(self, folder: epath.PathLike, name: str = ""):
     self.folder = epath.Path(folder)
-    self.files = self._find_files()
+    self.files = [self.folder / name] if name else self._find_files()
     index = self.folder / INDEX
     owners = owners_of(index) if index.exists() else {}
     self._entries: dict[str, tuple[epath.Path, np.dtype, tuple[int, ...], int]] = {}

@@ -42,6 +42,12 @@ def test_leaf_types_are_sharded_as_the_parameters_they_represent():
   assert "leaf types are split as their parameters" in output and output.count("same loss of a leaf type") == 2
 
 
+@pytest.mark.long
+def test_quantized_leaves_and_masks_are_split_as_their_parameters():
+  output = run("quantized")
+  assert "keep their groups whole" in output and output.count("same logits of quantized") == 2 and "masks" in output
+
+
 @pytest.mark.slow
 def test_lora_is_the_same_under_every_rule_set():
   output = run("lora")

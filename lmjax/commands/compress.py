@@ -1,0 +1,93 @@
+"""Write a smaller copy of a model: quantized, pruned, or both.
+
+    lmjax compress --workdir runs/gpt2 --output small --quantize int8
+    lmjax compress --workdir model.gguf --output small --quantize int4 --group 64 --gptq --calibration text.txt
+    lmjax compress --workdir runs/gpt2 --output sparse --prune magnitude --sparsity 0.5
+    lmjax compress --workdir model.gguf --output sparse --prune wanda --structure 2:4 --calibration text.txt
+
+The copy is opened by every command that opens the model. What --prune does comes before --quantize.
+"""
+
+import dataclasses
+import json
+
+from lmjax import storage
+from lmjax.commands.options import new_parser, parse
+from lmjax.compression.gptq import GPTQ
+from lmjax.compression.method import Method
+from lmjax.compression.one_shot import SCORES, OneShot
+from lmjax.compression.quantize import DTYPES, Quantize
+from lmjax.inference.compress import compress, windows
+from lmjax.inference.output import show
+from lmjax.logs import console
+from lmjax.storage.compressed import refuse_existing
+from lmjax.utils.errors import UserError
+from lmjax.utils.files import write
+
+
+def main(arguments: list[str]) -> int:
+  """Runs `lmjax compress`."""
+  parser = new_parser("compress", __doc__)
+  parser.add_argument("--workdir", required=True, help="a run folder, a GGUF file, or a Hugging Face folder")
+  parser.add_argument("--output", required=True, help="the folder to write, which does not exist yet")
+  parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
+  parser.add_argument("--quantize", choices=tuple(DTYPES), help="the type of kernels")
+  parser.add_argument("--group", type=int, default=0, help="inputs that share a scale; default all of an output")
+  parser.add_argument("--asymmetric", action="store_true", help="an offset for each scale")
+  parser.add_argument("--gptq", action="store_true", help="round by what kernels read, instead of to the nearest")
+  parser.add_argument("--tables", choices=(*DTYPES, "none"), default="int8", help="the type of vocabulary tables")
+  parser.add_argument("--table_group", type=int, default=64, help="values of a row that share a scale; 0 is all")
+  parser.add_argument("--prune", choices=SCORES, help="what the values are ranked by that become zero")
+  parser.add_argument("--sparsity", type=float, help="the fraction of values that become zero; default 0.5")
+  parser.add_argument("--structure", help="what is compared: layer, output, global, or N:M with N of M kept")
+  parser.add_argument("--targets", help="a regular expression for the kernels; default all of them")
+  parser.add_argument("--calibration", metavar="FILE", help="a text file that the model reads, for wanda and GPTQ")
+  parser.add_argument("--tokens", type=int, default=8192, help="of the calibration text")
+  parser.add_argument("--seed", type=int, default=0, help="of random scores and of the places in the text")
+  parser.add_argument("--report", metavar="FILE", help="a JSON file for the sizes and the error of each parameter")
+  options = parse(parser, arguments)
+  refuse_existing(options.output)
+  targets = {} if options.targets is None else {"targets": options.targets}
+  methods: list[Method] = []
+  if not options.prune and (options.sparsity is not None or options.structure is not None):
+    raise UserError("compress: --sparsity and --structure need --prune")
+  for name in ("group", "asymmetric", "gptq", "tables", "table_group"):
+    if not options.quantize and getattr(options, name) != parser.get_default(name):
+      raise UserError(f"compress: --{name} needs --quantize")
+  if options.tokens < 1:
+    raise UserError(f"compress: --tokens must be at least 1, not {options.tokens}")
+  try:
+    if options.prune:
+      structure = options.structure or ("output" if options.prune == "wanda" else "layer")
+      if ":" in structure and options.sparsity is not None:
+        raise UserError(f"compress: {structure} has a sparsity of its own: leave out --sparsity")
+      sparsity = 0.5 if options.sparsity is None else options.sparsity
+      methods.append(OneShot(sparsity, options.prune, structure, seed=options.seed, **targets))
+    if options.quantize:
+      tables = "" if options.tables == "none" else options.tables
+      method = GPTQ if options.gptq else Quantize
+      methods.append(
+        method(options.quantize, options.group, not options.asymmetric, tables, options.table_group, **targets)
+      )
+  except ValueError as error:
+    raise UserError(f"compress: {error}") from error
+  if not methods:
+    raise UserError("compress: give --quantize or --prune")
+  needing = any(method.needs_inputs for method in methods)
+  if needing and not options.calibration:
+    raise UserError("compress: --prune wanda and --gptq need --calibration, a text file")
+  if options.calibration and not needing:
+    raise UserError("compress: --calibration is for --prune wanda and --gptq")
+  saved = storage.open(options.workdir, options.step)
+  record, inputs = {}, None
+  if needing:
+    inputs = windows(saved, options.calibration, options.tokens, options.seed)
+    record = {"calibration": {"file": options.calibration, "tokens": int(inputs["inputs"].size), "seed": options.seed}}
+  report = compress(saved, options.output, methods, record, inputs)
+  show(report.table().rich())
+  for line in report.lines():
+    console.print(line)
+  if options.report:
+    write(options.report, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
+  console.print(f"{options.output}: written")
+  return 0

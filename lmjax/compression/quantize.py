@@ -1,0 +1,176 @@
+"""Quantization: kernels and tables as small integers or 8-bit floats, with a scale for each channel, row or group."""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from lmjax.compression.lora import first_output
+from lmjax.layers import leaves
+from lmjax.layers.leaves import Leaf, Parameter
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.tasks.base import Task
+from lmjax.utils.errors import UserError, one_line
+
+# The types of values, and the largest magnitude that each has on both sides of zero.
+DTYPES = {"int8": 127, "int4": 7, "float8_e4m3fn": 448, "float8_e5m2": 57344}
+
+
+class QTensor(Leaf, struct.PyTreeNode):
+  """A kernel or table values * scale + offset.
+
+  values: int8, int4 or float8, in the shape of the parameter. scale, offset: float32, of the same rank; a dimension of
+  size c has one number for each of c equal blocks of the parameter's dimension. 1 is a single block, and a dimension of
+  the parameter's own size has a number for every index. offset: None where the values are symmetric around zero.
+  """
+
+  values: jax.Array
+  scale: jax.Array
+  offset: jax.Array | None = None
+
+  def dense(self, dtype: jnp.dtype) -> jax.Array:
+    values, scale, offset = self.values.astype(jnp.float32), self.scale, self.offset
+    if not all(count in (1, size) for count, size in zip(scale.shape, values.shape, strict=True)):
+      values, scale = _split(values, self.scale.shape), _split(scale, self.scale.shape)
+      offset = None if offset is None else _split(offset, self.scale.shape)
+    x = values * scale if offset is None else values * scale + offset
+    return x.reshape(self.values.shape).astype(dtype)
+
+  def cast(self, dtype: jnp.dtype) -> "QTensor":
+    return self  # its values have a type of their own, and the scales stay float32
+
+  def take(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Returns rows; only these are widened."""
+    row = lambda array: jnp.take(array, ids if array.shape[0] > 1 else jnp.zeros_like(ids), axis=0, mode="clip")  # noqa: E731
+    values = row(self.values)
+    offset = None if self.offset is None else row(self.offset)
+    flat = lambda x: None if x is None else x.reshape(-1, x.shape[-1])  # noqa: E731
+    rows = QTensor(flat(values), flat(row(self.scale)), flat(offset))
+    return rows.dense(dtype).reshape(values.shape)
+
+  def scores(self, x: jax.Array) -> jax.Array:
+    if self.offset is not None or self.scale.shape[1] != 1:
+      return super().scores(x)
+    scores = leaves.scores(x, self.values.astype(x.dtype))  # one scale a row: it multiplies the row's scores
+    return scores * self.scale[:, 0].reshape((1,) * (scores.ndim - 1) + (-1,))
+
+
+def _split(x: jax.Array, counts: tuple[int, ...]) -> jax.Array:
+  """Returns an array with each dimension as two, [blocks, size of a block]."""
+  return x.reshape([size for n, count in zip(x.shape, counts, strict=True) for size in (count, n // count)])
+
+
+def block_counts(shape: tuple[int, ...], inputs: range, group: int) -> tuple[int, ...]:
+  """Returns the shape of the scales of a kernel: one for each output, or for each group of inputs of each output.
+
+  Args:
+    inputs: the input axes; groups run along the last of them first.
+    group: inputs that share a scale, 0 for all. If it does not divide the inputs, their greatest common divisor.
+  """
+  counts, left = list(shape), group
+  for axis in reversed(inputs):
+    block = math.gcd(shape[axis], left) if group else shape[axis]
+    counts[axis] = shape[axis] // block
+    left = left // block if block == shape[axis] else 1
+  return tuple(counts)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def quantize(array: jax.Array, counts: tuple[int, ...], dtype: str, symmetric: bool = True) -> QTensor:
+  """Returns an array with its values rounded to the nearest that the type has.
+
+  Integers are within half a scale of the array.
+
+  Args:
+    counts: the shape of the scales, see `QTensor`.
+    symmetric: no offset, and zero stays zero; else the least and the largest value of a block are the type's own.
+  """
+  x = _split(array.astype(jnp.float32), counts)
+  within, top = tuple(range(1, x.ndim, 2)), DTYPES[dtype]
+  if symmetric:
+    offset, steps = None, jnp.max(jnp.abs(x), within, keepdims=True) / top
+  else:
+    low, high = (reduce(x, within, keepdims=True) for reduce in (jnp.min, jnp.max))
+    steps = (high - low) / (2 * top + 1)
+    offset = low + (top + 1) * steps
+  steps = jnp.where(steps > 0, steps, 1.0)
+  values = (x if offset is None else x - offset) / steps
+  if dtype.startswith("int"):
+    values = jnp.clip(jnp.round(values), -top - (not symmetric), top)
+  values = values.astype(dtype).reshape(array.shape)
+  return QTensor(values, steps.reshape(counts), None if offset is None else offset.reshape(counts))
+
+
+def names_on(leaf: QTensor, names: tuple[str | None, ...], layout: Layout) -> tuple[str | None, ...]:
+  """Returns the logical axes of all components of a leaf on a mesh: None where its shards would split a group."""
+  sizes = zip(names, leaf.values.shape, leaf.scale.shape, strict=True)
+  return tuple(
+    None if axis and 1 < count < size and count % layout.num_shards(axis, size) else axis for axis, size, count in sizes
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantize:
+  """Rounding to the nearest value, without data.
+
+  dtype: of kernels: int8, int4, float8_e4m3fn or float8_e5m2. group: inputs of an output that share a scale; 0 is all
+  of them. symmetric: no offset. tables: the type of vocabulary tables; empty leaves them as they are. table_group:
+  values of a row that share a scale; 0 is all of them. targets: a regular expression that is searched in the paths of
+  kernels.
+  """
+
+  dtype: str = "int8"
+  group: int = 0
+  symmetric: bool = True
+  tables: str = "int8"
+  table_group: int = 64
+  targets: str = "kernel$"
+
+  def __post_init__(self):
+    for dtype in (self.dtype, *([self.tables] if self.tables else [])):
+      if dtype not in DTYPES:
+        raise ValueError(f"the type is one of {', '.join(DTYPES)}, not {dtype!r}")
+    if self.group < 0 or self.table_group < 0:
+      raise ValueError(f"a group has at least one value, not {min(self.group, self.table_group)}")
+    if not self.symmetric and not self.dtype.startswith("int"):
+      raise ValueError(f"{self.dtype} is symmetric around zero")
+    try:
+      re.compile(self.targets)
+    except re.error as error:
+      raise ValueError(f"{self.targets!r} is not a regular expression: {error}") from error
+
+  @property
+  def needs_inputs(self) -> bool:
+    return False
+
+  def apply(
+    self, task: Task, params: dict[str, LogicallyPartitioned], inputs: Mapping[str, jax.Array] | None = None
+  ) -> dict[str, Parameter]:
+    """Returns the parameters with kernels and tables quantized; see `Method`.
+
+    Raises:
+      UserError: nothing matches, or the model is quantized already.
+    """
+    for name, box in params.items():
+      if isinstance(box.value, QTensor):
+        raise UserError(f"quantize: the model is quantized already: {name} is {box.value.values.dtype}")
+    plan = {name: settings for name, box in params.items() if (settings := self.settings(name, box)) is not None}
+    if not plan:
+      kernels = one_line(", ".join(name for name in params if name.endswith("kernel")))
+      raise UserError(f"quantize: {self.targets!r} matches no kernel; those of this model: {kernels}")
+    return {name: quantize(box.value, *plan[name]) if name in plan else box.value for name, box in params.items()}
+
+  def settings(self, name: str, box: LogicallyPartitioned) -> tuple[tuple[int, ...], str, bool] | None:
+    """Returns the shape of the scales of a parameter, its type, and whether that is symmetric; None if it stays."""
+    names, shape = box.names, box.value.shape
+    if name.endswith("table") and names[0] in ("vocabulary", "characters"):
+      return (block_counts(shape, range(1, len(shape)), self.table_group), self.tables, True) if self.tables else None
+    if not name.endswith("kernel") or not re.search(self.targets, name):
+      return None
+    inputs = range(int(names[0] == "layers"), first_output(names))
+    return block_counts(shape, inputs, self.group), self.dtype, self.symmetric

@@ -1,0 +1,118 @@
+"""Compression of a saved model: what is applied, what it costs on disk, and how far each parameter moved."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lmjax.compression.method import Method
+from lmjax.inference.table import DisplayTable
+from lmjax.layers.leaves import Parameter, dense
+from lmjax.parallel.mesh import MeshShape
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
+from lmjax.storage import compressed
+from lmjax.storage.base import SavedModel
+from lmjax.utils import files, pytree
+from lmjax.utils.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What a compression has done.
+
+  bytes: of the weights on disk. errors: |new - old| / |old| of each changed parameter.
+  """
+
+  parameters: int
+  nonzero: int
+  bytes_before: int
+  bytes_after: int
+  errors: dict[str, float]
+
+  def table(self) -> DisplayTable:
+    """Returns the error of each changed parameter."""
+    rows = tuple((name, f"{error:.4f}") for name, error in self.errors.items())
+    return DisplayTable("relative error of each parameter", ("name", "error"), rows)
+
+  def lines(self) -> list[str]:
+    """Returns the totals in words."""
+    kept = self.nonzero / max(self.parameters, 1)
+    return [
+      f"parameters: {self.parameters:,}, of which {self.nonzero:,} are not zero ({kept:.1%})",
+      f"weights on disk: {self.bytes_after:,} bytes; {self.bytes_before:,} before; "
+      f"{self.bytes_after / (4 * self.parameters):.1%} of float32",
+    ]
+
+
+def compress(
+  saved: SavedModel, output: epath.PathLike, methods: Sequence[Method], record: Mapping[str, Any] | None = None,
+  inputs: Mapping[str, jax.Array] | None = None,
+) -> Report:  # fmt: skip
+  """Writes a saved model to a new folder with methods applied to its parameters, one after the other.
+
+  Args:
+    record: what config.json says besides the methods, such as the calibration data.
+    inputs: a batch for methods that look at what the model reads; see `windows`.
+
+  Raises:
+    UserError: the output is there already, or a method cannot be applied; nothing is written then.
+  """
+  compressed.refuse_existing(output)
+  if isinstance(saved, compressed.CompressedFolder) and saved.quantized:
+    raise UserError(f"compress: {saved.path} is quantized already; compress the model that it was made of")
+  boxes: dict[str, LogicallyPartitioned] = pytree.named_leaves(saved.named, is_leaf=is_partitioned)
+  layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+  arrays: dict[str, jax.Array] = pytree.named_leaves(saved.arrays(saved.named, layout))
+  params: dict[str, Parameter] = dict(arrays)
+  config = saved.task.model.config
+  changes = {"dtype": "float32"} | ({"remat": "none"} if hasattr(config, "remat") else {})
+  model = type(saved.task.model)(dataclasses.replace(config, **changes))
+  task = dataclasses.replace(saved.task, model=model)
+  for method in methods:
+    boxed = {name: box.replace(value=params[name]) for name, box in boxes.items()}
+    params = method.apply(task, boxed, inputs)
+  described = [compressed.describe(method) for method in methods]
+  source = {"source": str(saved.path), "step": saved.step}
+  compressed.save(output, saved, params, source | {"methods": described} | dict(record or {}))
+  errors, nonzero = {}, 0
+  for name, value in params.items():
+    new = dense(value, jnp.float32)[: boxes[name].rows]
+    nonzero += int(jnp.count_nonzero(new))
+    if value is not arrays[name]:
+      old = arrays[name][: boxes[name].rows]
+      errors[name] = float(jnp.linalg.norm(jnp.ravel(new - old)) / jnp.maximum(jnp.linalg.norm(jnp.ravel(old)), 1e-30))
+  parameters = sum(box.size() for box in boxes.values())
+  before = sum(leaf.bytes for leaf in saved.leaves.values())
+  after = (epath.Path(output).expanduser() / compressed.WEIGHTS).stat().length
+  return Report(parameters, nonzero, before, after, errors)
+
+
+def windows(saved: SavedModel, file: epath.PathLike, tokens: int, seed: int) -> dict[str, jax.Array]:
+  """Returns a batch of windows of a text file, drawn at random places, for a model of any kind.
+
+  Args:
+    tokens: of all windows together; a window is as long as the model takes, 1,024 at most.
+
+  Raises:
+    UserError: the file cannot be read or has fewer tokens, or the model does not read tokens.
+  """
+  model, tokenizer = saved.task.model, saved.tokenizer
+  if tokenizer is None or model.kind == "bidirectional_lm":
+    raise UserError(
+      f"compress: {saved.path} does not read the tokens of a document, so it cannot be calibrated with one"
+    )
+  length = min(model.config.length, 1024, tokens)
+  ids = np.asarray(tokenizer.encode(files.read_text(file)), np.int32)
+  rows = tokens // length
+  if len(ids) < rows * length:
+    raise UserError(f"compress: {file} has {len(ids):,} tokens, and --tokens asks for {rows * length:,}")
+  places = np.random.default_rng(seed).permutation(len(ids) // length)[:rows]
+  inputs = jnp.asarray(np.stack([ids[place * length :][:length] for place in places]))
+  positions = jnp.broadcast_to(jnp.arange(length), inputs.shape)
+  batch = {"inputs": inputs, "positions": positions, "segments": jnp.ones_like(inputs)}
+  batch |= {f"decoder_{key}": value for key, value in batch.items()}
+  return batch | {"token_types": jnp.zeros_like(inputs)}
