@@ -49,9 +49,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
   options, overrides = parse_overrides(parser, arguments)
   if options.suite:
-    if options.config or options.only or overrides:
-      raise UserError("evaluate: --config, --only and --config.key=value are of evaluators, not of a --suite")
-    return _evaluate_suite(options)
+    if options.config or options.only or {key.split(".")[0] for key in overrides} - {"mesh", "rules"}:
+      raise UserError("evaluate: with a --suite there is no --config or --only, and only mesh and rules may be changed")
+    return _evaluate_suite(options, overrides)
   for name in ("tasks", "shots", "limit", "stride", "data", "corpus", "workers", "min_k", "templates"):
     if getattr(options, name) not in (None, parser.get_default(name)):
       raise UserError(f"evaluate: --{name} needs a --suite")
@@ -72,7 +72,7 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def _evaluate_suite(options: argparse.Namespace) -> int:
+def _evaluate_suite(options: argparse.Namespace, overrides: dict[str, str]) -> int:
   """Runs a suite; its module, which reads YAML and templates, is imported for a suite only."""
   suites = importlib.import_module("lmjax.inference.suite")
   for name, least in (("shots", 0), ("limit", 1), ("stride", 0), ("workers", 1)):
@@ -88,6 +88,6 @@ def _evaluate_suite(options: argparse.Namespace) -> int:
   settings = (options.data, options.shots, options.limit, options.stride, corpus)
   suite = suites.Suite(tasks, output, *settings, templates=options.templates, min_k=options.min_k)
   with processes.joined(), main_process_output():
-    loaded = storage.open(options.workdir, options.step).load(best=options.best)
+    loaded = storage.open(options.workdir, options.step).load(overrides=overrides, best=options.best)
     show(suites.table(suites.evaluate(loaded, suite)))
   return 0

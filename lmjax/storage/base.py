@@ -129,7 +129,7 @@ class SavedModel(abc.ABC):
 
     Args:
       dtype: of the computation; default the model's own.
-      overrides: of a run's config, {"data.validation.files": "..."}.
+      overrides: of a run's config, {"data.validation.files": "..."}; of other models, `mesh` and `rules` alone.
       best: take the checkpoint of a run with the lowest validation loss.
 
     Raises:

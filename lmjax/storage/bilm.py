@@ -11,11 +11,10 @@ from flax import linen as nn
 
 from lmjax.data.tokenizers.words import SPECIAL, Words
 from lmjax.models.elmo import DIRECTIONS, Config, ELMo
-from lmjax.parallel.mesh import MeshShape
-from lmjax.parallel.sharding import Layout
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.lazy import LazyTensor
+from lmjax.storage.placement import layout_of
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError, reason
@@ -70,7 +69,7 @@ class BilmFolder(SavedModel):
   def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
     refuse_step(self.path, None, best)
     task = replace_dtype(self.task, dtype) if dtype else self.task
-    layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+    layout = layout_of(overrides)
     heads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.named["heads"]))
     params = {"model": jax.tree.map(jnp.asarray, self._loaded[1]), "heads": heads}
     return LoadedModel(task, self.tokenizer, MAX_WORDS, layout, params, 0, self.config)

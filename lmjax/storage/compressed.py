@@ -31,7 +31,6 @@ from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers import leaves as leaf_types
 from lmjax.layers.leaves import Parameter
 from lmjax.logs import console
-from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
@@ -39,6 +38,7 @@ from lmjax.storage.bilm import MAX_WORDS, BilmFolder
 from lmjax.storage.huggingface.companions import companions
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import add_generation_settings, load_tokenizer
+from lmjax.storage.placement import layout_of
 from lmjax.storage.run import Deferred, RunFolder
 from lmjax.storage.safetensors import Tensors, write
 from lmjax.tasks.base import Base, Task
@@ -227,7 +227,7 @@ class CompressedFolder(SavedModel):
       return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, 0, settings, run)
     if self.tokenizer is None:
       raise UserError(f"{self.path} has no tokenizer, as the model that was compressed had none")
-    layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+    layout = layout_of(overrides)
     task = replace_dtype(self.task, dtype) if dtype else self.task
     length = Fields(self.config, self.path / "config.json").integer("length", least=1)
     return LoadedModel(task, self.tokenizer, length, layout, self.leaf_params(layout), 0, self.config)

@@ -255,8 +255,8 @@ def test_models_that_are_not_scored_are_refused(loaded):
 @pytest.mark.parametrize(
   "more, message",
   [
-    (("--suite", "piqa", "--config.batch=3"), "are of evaluators, not of a --suite"),
-    (("--suite", "piqa", "--only", "validation"), "are of evaluators, not of a --suite"),
+    (("--suite", "piqa", "--config.batch=3"), "only mesh and rules may be changed"),
+    (("--suite", "piqa", "--only", "validation"), "only mesh and rules may be changed"),
     (("--shots", "0"), "--shots needs a --suite"),
     (("--suite", "piqa", "--limit", "0", "--output", "o"), "--limit must be at least 1, not 0"),
   ],

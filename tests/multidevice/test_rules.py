@@ -80,9 +80,10 @@ def test_the_command_line_simulates_devices(lmjax, tmp_path):
 
 @pytest.mark.long
 def test_a_suite_has_the_scores_of_one_device(lmjax, tmp_path):
-  """Log-likelihoods and greedy answers of a run folder on two devices are those on one."""
+  """Log-likelihoods and greedy answers on two devices are those on one, of a run folder and of a converted one."""
   workdir = tmp_path / "run"
-  lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", workdir)
+  lmjax("train", "--config", "configs/quickstart.py:debug", "--workdir", workdir, "--config.model.kv_heads=4")
+  lmjax("convert", "--input", workdir, "--output", tmp_path / "hf")
   docs = [{"q": f"The {word} was", "a": f" {word}", "b": " so good", "gold": 0} for word in ("man", "sea", "day")]
   (tmp_path / "t.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
   base = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "t.jsonl"}}, "test_split": "test"}
@@ -94,12 +95,18 @@ def test_a_suite_has_the_scores_of_one_device(lmjax, tmp_path):
     (tmp_path / f"{task['task']}.yaml").write_text(json.dumps(base | task))
   (tmp_path / "all.yaml").write_text(json.dumps({"group": "all", "task": ["choose", "write"]}))
   records = {}
-  for devices in (1, 2):
+  sharded = ("--devices", 2, "--config.mesh.fsdp=2", "--config.mesh.data=1", "--config.rules=fsdp")
+  for devices, folder, options in (
+    (1, workdir, ()),
+    (2, workdir, ("--devices", 2)),
+    ("2 hf", tmp_path / "hf", sharded),
+  ):
     output = tmp_path / f"on-{devices}"
-    lmjax("evaluate", "--workdir", workdir, "--suite", tmp_path / "all.yaml", "--output", output, "--devices", devices)
+    lmjax("evaluate", "--workdir", folder, "--suite", tmp_path / "all.yaml", "--output", output, *options)
     for name in ("choose", "write"):
       lines = (output / f"{name}.jsonl").read_text().splitlines()[1:]
       records[name, devices] = sorted((json.loads(line) for line in lines), key=lambda record: record["item"])
-  for one, two in zip(records["choose", 1], records["choose", 2], strict=True):
-    np.testing.assert_allclose(one["log_likelihoods"], two["log_likelihoods"], rtol=1e-5)
-  assert [r["answer"] for r in records["write", 1]] == [r["answer"] for r in records["write", 2]]
+  for other in (2, "2 hf"):
+    for one, two in zip(records["choose", 1], records["choose", other], strict=True):
+      np.testing.assert_allclose(one["log_likelihoods"], two["log_likelihoods"], rtol=1e-5)
+    assert [r["answer"] for r in records["write", 1]] == [r["answer"] for r in records["write", other]]

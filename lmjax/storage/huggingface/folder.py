@@ -5,7 +5,6 @@ import functools
 from collections.abc import Iterator
 from typing import Any
 
-import jax
 import numpy as np
 from etils import epath
 from flax import linen as nn
@@ -13,13 +12,12 @@ from flax import traverse_util
 
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models.heads import Classifier
-from lmjax.parallel.mesh import MeshShape
-from lmjax.parallel.sharding import Layout
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
 from lmjax.storage.huggingface.save import bare, family_of, save
 from lmjax.storage.huggingface.sentence import transformer_folder
+from lmjax.storage.placement import layout_of
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.downstream import START, Downstream
@@ -91,7 +89,7 @@ class HuggingFaceFolder(SavedModel):
     refuse_step(self.path, None, best)
     if self.tokenizer is None:
       raise UserError(f"{self.path} has no tokenizer; put its tokenizer.json (or vocab.txt, ...) beside config.json")
-    layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
+    layout = layout_of(overrides)
     task = replace_dtype(self.task, dtype) if dtype else self.task
     params = self.arrays(self.named, layout)
     return LoadedModel(task, self.tokenizer, task.model.config.length, layout, params, 0, self.config)
