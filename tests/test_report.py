@@ -2,11 +2,14 @@
 
 import html.parser
 import json
+import shutil
+import subprocess
 
 import pytest
 
 from lmjax.__main__ import main
 
+BROWSER = shutil.which("chromium") or shutil.which("google-chrome")
 SUMMARY = {"parameters": 1234567, "seconds": 12.5, "time": {"data": 1.5, "step": 9.25}, "energy_kwh": None}
 
 
@@ -65,3 +68,21 @@ def test_what_is_not_a_run_is_refused(tmp_path, missing, capsys):
   (run / missing).unlink()
   assert main(["report", str(run), "--output", str(tmp_path / "r.html")]) == 2
   assert "is not a run folder" in capsys.readouterr().err and not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_a_browser_shows_the_page_without_an_error_or_a_request(tmp_path):
+  """A request would fail without a network, and an error is written to the console: here what was broken on purpose."""
+  run = make_run(tmp_path / "one", 0, [3.0, 2.0])
+  assert main(["report", str(run), "--output", str(tmp_path / "r.html")]) == 0
+  text = (tmp_path / "r.html").read_text()
+  (tmp_path / "broken.html").write_text(text.replace("<h1>", '<img src="http://localhost:9/x.png"><h1>'))
+  messages = {}
+  for name in ("r", "broken"):
+    command = [BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+               f"--user-data-dir={tmp_path}/profile", "--enable-logging=stderr", "--dump-dom",
+               f"file://{tmp_path}/{name}.html"]  # fmt: skip
+    process = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 0 and "<polyline" in process.stdout
+    messages[name] = [line for line in process.stderr.splitlines() if "CONSOLE" in line]
+  assert not messages["r"] and messages["broken"]

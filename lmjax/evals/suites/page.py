@@ -21,7 +21,9 @@ def render(title: str, results: Mapping[str, Any], bins: Mapping[str, Bins]) -> 
 
   bins: of the reliability plots, by task.
   """
-  facts = {key: results.get(key) for key in ("version", "model", "step", "shots", "limit")}
+  facts = {key: results.get(key) for key in ("version", "model", "step")}
+  defaults = {"shots": "those of each task", "limit": "all items"}
+  facts |= {key: default if results.get(key) is None else results[key] for key, default in defaults.items()}
   lines = [f"<tr><th>{escape(key)}</th><td>{escape(str(value))}</td></tr>" for key, value in facts.items()]
   plots = "".join(f"<h3>{escape(name)}</h3>{reliability(task_bins)}" for name, task_bins in bins.items())
   calibration = f"<h2>Calibration</h2><p>Accuracy by confidence; the diagonal is perfect calibration.</p>{plots}"
