@@ -30,6 +30,7 @@ from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils import files
 from lmjax.utils.errors import UserError
 from tests.conftest import ROOT
+from tests.storage.huggingface_folders import write_classifier
 
 NOBODY = 65534
 DEBUG = ("--config", "configs/quickstart.py:debug", "--config.steps=1")
@@ -49,7 +50,15 @@ COMMANDS = {  # of each command that writes: its arguments, and whether it creat
   "evaluate": (
     ("evaluate", "--workdir", "{model}", "--config", "configs/gpt2.py:size=124m,debug", "--output", "{output}"), False,
   ),
+  "suite": (("evaluate", "--workdir", "{model}", "--suite", "{suite}", "--output", "{output}"), True),
+  "predict": (("predict", "--workdir", "{classifier}", "--input", "{text}", "--output", "{output}"), False),
+  "report": (("report", "{run}", "--output", "{output}"), False),
+  "compress": (("compress", "--workdir", "{model}", "--output", "{output}", "--quantize", "int8"), True),
+  "seeds": (("seeds", *DEBUG, "--seeds", "0", "--workdir", "{output}"), True),
 }  # fmt: skip
+TASK = {"task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "t.jsonl"}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{q}}", "doc_to_choice": ["a", "b"],
+        "doc_to_target": 0}  # fmt: skip
 OBSTACLES = ("missing", "under a file", "in the way", "too long", "read only", "full")
 
 
@@ -65,6 +74,14 @@ def given():
   given = {"model": folder / "model", "copied": folder / "copied", "text": folder / "text.txt", "folder": folder}
   shutil.copytree(given["model"], given["copied"])
   (given["copied"] / "chat_template.jinja").write_text("{{ messages }}\n")
+  given |= {"run": folder / "run", "suite": folder / "task.yaml", "classifier": folder / "classifier"}
+  given["run"].mkdir()
+  (given["run"] / "config.json").write_text("{}")
+  (given["run"] / "metrics.jsonl").write_text('{"step": 1, "train_loss": 2.0}\n')
+  (folder / "t.jsonl").write_text('{"q": "x"}\n')
+  given["suite"].write_text(json.dumps(TASK))
+  write_classifier(given["classifier"], "bert", "sequence")
+  (given["classifier"] / "vocab.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\nthe\nquick\n")
   yield given
   shutil.rmtree(folder)
 
@@ -136,7 +153,7 @@ def test_what_cannot_be_written_is_one_line(name, obstacle, given, capsys):
   assert code == 2 and error.startswith("lmjax: ") and error.count("\n") == 1, error
   assert str(output)[:200] in error or name in error
   left = {path: content for path, content in tree(place).items() if before.get(path, b"none") != content}
-  if obstacle == "full" and name in ("train", "prepare"):  # which resume what they began
+  if obstacle == "full" and name in ("train", "seeds", "suite", "prepare"):  # which resume what they began
     assert all(not content for content in left.values()), left
   else:
     assert not left and tree(place) == before
