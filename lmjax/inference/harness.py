@@ -11,16 +11,19 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from lm_eval.__main__ import cli_evaluate
-from lm_eval.api.instance import Instance
-from lm_eval.api.model import LM
-from lm_eval.api.registry import model_registry
-from tqdm import tqdm
-
 from lmjax import storage
 from lmjax.inference import scoring
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError, one_line
+
+try:
+  from lm_eval.__main__ import cli_evaluate
+  from lm_eval.api.instance import Instance
+  from lm_eval.api.model import LM
+  from lm_eval.api.registry import model_registry
+  from tqdm import tqdm
+except ImportError as error:
+  raise UserError("lmjax's model for lm-evaluation-harness needs it: pip install 'lmjax[eval]'") from error
 
 
 class HarnessModel(LM):
