@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import zlib
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -200,7 +201,8 @@ def prompt_hash(item: Item) -> str:
 class ItemFile:
   """The JSONL file of a task's items: a first line that says what they depend on, then a line for each item.
 
-  A file that depends on something else is started anew; a last line that an interruption cut is dropped.
+  A file that depends on something else is started anew; a line that was cut or changed, which its checksum (CRC-32)
+  shows, is dropped.
   """
 
   def __init__(self, path: epath.Path, key: dict[str, Any]):
@@ -214,7 +216,7 @@ class ItemFile:
           record = files.parse_json(line)
         except ValueError:
           continue
-        if type(record.get("item")) is int:
+        if record.pop("checksum", None) == _checksum(record):
           self.records[record["item"]] = record
           kept.append(line)
     if self._enabled and lines != [*kept, ""]:
@@ -229,7 +231,12 @@ class ItemFile:
     records = list(records)
     self.records |= {record["item"]: record for record in records}
     if self._enabled and records:
-      files.append(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+      summed = (record | {"checksum": _checksum(record)} for record in records)
+      files.append(self.path, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in summed))
+
+
+def _checksum(record: dict[str, Any]) -> str:
+  return f"{zlib.crc32(json.dumps(record, sort_keys=True).encode()):08x}"
 
 
 def _run(

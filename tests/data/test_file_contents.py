@@ -86,3 +86,17 @@ def test_a_file_that_becomes_longer_is_read_as_it_was(tmp_path):
   with open(file, "a") as opened:
     opened.write("more\n")
   assert len(source) == 10 and source[9] == "0123456789\n"
+
+
+def test_a_new_source_reads_a_file_as_it_is_now(tmp_path):
+  """Rewritten in place, or another file under its name; of the same size, too."""
+  for name, write in (("a.tsv", lambda text: text), ("a.tsv.gz", lambda text: gzip.compress(text, mtime=0))):
+    file = tmp_path / name
+    for number in range(4):
+      content = write(f"sentence\tlabel\ntext {number}\t0\n".encode())
+      if number % 2:
+        (tmp_path / "new").write_bytes(content)
+        (tmp_path / "new").replace(file)
+      else:
+        file.write_bytes(content)
+      assert Table(str(file))[0].text == f"text {number}"

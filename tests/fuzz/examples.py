@@ -10,6 +10,7 @@ from lmjax.data.sources.conll import Conll
 from lmjax.data.sources.labelled import Table
 from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.sources.squad import Squad
+from lmjax.data.sources.superglue import MultiRC, ReCoRD
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.inference.predict import read_texts
 
@@ -28,6 +29,11 @@ def make(folder: pathlib.Path) -> None:
     {"id": "2", "question": "?", "is_impossible": True},
   ]
   paragraphs = [{"context": "It was open in 1899.", "qas": questions}]
+  passage = {"text": "Ann ran.", "questions": [{"question": "Who?", "answers": [{"text": "Ann", "label": 1}]}]}
+  (folder / "multirc.jsonl").write_text((json.dumps({"passage": passage}) + "\n") * 2)
+  passage = {"text": "Ann ran.", "entities": [{"start": 0, "end": 2}]}
+  asked = [{"query": "@placeholder ran", "answers": [{"text": "Ann"}]}]
+  (folder / "record.jsonl").write_text((json.dumps({"passage": passage, "qas": asked}) + "\n") * 2)
   (folder / "a.json").write_text(json.dumps({"version": "2", "data": [{"title": "t", "paragraphs": paragraphs}]}))
 
 
@@ -37,6 +43,8 @@ def read(folder: pathlib.Path) -> None:
   tables = [Table(str(folder / name), **columns) for name in ("a.tsv", "a.csv")]
   for source in (*tables, JsonRecords(str(folder / "a.jsonl"), **columns)):
     Labelled(source, source, 64, labels=("0", "1")).validate(Bytes(), 2)
+  for source in (MultiRC(str(folder / "multirc.jsonl")), ReCoRD(str(folder / "record.jsonl"))):
+    Labelled(source, source, 64, labels=("false", "true")).validate(Bytes(), 2)
   tagged = Conll(str(folder / "a.conll"))
   Tagging(tagged, tagged, 64, labels=("O", "B-PER", "B-LOC", "I-LOC")).validate(Bytes(), 2)
   questions = Squad(str(folder / "a.json"), unanswerable=True)

@@ -1,7 +1,6 @@
 """Every format that lmjax reads: how a valid example is made, which of its files are mutated, and how it is read."""
 
 import dataclasses
-import gzip
 import json
 import pathlib
 import tempfile
@@ -15,18 +14,17 @@ from flax import serialization, traverse_util
 
 from lmjax import checkpoint, config, experiment, logs, notebook, storage
 from lmjax.compression.lora import LoRA
-from lmjax.data.objectives.causal import Text
+from lmjax.compression.one_shot import OneShot
+from lmjax.compression.quantize import Quantize
 from lmjax.data.preview import open_prepared
 from lmjax.data.sources import write_shards
-from lmjax.data.sources.pairs import JsonPairs, PatternLines
-from lmjax.data.sources.records import JsonLines
 from lmjax.data.sources.shards import UNFINISHED, Prepared
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.tokenizers import registry, words
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.sentinels import Sentinels
 from lmjax.experiment import Start
-from lmjax.inference.generate import read_prompts
+from lmjax.inference.compress import compress
 from lmjax.inference.table import table
 from lmjax.models import encoder
 from lmjax.models.elmo import DIRECTIONS
@@ -38,12 +36,12 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, tiny_decoder
-from tests.fuzz import examples
+from tests.fuzz import documents, examples, suites
+from tests.fuzz.documents import TEXT
 from tests.storage import test_gguf
 from tests.storage.adapters import random_adapter
 
 SMALL = dict(width=32, heads=2, kv_heads=2, head_size=16, mlp=32, depth=1)
-TEXT = "The quick brown fox jumps over the lazy dog, naïvely; 1234567890 times.\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,6 +151,15 @@ def _read_model(folder: pathlib.Path) -> None:
     _use(saved.tokenizer)
   loaded = saved.load()
   assert loaded.length > 0
+
+
+def _make_compressed(folder: pathlib.Path) -> None:
+  with tempfile.TemporaryDirectory() as scratch:
+    _make_model()(pathlib.Path(scratch))
+    methods = [OneShot(0.5, targets="mlp"), Quantize("int4", group=16, targets="attention")]
+    compress(storage.open(scratch), folder / "copy", methods)
+  for file in (folder / "copy").iterdir():
+    file.rename(folder / file.name)
 
 
 def _make_adapter(folder: pathlib.Path) -> None:
@@ -330,39 +337,6 @@ def _read_checkpoint(folder: pathlib.Path) -> None:
   checkpoint.Checkpoints(epath.Path(folder), say=lambda text: None).close()
 
 
-def _read_all(source) -> None:
-  for i in range(len(source)):
-    source[i]
-
-
-def _make_lines(folder: pathlib.Path) -> None:
-  lines = [json.dumps({"text": TEXT + str(i), "source": "a", "target": "b"}) for i in range(9)]
-  (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
-
-
-def _read_lines(folder: pathlib.Path) -> None:
-  _read_all(JsonLines(str(folder / "a.jsonl")))
-  _read_all(JsonPairs(str(folder / "a.jsonl")))
-  data = Text(JsonLines(str(folder / "a.jsonl")), JsonLines(str(folder / "a.jsonl")), 16)
-  batches = data.train(Bytes(), 1, 0)
-  next(batches)
-  batches.close()
-
-
-def _make_texts(folder: pathlib.Path) -> None:
-  (folder / "a.txt").write_text((TEXT + "one\ttwo\n") * 9)
-  (folder / "a.txt.gz").write_bytes(gzip.compress((TEXT * 9).encode(), mtime=0))
-
-
-def _read_texts(folder: pathlib.Path) -> None:
-  _read_all(TextFiles(str(folder / "a.txt*"), "paragraph"))
-  _read_all(PatternLines(str(folder / "a.txt")))
-
-
-def _make_prompts(folder: pathlib.Path) -> None:
-  (folder / "prompts.jsonl").write_text('{"prompt": "a b"}\n{"prompt": "c", "other": [1]}\n{"prompt": ""}\n')
-
-
 BERT = encoder.Encoder(encoder.Config(vocabulary=30, length=16, width=8, depth=1, heads=2, head_size=4, mlp=16))
 FAMILIES = ("bert", "elmo", "gpt", "llama", "lstm", "t5", "transformer")
 READERS = {
@@ -381,6 +355,8 @@ READERS = {
   "unfinished": Reader(_make_unfinished, _read_unfinished, (UNFINISHED, "*.keys"), 0.5),
   "safetensors": Reader(_make_sharded, _read_tensors, ("model*",)),
   "huggingface": Reader(_make_model(), _read_model, ("*.json", "*.safetensors"), 0.5),
+  "compressed": Reader(_make_compressed, _read_model, ("config.json", "*.safetensors"), 0.5),
+  "suite": Reader(suites.make, suites.read, ("*",)),
   "adapter": Reader(_make_adapter, _read_model, ("adapter*",), 0.5),
   "huggingface bert": Reader(_make_model(BERT), _read_model, ("config.json",), 0.5),
   "flax": Reader(_make_flax, _read_model, ("*.msgpack",), 0.5),
@@ -389,8 +365,8 @@ READERS = {
   "modules": Reader(_make_modules, _read_modules, ("*.json", "*/config.json")),
   "bilm": Reader(_make_bilm, _read_bilm, ("*",)),
   "checkpoint": Reader(_make_checkpoint, _read_checkpoint, ("checkpoints/1/**/*",), 0.5),
-  "prompts": Reader(_make_prompts, lambda folder: read_prompts(folder / "prompts.jsonl"), ("*",)),
-  "lines": Reader(_make_lines, _read_lines, ("*",)),
-  "texts": Reader(_make_texts, _read_texts, ("*",)),
+  "prompts": Reader(documents.make_prompts, documents.read_prompts, ("*",)),
+  "lines": Reader(documents.make_lines, documents.read_lines, ("*",)),
+  "texts": Reader(documents.make_texts, documents.read_texts, ("*",)),
   "examples": Reader(examples.make, examples.read, ("*",)),
 }  # fmt: skip

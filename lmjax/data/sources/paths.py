@@ -5,7 +5,6 @@ remote file is read as a whole, and the last few are cached.
 """
 
 import fnmatch
-import functools
 import glob
 import mmap
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from lmjax.utils import names
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import reading
 
+CACHE: dict[tuple, bytes | mmap.mmap] = {}  # the content of the last files
 Clean = Callable[[bytes], bytes]  # from the bytes of a file to the text in it, such as a book without its header
 
 
@@ -43,24 +43,25 @@ def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
 
 
 def read_bytes(path: epath.Path, clean: Clean | None = None, size: int | None = None) -> bytes | mmap.mmap:
-  """Returns the content of a file, unzipped and cleaned; the last 16 are cached.
+  """Returns the content of a file, unzipped and cleaned.
 
   Args:
-    size: bytes that it must have, since offsets in it are known.
+    size: bytes that it must have, since offsets in it are known; it may come from the cache then. Without it, the file
+      is read as it is now.
 
   Raises:
     UserError: the file cannot be read, or has another size.
   """
-  data = _read_bytes(path, clean)
-  if isinstance(data, mmap.mmap) and data.size() < len(data):  # the kernel would kill who reads what is gone
-    _read_bytes.cache_clear()
-    data = _read_bytes(path, clean)
+  data = CACHE.pop((path, clean), None)
+  shorter = isinstance(data, mmap.mmap) and data.size() < len(data)  # the kernel would kill who reads what is gone
+  CACHE[path, clean] = data = _read_bytes(path, clean) if data is None or shorter or size is None else data
+  for old in list(CACHE)[:-16]:
+    CACHE.pop(old, None)
   if size not in (None, len(data)):
     raise UserError(f"{path} cannot be read: it had {size:,} bytes before, and now {len(data):,}; start again")
   return data
 
 
-@functools.lru_cache(maxsize=16)
 def _read_bytes(path: epath.Path, clean: Clean | None) -> bytes | mmap.mmap:
   with reading(path):
     if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:

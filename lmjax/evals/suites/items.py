@@ -199,8 +199,10 @@ def _example(renderer: Renderer, doc: Doc) -> str:
   task, text, answer = renderer.task, renderer.text(doc), renderer.target(doc)
   if task.doc_to_choice is not None:
     choices = renderer.choices(doc)
-    text = choices[text] if isinstance(text, int) else text
-    answer = choices[answer] if isinstance(answer, int) else answer
+    text, answer = (
+      choices[_index(task, value, choices, "of an example")] if isinstance(value, int) else value
+      for value in (text, answer)
+    )
   answer = answer[0] if isinstance(answer, list) else answer
   if task.gen_prefix:
     prefix = renderer.render("gen_prefix", doc)
@@ -219,7 +221,7 @@ def _join(first: str, second: str, delimiter: str) -> str:
   return first + delimiter + second
 
 
-def _index(task: TaskFile, right: Any, choices: list[str], number: int) -> int:
+def _index(task: TaskFile, right: Any, choices: list[str], number: int | str) -> int:
   if isinstance(right, str) and right in choices:
     return choices.index(right)
   if isinstance(right, bool) or not isinstance(right, int) or not 0 <= right < len(choices):
