@@ -103,8 +103,10 @@ def test_a_run_starts_from_a_compressed_model(run, tmp_path):
     np.testing.assert_allclose(np.asarray(tuned[name]), np.asarray(array), atol=1e-6, err_msg=name)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("family", ["Llama", "BERT", "T5"])
+@pytest.mark.parametrize(
+  "family", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("Llama", "BERT")),
+             pytest.param("T5", marks=pytest.mark.long)],
+)  # fmt: skip
 def test_a_hugging_face_folder_is_compressed(family, tmp_path):
   """The task, its heads and the files of the folder are kept; the copy is converted back."""
   task = tiny_task(family)
@@ -142,7 +144,8 @@ def test_a_copy_is_opened_with_its_leaf_types(folder, tmp_path):
   assert report.bytes_after == saved.files()[WEIGHTS].stat().length < report.bytes_before / 3.5
 
 
-FAST = ["GPT", *(pytest.param(family, marks=pytest.mark.long) for family in ("BERT", "T5", "LSTM", "ELMo"))]
+FAST = ["GPT", *(pytest.param(family, marks=pytest.mark.long) for family in ("T5", "LSTM")),
+        *(pytest.param(family, marks=pytest.mark.slow) for family in ("BERT", "ELMo"))]  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAST)

@@ -75,8 +75,10 @@ def test_more_inputs_than_a_block():
   assert np.mean(np.abs(dense - expected) < 1e-3) > 0.9 and lost(dense) < 1.02 * lost(expected)
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("family", ["GPT", "BERT", "T5", "LSTM"])
+@pytest.mark.parametrize(
+  "family", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("GPT", "BERT")),
+             *(pytest.param(name, marks=pytest.mark.long) for name in ("T5", "LSTM"))],
+)  # fmt: skip
 def test_every_family(family):
   """Kernels whose inputs are seen differ from those rounded to the nearest; the others do not, and all are leaves."""
   task = tiny_task(family)

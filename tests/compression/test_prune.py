@@ -27,7 +27,7 @@ from tests.families import FAMILIES, tiny_task
 
 LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
 ADAMW = Optimizer(peak_lr=1e-2, warmup=0, weight_decay=0.1)
-MARKS = {"GPT": (), "BERT": (pytest.mark.long,), "T5": (pytest.mark.long,), "LSTM": ()}
+MARKS = {"GPT": (), "T5": (pytest.mark.long,), "LSTM": ()}  # the others are slow
 EACH = [pytest.param(family, marks=MARKS.get(family, (pytest.mark.slow,))) for family in FAMILIES]
 STRUCTURES = ["layer", "output", "global", "2:4", "1:8"]
 
@@ -101,8 +101,10 @@ def as_tree(params):
   return {"model": {}, "heads": {}} | traverse_util.unflatten_dict(params, sep="/")
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("family", ["GPT", "BERT", "T5"])
+@pytest.mark.parametrize(
+  "family", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("GPT", "BERT")),
+             pytest.param("T5", marks=pytest.mark.long)],
+)  # fmt: skip
 def test_kernels_see_what_they_read(family):
   """By the layers' own taps: the first kernels of a layer read its normalised input, which numpy computes again."""
   task = tiny_task(family)
@@ -166,7 +168,7 @@ def test_an_lstm_is_pruned_by_what_can_be_seen():
 @pytest.mark.parametrize(
   "transform",
   [
-    pytest.param(Prune(0.5), marks=pytest.mark.long, id="fixed"),
+    pytest.param(Prune(0.5), marks=pytest.mark.slow, id="fixed"),
     pytest.param(Prune(0.75, "global", end=3, every=1), id="growing"),
   ],
 )

@@ -19,7 +19,7 @@ from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from tests.families import FAMILIES, UNSTACKED, tiny_task
 
-MARKS = {"GPT": (), "LSTM": (), "BERT": (pytest.mark.long,), "T5": (pytest.mark.long,)}
+MARKS = {"GPT": (), "LSTM": (), "T5": (pytest.mark.long,)}  # the others are slow
 EACH = [pytest.param(family, marks=MARKS.get(family, (pytest.mark.slow,))) for family in FAMILIES]
 
 
