@@ -104,7 +104,7 @@ def as_hosts(count, text, steps, positions=None):
   return [{k: np.concatenate([b[i][k] for b in by_host]) for k in by_host[0][0]} for i in range(steps)], after
 
 
-@pytest.mark.parametrize("mode", ["concatenate", pytest.param("first_fit", marks=pytest.mark.long)])
+@pytest.mark.parametrize("mode", ["concatenate", pytest.param("first_fit", marks=pytest.mark.slow)])
 def test_the_same_records_for_any_workers_and_hosts_and_after_any_change_of_them(data, mode):
   """On real text, to the id."""
   c4 = TFDS(folder=str(data / "tfds_c4_minimal" / "c4" / "en" / "3.1.0"))

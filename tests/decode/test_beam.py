@@ -65,7 +65,7 @@ def test_with_enough_beams_it_is_exhaustive_search(name, penalty):
     assert score == pytest.approx(expected[tuple(t for t in row.tolist() if t >= 0)], abs=1e-4)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_more_beams_are_not_worse_and_rows_are_independent():
   model, params, _ = family("decoder")
   prompts = [[1, 2], [0], [2, 2, 1]]

@@ -78,7 +78,7 @@ def test_the_command_line_simulates_devices(lmjax, tmp_path):
   assert len(lmjax("generate", "--workdir", workdir, "--prompt", "The", "--max_new_tokens", 4).stdout) > 3
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_suite_has_the_scores_of_one_device(lmjax, tmp_path):
   """Log-likelihoods and greedy answers on two devices are those on one, of a run folder and of a converted one."""
   workdir = tmp_path / "run"
