@@ -274,3 +274,18 @@ def test_an_interval_is_of_the_statistic():
   assert abs((high - low) / (2 * 1.96 * values.std() / 4000**0.5) - 1) < 0.1 and low < values.mean() < high
   assert limits("f1", values, np.mean, resamples=0) == {}
   assert limits("f1", values, np.mean, resamples=2000) == {"f1_low": low, "f1_high": high}
+
+
+LAUGHS = "a0: &a0 [1, 1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12))
+ODD = {
+  "date": "task: 2020-99-99\n", "deep": "task: " + "[" * 20_000 + "]" * 20_000, "number": "task: " + "1" * 5000,
+  "aliases": LAUGHS, "circle": "task: &a [*a]\n", "keys": "1: 2\n", "list": "[1]\n",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_yaml_that_cannot_be_used_is_one_line(name, tmp_path):
+  (tmp_path / "x.yaml").write_text(ODD[name])
+  with pytest.raises(UserError, match="x.yaml") as error:
+    task_files.load(str(tmp_path / "x.yaml"))
+  assert "\n" not in str(error.value)

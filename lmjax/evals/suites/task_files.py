@@ -38,6 +38,7 @@ METRIC_FIELDS = ("metric", "aggregation", "higher_is_better", *EXACT_MATCH)
 UNHASHED = ("folder", "groups", "means", "doc_to_decontamination_query")  # these change no prompt and no score
 TEMPLATE_FIELDS = ("doc_to_text", "doc_to_choice", "doc_to_target", "target_delimiter", "description", "gen_prefix")
 DEEPEST = 8  # files that include each other, groups of groups
+LARGEST = 100_000  # values in a file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,8 +229,14 @@ def _read(file: epath.Path, depth: int = 0) -> dict[str, Any]:
   Loader.add_constructor("!function", refuse)
   try:
     settings = yaml.load(files.read_text(file), Loader)  # noqa: S506  # a SafeLoader
-  except yaml.YAMLError as error:
+  except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # dates and numbers that are none
     raise UserError(f"{file} is not YAML that can be read: {reason(error)}") from error
+  left, parts = LARGEST, [settings]
+  while parts and (left := left - 1):  # aliases may stand for more than there is memory for
+    part = parts.pop()
+    parts += part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+  if not left:
+    raise UserError(f"{file} has more than {LARGEST:,} values")
   if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
     raise UserError(f"{file} has no fields of a task")
   include = settings.pop("include", None)
