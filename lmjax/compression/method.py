@@ -1,5 +1,6 @@
 """Method: a change of trained parameters that makes them smaller."""
 
+import re
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -30,3 +31,11 @@ class Method(Protocol):
     Raises:
       UserError: the method cannot be applied to this model.
     """
+
+
+def check_pattern(pattern: str) -> None:
+  """Raises ValueError for what is not a regular expression."""
+  try:
+    re.compile(pattern)
+  except re.error as error:
+    raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error

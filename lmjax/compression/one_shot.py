@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from lmjax.compression import masks
 from lmjax.compression.calibrate import calibrate
+from lmjax.compression.method import check_pattern
 from lmjax.compression.quantize import QTensor
 from lmjax.layers.leaves import Parameter
 from lmjax.parallel.sharding import LogicallyPartitioned
@@ -41,10 +42,7 @@ class OneShot:
       raise ValueError(f"the score is one of {', '.join(SCORES)}, not {self.score!r}")
     if self.score == "wanda" and self.structure in ("layer", "global"):
       raise ValueError("Wanda compares the inputs of an output: its structure is output, or N:M")
-    try:
-      re.compile(self.targets)
-    except re.error as error:
-      raise ValueError(f"{self.targets!r} is not a regular expression: {error}") from error
+    check_pattern(self.targets)
 
   @property
   def needs_inputs(self) -> bool:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from lmjax.compression import masks
+from lmjax.compression.method import check_pattern
 from lmjax.parallel.sharding import is_partitioned
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, one_line
@@ -49,10 +50,7 @@ class Prune:
       raise ValueError("end comes after begin, and every is at least 1")
     if self.end and self.structure not in ("layer", "global"):
       raise ValueError(f"a schedule, with an end, needs the structure layer or global, not {self.structure}")
-    try:
-      re.compile(self.targets)
-    except re.error as error:
-      raise ValueError(f"{self.targets!r} is not a regular expression: {error}") from error
+    check_pattern(self.targets)
 
   def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
     named = pytree.named_leaves(params, is_leaf=is_partitioned)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lmjax.compression.lora import first_output
+from lmjax.compression.method import check_pattern
 from lmjax.layers import leaves
 from lmjax.layers.leaves import Leaf, Parameter
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
@@ -139,10 +140,7 @@ class Quantize:
       raise ValueError(f"a group has at least one value, not {min(self.group, self.table_group)}")
     if not self.symmetric and not self.dtype.startswith("int"):
       raise ValueError(f"{self.dtype} is symmetric around zero")
-    try:
-      re.compile(self.targets)
-    except re.error as error:
-      raise ValueError(f"{self.targets!r} is not a regular expression: {error}") from error
+    check_pattern(self.targets)
 
   @property
   def needs_inputs(self) -> bool:

@@ -164,11 +164,12 @@ def search(
   for line in lines[1:] if lines[:1] == [first] else ():
     try:
       record = files.parse_json(line)
-      counts.update({int(number): count for number, count in record["counts"].items()})
-      complete.add(record["part"])
-      kept.append(line)
-    except (ValueError, KeyError):
+      part, own = int(record["part"]), {int(number): int(count) for number, count in record["counts"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
       continue  # what an interruption cut
+    counts.update(own)
+    complete.add(part)
+    kept.append(line)
   if lines != [*kept, ""]:
     files.write(state, "\n".join(kept) + "\n")
   missing = [i for i in range(len(parts)) if i not in complete]

@@ -219,3 +219,12 @@ def test_lines_with_many_examples(tmp_path):
   rows = list(map(ReCoRD(str(tmp_path / "c.jsonl")).__getitem__, range(3)))
   assert [row[1:3] for row in rows[:2]] == [("Ann was seen", "false"), ("Bob was seen", "true")]
   assert "@" not in rows[0].text and isinstance(rows[2], BadRecord)
+  (tmp_path / "odd").mkdir()
+  answers = [{"text": "Ann", "label": label} for label in (1, -1)]
+  odd = {"passage": {"text": "Ann ran.", "questions": [{"question": "Who?", "answers": answers}]}}
+  (tmp_path / "odd" / "rc.jsonl").write_text(json.dumps(odd) + "\n")
+  for place in ({"start": -3, "end": 4}, {"start": 2, "end": 99}, {"start": 5, "end": 3}):
+    line = CORD | {"passage": CORD["passage"] | {"entities": [place]}}
+    (tmp_path / "odd" / "c.jsonl").write_text(json.dumps(line) + "\n")
+    assert "outside of the text" in ReCoRD(str(tmp_path / "odd" / "c.jsonl"))[0].why
+  assert isinstance(MultiRC(str(tmp_path / "odd" / "rc.jsonl"))[0], BadRecord)

@@ -30,6 +30,7 @@ class Index:
   ):  # fmt: skip
     self.files, self.clean = files, clean
     starts, file_of, self.ends = [], [], []
+    self.lines: dict[int, np.ndarray] = {}  # where those of a file start
     for number, path in enumerate(files):
       data = read_bytes(path, clean)
       starts.append(find_starts(data) if len(data) else np.zeros(0, np.int64))
@@ -64,11 +65,9 @@ class Index:
   def where(self, index: int, offset: int = 0) -> str:
     """Returns `file:line` of a document, or of a byte in it."""
     file, start, _ = self._locate(index)
-    return f"{self.files[file]}:{np.searchsorted(self._lines(file), start + offset, 'right')}"
-
-  @functools.cache  # noqa: B019  # kept as long as the files are read
-  def _lines(self, file: int) -> np.ndarray:
-    return line_starts(read_bytes(self.files[file], self.clean, self.ends[file]))
+    if file not in self.lines:
+      self.lines[file] = line_starts(read_bytes(self.files[file], self.clean, self.ends[file]))
+    return f"{self.files[file]}:{np.searchsorted(self.lines[file], start + offset, 'right')}"
 
 
 class Lines:

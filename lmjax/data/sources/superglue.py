@@ -10,7 +10,7 @@ from lmjax.data.sources.examples import Example
 from lmjax.data.sources.indexed import Lines
 from lmjax.utils.files import parse_json
 
-LABELS = ("false", "true")
+LABELS = {0: "false", 1: "true"}
 PLACEHOLDER, HIGHLIGHT = "@placeholder", "@highlight"
 
 
@@ -65,7 +65,10 @@ class ReCoRD(Texts):
 
   def examples(self, record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     text = _text(record["passage"]["text"])
-    names = dict.fromkeys(text[entity["start"] : entity["end"] + 1] for entity in record["passage"]["entities"])
+    places = [(entity["start"], entity["end"] + 1) for entity in record["passage"]["entities"]]
+    if not all(0 <= start < end <= len(text) for start, end in places):
+      raise ValueError("a name is outside of the text")
+    names = dict.fromkeys(text[start:end] for start, end in places)
     for question in record["qas"]:
       query, right = _text(question["query"]), {answer["text"] for answer in question["answers"]}
       if PLACEHOLDER not in query:
