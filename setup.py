@@ -33,6 +33,7 @@ setup(
     "tokenizers",
     "ml_collections",
     "safetensors",
+    "jinja2",
     "sacrebleu",
     "etils[epath]",
     "tensorboardX",

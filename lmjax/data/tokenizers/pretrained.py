@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 
 from lmjax.data.tokenizers.base import write_file
 from lmjax.data.tokenizers.bpe import BPE, END, ENDS, SILENT, STARTS
-from lmjax.data.tokenizers.settings import OF_BERT, OF_LLAMA, OF_T5, ROLES, Settings
+from lmjax.data.tokenizers.settings import OF_BERT, OF_LLAMA, OF_T5, ROLES, Settings, chat_template
 from lmjax.data.tokenizers.special import Template, read_processor
 from lmjax.data.tokenizers.spiece import MODELS, convert
 from lmjax.data.tokenizers.subword import SentencePiece, WordPiece
@@ -30,10 +30,17 @@ LARGEST_ID = 2**24
 
 
 class _WithRoles(BPE):
-  """Saves which tokens are special, where they have other names than BPE or WordPiece look for."""
+  """Saves which tokens are special, where they have other names than BPE or WordPiece look for.
+
+  chat_template: what surrounds the messages of a dialogue, where the folder says that (see `lmjax.data.chat`).
+  """
+
+  chat_template: str | None = None
 
   def save(self, folder: epath.PathLike) -> None:
     super().save(folder)
+    if self.chat_template:
+      write_file(folder, "chat_template.jinja", self.chat_template)
     names = {f"{role}_token": self.fast.id_to_token(number) for role, number in self.roles.items()}
     ids = {"bos_token_id": self.start, "eos_token_id": list(self.ends)}
     ends = tuple(self._known_ids(*ENDS)[:1])
@@ -273,5 +280,8 @@ def _finish(fast: tokenizers.Tokenizer, settings: Settings, with_end: bool = Fal
     usual = [fast.token_to_id(name) for name in WordPiece.SPECIAL] == [special.roles.get(r) for r in WordPiece.ROLES]
     return (WordPiece if usual else PretrainedWordPiece)(fast, **special.roles)
   if not settings and with_end:
-    return Pretrained(fast, **special.roles)
-  return Pretrained(fast, special.start, special.ends, **special.roles)
+    made = Pretrained(fast, **special.roles)
+  else:
+    made = Pretrained(fast, special.start, special.ends, **special.roles)
+  made.chat_template = chat_template(settings.folder)
+  return made

@@ -12,7 +12,7 @@ from lmjax.data.tokenizers.bpe import ENDS, STARTS
 from lmjax.data.tokenizers.special import Template, template
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import LARGEST, Fields
-from lmjax.utils.files import read_json
+from lmjax.utils.files import read_json, read_text
 
 ROLES = ("bos", "eos", "unk", "sep", "pad", "cls", "mask")
 # The classes of a `model_type`, for folders that name none.
@@ -223,3 +223,15 @@ class Settings:
     after = token.get("eos", (*ends, None)[0]) if self.tokenizer.boolean("add_eos_token", False) else None
     starts, stops = ([] if i is None else [i] for i in (before, after))
     return template(starts, [*stops, *starts], stops, second=1)
+
+
+def chat_template(folder: epath.PathLike) -> str | None:
+  """Returns the chat template of a Hugging Face folder: the default one, where there are several."""
+  file, settings = (epath.Path(folder) / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+  if file.exists():
+    return read_text(file)
+  template = read_json(settings).get("chat_template") if settings.exists() else None
+  if isinstance(template, list):
+    named = (item for item in template if isinstance(item, dict))
+    template = next((item.get("template") for item in named if item.get("name") == "default"), None)
+  return template if isinstance(template, str) else None

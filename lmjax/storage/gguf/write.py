@@ -79,24 +79,10 @@ def _tokenizer(source: SavedModel, size: int) -> dict[str, Any]:
   tokenizer = source.tokenizer
   if tokenizer is None:
     raise UserError(f"{source.path} has no tokenizer; --without_tokenizer writes the model alone")
-  if not isinstance(source, HuggingFaceFolder):  # lmjax trains decoders on texts that start with the start token
-    return tokenizer_metadata(tokenizer, size, adds_start=True)
-  metadata = tokenizer_metadata(tokenizer, size)
-  with source.tokenizer_folder() as folder:
-    template = _chat_template(folder)
+  # lmjax trains decoders on texts that start with the start token.
+  metadata = tokenizer_metadata(tokenizer, size, adds_start=None if isinstance(source, HuggingFaceFolder) else True)
+  template = getattr(tokenizer, "chat_template", None)
   return metadata | ({"tokenizer.chat_template": template} if template else {})
-
-
-def _chat_template(folder: epath.Path) -> str | None:
-  """Returns the chat template of a Hugging Face folder: the default one, where there are several."""
-  file, settings = folder / "chat_template.jinja", folder / "tokenizer_config.json"
-  if file.exists():
-    return files.read_text(file)
-  template = files.read_json(settings).get("chat_template") if settings.exists() else None
-  if isinstance(template, list):
-    named = (item for item in template if isinstance(item, dict))
-    template = next((item.get("template") for item in named if item.get("name") == "default"), None)
-  return template if isinstance(template, str) else None
 
 
 def _write(path: epath.Path, architecture: str, metadata: dict[str, Any], tensors: list[Any], kind: str) -> None:

@@ -1,0 +1,217 @@
+"""Dialogues as token ids: what the template writes are special tokens, what people write never is.
+
+The string that the template makes of a dialogue is taken apart: the template renders placeholders in place of the
+messages, and so it is known which part of the string is whose. A special token that the template writes is replaced by
+a name that nobody can write, and a copy of the tokenizer has its special tokens under these names. So the ids are those
+of the whole string, and a special token in a message is the characters of its name.
+"""
+
+import functools
+import json
+import re
+import secrets
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import tokenizers
+
+from lmjax.data.chat.template import CHATML, PLAIN, ChatError, ChatTemplate, Message
+from lmjax.data.tokenizers.base import Tokenizer, ends_of
+from lmjax.data.tokenizers.bpe import BPE
+from lmjax.utils.errors import UserError
+from lmjax.utils.files import parse_json, read_text
+
+TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
+ASSISTANT = "assistant"
+STRIPS = (str, str.strip, str.rstrip, str.lstrip)  # what templates do to the text of a message
+
+
+class ChatIds(NamedTuple):
+  """A dialogue as ids [T], and which of them a model is to write [T]: the assistant's, its end of turn included."""
+
+  ids: np.ndarray
+  answer: np.ndarray
+
+
+class _Skeleton(NamedTuple):
+  """What a template writes around messages: literals[i] before messages[i] of the dialogue, the last one at the end."""
+
+  literals: tuple[str, ...]
+  messages: tuple[int, ...]
+
+
+class ChatFormat:
+  """The chat format of a tokenizer.
+
+  template: a Jinja template, `chatml`, `plain`, or a path to a template; by default that of the tokenizer's folder,
+  else ChatML. now: see `ChatTemplate`.
+
+  Raises:
+    UserError: the tokenizer has no special tokens that a template could write, or lacks those of ChatML.
+  """
+
+  def __init__(self, tokenizer: Tokenizer, template: str = "", now: str = ""):
+    if not isinstance(tokenizer, BPE):
+      raise UserError(
+        f"chat: {type(tokenizer).__name__} tokenizers have no special tokens; use one with a tokenizer.json, or "
+        "data.tokenizer.algorithm=bpe"
+      )
+    self.tokenizer = tokenizer
+    source = _source(template) or getattr(tokenizer, "chat_template", None) or CHATML
+    roles = {"bos": tokenizer.start, "eos": tokenizer.end, **tokenizer.roles}
+    named = {f"{role}_token": _name(tokenizer, number) for role, number in roles.items()}
+    self.template = ChatTemplate(source, {key: name for key, name in named.items() if name is not None}, now)
+    self._secret = "".join(chr(ord("a") + byte % 26) for byte in secrets.token_bytes(24))
+    added = tokenizer.fast.get_added_tokens_decoder()
+    self._control = {token.content: number for number, token in added.items() if token.special}
+    lacking = [name for name in ("<|im_start|>", "<|im_end|>") if source == CHATML and name not in self._control]
+    if lacking:
+      raise UserError(
+        f"chat: the tokenizer has neither a chat template nor the special token {lacking[0]!r} of ChatML, the default; "
+        "name another template, such as `plain`"
+      )
+    self._skeletons: dict[tuple[tuple[str, ...], bool], _Skeleton] = {}
+
+  @functools.cached_property
+  def ends(self) -> tuple[int, ...]:
+    """The ids that end an answer: what the template writes after one, and the ends of the tokenizer."""
+    roles = ("user", ASSISTANT)
+    after = self._skeleton(roles, False).literals[-1]
+    match = self._pattern.match(after.lstrip()) if self._control else None
+    return tuple(dict.fromkeys([*([self._control[match[0]]] if match else []), *ends_of(self.tokenizer)]))
+
+  def prompt(self, messages: Sequence[Message]) -> list[int]:
+    """Returns the ids of a dialogue up to where the next answer starts; see `encode`."""
+    return self._encode(messages, True).ids.tolist()
+
+  def encode(self, messages: Sequence[Message]) -> ChatIds:
+    """Returns the ids of a dialogue, and which of them are the assistant's.
+
+    Raises:
+      ChatError: the template refuses the messages or changes them, or the ids of an answer do not decode to it.
+    """
+    return self._encode(messages, False)
+
+  def _encode(self, messages: Sequence[Message], prompt: bool) -> ChatIds:
+    roles = tuple(message.role for message in messages)
+    skeleton = self._skeleton(roles, prompt)
+    (text,) = self.template.render((messages, prompt))
+    contents = self._contents(text, skeleton, messages)
+    parts: list[str] = []
+    spans: list[tuple[int, int, int]] = []  # of each answer: start, end of the text, end of the turn
+    size = 0
+    for i, literal in enumerate(skeleton.literals):
+      shown = self._hide(literal)
+      if i and roles[skeleton.messages[i - 1]] == ASSISTANT:
+        spans[-1] = (*spans[-1][:2], size + self._end_of_turn(shown))
+      parts.append(shown)
+      size += len(shown)
+      if i < len(contents):
+        if roles[skeleton.messages[i]] == ASSISTANT:
+          start = size - self._before_answer(roles, skeleton, i)
+          spans.append((start, size + len(contents[i]), size + len(contents[i])))
+        parts.append(contents[i])
+        size += len(contents[i])
+    encoding = self._renamed.encode("".join(parts), add_special_tokens=False)
+    ids = np.array(encoding.ids, np.int32)
+    starts, stops = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
+    answer = np.zeros(len(ids), bool)
+    written = [own for own, number in zip(contents, skeleton.messages, strict=True) if roles[number] == ASSISTANT]
+    for (first, middle, last), content in zip(spans, written, strict=True):
+      own = (starts >= first) & (stops <= last)
+      answer |= own
+      self._check(ids[own & (stops <= middle)], content)
+    return ChatIds(ids, answer)
+
+  def _check(self, ids: np.ndarray, content: str) -> None:
+    """Raises ChatError where the ids of an answer do not decode to its text, or to what its own ids decode to."""
+    fast = self.tokenizer.fast
+    text = fast.decode(ids.tolist(), skip_special_tokens=False).strip()
+    if (
+      text != content.strip() and text != fast.decode(self.tokenizer.encode(content), skip_special_tokens=False).strip()
+    ):
+      raise ChatError("the tokens of an answer do not decode to its text: the template joins them with others")
+
+  def _skeleton(self, roles: tuple[str, ...], prompt: bool) -> _Skeleton:
+    if (roles, prompt) not in self._skeletons:
+      messages = [Message(role, f"{self._secret}{i}{self._secret}") for i, role in enumerate(roles)]
+      (text,) = self.template.render((messages, prompt))
+      parts = re.split(f"{self._secret}([0-9]+){self._secret}", text)
+      self._skeletons[roles, prompt] = _Skeleton(tuple(parts[::2]), tuple(map(int, parts[1::2])))
+    return self._skeletons[roles, prompt]
+
+  def _contents(self, text: str, skeleton: _Skeleton, messages: Sequence[Message]) -> list[str]:
+    """Returns the messages as the template writes them: as they are, or without white space around them."""
+    first, *rest = skeleton.literals
+    contents: list[str] = []
+    at = len(first) if text.startswith(first) else -1
+    for number, after in zip(skeleton.messages, rest, strict=True):
+      changed = (strip(messages[number].content) for strip in STRIPS)
+      shown = next((own for own in changed if text.startswith(own + after, at)), None) if at >= 0 else None
+      if shown is None:
+        raise ChatError("the chat template changes the text of a message, and it is not known whose text is whose")
+      contents.append(shown)
+      at += len(shown) + len(after)
+    if at != len(text):
+      raise ChatError("the chat template writes other text for these messages than for others with the same roles")
+    return contents
+
+  def _before_answer(self, roles: tuple[str, ...], skeleton: _Skeleton, i: int) -> int:
+    """Returns how many characters the template writes between the start of an answer and its text."""
+    before = self._prompt_literals(roles[: skeleton.messages[i]])
+    own = skeleton.literals[: i + 1]
+    same = before[:-1] == own[:-1] and own[-1].startswith(before[-1])
+    return len(self._hide(own[-1][len(before[-1]) :])) if same else len(own[-1]) - len(own[-1].rstrip(" "))
+
+  def _prompt_literals(self, roles: tuple[str, ...]) -> tuple[str, ...]:
+    try:
+      return self._skeleton(roles, True).literals
+    except ChatError:  # a template may refuse a dialogue that the assistant starts
+      return ("\0",)
+
+  def _end_of_turn(self, literal: str) -> int:
+    """Returns how many characters after the text of an answer end it: the first special token, if nothing is before."""
+    match = re.match(rf"\s*{self._secret}[0-9]+{self._secret}", literal)
+    return match.end() if match else 0
+
+  def _hide(self, literal: str) -> str:
+    """Returns what a template writes, with the names that special tokens have in the copy of the tokenizer."""
+    if not self._control:
+      return literal
+    return self._pattern.sub(lambda match: self._hidden(self._control[match[0]]), literal)
+
+  def _hidden(self, number: int) -> str:
+    return f"{self._secret}{number}{self._secret}"
+
+  @functools.cached_property
+  def _pattern(self) -> re.Pattern[str]:
+    return re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))))
+
+  @functools.cached_property
+  def _renamed(self) -> tokenizers.Tokenizer:
+    """The copy of the tokenizer whose special tokens have hidden names."""
+    data: dict[str, Any] = parse_json(self.tokenizer.fast.to_str())
+    model, names = data["model"], {name: self._hidden(number) for name, number in self._control.items()}
+    for token in data["added_tokens"]:
+      token["content"] = names.get(token["content"], token["content"])
+    if isinstance(model["vocab"], list):
+      model["vocab"] = [[names.get(token, token), score] for token, score in model["vocab"]]
+    else:
+      model["vocab"] = {names.get(token, token): i for token, i in model["vocab"].items()}
+    if "merges" in model:
+      model["merges"] = [pair for pair in model["merges"] if "".join(pair) not in names and not {*pair} & {*names}]
+    if model.get("unk_token") in names:
+      model["unk_token"] = names[model["unk_token"]]
+    return tokenizers.Tokenizer.from_str(json.dumps(data | {"post_processor": None}))
+
+
+def _source(template: str) -> str:
+  """Returns a template by its name or path, or itself."""
+  if not template or "{" in template:
+    return template
+  return TEMPLATES[template] if template in TEMPLATES else read_text(template)
+
+
+def _name(tokenizer: BPE, number: int | None) -> str | None:
+  return None if number is None else tokenizer.fast.id_to_token(number)

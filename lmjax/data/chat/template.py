@@ -1,0 +1,136 @@
+"""Chat templates: Jinja2 programs that turn the messages of a dialogue into one string."""
+
+import atexit
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import pathlib
+import select
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+WAIT = 60.0  # seconds until the process that renders is given up; the limit on its own processor time is shorter
+# The format of OpenAI's "Chat Markup Language", for tokenizers without a template of their own.
+CHATML = (
+  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# For tokenizers whose vocabulary has no token but the end: a model that was trained on plain text.
+PLAIN = (
+  "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}"
+  "{{ eos_token }}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
+  "{% if add_generation_prompt %}Assistant:{% endif %}"
+)
+
+
+class ChatError(ValueError):
+  """What is wrong with a dialogue or with a template, as the end of a sentence that starts with its name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+  """One turn of a dialogue; role: usually system, user or assistant."""
+
+  role: str
+  content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatTemplate:
+  """A chat template with its variables, such as `bos_token`.
+
+  now: the time that a template may write, in ISO format; empty for the time of rendering. A run has a fixed one, so
+  that its tokens do not depend on the day.
+  """
+
+  source: str
+  variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  now: str = ""
+
+  def render(self, *requests: tuple[Sequence[Message], bool]) -> list[str]:
+    """Returns the string of each request: its messages, and whether the start of an answer follows them.
+
+    Raises:
+      ChatError: the template is malformed, refuses the messages, or exceeds the limits on time, memory and size.
+    """
+    lines = [
+      {"messages": [dataclasses.asdict(message) for message in messages], "add_generation_prompt": prompt}
+      for messages, prompt in requests
+    ]
+    now = self.now or datetime.datetime.now().isoformat()
+    line = {"template": self.source, "variables": dict(self.variables), "now": now, "requests": lines}
+    answer = _process().ask(json.dumps(line))
+    if "error" in answer:
+      raise ChatError(f"the chat template {answer['error']}")
+    return list(answer["texts"])
+
+
+class _Process:
+  """The process that renders templates: see worker.py; a new one is started where it has been ended."""
+
+  def __init__(self) -> None:
+    self.lock = threading.Lock()
+    self.process: Any = None
+
+  def ask(self, line: str) -> dict[str, Any]:
+    """Returns the answer of the process to a line; an error where it ends or takes too long."""
+    with self.lock:
+      if self.process is None:
+        command = [sys.executable, "-I", str(pathlib.Path(__file__).with_name("worker.py"))]
+        pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+        self.process = subprocess.Popen(command, bufsize=0, **pipes)
+      try:
+        data = memoryview(line.encode() + b"\n")
+        while data:
+          data = data[self.process.stdin.write(data) :]
+        answer: dict[str, Any] = json.loads(self._read())
+        return answer
+      except (OSError, EOFError, ValueError):
+        missing = "; is jinja2 installed?" if self._close() == 1 else ""
+        return {"error": f"does not end, or needs too much memory{missing}"}
+
+  def _read(self) -> bytes:
+    """Returns a line of the process; raises EOFError where it ends or takes too long."""
+    parts: list[bytes] = []
+    end = time.monotonic() + WAIT
+    while not parts or not parts[-1].endswith(b"\n"):
+      if not select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))[0]:
+        raise EOFError
+      parts.append(os.read(self.process.stdout.fileno(), 2**20))
+      if not parts[-1]:
+        raise EOFError
+    return b"".join(parts)
+
+  def _close(self) -> int | None:
+    """Ends the process, and returns its exit code where it had ended before."""
+    process, self.process = self.process, None
+    if process is None:
+      return None
+    code: int | None = process.poll()
+    process.kill()
+    for pipe in (process.stdin, process.stdout):
+      pipe.close()
+    process.wait()
+    return code
+
+  def close(self) -> None:
+    """Ends the process."""
+    with self.lock:
+      self._close()
+
+
+def _process() -> _Process:
+  return _process_of(os.getpid())  # a process that was forked has one of its own
+
+
+@functools.cache
+def _process_of(pid: int) -> _Process:
+  process = _Process()
+  atexit.register(process.close)
+  return process
