@@ -1,17 +1,16 @@
 """Chat templates: Jinja2 programs that turn the messages of a dialogue into one string."""
 
 import atexit
+import contextlib
 import dataclasses
 import datetime
 import functools
 import json
 import os
 import pathlib
-import select
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,45 +83,29 @@ class _Process:
       if self.process is None:
         command = [sys.executable, "-I", str(pathlib.Path(__file__).with_name("worker.py"))]
         pipes: dict[str, Any] = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-        self.process = subprocess.Popen(command, bufsize=0, **pipes)
+        self.process = subprocess.Popen(command, bufsize=-1, **pipes)
+      timer = threading.Timer(WAIT, self.process.kill)
+      timer.start()
       try:
-        data = memoryview(line.encode() + b"\n")
-        while data:
-          data = data[self.process.stdin.write(data) :]
-        answer: dict[str, Any] = json.loads(self._read())
+        self.process.stdin.write(line.encode() + b"\n")
+        self.process.stdin.flush()
+        answer: dict[str, Any] = json.loads(self.process.stdout.readline())
         return answer
-      except (OSError, EOFError, ValueError):
-        missing = "; is jinja2 installed?" if self._close() == 1 else ""
-        return {"error": f"does not end, or needs too much memory{missing}"}
-
-  def _read(self) -> bytes:
-    """Returns a line of the process; raises EOFError where it ends or takes too long."""
-    parts: list[bytes] = []
-    end = time.monotonic() + WAIT
-    while not parts or not parts[-1].endswith(b"\n"):
-      if not select.select([self.process.stdout], [], [], max(end - time.monotonic(), 0))[0]:
-        raise EOFError
-      parts.append(os.read(self.process.stdout.fileno(), 2**20))
-      if not parts[-1]:
-        raise EOFError
-    return b"".join(parts)
-
-  def _close(self) -> int | None:
-    """Ends the process, and returns its exit code where it had ended before."""
-    process, self.process = self.process, None
-    if process is None:
-      return None
-    code: int | None = process.poll()
-    process.kill()
-    for pipe in (process.stdin, process.stdout):
-      pipe.close()
-    process.wait()
-    return code
+      except (OSError, ValueError):  # it has ended
+        self.close()
+        return {"error": "does not end, or needs too much memory"}
+      finally:
+        timer.cancel()
 
   def close(self) -> None:
     """Ends the process."""
-    with self.lock:
-      self._close()
+    process, self.process = self.process, None
+    if process is not None:
+      process.kill()
+      with contextlib.suppress(OSError):  # what was written and not sent
+        process.stdin.close()
+      process.stdout.close()
+      process.wait()
 
 
 def _process() -> _Process:
