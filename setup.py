@@ -17,7 +17,7 @@ setup(
   license="Apache-2.0",
   python_requires=">=3.11",
   packages=find_packages(include=["lmjax", "lmjax.*"]),
-  package_data={"lmjax.evals.suites": ["tasks/*.yaml"]},
+  package_data={"lmjax.evals.suites": ["tasks/*.yaml"], "lmjax.data.chat": ["*.jinja"]},
   install_requires=[
     "jax>=0.10.1,!=0.11.0,<0.13",
     "flax>=0.12.8,<0.13",

@@ -28,6 +28,7 @@ def get_config(argument: str = "") -> ConfigDict:
     model = dict(
       kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280, dropout=0.1
     )
+  tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start)
   source = dict(kind="lmjax.data.sources.dialogues:JsonDialogues", files=choice.files, shuffle=True)
   settings = ConfigDict(
     dict(
@@ -38,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.dialogues:Dialogues",
         length=512,
         template=choice.template,
-        tokenizer=dict(path=start) if start else dict(algorithm="bpe", size=4096),
+        tokenizer=tokenizer if start else dict(algorithm="bpe", size=4096),
         source=source | dict(split=":95%"),
         validation=source | dict(split="95%:"),
       ),

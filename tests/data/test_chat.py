@@ -11,14 +11,16 @@ import numpy as np
 import pytest
 
 from lmjax import storage
-from lmjax.data.chat.format import ChatFormat
-from lmjax.data.chat.template import CHATML, ChatError, Message
+from lmjax.data.chat.format import ChatFormat, read_template
+from lmjax.data.chat.prompts import ChatPrompts
+from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.bpe import BPE, train_bpe
 from lmjax.data.tokenizers.pretrained import Pretrained
 from lmjax.utils.errors import UserError
 
+CHATML = read_template("chatml")
 START, STOP = "<|im_start|>", "<|im_end|>"
 # Of other kinds: an end of turn after a space; a default system prompt, marks of what a model writes, stripped text.
 INSTRUCT = (
@@ -64,7 +66,7 @@ def dialogues(count: int, seed: int, system: bool = True) -> list[list[Message]]
 def test_what_people_write_is_never_a_special_token(template):
   """And the ids decode to the string, of which the assistant's part is its messages with the end of the turn."""
   tokenizer = make_tokenizer()
-  chat = ChatFormat(tokenizer, template)
+  chat = ChatPrompts(tokenizer, template)
   special = {tokenizer.fast.token_to_id(name) for name in (START, STOP, "<|endoftext|>")}
   turns = {CHATML: 2, MARKED: 2}.get(template, 0)
   for messages in dialogues(40, seed=1, system=template != INSTRUCT):
@@ -85,7 +87,7 @@ def test_what_people_write_is_never_a_special_token(template):
 
 @pytest.mark.parametrize("template", [CHATML, MARKED, INSTRUCT, "plain"], ids=["chatml", "marked", "instruct", "plain"])
 def test_an_answer_starts_where_the_prompt_ends(template):
-  chat = ChatFormat(make_tokenizer(), template)
+  chat = ChatPrompts(make_tokenizer(), template)
   for messages in dialogues(20, seed=2, system=False):
     ids, answer = chat.encode(messages)
     prompt = chat.prompt(messages[:-1])
@@ -168,7 +170,7 @@ def test_ids_are_those_of_transformers(smollm):
   saved = storage.open(smollm)
   with saved.tokenizer_folder() as folder:
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
-  ours = ChatFormat(saved.tokenizer)
+  ours = ChatPrompts(saved.tokenizer)
   rng = random.Random(3)
   words = ("Hello", " the", "\n", "\n\n", "  ", "naïve", "日本", "🙂", " 1234", "\t", "don't", "{{ x }}", "</s>", "| ")
   for turns in range(50):

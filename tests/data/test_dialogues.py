@@ -9,8 +9,9 @@ import pytest
 
 from lmjax.data.objectives.dialogues import Dialogues
 from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.chosen import ChosenDialogues
 from lmjax.data.sources.dialogues import JsonDialogues
-from lmjax.data.sources.preferences import ChosenDialogues, JsonPreferences
+from lmjax.data.sources.preferences import JsonPreferences
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.utils.errors import UserError
 

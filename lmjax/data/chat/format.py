@@ -8,6 +8,7 @@ of the whole string, and a special token in a message is the characters of its n
 
 import functools
 import json
+import pathlib
 import re
 import secrets
 from collections.abc import Sequence
@@ -16,13 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import tokenizers
 
-from lmjax.data.chat.template import CHATML, PLAIN, ChatError, ChatTemplate, Message
-from lmjax.data.tokenizers.base import Tokenizer, ends_of
+from lmjax.data.chat.template import ChatError, ChatTemplate, Message
+from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.bpe import BPE
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text
 
-TEMPLATES = {"chatml": CHATML, "plain": PLAIN}
+TEMPLATES = ("chatml", "plain")
+CONTROL = ("<|im_start|>", "<|im_end|>")  # of ChatML
 ASSISTANT = "assistant"
 STRIPS = (str, str.strip, str.rstrip, str.lstrip)  # what templates do to the text of a message
 
@@ -58,67 +60,47 @@ class ChatFormat:
         "data.tokenizer.algorithm=bpe"
       )
     self.tokenizer = tokenizer
-    source = _source(template) or getattr(tokenizer, "chat_template", None) or CHATML
+    source = read_template(template) or getattr(tokenizer, "chat_template", None) or read_template("chatml")
     roles = {"bos": tokenizer.start, "eos": tokenizer.end, **tokenizer.roles}
     named = {f"{role}_token": _name(tokenizer, number) for role, number in roles.items()}
     self.template = ChatTemplate(source, {key: name for key, name in named.items() if name is not None}, now)
     self._secret = "".join(chr(ord("a") + byte % 26) for byte in secrets.token_bytes(24))
     added = tokenizer.fast.get_added_tokens_decoder()
     self._control = {token.content: number for number, token in added.items() if token.special}
-    lacking = [name for name in ("<|im_start|>", "<|im_end|>") if source == CHATML and name not in self._control]
-    if lacking:
-      raise UserError(
-        f"chat: the tokenizer has neither a chat template nor the special token {lacking[0]!r} of ChatML, the default; "
-        "name another template, such as `plain`"
-      )
+    lacking = sorted({*CONTROL} - {*self._control})
+    if lacking and source == read_template("chatml"):
+      why = f"neither a chat template nor the special token {lacking[0]!r} of ChatML, the default"
+      raise UserError(f"chat: the tokenizer has {why}; name another template, such as `plain`")
     self._skeletons: dict[tuple[tuple[str, ...], bool], _Skeleton] = {}
 
-  @functools.cached_property
-  def ends(self) -> tuple[int, ...]:
-    """The ids that end an answer: what the template writes after one, and the ends of the tokenizer."""
-    roles = ("user", ASSISTANT)
-    after = self._skeleton(roles, False).literals[-1]
-    match = self._pattern.match(after.lstrip()) if self._control else None
-    return tuple(dict.fromkeys([*([self._control[match[0]]] if match else []), *ends_of(self.tokenizer)]))
-
-  def prompt(self, messages: Sequence[Message]) -> list[int]:
-    """Returns the ids of a dialogue up to where the next answer starts; see `encode`."""
-    return self._encode(messages, True).ids.tolist()
-
-  def encode(self, messages: Sequence[Message]) -> ChatIds:
+  def encode(self, messages: Sequence[Message], prompt: bool = False) -> ChatIds:
     """Returns the ids of a dialogue, and which of them are the assistant's.
+
+    Args:
+      prompt: whether the start of the next answer follows.
 
     Raises:
       ChatError: the template refuses the messages or changes them, or the ids of an answer do not decode to it.
     """
-    return self._encode(messages, False)
-
-  def _encode(self, messages: Sequence[Message], prompt: bool) -> ChatIds:
     roles = tuple(message.role for message in messages)
     skeleton = self._skeleton(roles, prompt)
     (text,) = self.template.render((messages, prompt))
     contents = self._contents(text, skeleton, messages)
-    parts: list[str] = []
-    spans: list[tuple[int, int, int]] = []  # of each answer: start, end of the text, end of the turn
-    size = 0
-    for i, literal in enumerate(skeleton.literals):
-      shown = self._hide(literal)
-      if i and roles[skeleton.messages[i - 1]] == ASSISTANT:
-        spans[-1] = (*spans[-1][:2], size + self._end_of_turn(shown))
-      parts.append(shown)
-      size += len(shown)
-      if i < len(contents):
-        if roles[skeleton.messages[i]] == ASSISTANT:
-          start = size - self._before_answer(roles, skeleton, i)
-          spans.append((start, size + len(contents[i]), size + len(contents[i])))
-        parts.append(contents[i])
-        size += len(contents[i])
+    literals = [self._hide(literal) for literal in skeleton.literals]
+    answers: list[tuple[str, int, int, int]] = []  # the text of each, where it starts and ends, and where its turn ends
+    parts = [literals[0]]
+    for i, (content, number) in enumerate(zip(contents, skeleton.messages, strict=True)):
+      at = sum(map(len, parts))
+      end = at + len(content)
+      if roles[number] == ASSISTANT:
+        start = at - self._before_answer(roles, skeleton, i)
+        answers.append((content, start, end, end + self._end_of_turn(literals[i + 1])))
+      parts += [content, literals[i + 1]]
     encoding = self._renamed.encode("".join(parts), add_special_tokens=False)
     ids = np.array(encoding.ids, np.int32)
     starts, stops = np.array(encoding.offsets, np.int64).reshape(-1, 2).T
     answer = np.zeros(len(ids), bool)
-    written = [own for own, number in zip(contents, skeleton.messages, strict=True) if roles[number] == ASSISTANT]
-    for (first, middle, last), content in zip(spans, written, strict=True):
+    for content, first, middle, last in answers:
       own = (starts >= first) & (stops <= last)
       answer |= own
       self._check(ids[own & (stops <= middle)], content)
@@ -206,11 +188,11 @@ class ChatFormat:
     return tokenizers.Tokenizer.from_str(json.dumps(data | {"post_processor": None}))
 
 
-def _source(template: str) -> str:
+def read_template(template: str) -> str:
   """Returns a template by its name or path, or itself."""
-  if not template or "{" in template:
-    return template
-  return TEMPLATES[template] if template in TEMPLATES else read_text(template)
+  if template in TEMPLATES:
+    return read_text(pathlib.Path(__file__).with_name(f"{template}.jinja"))
+  return template if not template or "{" in template else read_text(template)
 
 
 def _name(tokenizer: BPE, number: int | None) -> str | None:

@@ -15,17 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 WAIT = 60.0  # seconds until the process that renders is given up; the limit on its own processor time is shorter
-# The format of OpenAI's "Chat Markup Language", for tokenizers without a template of their own.
-CHATML = (
-  "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
-  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
-# For tokenizers whose vocabulary has no token but the end: a model that was trained on plain text.
-PLAIN = (
-  "{% for message in messages %}{% if message['role'] == 'assistant' %}Assistant: {{ message['content'] }}"
-  "{{ eos_token }}{% else %}{{ message['role'] | capitalize }}: {{ message['content'] }}\n{% endif %}{% endfor %}"
-  "{% if add_generation_prompt %}Assistant:{% endif %}"
-)
 
 
 class ChatError(ValueError):
@@ -64,7 +53,7 @@ class ChatTemplate:
     ]
     now = self.now or datetime.datetime.now().isoformat()
     line = {"template": self.source, "variables": dict(self.variables), "now": now, "requests": lines}
-    answer = _process().ask(json.dumps(line))
+    answer = _process_of(os.getpid()).ask(json.dumps(line))
     if "error" in answer:
       raise ChatError(f"the chat template {answer['error']}")
     return list(answer["texts"])
@@ -108,12 +97,8 @@ class _Process:
       process.wait()
 
 
-def _process() -> _Process:
-  return _process_of(os.getpid())  # a process that was forked has one of its own
-
-
 @functools.cache
-def _process_of(pid: int) -> _Process:
+def _process_of(pid: int) -> _Process:  # a process that was forked has one of its own
   process = _Process()
   atexit.register(process.close)
   return process

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from lmjax.data.chat.format import ChatFormat, ChatIds
+from lmjax.data.chat.format import CONTROL, ChatFormat, ChatIds
 from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.documents import Documents
 from lmjax.data.packer import Row
@@ -17,7 +17,6 @@ from lmjax.data.tokenizers.base import Tokenizer, write_file
 from lmjax.data.tokenizers.bpe import BPE
 
 NOW = "2025-01-01"  # the date that templates may write in training
-CONTROL = ("<|im_start|>", "<|im_end|>")
 
 
 class ChatBPE(BPE):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lmjax.data.chat.format import ASSISTANT
 from lmjax.data.chat.template import Message
-from lmjax.data.sources.dialogues import Dialogue, Records, Unusable, dialogue, read_messages, read_prompt, with_system
+from lmjax.data.sources.chat_records import ROLES, Records, Unusable, read_messages, read_prompt, with_system
 
 TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):")  # of the transcripts of Anthropic's preference data
 
@@ -40,15 +40,6 @@ class JsonPreferences(Records):
     if len(answers) < 2 or len({answer.strip() for answer in answers}) < len(answers):
       raise Unusable("has two answers that are the same" if len(answers) > 1 else "has a single answer")
     return Preference(with_system(prompt, self.system), answers, where)
-
-
-@dataclasses.dataclass(frozen=True)
-class ChosenDialogues(JsonPreferences):
-  """The dialogue with the best answer of each record of `JsonPreferences`."""
-
-  def record(self, record: dict[str, Any], where: str) -> Dialogue:  # type: ignore[override]
-    prompt, answers = read_answers(record)
-    return dialogue((*prompt, Message(ASSISTANT, answers[0])), self.system, where)
 
 
 def read_answers(record: Mapping[str, Any]) -> tuple[tuple[Message, ...], tuple[str, ...]]:
@@ -85,5 +76,6 @@ def _transcript(text: str) -> tuple[Message, ...]:
   parts = TURN.split(text)
   if len(parts) < 3 or parts[0].strip():
     raise ValueError("has answers without a prompt, which are no transcripts either: they start with no 'Human:'")
-  roles = {"Human": "user", "Assistant": ASSISTANT}
-  return tuple(Message(roles[role], own.strip()) for role, own in zip(parts[1::2], parts[2::2], strict=True))
+  return tuple(
+    Message(ROLES.get(role.lower(), ASSISTANT), own.strip()) for role, own in zip(parts[1::2], parts[2::2], strict=True)
+  )

@@ -1,12 +1,14 @@
 """Preferences for debugging."""
 
+from lmjax.data.chat.template import Message
 from lmjax.data.sources.preferences import Preference
-from lmjax.data.sources.python_dialogues import PythonDocDialogues
+from lmjax.data.sources.python_docs import PythonDocs
 
 
-class PythonDocPreferences(PythonDocDialogues):
-  """Of two answers, the next four words are better than the first four."""
+class PythonDocPreferences(PythonDocs):
+  """After the first four words of each document, the next four are better than the first four again."""
 
-  def __getitem__(self, index: int) -> Preference:  # type: ignore[override]
-    (prompt, answer), where = super().__getitem__(index)
-    return Preference((prompt,), (answer.content, prompt.content), where)
+  def __getitem__(self, index: int) -> Preference:  # type: ignore[override]  # preferences, not text
+    words = (super().__getitem__(index).split() + ["."] * 8)[:8]
+    first, following = (" ".join(part) for part in (words[:4], words[4:]))
+    return Preference((Message("user", first),), (following, first), f"python:{index}")

@@ -1,0 +1,100 @@
+"""Direct preference optimization: a policy from comparisons, without a reward model and without sampling."""
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+
+from lmjax.data.batch import Batch
+from lmjax.layers import leaves
+from lmjax.models.base import Table
+from lmjax.tasks.base import Frozen, FrozenModel
+from lmjax.tasks.preferences import Comparisons
+from lmjax.utils.errors import UserError
+from lmjax.utils.metrics import Mean
+from lmjax.utils.pytree import Tree
+
+BASE, NONE = "base", "none"
+
+
+@dataclasses.dataclass(frozen=True)
+class DPO(Comparisons):
+  """Raises the probability of the better answer over that of the worse, relative to a reference model.
+
+    r(y) = beta (log p(y | x) - log p_reference(y | x)),  h = r(better) - r(worse) - margin
+    sigmoid: -(1 - smoothing) log sigmoid(h) - smoothing log sigmoid(-h)   ipo: (h / beta - 1 / (2 beta))^2
+
+  sigmoid: Rafailov et al., 2023, arXiv:2305.18290; with smoothing, the fraction of labels that are wrong, Mitchell,
+  2023. ipo: Azar et al., 2023, arXiv:2310.12036, equation 17. per_token divides log p(y | x) by the number of tokens of
+  y; with margin (gamma) and without a reference, that is SimPO (Meng et al., 2024, arXiv:2405.14734).
+
+  reference: the path of a saved model; `base`, what LoRA keeps frozen; `none`. reference_dtype: of its parameters and
+  its computation. Metrics: accuracy, the fraction of pairs with r(better) > r(worse); rewards r and their margin.
+  """
+
+  reference: str = BASE
+  reference_dtype: str = "float32"
+  form: str = "sigmoid"
+  beta: float = 0.1
+  smoothing: float = 0.0
+  margin: float = 0.0
+  per_token: bool = False
+
+  def __post_init__(self):
+    if self.form not in ("sigmoid", "ipo"):
+      raise ValueError(f"form is sigmoid or ipo, not {self.form!r}")
+    if not self.beta > 0 or not 0 <= self.smoothing < 0.5:
+      raise ValueError("beta is above 0, and smoothing at least 0 and below 0.5")
+    if self.form == "ipo" and (self.smoothing or self.margin):
+      raise ValueError("ipo has neither smoothing nor margin")
+    if self.model.kind != "decoder":
+      raise ValueError(f"DPO is for decoders, not for the kind {self.model.kind!r}")
+
+  def frozen(self) -> dict[str, Frozen]:
+    named = self.reference not in (BASE, NONE)
+    return {"reference": Frozen(self.reference, self.reference_dtype)} if named else {}
+
+  def scored(self, params: Tree, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Table, jax.Array]:
+    return self.hidden(params, batch, rng=rng).tokens, self.model.unembedding(params["model"]), batch["targets"]
+
+  def reference_log_probs(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> jax.Array:
+    """Returns log p_reference of every target token [B, L], without a gradient.
+
+    Raises:
+      UserError: the reference is the base of LoRA, and there is no LoRA.
+    """
+    if self.reference == NONE:
+      return jnp.zeros(batch["targets"].shape, jnp.float32)
+    if self.reference == BASE:
+      base = jax.tree.map(lambda leaf: getattr(leaf, "base", leaf), params, is_leaf=leaves.is_leaf)
+      if jax.tree.structure(base) == jax.tree.structure(params):
+        raise UserError("config.task.reference: only LoRA has a base; name the saved model that the run starts from")
+      return jax.lax.stop_gradient(self.log_probs(base, batch))
+    model = frozen["reference"]
+    return jax.lax.stop_gradient(model.task.log_probs(model.params, batch))
+
+  def loss(
+    self, params: Tree, frozen: Mapping[str, FrozenModel], carry: Tree, batch: Batch, *, rng: jax.Array | None = None
+  ) -> tuple[dict[str, Mean], Tree]:
+    weights = batch["weights"]
+    log_probs = self.log_probs(params, batch, rng=rng)
+    ratios = log_probs - self.reference_log_probs(params, frozen, batch)
+    sizes = self.sums(batch, weights)
+    exists = sizes > 0
+    rewards = self.beta * self.sums(batch, jnp.where(weights > 0, weights * ratios, 0))
+    rewards = rewards / jnp.maximum(sizes, 1) if self.per_token else rewards
+    (pairs, groups), difference = self.pairs(exists), self.differences(rewards)
+    if self.form == "ipo":
+      loss = (difference / self.beta - 1 / (2 * self.beta)) ** 2
+    else:
+      h = difference - self.margin
+      loss = -(1 - self.smoothing) * jax.nn.log_sigmoid(h) - self.smoothing * jax.nn.log_sigmoid(-h)
+    per_pair = {"loss": loss, "accuracy": (difference > 0).astype(jnp.float32), "reward_margin": difference}
+    means = {name: Mean(jnp.sum(pairs * values), groups) for name, values in per_pair.items()}
+    logged = {"reward": rewards, "log_prob": self.sums(batch, weights * log_probs) / jnp.maximum(sizes, 1)}
+    for name, values in logged.items():
+      for side, own in {"chosen": slice(0, 1), "rejected": slice(1, None)}.items():
+        there = exists[..., own].astype(jnp.float32)
+        means[f"{side}_{name}"] = Mean(jnp.sum(values[..., own] * there), jnp.sum(there))
+    return means, carry
