@@ -32,7 +32,7 @@ def get_config(argument: str = "") -> ConfigDict:
   start = "" if choice.debug else choice.start
   if start:
     model = model_section(start, dropout=0.0, dtype="float32")
-    tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start)
+    tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start, size=model["vocabulary"])
   else:
     model = dict(kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280)
     tokenizer = dict(algorithm="bpe", size=4096)

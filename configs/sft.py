@@ -24,11 +24,11 @@ def get_config(argument: str = "") -> ConfigDict:
   start = "" if choice.debug else choice.start
   if start:
     model = model_section(start, dropout=0.0, dtype="float32")
+    tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start, size=model["vocabulary"])
   else:
     model = dict(
       kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280, dropout=0.1
     )
-  tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start)
   source = dict(kind="lmjax.data.sources.dialogues:JsonDialogues", files=choice.files, shuffle=True)
   settings = ConfigDict(
     dict(
@@ -39,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.dialogues:Dialogues",
         length=512,
         template=choice.template,
-        tokenizer=tokenizer if start else dict(algorithm="bpe", size=4096),
+        tokenizer=tokenizer,
         source=source | dict(split=":95%"),
         validation=source | dict(split="95%:"),
       ),

@@ -22,14 +22,14 @@ VARIANTS = [
   *(f"gpt3:size={size}" for size in ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")),
   *(f"t5:size={size}" for size in ("mini", "small", "base", "large", "3b", "11b")),
   *(f"t5:size=v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")), "t5:size=mini,consecutive",
-  "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo",
+  "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "reward",
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.
 STEPPED = (
   "gpt", "quickstart", "shakespeare_char", "text", "lstm", "elmo:size=original", "scan", "llama:size=7b",
   "transformer:size=base", "gpt2:size=124m", "bert:size=mini", "t5:size=mini", "t5:size=v1_1-small",
-  "sft", "dpo", "glue", "ner", "elmo_ner", "squad",
+  "sft", "dpo", "reward", "glue", "ner", "elmo_ner", "squad",
 )  # fmt: skip
 
 

@@ -4,8 +4,6 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from etils import epath
-
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.storage import base
 from lmjax.utils.errors import UserError
@@ -13,7 +11,10 @@ from lmjax.utils.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class SavedTokenizer(TokenizerConfig):
-  """The tokenizer of the saved model at `path`: a run folder, a Hugging Face folder or a GGUF file."""
+  """The tokenizer of the saved model at `path`: a run folder, a Hugging Face folder or a GGUF file.
+
+  size: of its vocabulary.
+  """
 
   def make(self, texts: Iterable[str]) -> Any:
     tokenizer = base.open(self.path).tokenizer
@@ -22,5 +23,4 @@ class SavedTokenizer(TokenizerConfig):
     return tokenizer
 
   def expected(self, size: int | None = None) -> Any:
-    exists = size is None and self.path and epath.Path(self.path).expanduser().exists()
-    return self.make(()) if exists else super().expected(size or self.size)
+    return super().expected(size or self.size)  # for planning, the size alone counts

@@ -42,14 +42,13 @@ class DPO(Comparisons):
   per_token: bool = False
 
   def __post_init__(self):
+    super().__post_init__()
     if self.form not in ("sigmoid", "ipo"):
       raise ValueError(f"form is sigmoid or ipo, not {self.form!r}")
     if not self.beta > 0 or not 0 <= self.smoothing < 0.5:
       raise ValueError("beta is above 0, and smoothing at least 0 and below 0.5")
     if self.form == "ipo" and (self.smoothing or self.margin):
       raise ValueError("ipo has neither smoothing nor margin")
-    if self.model.kind != "decoder":
-      raise ValueError(f"DPO is for decoders, not for the kind {self.model.kind!r}")
 
   def frozen(self) -> dict[str, Frozen]:
     named = self.reference not in (BASE, NONE)

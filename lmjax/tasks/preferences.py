@@ -25,6 +25,10 @@ class Comparisons(Base):
   answers: int = 2
   groups: int = 4
 
+  def __post_init__(self):
+    if self.model.kind != "decoder":
+      raise ValueError(f"comparisons are learned by decoders, not by the kind {self.model.kind!r}")
+
   def spec(self, batch: int, length: int) -> Spec:
     integers = ("inputs", "targets", "positions", "segments")
     spec = {key: jax.ShapeDtypeStruct((batch, length), jnp.int32) for key in integers}

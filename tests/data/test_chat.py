@@ -71,7 +71,7 @@ def test_what_people_write_is_never_a_special_token(template):
   turns = {CHATML: 2, MARKED: 2}.get(template, 0)
   for messages in dialogues(40, seed=1, system=template != INSTRUCT):
     ids, answer = chat.encode(messages)
-    (text,) = chat.template.render((messages, False))
+    text = chat.template.render(messages)
     assert tokenizer.fast.decode(ids.tolist(), skip_special_tokens=False) == text
     extra = template == MARKED and messages[0].role != "system"
     written = sum(message.role == "assistant" for message in messages)

@@ -20,6 +20,7 @@ from lmjax.parallel.sharding import LogicallyPartitioned
 from lmjax.tasks.base import FrozenModel
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.dpo import DPO
+from lmjax.tasks.reward import RewardModel
 from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils.errors import UserError
 
@@ -88,7 +89,7 @@ def test_rows_have_each_answer_after_its_prompt():
     if own.any():
       inputs, weights = np.asarray(batch["inputs"][row])[own], np.asarray(batch["weights"][row])[own]
       targets = np.asarray(batch["targets"][row])[own]
-      whole = tokenizer.fast.decode([*inputs, targets[-1]], skip_special_tokens=False)
+      whole = tokenizer.fast.decode(inputs.tolist(), skip_special_tokens=False)
       learned = tokenizer.fast.decode(targets[weights > 0].tolist(), skip_special_tokens=False)
       assert whole.endswith(f"<|im_start|>assistant\n{learned}") and learned.endswith("<|im_end|>")
       np.testing.assert_array_equal(np.asarray(batch["positions"][row])[own], np.arange(own.sum()))
@@ -102,7 +103,7 @@ def test_bad_groups_are_named():
   long = " ".join(map(str, range(99)))
   cases = {
     "has 3 answers": (rows(2)[0], Preference(PROMPTS[0], ANSWERS[0], "x:1")),
-    "no space for an answer in 128": (reader, Preference((Message("user", long),), ("a", "b"), "x:1")),
+    "no space for an answer in 127": (reader, Preference((Message("user", long),), ("a", "b"), "x:1")),
     "same in their first 128 tokens": (reader, Preference(PROMPTS[0], (long + "a", long + "b"), "x:1")),
   }
   for why, (own, document) in cases.items():
@@ -203,3 +204,39 @@ def test_with_lora_the_reference_is_the_base():
 def test_settings_that_make_no_sense_are_refused(changes):
   with pytest.raises(ValueError):
     DPO(tiny_decoder(), **changes)
+
+
+def test_a_reward_is_that_of_the_answer_alone_at_its_last_token():
+  """The loss is the paper's over all pairs of a group, whose answers no other answer changes."""
+  reader, tokenizer, batch = rows()
+  task = task_of(reader, tokenizer, RewardModel)
+  params = noisy(init_params(task, batch), 1)
+  rewards = np.asarray(jax.jit(lambda params: task.forward(params, batch).logits)(params)).reshape(2, 2, 3)
+  forward = jax.jit(lambda inputs: task.hidden(params, {"inputs": inputs}).tokens)
+  groups = {}
+  for row, group, k in itertools.product(range(2), range(2), range(3)):
+    own = np.asarray(batch["segments"][row] == group * 3 + k + 1)
+    if own.any():
+      padded = np.zeros((1, 128), np.int32)
+      padded[0, : own.sum()] = np.asarray(batch["inputs"][row])[own]
+      assert padded[0, own.sum() - 1] == tokenizer.fast.token_to_id("<|im_end|>")
+      vector = forward(jnp.asarray(padded))[:, own.sum() - 1]
+      wanted = float(task.head("reward", params, vector)[0, 0])
+      np.testing.assert_allclose(rewards[row, group, k], wanted, rtol=1e-4, atol=1e-5)
+      size = float(np.asarray(batch["weights"][row])[own].sum())
+      groups.setdefault((row, group), []).append((wanted, size))
+    else:
+      assert rewards[row, group, k] == 0
+  means = jax.jit(lambda params: task.loss(params, {}, {}, batch)[0])(params)
+  pairs = [list(itertools.combinations(group, 2)) for group in groups.values()]
+  assert sorted(map(len, pairs)) == [1, 3, 3]
+
+  def average(function):
+    return np.mean([np.mean([function(better, worse) for better, worse in own]) for own in pairs])
+
+  loss = average(lambda better, worse: -math.log(sigmoid(better[0] - worse[0])))
+  np.testing.assert_allclose(means["loss"].value(), loss, rtol=1e-4)
+  assert float(means["loss"].count) == float(task.counts(batch)["loss"]) == 3
+  np.testing.assert_allclose(means["accuracy"].value(), average(lambda a, b: float(a[0] > b[0])), rtol=1e-5)
+  lengths = average(lambda a, b: 0.5 + 0.5 * np.sign(a[1] - b[1]))
+  np.testing.assert_allclose(means["length_accuracy"].value(), lengths, rtol=1e-5)

@@ -55,15 +55,12 @@ class ChatFormat:
 
   def __init__(self, tokenizer: Tokenizer, template: str = "", now: str = ""):
     if not isinstance(tokenizer, BPE):
-      raise UserError(
-        f"chat: {type(tokenizer).__name__} tokenizers have no special tokens; use one with a tokenizer.json, or "
-        "data.tokenizer.algorithm=bpe"
-      )
+      raise UserError(f"chat: {type(tokenizer).__name__} tokenizers have no special tokens; use one of the kind `bpe`")
     self.tokenizer = tokenizer
     source = read_template(template) or getattr(tokenizer, "chat_template", None) or read_template("chatml")
     roles = {"bos": tokenizer.start, "eos": tokenizer.end, **tokenizer.roles}
-    named = {f"{role}_token": _name(tokenizer, number) for role, number in roles.items()}
-    self.template = ChatTemplate(source, {key: name for key, name in named.items() if name is not None}, now)
+    named = {f"{role}_token": "" if i is None else tokenizer.fast.id_to_token(i) or "" for role, i in roles.items()}
+    self.template = ChatTemplate(source, named, now)
     self._secret = "".join(chr(ord("a") + byte % 26) for byte in secrets.token_bytes(24))
     added = tokenizer.fast.get_added_tokens_decoder()
     self._control = {token.content: number for number, token in added.items() if token.special}
@@ -84,7 +81,7 @@ class ChatFormat:
     """
     roles = tuple(message.role for message in messages)
     skeleton = self._skeleton(roles, prompt)
-    (text,) = self.template.render((messages, prompt))
+    text = self.template.render(messages, prompt)
     contents = self._contents(text, skeleton, messages)
     literals = [self._hide(literal) for literal in skeleton.literals]
     answers: list[tuple[str, int, int, int]] = []  # the text of each, where it starts and ends, and where its turn ends
@@ -118,7 +115,7 @@ class ChatFormat:
   def _skeleton(self, roles: tuple[str, ...], prompt: bool) -> _Skeleton:
     if (roles, prompt) not in self._skeletons:
       messages = [Message(role, f"{self._secret}{i}{self._secret}") for i, role in enumerate(roles)]
-      (text,) = self.template.render((messages, prompt))
+      text = self.template.render(messages, prompt)
       parts = re.split(f"{self._secret}([0-9]+){self._secret}", text)
       self._skeletons[roles, prompt] = _Skeleton(tuple(parts[::2]), tuple(map(int, parts[1::2])))
     return self._skeletons[roles, prompt]
@@ -141,16 +138,13 @@ class ChatFormat:
 
   def _before_answer(self, roles: tuple[str, ...], skeleton: _Skeleton, i: int) -> int:
     """Returns how many characters the template writes between the start of an answer and its text."""
-    before = self._prompt_literals(roles[: skeleton.messages[i]])
     own = skeleton.literals[: i + 1]
-    same = before[:-1] == own[:-1] and own[-1].startswith(before[-1])
-    return len(self._hide(own[-1][len(before[-1]) :])) if same else len(own[-1]) - len(own[-1].rstrip(" "))
-
-  def _prompt_literals(self, roles: tuple[str, ...]) -> tuple[str, ...]:
     try:
-      return self._skeleton(roles, True).literals
+      before = self._skeleton(roles[: skeleton.messages[i]], True).literals
     except ChatError:  # a template may refuse a dialogue that the assistant starts
-      return ("\0",)
+      before = ()
+    same = before and before[:-1] == own[:-1] and own[-1].startswith(before[-1])
+    return len(self._hide(own[-1][len(before[-1]) :])) if same else len(own[-1]) - len(own[-1].rstrip(" "))
 
   def _end_of_turn(self, literal: str) -> int:
     """Returns how many characters after the text of an answer end it: the first special token, if nothing is before."""
@@ -159,8 +153,6 @@ class ChatFormat:
 
   def _hide(self, literal: str) -> str:
     """Returns what a template writes, with the names that special tokens have in the copy of the tokenizer."""
-    if not self._control:
-      return literal
     return self._pattern.sub(lambda match: self._hidden(self._control[match[0]]), literal)
 
   def _hidden(self, number: int) -> str:
@@ -168,7 +160,7 @@ class ChatFormat:
 
   @functools.cached_property
   def _pattern(self) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))))
+    return re.compile("|".join(map(re.escape, sorted(self._control, key=len, reverse=True))) or "(?!)")
 
   @functools.cached_property
   def _renamed(self) -> tokenizers.Tokenizer:
@@ -193,7 +185,3 @@ def read_template(template: str) -> str:
   if template in TEMPLATES:
     return read_text(pathlib.Path(__file__).with_name(f"{template}.jinja"))
   return template if not template or "{" in template else read_text(template)
-
-
-def _name(tokenizer: BPE, number: int | None) -> str | None:
-  return None if number is None else tokenizer.fast.id_to_token(number)

@@ -11,7 +11,7 @@ import pathlib
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 WAIT = 60.0  # seconds until the process that renders is given up; the limit on its own processor time is shorter
@@ -38,25 +38,22 @@ class ChatTemplate:
   """
 
   source: str
-  variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+  variables: dict[str, str] = dataclasses.field(default_factory=dict)
   now: str = ""
 
-  def render(self, *requests: tuple[Sequence[Message], bool]) -> list[str]:
-    """Returns the string of each request: its messages, and whether the start of an answer follows them.
+  def render(self, messages: Sequence[Message], prompt: bool = False) -> str:
+    """Returns the string of a dialogue; prompt: whether the start of an answer follows.
 
     Raises:
       ChatError: the template is malformed, refuses the messages, or exceeds the limits on time, memory and size.
     """
-    lines = [
-      {"messages": [dataclasses.asdict(message) for message in messages], "add_generation_prompt": prompt}
-      for messages, prompt in requests
-    ]
+    request = {"messages": [dataclasses.asdict(message) for message in messages], "add_generation_prompt": prompt}
     now = self.now or datetime.datetime.now().isoformat()
-    line = {"template": self.source, "variables": dict(self.variables), "now": now, "requests": lines}
+    line = {"template": self.source, "variables": self.variables | request, "now": now}
     answer = _process_of(os.getpid()).ask(json.dumps(line))
     if "error" in answer:
       raise ChatError(f"the chat template {answer['error']}")
-    return list(answer["texts"])
+    return str(answer["text"])
 
 
 class _Process:

@@ -1,8 +1,8 @@
 """Renders chat templates in a process of its own, within limits on processor time, memory and files.
 
 A template is a program that a stranger wrote. Jinja2's sandbox keeps it from Python's objects; these limits end a
-template that never ends. Each line of standard input is a JSON object {"template", "variables", "now", "requests"},
-each request of which has variables of its own; each line of standard output is {"texts"} or {"error"}.
+template that never ends. Each line of standard input is a JSON object {"template", "variables", "now"}, each line of
+standard output {"text"} or {"error"}.
 """
 
 import contextlib
@@ -56,20 +56,17 @@ def compiled(template: str) -> jinja2.Template:
   return environment.from_string(template)
 
 
-def render(line: dict[str, Any]) -> list[str]:
-  """Returns the text of each request."""
+def render(line: dict[str, Any]) -> str:
+  """Returns what the template of a line writes."""
   now = datetime.datetime.fromisoformat(line["now"])
   variables = line["variables"] | {"strftime_now": now.strftime, "tools": None, "documents": None}
-  texts = []
-  for request in line["requests"]:
-    parts, size = [], 0
-    for part in compiled(line["template"]).generate(**variables, **request):
-      parts.append(part)
-      size += len(part)
-      if size > CHARACTERS:
-        raise ValueError(f"writes more than {CHARACTERS:,} characters")
-    texts.append("".join(parts))
-  return texts
+  parts, size = [], 0
+  for part in compiled(line["template"]).generate(**variables):
+    parts.append(part)
+    size += len(part)
+    if size > CHARACTERS:
+      raise ValueError(f"writes more than {CHARACTERS:,} characters")
+  return "".join(parts)
 
 
 def limit_resources() -> None:
@@ -92,7 +89,7 @@ def answer(line: str) -> dict[str, Any]:
   most = int(used.ru_utime + used.ru_stime) + 1 + SECONDS
   resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
   try:
-    return {"texts": render(json.loads(line))}
+    return {"text": render(json.loads(line))}
   except MemoryError:
     return {"error": "needs too much memory"}
   except jinja2.TemplateSyntaxError as error:

@@ -1,7 +1,7 @@
 """What rows of dialogues share: the tokenizer with its chat template, and what happens to long dialogues."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -49,9 +49,8 @@ class Chats(Reader):
 
   def make_tokenizer(self) -> Tokenizer:
     """Returns the tokenizer with its chat template; one that is trained here gets the special tokens of ChatML."""
-    documents: Iterator[Any] = map(self.source.__getitem__, range(len(self.source)))
-    read = (document for document in documents if not isinstance(document, BadRecord))
-    tokenizer: Any = self.tokenizer.make(text for document in read for text in self.messages(document))
+    read = (own for i in range(len(self.source)) if not isinstance(own := self.source[i], BadRecord))
+    tokenizer: Any = self.tokenizer.make(text for own in read for text in self.messages(own))
     if isinstance(tokenizer, BPE) and not self.tokenizer.path:
       tokenizer.fast.add_special_tokens(list(CONTROL))
       tokenizer = ChatBPE(tokenizer.fast)

@@ -66,10 +66,13 @@ class PreferenceDocuments(ChatDocuments):
     def encode(prompt: Sequence[Message]) -> list[ChatIds]:
       return [last(self.chat.encode([*prompt, Message(ASSISTANT, answer)])) for answer in document.answers]
 
-    encoded = shorten(document.prompt, encode, self.reader.length // most)
+    length = self.reader.length // most
+    encoded = shorten(document.prompt, encode, length - 1)
     if len({ids.tobytes() for ids, _ in encoded}) < len(encoded):
-      raise ChatError(f"its answers are the same in their first {self.reader.length // most:,} tokens")
-    return encoded, len("".join(document.answers).encode("utf-8"))
+      raise ChatError(f"its answers are the same in their first {length:,} tokens")
+    # One more target, without weight, so that the model reads the last token: a reward model scores its vector.
+    read = [ChatIds(np.append(ids, 0), np.append(answer, False)) for ids, answer in encoded]
+    return read, len("".join(document.answers).encode("utf-8"))
 
 
 class PreferenceRows(FirstFit):

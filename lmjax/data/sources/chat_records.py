@@ -43,24 +43,25 @@ class Records(Lines):
 
   @functools.cached_property
   def _usable(self) -> list[int]:
-    usable, first, unusable = [], "", 0
+    usable, unusable = [], []
     for i in range(len(self._index)):
       if self._index.document(i) in ("\n", "\r\n"):
         continue
       try:
         self._read(i)
       except Unusable as error:
-        unusable += 1
-        first = first or f"{self._index.where(i)} {error}"
+        unusable.append(f"{self._index.where(i)} {error}")
+        continue
       except ValueError:  # reported when it is read
-        usable.append(i)
-      else:
-        usable.append(i)
-    message = f"{unusable:,} of {len(self._index):,} records teach nothing; the first: {first}"
+        pass
+      usable.append(i)
+    message = (
+      f"data: {len(unusable):,} of {len(self._index):,} records teach nothing; the first: {''.join(unusable[:1])}"
+    )
     if not usable:
-      raise UserError(f"data: {one_line(message, 1000)}")
+      raise UserError(message)
     if unusable:
-      print(one_line(f"lmjax: data: {message}", 1000), file=sys.stderr)
+      print("lmjax:", one_line(message, 1000), file=sys.stderr)
     return usable
 
   def _read(self, number: int) -> Any:
@@ -90,8 +91,7 @@ def read_prompt(record: Mapping[str, Any]) -> tuple[Message, ...]:
     raise ValueError(f"has no text under 'prompt' or 'instruction'; its keys: {', '.join(record)}")
   more = record.get("input")
   text = f"{value}\n\n{more}" if isinstance(more, str) and more.strip() else value
-  system = record.get("system")
-  return (*((Message("system", system),) if isinstance(system, str) and system else ()), Message("user", text))
+  return (Message("user", text),)
 
 
 def read_messages(values: Any, key: str) -> tuple[Message, ...]:
@@ -120,8 +120,7 @@ def record_starts(data: bytes | mmap.mmap) -> np.ndarray:
   if not bytes(data[:64]).removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
     return line_starts(data)
   text, decoder = bytes(data).decode("latin-1"), json.JSONDecoder()  # a character for each byte
-  starts, at = [], text.index("[") + 1
-  space = re.compile(r"[\s,]*")
+  starts, at, space = [], text.index("[") + 1, re.compile(r"[\s,]*")
   while not text.startswith("]", at := space.match(text, at).end()):
     starts.append(at)
     try:
