@@ -1,7 +1,7 @@
 """Direct preference optimization (Rafailov et al., 2023), arXiv:2305.18290, of a decoder that follows instructions.
 
-    lmjax train --config configs/dpo.py:start=runs/sft,files='data/*.jsonl' --workdir runs/dpo
-    lmjax train --config configs/dpo.py:start=runs/sft,files='data/*.jsonl',loss=simpo --workdir runs/simpo
+    lmjax train --config configs/dpo.py:start=...,files='data/*.jsonl' --workdir runs/dpo
+    lmjax train --config configs/dpo.py:start=...,files='data/*.jsonl',loss=simpo --workdir runs/simpo
 
 files: JSON lines or lists of comparisons, see lmjax.data.sources.preferences; 5 % are held out. start: a run folder, a
 Hugging Face folder or a GGUF file: the policy and the reference start as this model. Without it, a small model starts

@@ -1,6 +1,6 @@
 """A reward model from comparisons: step 2 of InstructGPT (Ouyang et al., 2022), arXiv:2203.02155.
 
-    lmjax train --config configs/reward.py:start=runs/sft,files='data/*.jsonl' --workdir runs/reward
+    lmjax train --config configs/reward.py:start=...,files='data/*.jsonl' --workdir runs/reward
 
 files: JSON lines or lists of comparisons, see lmjax.data.sources.preferences; 5 % are held out. start: a run folder, a
 Hugging Face folder or a GGUF file, from which the model starts; the head is new. Without it, a small model is trained

@@ -1,7 +1,7 @@
 """Supervised fine-tuning of a decoder on dialogues and instructions: step 1 of InstructGPT (Ouyang et al., 2022).
 
-    lmjax train --config configs/sft.py:start=smollm2.gguf,files='data/*.jsonl' --workdir runs/sft
-    lmjax train --config configs/sft.py:start=smollm2.gguf,files='data/*.jsonl' --workdir runs/sft-lora \
+    lmjax train --config configs/sft.py:start=...,files='data/*.jsonl' --workdir runs/sft
+    lmjax train --config configs/sft.py:start=...,files='data/*.jsonl' --workdir runs/sft-lora \
       --config.transform.kind=lmjax.compression.lora:LoRA --config.transform.rank=16 --config.optim.peak_lr=2e-4
     lmjax train --config configs/sft.py:files='data/*.jsonl' --workdir runs/small
 
@@ -26,9 +26,8 @@ def get_config(argument: str = "") -> ConfigDict:
     model = model_section(start, dropout=0.0, dtype="float32")
     tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start, size=model["vocabulary"])
   else:
-    model = dict(
-      kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280, dropout=0.1
-    )
+    model = dict(kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280)
+    tokenizer = dict(algorithm="bpe", size=4096)
   source = dict(kind="lmjax.data.sources.dialogues:JsonDialogues", files=choice.files, shuffle=True)
   settings = ConfigDict(
     dict(
