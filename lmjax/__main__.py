@@ -24,6 +24,7 @@ COMMANDS = {
   "train": "train a model, or resume a run",
   "seeds": "train with several seeds: mean and deviation",
   "generate": "continue prompts with a trained model",
+  "chat": "talk to a model that was trained on dialogues",
   "evaluate": "evaluate a trained model",
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
@@ -105,7 +106,13 @@ def _prepare_process(command: list[str]) -> None:
   os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes of workers do not put the current directory first either
   if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  if os.environ.get("JAX_PLATFORMS") == "cpu" and command in (["train"], ["evaluate"], ["generate"], ["embed"]):
+  if os.environ.get("JAX_PLATFORMS") == "cpu" and command in (
+    ["train"],
+    ["evaluate"],
+    ["generate"],
+    ["chat"],
+    ["embed"],
+  ):
     keep_memory()
 
 

@@ -29,7 +29,7 @@ VARIANTS = [
 STEPPED = (
   "gpt", "quickstart", "shakespeare_char", "text", "lstm", "elmo:size=original", "scan", "llama:size=7b",
   "transformer:size=base", "gpt2:size=124m", "bert:size=mini", "t5:size=mini", "t5:size=v1_1-small",
-  "sft", "dpo", "reward", "glue", "ner", "elmo_ner", "squad",
+  "glue", "ner", "elmo_ner", "squad",
 )  # fmt: skip
 
 

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from lmjax import config, experiment
 from lmjax.compression.lora import LoRA
+from lmjax.data.chat.format import read_template
 from lmjax.data.chat.template import Message
 from lmjax.data.objectives.preferences import Preferences
 from lmjax.data.sources.base import BadRecord
@@ -116,42 +118,69 @@ def sigmoid(x):
 
 
 LOSSES = {
-  "dpo": (dict(), lambda b, h, *_: -math.log(sigmoid(b * h))),
-  "smoothed": (dict(smoothing=0.2), lambda b, h, *_: -0.8 * math.log(sigmoid(b * h)) - 0.2 * math.log(sigmoid(-b * h))),
-  "ipo": (dict(form="ipo"), lambda b, h, *_: (h - 1 / (2 * b)) ** 2),
+  "dpo": (dict(), lambda b, h: -math.log(sigmoid(b * h))),
+  "smoothed": (dict(smoothing=0.2), lambda b, h: -0.8 * math.log(sigmoid(b * h)) - 0.2 * math.log(sigmoid(-b * h))),
+  "ipo": (dict(form="ipo"), lambda b, h: (h - 1 / (2 * b)) ** 2),
+  "simpo": (dict(beta=2.0, margin=0.5, per_token=True, reference="none"), lambda b, h: -math.log(sigmoid(b * h - 0.5))),
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Given(DPO):
+  """The log probability of each target is a parameter."""
+
+  def log_probs(self, params, batch, *, rng=None):
+    return params
+
+
+def sums_of(task, batch, values):
+  """Returns [(the sum over its tokens, their number) of each answer] of each group."""
+  groups = {}
+  for row, group, k in itertools.product(range(2), range(task.groups), range(task.answers)):
+    own = np.asarray(batch["segments"][row] == group * task.answers + k + 1)
+    if own.any():
+      weights = np.asarray(batch["weights"][row])[own].astype(np.float64)
+      groups.setdefault((row, group), []).append(((np.asarray(values[row])[own] * weights).sum(), weights.sum()))
+  return list(groups.values())
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_losses_are_those_of_the_papers(name):
-  """Answers apart and packed have the same log probabilities; each group weighs 1, whatever its number of answers."""
+  """Each group weighs 1, whatever its number of answers."""
   changes, formula = LOSSES[name]
   reader, tokenizer, batch = rows()
-  task = task_of(reader, tokenizer, beta=0.3, reference="somewhere", **changes)
-  params, other = (noisy(init_params(task, batch), seed) for seed in (1, 2))
-  frozen = {"reference": FrozenModel(CausalLM(task.model), other)}
-  assert task.frozen()["reference"].path == "somewhere"
-  policy, reference = (by_group(log_probs_apart(task, own, batch)) for own in (params, other))
-  total, right = 0.0, []
-  for p, r in zip(policy, reference, strict=True):
-    ratios = [a[0] - b[0] for a, b in zip(p, r, strict=True)]
+  task = task_of(reader, tokenizer, Given, **({"beta": 0.3, "reference": "somewhere"} | changes))
+  rng = np.random.default_rng(0)
+  policy, other = (-rng.exponential(size=batch["targets"].shape).astype(np.float32) for _ in range(2))
+  terms, _ = task.loss(jnp.asarray(policy), {"reference": FrozenModel(task, jnp.asarray(other))}, {}, batch)
+  total, right = [], []
+  for p, r in zip(sums_of(task, batch, policy), sums_of(task, batch, other), strict=True):
+    ratios = [a[0] - b[0] * (task.reference != "none") for a, b in zip(p, r, strict=True)]
+    ratios = [ratio / size if task.per_token else ratio for ratio, (_, size) in zip(ratios, p, strict=True)]
     pairs = list(itertools.combinations(ratios, 2))
-    total += sum(formula(0.3, better - worse) for better, worse in pairs) / len(pairs)
-    right += [np.mean([better > worse for better, worse in pairs])]
-  terms, _ = jax.jit(lambda params: task.loss(params, frozen, {}, batch))(params)
-  np.testing.assert_allclose(terms["loss"].total, total, rtol=2e-4)
-  assert float(terms["loss"].count) == float(task.counts(batch)["loss"]) == 3
+    total.append(sum(formula(task.beta, better - worse) for better, worse in pairs) / len(pairs))
+    right.append(np.mean([better > worse for better, worse in pairs]))
+  np.testing.assert_allclose(terms["loss"].value(), np.mean(total), rtol=1e-4)
   np.testing.assert_allclose(terms["accuracy"].value(), np.mean(right), rtol=1e-5)
+  assert float(terms["loss"].count) == float(task.counts(batch)["loss"]) == 3
 
 
-def test_simpo_is_per_token_and_has_no_reference():
-  reader, tokenizer, batch = rows(2)
-  task = task_of(reader, tokenizer, beta=2.0, margin=0.5, per_token=True, reference="none")
+def test_answers_in_a_row_have_the_log_probabilities_of_each_alone():
+  reader, tokenizer, batch = rows()
+  task = task_of(reader, tokenizer)
   params = noisy(init_params(task, batch), 1)
-  pairs = by_group(log_probs_apart(task, params, batch))
-  h = [2.0 * (better[0] / better[1] - worse[0] / worse[1]) - 0.5 for better, worse in pairs]
-  loss = jax.jit(lambda params: task.loss(params, {}, {}, batch)[0]["loss"])(params)
-  np.testing.assert_allclose(loss.value(), np.mean([-math.log(sigmoid(x)) for x in h]), rtol=2e-4)
+  apart = by_group(log_probs_apart(task, params, batch))
+  together = sums_of(task, batch, jax.jit(task.log_probs)(params, batch))
+  for own, alone in zip(together, apart, strict=True):
+    np.testing.assert_allclose(own, alone, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "reward:answers=3"])
+def test_configs_build(name):
+  file, _, choice = name.partition(":")
+  run = experiment.build(config.load(f"configs/{file}.py:{choice},debug"))
+  assert run.data.length == 96 and run.task.model.config.vocabulary == run.tokenizer.size
+  assert run.tokenizer.chat_template == read_template("chatml")
 
 
 def test_it_starts_at_log_2_and_the_reference_has_no_gradient():
@@ -168,13 +197,11 @@ def test_it_starts_at_log_2_and_the_reference_has_no_gradient():
   grads = jax.jit(jax.grad(lambda p, o: loss(p, o, batch).total, argnums=(0, 1)))(params, params)
   sizes = [sum(float(jnp.sum(g**2)) for g in jax.tree.leaves(own)) for own in grads]
   assert sizes[0] > 0 and sizes[1] == 0
-  padded = {key: jnp.concatenate([value, jnp.zeros_like(value)]) for key, value in batch.items()}
   other = noisy(params, 3)
-  whole, more = loss(params, other, batch), loss(params, other, padded)
-  halves = [loss(params, other, {key: value[i : i + 1] for key, value in batch.items()}) for i in range(2)]
-  np.testing.assert_allclose(more.total, whole.total, rtol=1e-6)
-  np.testing.assert_allclose(sum(half.total for half in halves), whole.total, rtol=1e-6)
-  assert float(more.count) == float(whole.count) == sum(float(half.count) for half in halves)
+  whole = loss(params, other, batch)
+  only = [loss(params, other, {key: value.at[1 - i].set(0) for key, value in batch.items()}) for i in range(2)]
+  np.testing.assert_allclose(sum(own.total for own in only), whole.total, rtol=1e-6)
+  assert sum(float(own.count) for own in only) == float(whole.count) == 3
 
 
 def test_with_lora_the_reference_is_the_base():

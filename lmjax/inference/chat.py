@@ -1,0 +1,157 @@
+"""Conversations with a loaded model: the history, what of it fits the window, and answers while they are written."""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Iterator
+
+from etils import epath
+
+from lmjax.data.chat.format import ASSISTANT
+from lmjax.data.chat.prompts import ChatPrompts
+from lmjax.data.chat.template import ChatError, Message
+from lmjax.data.sources.chat_records import read_messages
+from lmjax.decode.logits import Sampling
+from lmjax.decode.sample import Sampler
+from lmjax.inference.stream_text import StreamedText
+from lmjax.storage.base import LoadedModel
+from lmjax.tasks.encode import Encode
+from lmjax.utils import files
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+
+@dataclasses.dataclass
+class Chat:
+  """A conversation with a decoder; `messages` is its history, which may begin with a system message.
+
+  template: of the messages (see `ChatFormat`); by default that of the model's tokenizer. max_new_tokens: of an answer,
+  at most half of the window. seed: of the first answer; each answer has the next one.
+
+  Raises:
+    UserError: the model is no decoder that writes text, or its tokenizer has no chat template and none is given.
+  """
+
+  loaded: LoadedModel
+  template: str = ""
+  sampling: Sampling = Sampling()
+  max_new_tokens: int = 512
+  seed: int = 0
+  messages: list[Message] = dataclasses.field(default_factory=list)
+
+  def __post_init__(self):
+    task, tokenizer = self.loaded.task, self.loaded.tokenizer
+    if task.model.kind != "decoder" or isinstance(task, Encode) or task.heads():
+      raise UserError("chat: this model writes no text after a prompt; use a decoder without a head")
+    if not self.template and not getattr(tokenizer, "chat_template", None):
+      raise UserError(
+        "chat: the model has no chat template, so it was not trained on dialogues; to talk to it anyway, add "
+        "--template chatml or --template plain"
+      )
+    self._format = ChatPrompts(tokenizer, self.template)
+    self.max_new_tokens = min(self.max_new_tokens, self.loaded.length // 2)
+
+  @functools.cached_property
+  def _params(self) -> Tree:
+    return self._sampler.prepare(self.loaded.params["model"])
+
+  @property
+  def _sampler(self) -> Sampler:
+    sampling = dataclasses.replace(self.sampling, excluded=getattr(self.loaded.tokenizer, "excluded", ()))
+    return Sampler(self.loaded.task.model, self.loaded.length, sampling, self._format.ends)
+
+  def fit(self, text: str) -> tuple[list[int], int]:
+    """Returns the ids that an answer to a message continues, and how many messages of the history were dropped.
+
+    The oldest turns are dropped from the history until the rest fits the window; the system message stays.
+
+    Raises:
+      UserError: the message alone does not fit, or the template refuses the conversation.
+    """
+    dropped, system = 0, bool(self.messages[:1]) and self.messages[0].role == "system"
+    while True:
+      try:
+        ids = self._format.prompt([*self.messages, Message("user", text)])
+      except ChatError as error:
+        raise UserError(f"chat: {error}") from error
+      if len(ids) + self.max_new_tokens <= self.loaded.length:
+        return ids, dropped
+      users = (i for i, m in enumerate(self.messages) if i > system and m.role == "user")
+      after = next(users, len(self.messages))
+      if after <= system:
+        raise UserError(
+          f"chat: the message and what precedes it are {len(ids):,} tokens, and the model reads "
+          f"{self.loaded.length - self.max_new_tokens:,} before an answer of {self.max_new_tokens:,}"
+        )
+      dropped += after - system
+      del self.messages[int(system) : after]
+
+  def answer(self, ids: list[int], text: str) -> Iterator[str]:
+    """Yields the parts of the answer to a message, while it is written; both are then part of the history.
+
+    If the caller stops, what was written until then is the answer.
+
+    Args:
+      ids, text: what `fit` returned, and the message.
+    """
+    written = StreamedText(self.loaded.tokenizer, ids, [])
+    try:
+      for drawn in self._sampler.tokens(self._params, [ids], self.max_new_tokens, [self.seed], 1):
+        yield written.add(int(i) for i in drawn[0] if int(i) not in self._format.ends)
+      yield written.finish()
+    finally:
+      self.seed += 1
+      if written.text:
+        self.messages += [Message("user", text), Message(ASSISTANT, written.text)]
+
+  def set_system(self, text: str) -> None:
+    """Replaces the system message; an empty one removes it."""
+    rest = [message for message in self.messages if message.role != "system"]
+    self.messages = [*([Message("system", text)] if text else []), *rest]
+
+  def undo(self) -> None:
+    """Removes the last message of the user and what follows it."""
+    last = max((i for i, message in enumerate(self.messages) if message.role == "user"), default=len(self.messages))
+    del self.messages[last:]
+
+  def save(self, path: epath.PathLike) -> None:
+    """Writes the history as a line of JSON, which `JsonDialogues` reads."""
+    messages = [dataclasses.asdict(message) for message in self.messages]
+    files.write(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
+
+  def load(self, path: epath.PathLike) -> None:
+    """Replaces the history by that of a file; raises UserError where it has none."""
+    try:
+      self.messages = list(read_messages(files.read_json(path).get("messages"), "messages"))
+    except ValueError as error:
+      raise UserError(f"{path} {error}") from error
+
+
+def typed_messages() -> Iterator[str]:
+  """Yields what a person types, or the lines of a pipe; a line that ends with a backslash continues in the next one.
+
+  Raises:
+    UserError: standard input is not UTF-8.
+  """
+  interactive, lines = sys.stdin.isatty(), []
+  while True:
+    if interactive:
+      print("... " if lines else "> ", end="", flush=True)
+    try:
+      line = sys.stdin.readline()
+    except KeyboardInterrupt:  # drops what was typed
+      print()
+      lines = []
+      continue
+    except UnicodeDecodeError as error:
+      raise UserError("chat: standard input is not UTF-8") from error
+    lines.append(line.rstrip("\r\n"))
+    if lines[-1].endswith("\\") and line:
+      lines[-1] = lines[-1][:-1]
+      continue
+    text, lines = "\n".join(lines).strip(), []
+    if text:
+      yield text
+    if not line:
+      return
