@@ -59,7 +59,7 @@ def main(arguments: list[str]) -> int:
     for text in options.message or typed_messages():
       try:
         _command(chat, text) if text.startswith("/") else _answer(chat, text)
-      except UserError as error:  # of this message; the conversation goes on
+      except UserError as error:  # of this message alone
         print(f"lmjax: {error}", file=sys.stderr)
   return 0
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 from etils import epath
 
@@ -30,7 +30,7 @@ class Chat:
   at most half of the window. seed: of the first answer; each answer has the next one.
 
   Raises:
-    UserError: the model is no decoder that writes text, or its tokenizer has no chat template and none is given.
+    UserError: the model is not a decoder that writes text, or its tokenizer has no chat template and none is given.
   """
 
   loaded: LoadedModel
@@ -87,7 +87,7 @@ class Chat:
       dropped += after - system
       del self.messages[int(system) : after]
 
-  def answer(self, ids: list[int], text: str) -> Iterator[str]:
+  def answer(self, ids: list[int], text: str) -> Generator[str, None, None]:
     """Yields the parts of the answer to a message, while it is written; both are then part of the history.
 
     If the caller stops, what was written until then is the answer.
