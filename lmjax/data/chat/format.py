@@ -153,10 +153,7 @@ class ChatFormat:
 
   def _hide(self, literal: str) -> str:
     """Returns what a template writes, with the names that special tokens have in the copy of the tokenizer."""
-    return self._pattern.sub(lambda match: self._hidden(self._control[match[0]]), literal)
-
-  def _hidden(self, number: int) -> str:
-    return f"{self._secret}{number}{self._secret}"
+    return self._pattern.sub(lambda match: f"{self._secret}{self._control[match[0]]}{self._secret}", literal)
 
   @functools.cached_property
   def _pattern(self) -> re.Pattern[str]:
@@ -166,7 +163,7 @@ class ChatFormat:
   def _renamed(self) -> tokenizers.Tokenizer:
     """The copy of the tokenizer whose special tokens have hidden names."""
     data: dict[str, Any] = parse_json(self.tokenizer.fast.to_str())
-    model, names = data["model"], {name: self._hidden(number) for name, number in self._control.items()}
+    model, names = data["model"], {name: self._hide(name) for name in self._control}
     for token in data["added_tokens"]:
       token["content"] = names.get(token["content"], token["content"])
     if isinstance(model["vocab"], list):

@@ -1,6 +1,7 @@
 """What rows of dialogues share: the tokenizer with its chat template, and what happens to long dialogues."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ class ChatBPE(BPE):
   def save(self, folder: epath.PathLike) -> None:
     super().save(folder)
     write_file(folder, "chat_template.jinja", self.chat_template)
+    write_file(folder, "generation_config.json", json.dumps({"bos_token_id": self.start, "eos_token_id": self.ends}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +54,8 @@ class Chats(Reader):
     read = (own for i in range(len(self.source)) if not isinstance(own := self.source[i], BadRecord))
     tokenizer: Any = self.tokenizer.make(text for own in read for text in self.messages(own))
     if isinstance(tokenizer, BPE) and not self.tokenizer.path:
-      tokenizer.fast.add_special_tokens(list(CONTROL))
-      tokenizer = ChatBPE(tokenizer.fast)
+      tokenizer.fast.add_special_tokens(list(CONTROL))  # the second one ends an answer, as the end does a document
+      tokenizer = ChatBPE(tokenizer.fast, tokenizer.start, (tokenizer.end, tokenizer.fast.token_to_id(CONTROL[1])))
     tokenizer.chat_template = ChatFormat(tokenizer, self.template).template.source
     return tokenizer
 

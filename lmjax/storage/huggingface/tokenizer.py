@@ -61,6 +61,8 @@ def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
   settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
   files.write(folder / "tokenizer.json", fast.to_str(pretty=True))
   files.write(folder / "tokenizer_config.json", json.dumps(settings, indent=2))
+  if chat_template := getattr(tokenizer, "chat_template", None):
+    files.write(folder / "chat_template.jinja", chat_template)
 
 
 def _processor(template: Template, fast: tokenizers.Tokenizer) -> processors.TemplateProcessing:
