@@ -14,7 +14,9 @@ from lmjax.data.batch import LEGEND, Batch, key_axes
 from lmjax.data.objectives.causal import Text
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Encoded, Source
+from lmjax.data.sources.dialogues import Dialogue
 from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.preferences import Preference
 from lmjax.data.sources.shards import Prepared, check_sums, read_index
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.registry import load
@@ -142,11 +144,20 @@ def document_lengths(source: Source, tokenizer: Tokenizer, sample: int = 5000) -
   """
   documents = [source[i] for i in range(0, len(source), max(len(source) // sample, 1))]
   encoded = [len(document.ids) for document in documents if isinstance(document, Encoded)]
-  texts = [d if isinstance(d, str) else d.target for d in documents if isinstance(d, str | Pair)]
+  texts = [_text(document) for document in documents if isinstance(document, str | Pair | Dialogue | Preference)]
   lengths = encoded + [len(ids) for ids in tokenizer.encode_many(texts)]
   if not lengths:
     raise UserError("prepare: none of the documents in the source can be read")
   return lengths
+
+
+def _text(document: str | Pair | Dialogue | Preference) -> str:
+  """Returns the text of a document, without a template; of a comparison, with the best answer."""
+  if isinstance(document, Dialogue):
+    return "\n".join(message.content for message in document.messages)
+  if isinstance(document, Preference):
+    return "\n".join([*(message.content for message in document.prompt), document.answers[0]])
+  return document if isinstance(document, str) else document.target
 
 
 def length_table(lengths: Sequence[int]) -> Table:

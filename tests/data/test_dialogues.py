@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from lmjax.data.objectives.dialogues import Dialogues
+from lmjax.data.preview import document_lengths
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.chosen import ChosenDialogues
 from lmjax.data.sources.dialogues import JsonDialogues
@@ -157,3 +158,11 @@ def test_real_data_are_read(data):
       source = kind(str(data / name))
       assert count * 0.99 <= len(source) <= count
       assert not any(isinstance(source[i], BadRecord) for i in range(len(source)))
+
+
+def test_previews_count_the_tokens_of_messages(tmp_path):
+  reader, tokenizer = reader_of(tmp_path, [TURNS])
+  preferences = JsonPreferences(write(tmp_path / "p.jsonl", [{"prompt": "a b", "chosen": "c", "rejected": "d"}]))
+  whole = "\n".join(content for _, content in TURNS)
+  assert document_lengths(reader.source, tokenizer) == [len(tokenizer.encode(whole))]
+  assert document_lengths(preferences, tokenizer) == [len(tokenizer.encode("a b\nc"))]
