@@ -95,6 +95,12 @@ def test_an_answer_starts_where_the_prompt_ends(template):
     assert answer[len(prompt)] and not answer[len(prompt) - 1]
 
 
+@pytest.mark.parametrize("template", ["{{ messages[0].content }}", "{{ raise_exception('no') }}", "{{ messages }}"])
+def test_a_template_without_answers_ends_as_its_tokenizer_does(template):
+  tokenizer = make_tokenizer()
+  assert ChatPrompts(tokenizer, template).ends == tokenizer.ends
+
+
 def test_a_template_stays_with_its_tokenizer(tmp_path):
   tokenizer = make_tokenizer()
   tokenizer = Pretrained(tokenizer.fast, tokenizer.start, tokenizer.ends)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lmjax.data.chat.format import ASSISTANT, ChatFormat
-from lmjax.data.chat.template import Message
+from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.tokenizers.base import ends_of
 
 
@@ -16,9 +16,12 @@ class ChatPrompts(ChatFormat):
   @functools.cached_property
   def ends(self) -> tuple[int, ...]:
     """The ids that end an answer: what the template writes after one, and the ends of the tokenizer."""
-    ids, answer = self.encode([Message("user", "a"), Message(ASSISTANT, "a")])
-    last = int(ids[np.flatnonzero(answer)[-1]])
-    return tuple(dict.fromkeys([*([last] if last in self.tokenizer.special else []), *ends_of(self.tokenizer)]))
+    try:
+      ids, answer = self.encode([Message("user", "a"), Message(ASSISTANT, "a")])
+    except ChatError:  # a template that writes no such dialogue
+      return ends_of(self.tokenizer)
+    after = {int(i) for i in ids[np.flatnonzero(answer)[-1:]]} & self.tokenizer.special
+    return tuple(dict.fromkeys([*after, *ends_of(self.tokenizer)]))
 
   def prompt(self, messages: Sequence[Message]) -> list[int]:
     """Returns the ids of a dialogue up to where the next answer starts; raises ChatError, see `encode`."""
