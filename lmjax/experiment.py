@@ -38,6 +38,7 @@ class Start:
   parts: parameters to load, by their path names, `model/embed/table`.
   new: parameters that may be missing in the source; they are then initialised as in a run from scratch.
   new_layers: how many layers at the top are, too (Zhang et al., 2021, arXiv:2006.05987).
+  layers: the layers of the source, from 0, that take the places of this model's layers; empty is all of them.
   """
 
   path: str = ""
@@ -45,6 +46,7 @@ class Start:
   parts: str = ".*"
   new: str = "heads/.*"
   new_layers: int = 0
+  layers: tuple[int, ...] = ()
 
   def __post_init__(self):
     for name in ("parts", "new"):

@@ -133,8 +133,11 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, base: type 
     if key not in fields or key in shared:
       owner = "; another section sets it" if key in shared else did_you_mean(key, set(fields) - set(shared))
       raise UserError(f"config.{where}.{key}: no such key{owner}")
-  values = {key: _value(value, hints.get(key, Any), f"{where}.{key}") for key, value in spec.items()}
-  values |= {key: value for key, value in shared.items() if key in fields}
+  values = {key: value for key, value in shared.items() if key in fields}
+  for key, value in spec.items():
+    hint, name = hints.get(key, Any), f"{where}.{key}"
+    # A task in a task gets what the outer one gets.
+    values[key] = build(value, name, None, base, **shared) if hint is base else _value(value, hint, name)
   for key, field in fields.items():
     if key not in values and field.default is inspect.Parameter.empty:
       raise UserError(f"config.{where}.{key} is missing")

@@ -39,7 +39,7 @@ from lmjax.storage.huggingface.companions import companions
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import add_generation_settings, load_tokenizer
 from lmjax.storage.placement import layout_of
-from lmjax.storage.run import Deferred, RunFolder
+from lmjax.storage.run import Deferred, RunFolder, build
 from lmjax.storage.safetensors import Tensors, write
 from lmjax.tasks.base import Base, Task
 from lmjax.utils import checksums, files, pytree, trust
@@ -93,7 +93,7 @@ class CompressedFolder(SavedModel):
 
   def _build(self, settings: dict[str, Any]) -> experiments.Experiment:
     with trust.trusting(*self.trusted):
-      return experiments.build(copy.deepcopy(settings) | {"mesh": {}}, self.path)
+      return build(copy.deepcopy(settings) | {"mesh": {}}, self.path)
 
   @functools.cached_property
   def task(self) -> Task:

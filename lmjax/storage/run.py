@@ -24,6 +24,7 @@ from lmjax.state import TrainState
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel
 from lmjax.storage.start import attach_sources, with_frozen
 from lmjax.tasks.base import Task
+from lmjax.tasks.distill import Distill
 from lmjax.utils import checksums, pytree, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -76,7 +77,7 @@ class RunFolder(SavedModel):
   def experiment(self) -> Experiment:
     """The parts of the run, on a mesh of all devices of this machine."""
     with trust.trusting(*self.trusted):
-      return experiments.build(self.config | {"mesh": {}}, self.folder)
+      return build(self.config | {"mesh": {}}, self.folder)
 
   @property
   def task(self) -> Task:
@@ -210,7 +211,7 @@ class RunFolder(SavedModel):
     if dtype:
       settings["model"]["dtype"] = dtype
     with trust.trusting(*self.trusted):
-      run = attach_sources(experiments.build(settings, self.folder), self.folder)
+      run = attach_sources(build(settings, self.folder), self.folder)
       state, step = load_state(run, self.path, best_step(self.folder) if best else self._step)
       params = merged(run, with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
@@ -221,6 +222,12 @@ class RunFolder(SavedModel):
     is_checkpoint = self.folder != self.path
     state = (self.path if is_checkpoint else self.path / "checkpoints" / str(self.step)) / "state"
     return {f"state/{name}": file for name, file in checksums.walk(state).items()}
+
+
+def build(settings: dict[str, Any], folder: epath.PathLike) -> Experiment:
+  """Returns the experiment of a run folder as its model is used: without a teacher, which only training needs."""
+  run = experiments.build(settings, folder)
+  return dataclasses.replace(run, task=run.task.task) if isinstance(run.task, Distill) else run
 
 
 def merged(run: Experiment, state: TrainState) -> Tree:

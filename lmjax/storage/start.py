@@ -57,10 +57,10 @@ def load(start: Start, named: Tree, layout: Layout) -> tuple[dict[str, jax.Array
   if not start.path:
     return {}, Report("", None, (), tuple(boxes), ())
   saved = base.open(start.path, start.step)
+  saved = names.load("lmjax.storage.chosen_layers:ChosenLayers")(saved, start.layers) if start.layers else saved
   source = saved.parameters()
   wanted = {name: box for name, box in boxes.items() if name in source and re.search(start.parts, name)}
-  missing = [name for name in boxes if name not in wanted and not re.search(start.new, name)]
-  if missing:
+  if missing := [name for name in boxes if name not in wanted and not re.search(start.new, name)]:
     excluded = [name for name in missing if name in source]
     reason = f"config.start.parts={start.parts!r} excludes" if excluded else f"{start.path} does not have"
     raise UserError(
@@ -100,8 +100,7 @@ def _unpad(shape: tuple[int, ...], rows: int | None) -> tuple[int, ...]:
 
 
 def _join(names: Sequence[str], most: int = 4) -> str:
-  more = f" and {len(names) - most} more" if len(names) > most else ""
-  return one_line(", ".join(names[:most])) + more
+  return one_line(", ".join(names[:most])) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> FrozenModel:
@@ -115,10 +114,8 @@ def load_frozen(frozen: Frozen, layout: Layout, abstract: bool = False) -> Froze
   """
   saved = base.open(frozen.path, frozen.step)
   named = jax.eval_shape(lambda params: cast(params, jnp.dtype(frozen.dtype)), saved.named)
-  if abstract:
-    params = layout.abstract(named)
-  else:
-    params = saved.arrays(named, layout)
+  params = layout.abstract(named) if abstract else saved.arrays(named, layout)
+  if not abstract:
     report_not_finite(params, frozen.path)
   return FrozenModel(replace_dtype(saved.task, frozen.dtype), params)
 

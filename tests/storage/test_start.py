@@ -23,6 +23,7 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned
 from lmjax.state import make_init, named_parameters
 from lmjax.storage import huggingface
+from lmjax.storage.chosen_layers import ChosenLayers
 from lmjax.storage.new_layers import keep_bottom
 from lmjax.storage.sources import check_sources, record_sources
 from lmjax.storage.start import load, load_frozen
@@ -31,6 +32,7 @@ from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
+from tests.families import tiny_task
 
 LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "fsdp_tp")
 DEBUG = ["--config", "configs/gpt2.py:size=124m,debug", "--config.model.kv_heads=4", "--config.evals.every=0"]
@@ -249,3 +251,30 @@ def test_layers_at_the_top_are_initialised_anew(hf):
     load(Start(str(folder), new_layers=4), named(), LAYOUT)
   lstm = {"model/embed/table": jnp.ones(3), "model/layers_0/kernel": jnp.ones(3), "model/layers_1/kernel": jnp.ones(3)}
   assert set(keep_bottom(lstm, 1)) == {"model/embed/table", "model/layers_0/kernel"}
+
+
+def test_some_layers_of_a_model_are_loaded(hf, tmp_path):
+  """In the order that is asked for, of stacked layers and of those with modules of their own."""
+  folder, before = hf
+  arrays, report = load(Start(str(folder), layers=(2, 0)), named(depth=2), LAYOUT)
+  for name, array in arrays.items():
+    expected = before[name][np.asarray([2, 0])] if "/layers/" in name else before[name]
+    rows = 50 if name.endswith("embed/table") else len(expected)  # the others are padding
+    np.testing.assert_array_equal(array[:rows], expected[:rows], err_msg=name)
+  assert set(report.loaded) == set(before) and not report.initialised
+  for layers, words in (((0, 3), "has 3"), ((-1, 0), "has 3")):
+    with pytest.raises(UserError, match=words):
+      load(Start(str(folder), layers=layers), named(depth=2), LAYOUT)
+  with pytest.raises(UserError, match="has shape 1x4x8"):
+    load(Start(str(folder), layers=(0,)), named(depth=2), LAYOUT)
+
+
+def test_numbered_layers_are_renamed(tmp_path):
+  task = tiny_task("ModernBERT")
+  huggingface.save(tmp_path / "model", task.model, init_params(task, fake_batch(task)))
+  saved = storage.open(tmp_path / "model")
+  before, chosen = saved.parameters(), ChosenLayers(saved, (2, 1)).parameters()
+  moved = {name: name.replace("layers_0/", "layers_2/") for name in chosen}
+  assert any(name != other for name, other in moved.items()) and not any("layers_2/" in name for name in chosen)
+  for name, other in moved.items():
+    np.testing.assert_array_equal(np.asarray(chosen[name]), np.asarray(before[other]), err_msg=name)
