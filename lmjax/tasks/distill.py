@@ -184,30 +184,30 @@ class Distill(Base):
     """Returns what was tapped in the layers that are compared, float32 and without a gradient in the teacher."""
     if name not in student.taps or name not in teacher.taps:
       raise UserError(f"config.task.{name}_weight: these models have no {name} to compare; set it to 0")
-    ours, theirs = student.taps[name], teacher.taps[name]
-    chosen = self.layer_map or tuple((i + 1) * len(theirs) // len(ours) - 1 for i in range(len(ours)))
-    if len(chosen) != len(ours) or not -1 <= min(chosen) <= max(chosen) < len(theirs) or max(chosen) < 0:
+    own, others = student.taps[name], teacher.taps[name]
+    chosen = self.layer_map or tuple((i + 1) * len(others) // len(own) - 1 for i in range(len(own)))
+    if len(chosen) != len(own) or not -1 <= min(chosen) <= max(chosen) < len(others) or max(chosen) < 0:
       raise UserError(
-        f"config.task.layer_map: {list(chosen)} gives each of {len(ours)} layers one of {len(theirs)} of the teacher, "
+        f"config.task.layer_map: {list(chosen)} gives each of {len(own)} layers one of {len(others)} of the teacher, "
         "or -1"
       )
     pairs = [(i, layer) for i, layer in enumerate(chosen) if layer >= 0]
-    own, other = (jnp.asarray(numbers) for numbers in zip(*pairs, strict=True))
-    return ours[own].astype(jnp.float32), jax.lax.stop_gradient(theirs[other]).astype(jnp.float32)
+    first, second = (jnp.asarray(numbers) for numbers in zip(*pairs, strict=True))
+    return own[first].astype(jnp.float32), jax.lax.stop_gradient(others[second]).astype(jnp.float32)
 
   def _check(self, teacher: "_OnePass", batch: Batch) -> None:
     """Raises UserError where the teacher does not compute the task of the student."""
-    ours, theirs = self.model.config.vocabulary, teacher.task.model.config.vocabulary
-    if ours != theirs:
-      raise UserError(f"config.task.teacher: {self.teacher.path} reads {theirs:,} tokens, and the student {ours:,}")
+    read, known = self.model.config.vocabulary, teacher.task.model.config.vocabulary
+    if read != known:
+      raise UserError(f"config.task.teacher: {self.teacher.path} reads {known:,} tokens, and the student {read:,}")
     wanted = nn.unbox(jax.eval_shape(lambda: teacher.task.init(jax.random.key(0), batch)))
     wanted, there = (pytree.named_leaves({"heads": params["heads"]}) for params in (wanted, teacher.params))
     for name, leaf in wanted.items():
       if name not in there or there[name].shape != leaf.shape:
-        found = f"one of shape {list(there[name].shape)}" if name in there else "none"
+        shape = f"one of shape {list(there[name].shape)}" if name in there else "none"
         raise UserError(
           f"config.task.teacher: {type(self.task).__name__} needs {name} of shape {list(leaf.shape)}, and "
-          f"{self.teacher.path} has {found}"
+          f"{self.teacher.path} has {shape}"
         )
 
 

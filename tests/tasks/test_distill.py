@@ -268,7 +268,7 @@ def test_distilbert_has_its_size():
   """Of BERT-base's parameters, without heads."""
   count = lambda run: count_parameters(run.named["model"])  # noqa: E731
   devices = jax.devices()[:1]
-  student = experiment.build(config.load("configs/distill.py"), devices=devices)
+  student = experiment.build(config.load("configs/distilbert.py"), devices=devices)
   assert count(student) == 66_362_880
   settings = config.load("configs/bert.py:size=base")
   settings["data"]["tokenizer"]["size"] = 30522
@@ -289,7 +289,7 @@ def teacher(tmp_path_factory):
 
 
 def distil(teacher, workdir, *options, steps=2):
-  arguments = ["--config", f"configs/distill.py:recipe=run,teacher={teacher}", f"--config.steps={steps}", *options]
+  arguments = ["--config", f"configs/distill.py:teacher={teacher}", f"--config.steps={steps}", *options]
   return main(["train", *arguments, "--config.evals.every=0", "--workdir", str(workdir)])
 
 
