@@ -52,12 +52,13 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   return call
 
 
-def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jnp.dtype) -> Attention:
+def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jnp.dtype, size: int = 8) -> Attention:
   """Returns which kernel computes attention: splash, cpu, cudnn or xla.
 
   Args:
     length, keys: tokens of the queries and of the keys.
     dense_mask: whether the mask or a bias is an array of length x keys.
+    size: of a head.
   """
   name = platform()
   if name == "tpu":
@@ -66,7 +67,10 @@ def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jn
     return "xla" if dense_mask or shard % LANES or keys % LANES else "splash"
   if name == "cpu":
     return "cpu" if length > 1 else "xla"  # XLA reads the keys of a single token in the layout of the cache
-  return "cudnn" if name == "gpu" and dtype in (jnp.bfloat16, jnp.float16) else "xla"
+  if name != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
+    return "xla"
+  pairs = length == 1 or not (length % 2 or keys % 2)  # cuDNN has no gradient of a masked odd length
+  return "cudnn" if pairs and size % 8 == 0 and size <= 128 else "xla"
 
 
 def transposes_kernels() -> bool:

@@ -99,4 +99,4 @@ class Stack(nn.Module):
     def init(rng):
       return self._block().init(rng, *inputs)["params"]
 
-    return self.param("layers", lambda rng: stack_names(jax.vmap(init)(jax.random.split(rng, self.depth))))
+    return self.param("layers", lambda rng: stack_names(jax.lax.map(init, jax.random.split(rng, self.depth))))

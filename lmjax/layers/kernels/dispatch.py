@@ -23,7 +23,7 @@ def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mas
   Scores with a cap are computed by the same code on all platforms.
   """
   length, keys = q_BxLxHxK.shape[1], k_BxMxGxK.shape[1]
-  implementation = attention_implementation(length, keys, mask.dense, q_BxLxHxK.dtype)
+  implementation = attention_implementation(length, keys, mask.dense, q_BxLxHxK.dtype, q_BxLxHxK.shape[-1])
   if implementation == "splash" and mask.cap is None:
     return splash(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
   allowed, bias = mask.array(length, keys), mask.bias_BxHxLxM
