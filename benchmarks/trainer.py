@@ -70,7 +70,7 @@ def run(settings: dict, folder: epath.Path, random: bool) -> dict[str, float]:
     adam_epsilon=optim.epsilon, max_grad_norm=optim.clip, seed=settings["seed"], eval_strategy="steps",
     eval_steps=every, save_strategy="steps", save_steps=every, save_total_limit=1, load_best_model_at_end=True,
     metric_for_best_model=metric, greater_is_better=True, train_sampling_strategy="group_by_length",
-    report_to=[], logging_steps=every, use_cpu=True, disable_tqdm=True,
+    report_to=[], logging_steps=every, use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
   )  # fmt: skip
   trainer = transformers.Trainer(
     model=model, args=arguments, train_dataset=train, eval_dataset=dev, data_collator=collate, compute_metrics=scores
