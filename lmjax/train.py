@@ -297,7 +297,6 @@ class _Step:
   """The step, compiled once for each batch shape; not ahead of time where jax checks every operation."""
 
   def __init__(self, run: Experiment, abstract: TrainState):
-    self.eager = _eager()
     self._step = jit_step(run, abstract)
     self._compiled: dict[tuple, Any] = {}
 
@@ -305,8 +304,7 @@ class _Step:
     """Returns the step for these arguments."""
     shapes = tuple(value.shape for value in batch.values())
     if shapes not in self._compiled:
-      arguments = (*state.split(), batch, rng)
-      self._compiled[shapes] = self._step if self.eager else self._step.lower(*arguments).compile()
+      self._compiled[shapes] = self._step if _eager() else self._step.lower(*state.split(), batch, rng).compile()
     return self._compiled[shapes]
 
   def __call__(self, state: TrainState, batch: Batch, rng: jax.Array):

@@ -3,7 +3,6 @@
 The platform is that of the mesh's devices, which may be absent while a step is compiled for them.
 """
 
-import functools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -41,13 +40,8 @@ def jit(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
   For losses. Decoding does without: inside its loops, the CPU compiler of jax 0.12 has no code for `barrier`.
   """
 
-  @functools.cache
-  def compiled(name: str):
-    return jax.jit(function, compiler_options=compiler_options(), **options)
-
-  @functools.wraps(function)
   def call(*arguments: Any) -> Any:
-    return compiled(platform())(*arguments)
+    return jax.jit(function, compiler_options=compiler_options(), **options)(*arguments)
 
   return call
 
@@ -67,10 +61,9 @@ def attention_implementation(length: int, keys: int, dense_mask: bool, dtype: jn
     return "xla" if dense_mask or shard % LANES or keys % LANES else "splash"
   if name == "cpu":
     return "cpu" if length > 1 else "xla"  # XLA reads the keys of a single token in the layout of the cache
-  if name != "gpu" or dtype not in (jnp.bfloat16, jnp.float16):
-    return "xla"
-  pairs = length == 1 or not (length % 2 or keys % 2)  # cuDNN has no gradient of a masked odd length
-  return "cudnn" if pairs and size % 8 == 0 and size <= 128 else "xla"
+  even = length == 1 or not (length % 2 or keys % 2)  # cuDNN has no gradient of a masked odd length
+  fits = even and size % 8 == 0 and size <= 128 and jnp.dtype(dtype).itemsize == 2
+  return "cudnn" if name == "gpu" and fits else "xla"
 
 
 def transposes_kernels() -> bool:
@@ -85,6 +78,18 @@ def barrier(x: jax.Array) -> jax.Array:
   earlier layers, was summed again wherever it was read: 12 % of a GPT-2 124M step.
   """
   return jax.lax.optimization_barrier(x) if platform() == "cpu" else x
+
+
+def take_rows(table: jax.Array, ids: jax.Array) -> jax.Array:
+  """Returns rows [..., D] of a table by their ids [...], those out of range by the nearest.
+
+  On a GPU, of few rows by a product with ones. Its gradient sums many vectors into each row, and a scatter adds those
+  one after the other: 157 of the 196 ms of a BERT-Base step, and 519 of T5-small's 685, on an H100.
+  """
+  if platform() != "gpu" or len(table) > 64:
+    return jnp.take(table, ids, axis=0, mode="clip")
+  ones = jax.nn.one_hot(jnp.clip(ids, 0, len(table) - 1), len(table), dtype=table.dtype)
+  return jnp.matmul(ones, table, precision=jax.lax.Precision.HIGHEST)
 
 
 def einsum_f32(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from lmjax.layers.backend import einsum_with_grad
+from lmjax.layers.backend import einsum_with_grad, take_rows
 from lmjax.parallel.sharding import LogicallyPartitioned
 from lmjax.utils import pytree
 from lmjax.utils.pytree import Tree
@@ -38,7 +38,7 @@ class Leaf:
 
   def take(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns rows [..., D] of this table by their ids [...]."""
-    return jnp.take(self.dense(dtype), ids, axis=0, mode="clip")
+    return take_rows(self.dense(dtype), ids)
 
   def scores(self, x: jax.Array) -> jax.Array:
     """Returns float32 scores [..., V] of vectors [..., D] against this table."""
@@ -96,7 +96,7 @@ def einsum(equation: str, x: jax.Array, kernel: Parameter) -> jax.Array:
 
 def take(table: Parameter, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
   """Returns rows [..., D] of a table by their ids [...]."""
-  return table.take(ids, dtype) if is_leaf(table) else jnp.take(table, ids, axis=0, mode="clip").astype(dtype)
+  return table.take(ids, dtype) if is_leaf(table) else take_rows(table, ids).astype(dtype)
 
 
 def scores(x: jax.Array, table: Parameter) -> jax.Array:

@@ -3,6 +3,8 @@
 import re
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 from flax import linen as nn
 from jax import export
@@ -53,3 +55,19 @@ def test_a_family_trains_with_the_kernels_of_cudnn(family, scan):
 def test_shapes_that_cudnn_cannot_compute_are_computed_without_it(family, changes):
   length = changes.get("length", 16)
   assert not kernels(family, **({"length": length} | changes))
+
+
+@pytest.mark.parametrize("rows", [2, 64, 65])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rows_of_a_small_table_are_the_same_and_no_scatter_sums_their_gradients(rows, dtype):
+  rng = np.random.default_rng(0)
+  table, ids = jnp.asarray(rng.normal(size=(rows, 5)), dtype), jnp.asarray(rng.integers(-2, rows + 3, (3, 40)))
+  wanted = table[jnp.clip(ids, 0, rows - 1)]
+  assert (backend.take_rows(table, ids) == wanted).all()
+  weights = jnp.asarray(rng.normal(size=(3, 40, 5)), dtype)
+  gradient = jax.grad(lambda table: jnp.sum(backend.take_rows(table, ids).astype(jnp.float32) * weights))
+  exact = np.zeros((rows, 5))
+  np.add.at(exact, np.clip(ids, 0, rows - 1), np.asarray(weights, np.float64))
+  tolerance = 120 * float(jnp.finfo(dtype).eps) * np.abs(np.asarray(weights, np.float64)).max()  # of 120 sums
+  np.testing.assert_allclose(np.asarray(gradient(table), np.float64), exact, atol=tolerance)
+  assert ("scatter" in jax.jit(gradient).lower(table).as_text()) == (rows > 64)
