@@ -16,7 +16,7 @@ result: the loss starts at log 2 = 0.693; not measured further yet.
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 LOSSES = {
   "dpo": dict(beta=0.1),
@@ -32,10 +32,8 @@ def get_config(argument: str = "") -> ConfigDict:
   start = "" if choice.debug else choice.start
   if start:
     model = model_section(start, dropout=0.0, dtype="float32")
-    tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start, size=model["vocabulary"])
   else:
     model = dict(kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280)
-    tokenizer = dict(algorithm="bpe", size=4096)
   source = dict(kind="lmjax.data.sources.preferences:JsonPreferences", files=choice.files, shuffle=True)
   settings = ConfigDict(
     dict(
@@ -46,7 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.preferences:Preferences",
         length=512,
         template=choice.template,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_section(start, model, algorithm="bpe", size=4096),
         source=source | dict(split=":95%"),
         validation=source | dict(split="95%:"),
       ),

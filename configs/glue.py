@@ -18,7 +18,7 @@ import os
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 CLASSES = dict(kind="lmjax.tasks.classification:Classification")
 
@@ -92,7 +92,7 @@ def get_config(argument: str = "") -> ConfigDict:
         labels=() if regression else labels,
         regression=regression,
         symmetric=task.symmetric,
-        tokenizer=dict(algorithm="wordpiece", path=choice.start, size=8192),
+        tokenizer=tokenizer_section(start, model, algorithm="wordpiece", size=8192),
         source=dict(files=train, names=task.names, **table, **({} if dev else dict(split=":90%", shuffle=True))),
         validation=dict(files=dev or train, names=task.names, **table,
                         **({} if dev else dict(split="90%:", shuffle=True))),

@@ -11,7 +11,7 @@ parameters). Time and expected result: not measured yet.
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -34,7 +34,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.tagging:Tagging",
         length=128,
         buckets=(32, 48, 64),
-        tokenizer=dict(algorithm="wordpiece", path=choice.start, size=8192),
+        tokenizer=tokenizer_section(start, model, algorithm="wordpiece", size=8192),
         source=dict(files=choice.train, **source),
         validation=dict(files=choice.validation, **source),
       ),

@@ -12,7 +12,7 @@ one accelerator. Time and expected result: not measured.
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -38,7 +38,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.spans:Spans",
         length=384,
         overlap=128,
-        tokenizer=dict(algorithm="wordpiece", path=choice.start, size=8192),
+        tokenizer=tokenizer_section(start, model, algorithm="wordpiece", size=8192),
         source=train | source,
         validation=validation | source,
       ),

@@ -16,7 +16,7 @@ import os
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def get_config(argument: str = "") -> ConfigDict:
         length=task.length,
         buckets=tuple(size for size in (32, 48, 64, 96, 128, 192) if size < task.length),
         labels=task.labels,
-        tokenizer=dict(algorithm="wordpiece", path=choice.start, size=8192),
+        tokenizer=tokenizer_section(start, model, algorithm="wordpiece", size=8192),
         source=source | dict(files=os.path.join(folder, "train.jsonl")),
         validation=source | dict(files=os.path.join(folder, "val.jsonl")),
       ),

@@ -1,6 +1,7 @@
-"""The config section `model` of a saved model, for a run that starts from it."""
+"""The config sections `model` and `tokenizer` of a saved model, for a run that starts from it."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -21,3 +22,15 @@ def model_section(path: epath.PathLike, **changes: Any) -> dict[str, Any]:
   settings = dataclasses.asdict(model.config)
   settings |= {key: value for key, value in changes.items() if key in settings}
   return {"kind": f"{type(model).__module__}:{type(model).__qualname__}"} | settings
+
+
+def tokenizer_section(path: epath.PathLike, model: Mapping[str, Any], **trained: Any) -> dict[str, Any]:
+  """Returns the section of the tokenizer of a saved model of any format; without a path, the settings of a new one.
+
+  Args:
+    model: the section `model`, whose vocabulary counts where the path is absent, as in `lmjax plan`.
+    trained: settings of a tokenizer to be trained.
+  """
+  if not path:
+    return trained
+  return dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=path, size=model["vocabulary"])

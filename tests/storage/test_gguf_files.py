@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import pathlib
 import shutil
 import struct
 import sys
@@ -12,9 +13,10 @@ import gguf
 import numpy as np
 import pytest
 
-from lmjax import notebook, storage
+from lmjax import notebook, sections, storage
 from lmjax.__main__ import main
 from lmjax.commands.convert import convert
+from lmjax.config import load
 from lmjax.data.tokenizers import base, bpe, characters
 from lmjax.storage.gguf import config, write
 from lmjax.storage.gguf import file as gguf_file
@@ -25,6 +27,7 @@ from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from tests.storage.test_gguf import PROBES, SHAPES, TEXTS, make_file, random_params, refusal, rewrite, write_folder
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 F32 = gguf.GGMLQuantizationType.F32
 
 
@@ -160,6 +163,15 @@ def test_every_command_opens_one(files, tmp_path, capsys):
   ):
     assert main(["convert", "--input", path, *arguments]) == 2
     assert message in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.py") if "tokenizer_section" in p.read_text()))
+def test_a_run_that_starts_from_one_has_its_tokenizer(name, files):
+  section = load(f"{CONFIGS}/{name}.py:start={files['qwen2']}")["data"]["tokenizer"]
+  tokenizer = sections.build(section, "tokenizer").make([])
+  own = storage.open(files["qwen2"]).tokenizer
+  assert [tokenizer.encode(text) for text in TEXTS] == [own.encode(text) for text in TEXTS]
+  assert tokenizer.size == own.size
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
