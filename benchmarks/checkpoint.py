@@ -27,8 +27,9 @@ from lmjax.models.decoder import Decoder
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import TrainState, init_state
+from lmjax.state import TrainState
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.testing import init_state
 from lmjax.utils import checksums
 
 

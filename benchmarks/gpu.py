@@ -36,12 +36,11 @@ from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
 from lmjax.planning.hardware import chip_of
-from lmjax.state import init_state
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import fake_batch, init_params, tiny_decoder
+from lmjax.testing import fake_batch, init_params, init_state, tiny_decoder
 from lmjax.train import make_step
 
 TARGETS = 128  # tokens of a target of the case t5

@@ -20,9 +20,8 @@ from lmjax.models.recurrent import Recurrent
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
-from lmjax.state import init_state
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import fake_batch
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 
 TOKENS = 4096

@@ -27,12 +27,12 @@ from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, count_parameters, use_layout
 from lmjax.planning.flops import train_step_flops
-from lmjax.state import init_state, named_parameters
+from lmjax.state import named_parameters
 from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.testing import fake_batch
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils.memory import keep_memory
 

@@ -86,6 +86,11 @@ class Experiment:
     return named_parameters(self.task, self.batch, self.data.length)
 
   @functools.cached_property
+  def rows(self) -> int:
+    """The rows of an update; not those of the batch where the task collects its own."""
+    return next(iter(self.task.spec(self.batch, self.data.length).values())).shape[0]
+
+  @functools.cached_property
   def parameters(self) -> int:
     """The number of parameters, vocabulary padding not counted."""
     return count_parameters(self.named)
@@ -141,8 +146,6 @@ def build(
   steps, batch = fields.integer("steps", least=1), fields.integer("batch", least=1, most=MOST_ROWS)
   layout = Layout.build(sections.build(settings["mesh"], "mesh", MeshShape).build(devices), settings["rules"])
   optimizer = sections.build(settings["optim"], "optim", Optimizer)
-  if batch % optimizer.microbatches:
-    raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {batch}")
   evals = fields.section("evals")
   every = evals.integer("every", 0)
   if settings["checkpoint"].get("patience") and not every:
@@ -165,11 +168,11 @@ def build(
     if (own := getattr(model.config, key, size)) < size:  # larger where the model comes from a folder
       raise UserError(f"config.model.{key} is {own:,}, and the data and its tokenizer need {size:,}")
   data = data.for_model(model)
-  task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared())
+  task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared(tokenizer))
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(batch)))
   if optimizer.microbatches > 1 and any(leaf.shape[:1] == (batch,) for leaf in carried):
     raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
-  return Experiment(
+  run = Experiment(
     seed=seed,
     steps=steps,
     batch=batch,
@@ -185,6 +188,9 @@ def build(
     checkpoint=sections.build(settings["checkpoint"], "checkpoint", checkpoint.CheckpointConfig),
     log=sections.build(settings["log"], "log", logs.LogConfig),
   )
+  if run.rows % optimizer.microbatches:
+    raise UserError(f"config.optim.microbatches: {optimizer.microbatches} does not divide the batch of {run.rows}")
+  return run
 
 
 class CorruptConfig(UserError):

@@ -63,8 +63,8 @@ class Log:
   def __init__(self, workdir: epath.Path, settings: LogConfig, first: int, steps: int, config: dict[str, Any]):
     self.workdir, self.settings = workdir, settings
     self._enabled = jax.process_index() == 0
-    self._lines = read_metrics(workdir)
-    self._lines = [line for line in self._lines if line["step"] <= first]  # a resumed run repeats the later ones
+    # A resumed run repeats the later ones.
+    self._lines = [line for line in read_metrics(workdir) if line["step"] <= first]
     self._tensorboard = self._wandb = None
     self._skipped = 0  # number of skipped records in debug.log
     if not self._enabled:

@@ -47,8 +47,8 @@ class TrainState(struct.PyTreeNode):
 
 def named_parameters(task: Base, batch: int, length: int) -> Tree:
   """Returns the abstract parameters of the model and its heads with their axis names, nothing computed."""
-  spec = task.spec(batch, length)
-  return jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), spec)  # the devices may be absent
+  # Abstract, since the devices may be absent.
+  return jax.eval_shape(lambda spec: task.init(jax.random.key(0), spec), task.spec(batch, length))
 
 
 def make_init(
@@ -121,9 +121,3 @@ def _replace(named: Tree, loaded: Loaded) -> Tree:
 def _by_rows(shape: tuple[int, ...], batch: int, layout: Layout) -> jax.sharding.NamedSharding:
   """Returns where a carried array goes: its rows with those of the batch, if it has any."""
   return layout.sharding("batch", shape=shape[:1]) if shape[:1] == (batch,) else layout.sharding()
-
-
-def init_state(*arguments, abstract: bool = False) -> TrainState:
-  """Returns a new state from scratch (see `make_init`), or its shapes and shardings."""
-  init, shapes = make_init(*arguments)
-  return shapes if abstract else init({})

@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from lmjax.data.batch import LEGEND, Batch, key_axes
+from lmjax.data.batch import LEGEND, Batch, Key, key_axes
 from lmjax.data.tokenizers.spelling import PAD_CHARACTER
 from lmjax.models.decoder import Config, Decoder
+from lmjax.state import TrainState, make_init
 from lmjax.tasks.base import Task
 from lmjax.utils.pytree import Tree
 
@@ -30,6 +31,12 @@ def init_params(owner: nn.Module | Task, *inputs: Tree, seed: int = 0) -> Tree:
   return _init(owner, jax.random.key(seed), *inputs)
 
 
+def init_state(*arguments, abstract: bool = False) -> TrainState:
+  """Returns a new state from scratch (see `state.make_init`), or its shapes and shardings."""
+  init, shapes = make_init(*arguments)
+  return shapes if abstract else init({})
+
+
 def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> Batch:
   """Returns a random batch of a task's spec.
 
@@ -39,7 +46,7 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
   """
   spec, vocabulary = task.spec(batch, length), task.model.config.vocabulary
   axes, rng = key_axes(spec), np.random.default_rng(seed)
-  longest = max([length] + [leaf.shape[1] for key, leaf in spec.items() if axes[key][1:2] in ("L", "T")])
+  longest = max([length] + [leaf.shape[1] for key, leaf in spec.items() if axes.get(key, "")[1:2] in ("L", "T")])
   ids = rng.integers(0, vocabulary, (batch, longest + 1))
   first = longest * 2 // 3  # tokens of the first document
   segments = np.where(np.arange(longest) < first, 1, 2)
@@ -64,6 +71,8 @@ def fake_batch(task: Task, batch: int = 4, length: int = 16, seed: int = 0) -> B
     above = {"position": length - 1, "label": vocabulary if axes == "BP" else 2}  # exclusive
     return rng.integers(0, above[content], shape)
 
+  numbers = {key: Key("", "float32", "weight", "") for key in spec if key not in LEGEND}  # of what a task collects
+  contents = {key: key_.content for key, key_ in (LEGEND | numbers).items()}
   return {
-    key: jnp.asarray(values(LEGEND[key].content, axes[key], leaf.shape), leaf.dtype) for key, leaf in spec.items()
+    key: jnp.asarray(values(contents[key], axes.get(key, ""), leaf.shape), leaf.dtype) for key, leaf in spec.items()
   }

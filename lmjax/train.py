@@ -174,7 +174,7 @@ def _train(
 
   step = _Step(run, abstract)
   with clock("compile"):
-    step.compile(state, _shard_batch(batch, run), rng)
+    step.compile(state, _first(batch, run), rng)
   with clock("evaluation"):
     context = Context(run.task, run.data, run.tokenizer, run.batch, run.layout, run.models)
     evaluators = {name: evaluator.prepare(context) for name, evaluator in run.evaluators.items()}
@@ -182,7 +182,7 @@ def _train(
   meter = EnergyMeter(run.layout.mesh.local_devices)
   log = Log(workdir, run.log, first, run.steps, settings)
   _log_startup(log, run, step, first, workdir)
-  tokens = run.batch * run.data.length
+  tokens = run.rows * run.data.length
   learning_rate = run.optimizer.learning_rate(run.steps)
   latest: dict[str, Any] = {"train_loss": None, "evaluations": {}, "step": first}
   pending: list[tuple[int, dict]] = []
@@ -314,8 +314,7 @@ class _Step:
 
   def memory(self):
     """Returns XLA's memory analysis of the first compiled step, or None."""
-    step = next(iter(self._compiled.values()))
-    return step.memory_analysis() if hasattr(step, "memory_analysis") else None
+    return None if _eager() else next(iter(self._compiled.values())).memory_analysis()
 
 
 def _restore_or_init(
@@ -327,8 +326,7 @@ def _restore_or_init(
   belongs to another run was refused before.
   """
   init, abstract = run.init()
-  restored = checkpoints.restore(abstract, data)
-  if restored:
+  if restored := checkpoints.restore(abstract, data):
     state, data = restored
     return with_frozen(run, state), abstract, data
   loaded, report = load(run.start, run.named, run.layout)
@@ -347,9 +345,15 @@ def _shard_batch(batch: Batch, run: Experiment) -> Batch:
   return run.layout.shard_batch(_spec(run, batch), batch, run.layout.rows(run.batch))
 
 
+def _first(batch: Batch, run: Experiment) -> Batch:
+  """Returns what the first update learns from; its shapes, where the task collects it from the batch."""
+  collected = run.layout.abstract_batch(run.task.spec(run.batch, run.data.length))
+  return collected if run.task.collects else _shard_batch(batch, run)
+
+
 def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
   """Logs the size of the run: parameters, tokens and memory."""
-  tokens, devices = run.batch * run.data.length, run.layout.mesh.size
+  tokens, devices = run.rows * run.data.length, run.layout.mesh.size
   size = f"{run.parameters:,} parameters" + (f", {run.trained:,} of them trained" * (run.trained != run.parameters))
   log.say(f"{size}; {tokens:,} tokens a step, {tokens // devices:,} on each of {devices} device(s)")
   for line in run.layout.replicated(run.named):
@@ -365,7 +369,7 @@ def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Pat
 
 def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, meter: EnergyMeter) -> dict[str, Any]:
   """Returns the contents of summary.json."""
-  tokens, steps = run.batch * run.data.length, latest["step"]
+  tokens, steps = run.rows * run.data.length, latest["step"]
   busy = clock.seconds["step"] + clock.seconds["data"]
   speed = (steps - first) * tokens / busy if busy and steps > first else None
   chip, utilisation = chip_of(run.layout.mesh.devices.flat[0]), None

@@ -17,10 +17,9 @@ from lmjax.compression.base import Identity
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state
 from lmjax.storage.run import best_step
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import tiny_decoder
+from lmjax.testing import init_state, tiny_decoder
 from lmjax.utils import checksums
 from lmjax.utils.errors import UserError
 

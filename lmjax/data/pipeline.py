@@ -64,8 +64,12 @@ class Reader:
     """Returns the positions of the streams at the start of a run [streams, integers of a position]."""
     return np.zeros((self.streams or batch, self.position_size(training=True)), np.int64)
 
-  def shared(self) -> dict[str, Any]:
-    """Returns the settings of the task that follow from the data, so that a config states them only once."""
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
+    """Returns the settings of the task that follow from the data, so that a config states them only once.
+
+    Args:
+      tokenizer: of the run, for tasks that read text; None where only sizes are asked for.
+    """
     return {}
 
   def learned(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from lmjax.parallel.sharding import constrain
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
+Array = jax.Array | np.ndarray
 STEP = 16  # prompts and sources are padded to a multiple of this length, so that few lengths are compiled
 
 
@@ -68,11 +69,30 @@ class Sampler:
     Raises:
       UserError: a prompt and its continuation exceed `max_tokens`, or a prompt is empty.
     """
-    if new < 1:
-      return
-    tokens, valid = pad_prompts(prompts, new, self.max_tokens)
-    seeds = np.asarray(seeds, np.uint32)
-    decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, pad_sources(sources))
+    if new >= 1:
+      tokens, valid = pad_prompts(prompts, new, self.max_tokens)
+      seeds, source = np.asarray(seeds, np.uint32), pad_sources(sources)
+      yield from self.continuations(params, tokens, valid, new, seeds, every, source)
+
+  def continuations(
+    self,
+    params: Tree,
+    tokens: Array,
+    valid: Array,
+    new: int,
+    seeds: Array,
+    every: int = 1,
+    source: tuple[Array, Array] | None = None,
+  ) -> Iterator[np.ndarray]:
+    """Yields continuations as `tokens` does, of prompts that are padded already.
+
+    Args:
+      tokens: the prompts [B, L], padded on the left.
+      valid: which of their tokens are no padding [B, L].
+      seeds: uint32 [B].
+      source: ids that the encoder reads [B, M], and which of them are no padding [B, M]; None for a decoder.
+    """
+    decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, source)
     yield np.asarray(decoding.tokens_B)[:, None]
     made = 1
     while made < new and bool(np.any(decoding.alive_B)):

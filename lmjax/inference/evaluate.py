@@ -50,7 +50,7 @@ def make_evaluation(
     )
   settings = configs.load(config, overrides)
   data = configs.build(settings["data"], "data", None, Reader).for_model(loaded.task.model)
-  task = configs.build(settings["task"], "task", None, Base, model=loaded.task.model, **data.shared())
+  task = configs.build(settings["task"], "task", None, Base, model=loaded.task.model, **data.shared(loaded.tokenizer))
   if type(task) is not type(loaded.task):
     raise UserError(
       f"evaluate: the task of {config} is {type(task).__name__}, but {path} is a model for {type(loaded.task).__name__}"

@@ -171,8 +171,12 @@ class Layout:
 
   def batch(self, batch: Tree) -> Tree:
     """Returns the shardings of a batch of arrays [batch, length, ...]."""
-    names = ("batch", "length")
-    return jax.tree.map(lambda a: self.sharding(*names[: a.ndim], *[None] * (a.ndim - 2), shape=a.shape), batch)
+    names = ("batch", "length", *[None] * 8)
+    return jax.tree.map(lambda a: self.sharding(*names[: a.ndim], shape=a.shape), batch)
+
+  def abstract_batch(self, spec: Tree) -> Tree:
+    """Returns shape, dtype and sharding of each array of a batch."""
+    return jax.tree.map(lambda s, where: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=where), spec, self.batch(spec))
 
 
 def _is_rule(rule: Any) -> bool:

@@ -9,12 +9,13 @@ from jax.extend import core
 from lmjax.experiment import Experiment
 from lmjax.planning.aot import Compiled
 from lmjax.planning.flops import Flops, count, inner_functions
+from lmjax.tasks.base import Spec
 
 
 def executed_flops(run: Experiment) -> Flops:
   """Returns the FLOPs of the loss and gradient of a batch, with those that the backward pass recomputes."""
   gradient, arguments = _gradient(run)
-  return count(gradient, *arguments) * run.batch
+  return count(gradient, *arguments) * (run.rows / _rows(arguments[-1]))
 
 
 def estimate(run: Experiment, capacity: float) -> Compiled:
@@ -37,7 +38,7 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
   # Attention kernels of accelerators do not keep the scores of all pairs of tokens; attention on a CPU does.
   scores = run.data.length if math.isfinite(capacity) else 0
   residuals = _residuals(jax.make_jaxpr(gradient)(*abstract).jaxpr, scores)
-  rows = run.batch / run.layout.num_shards("batch") / run.optimizer.microbatches
+  rows = run.rows / _rows(abstract[-1]) / run.layout.num_shards("batch") / run.optimizer.microbatches
   shards = run.layout.num_shards("residual_length")
   parameters = sum(stored_bytes(leaf) for leaf in jax.tree.leaves(state.params))
   width = 0.5 if getattr(run.task.model.config, "dtype", "float32") == "bfloat16" else 0.0
@@ -47,7 +48,10 @@ def estimate(run: Experiment, capacity: float) -> Compiled:
 
 
 def _gradient(run: Experiment):
-  """Returns the gradient function of the loss of one row, and its abstract arguments."""
+  """Returns the gradient function of the loss of one row of the batch, and its abstract arguments, the batch last.
+
+  A task that collects may make several rows of one.
+  """
   task, spec = run.task, run.task.spec(1, run.data.length)
   state = run.state(abstract=True)
   parts = (state.params, state.transform, state.frozen)
@@ -59,6 +63,10 @@ def _gradient(run: Experiment):
     return sum(terms[key].total for key in task.counts(batch))
 
   return jax.grad(loss), (*parts, spec)
+
+
+def _rows(spec: Spec) -> int:
+  return next(iter(spec.values())).shape[0]
 
 
 def stored_bytes(leaf: jax.ShapeDtypeStruct) -> int:

@@ -51,10 +51,10 @@ def train_step_flops(task: Task, rows: int, length: int, models: dict[str, Froze
   """
 
   def loss(params, frozen, batch):
-    return task.loss(params, frozen, task.initial_carry(1), batch)[0]
+    return task.loss(params, frozen, task.initial_carry(rows), batch)[0]
 
   frozen = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), models or {})
-  return count(loss, nn.unbox(named_parameters(task, 1, 1)), frozen, task.spec(1, length)) * (3 * rows)
+  return count(loss, nn.unbox(named_parameters(task, 1, 1)), frozen, task.spec(rows, length)) * 3
 
 
 def count(function: Callable[..., Any], *arguments: Any) -> Flops:

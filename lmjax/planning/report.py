@@ -105,9 +105,7 @@ def _build(settings: dict[str, Any], target: Topology, vocabulary: int | None) -
 def _compile(run: Experiment, target: Topology, jit_step: JitStep, capacity: float, start: float) -> Compiled:
   with use_layout(run.layout):
     state = run.state(abstract=True)
-    spec = run.task.spec(run.batch, run.data.length)
-    shardings = run.layout.batch(spec)
-    batch = {k: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=shardings[k]) for k, v in spec.items()}
+    batch = run.layout.abstract_batch(run.task.spec(run.batch, run.data.length))
     key = jax.eval_shape(lambda: jax.random.key(0))
     rng = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=run.layout.sharding())
     return compile_step(jit_step(run, state).lower(*state.split(), batch, rng), capacity, target.slices, start)

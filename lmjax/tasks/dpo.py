@@ -7,19 +7,16 @@ import jax
 import jax.numpy as jnp
 
 from lmjax.data.batch import Batch
-from lmjax.layers import leaves
 from lmjax.models.base import Table
-from lmjax.tasks.base import Frozen, FrozenModel
+from lmjax.tasks.base import FrozenModel
 from lmjax.tasks.preferences import Comparisons
-from lmjax.utils.errors import UserError
+from lmjax.tasks.reference import WithReference
 from lmjax.utils.metrics import Mean
 from lmjax.utils.pytree import Tree
 
-BASE, NONE = "base", "none"
-
 
 @dataclasses.dataclass(frozen=True)
-class DPO(Comparisons):
+class DPO(Comparisons, WithReference):
   """Raises the probability of the better answer over that of the worse, relative to a reference model.
 
     r(y) = beta (log p(y | x) - log p_reference(y | x)),  h = r(better) - r(worse) - margin
@@ -29,12 +26,9 @@ class DPO(Comparisons):
   2023. ipo: Azar et al., 2023, arXiv:2310.12036, equation 17. per_token divides log p(y | x) by the number of tokens of
   y; with margin (gamma) and without a reference, that is SimPO (Meng et al., 2024, arXiv:2405.14734).
 
-  reference: the path of a saved model; `base`, what LoRA keeps frozen; `none`. reference_dtype: of its parameters and
-  its computation. Metrics: accuracy, the fraction of pairs with r(better) > r(worse); rewards r and their margin.
+  Metrics: accuracy, the fraction of pairs with r(better) > r(worse); rewards r and their margin.
   """
 
-  reference: str = BASE
-  reference_dtype: str = "float32"
   form: str = "sigmoid"
   beta: float = 0.1
   smoothing: float = 0.0
@@ -50,28 +44,8 @@ class DPO(Comparisons):
     if self.form == "ipo" and (self.smoothing or self.margin):
       raise ValueError("ipo has neither smoothing nor margin")
 
-  def frozen(self) -> dict[str, Frozen]:
-    named = self.reference not in (BASE, NONE)
-    return {"reference": Frozen(self.reference, self.reference_dtype)} if named else {}
-
   def scored(self, params: Tree, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, Table, jax.Array]:
     return self.hidden(params, batch, rng=rng).tokens, self.model.unembedding(params["model"]), batch["targets"]
-
-  def reference_log_probs(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> jax.Array:
-    """Returns log p_reference of every target token [B, L], without a gradient.
-
-    Raises:
-      UserError: the reference is the base of LoRA, and there is no LoRA.
-    """
-    if self.reference == NONE:
-      return jnp.zeros(batch["targets"].shape, jnp.float32)
-    if self.reference == BASE:
-      base = jax.tree.map(lambda leaf: getattr(leaf, "base", leaf), params, is_leaf=leaves.is_leaf)
-      if jax.tree.structure(base) == jax.tree.structure(params):
-        raise UserError("config.task.reference: only LoRA has a base; name the saved model that the run starts from")
-      return jax.lax.stop_gradient(self.log_probs(base, batch))
-    model = frozen["reference"]
-    return jax.lax.stop_gradient(model.task.log_probs(model.params, batch))
 
   def loss(
     self, params: Tree, frozen: Mapping[str, FrozenModel], carry: Tree, batch: Batch, *, rng: jax.Array | None = None

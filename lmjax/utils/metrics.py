@@ -16,8 +16,7 @@ class Mean:
 
   def value(self) -> float:
     """Returns total / count, or 0 where the count is 0."""
-    count = float(self.count)
-    return float(self.total) / count if count else 0.0
+    return float(self.total) / float(self.count) if float(self.count) else 0.0
 
 
 def add(first: dict[str, Mean], second: dict[str, Mean]) -> dict[str, Mean]:

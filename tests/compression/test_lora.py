@@ -17,9 +17,9 @@ from lmjax.layers import leaves
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
-from lmjax.state import init_state, make_init
+from lmjax.state import make_init
 from lmjax.tasks.base import weighted_sum
-from lmjax.testing import fake_batch
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError

@@ -35,7 +35,7 @@ from lmjax.storage.run import best_step
 from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import init_params, tiny_decoder
+from lmjax.testing import init_params, init_state, tiny_decoder
 from tests.fuzz import dialogues, documents, examples, suites
 from tests.fuzz.documents import TEXT
 from tests.storage import test_gguf
@@ -321,7 +321,6 @@ def _make_checkpoint(folder: pathlib.Path) -> None:
   from lmjax.optim import Optimizer
   from lmjax.parallel.mesh import MeshShape
   from lmjax.parallel.sharding import Layout
-  from lmjax.state import init_state
 
   layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
   state = init_state(CausalLM(tiny_decoder(depth=1)), Optimizer().build(9), Identity(), layout, 2, 8, 0)

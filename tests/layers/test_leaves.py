@@ -17,9 +17,9 @@ from lmjax.models.base import GENERATES
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, use_layout
-from lmjax.state import init_state, named_parameters
+from lmjax.state import named_parameters
 from lmjax.tasks.base import weighted_sum
-from lmjax.testing import fake_batch
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils import pytree
 from tests.families import FAMILIES, UNSTACKED, tiny_task

@@ -13,8 +13,7 @@ from lmjax.compression.base import Identity
 from lmjax.compression.lora import LoRA
 from lmjax.optim import Optimizer
 from lmjax.parallel.sharding import Layout, use_layout
-from lmjax.state import init_state
-from lmjax.testing import fake_batch
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils import pytree
 from tests.families import FAMILIES, tiny_task

@@ -13,8 +13,8 @@ from lmjax.compression.prune import Prune
 from lmjax.compression.quantize import QTensor, Quantize, names_on
 from lmjax.optim import Optimizer
 from lmjax.parallel.sharding import Layout, is_partitioned, use_layout
-from lmjax.state import init_state, named_parameters
-from lmjax.testing import fake_batch, init_params
+from lmjax.state import named_parameters
+from lmjax.testing import fake_batch, init_params, init_state
 from lmjax.utils import pytree
 from tests.families import tiny_task
 from tests.multidevice.rules import MESHES, alone

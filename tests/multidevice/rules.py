@@ -17,8 +17,7 @@ from lmjax.layers.kernels.splash import splash
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
-from lmjax.state import init_state
-from lmjax.testing import fake_batch
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils import pytree
 from tests.families import tiny_task

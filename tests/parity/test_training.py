@@ -11,10 +11,10 @@ from lmjax.compression.base import Identity
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.folder import task_of
 from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.testing import init_state
 from lmjax.train import make_step
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]

@@ -16,10 +16,9 @@ from lmjax.data.tokenizers.words import Words
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.ranking import Ranking
-from lmjax.testing import init_params
+from lmjax.testing import init_params, init_state
 from lmjax.train import make_step
 from tests.families import tiny_task
 

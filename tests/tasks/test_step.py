@@ -11,9 +11,8 @@ from lmjax.compression.base import Identity
 from lmjax.optim import Optimizer, averaged
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state
 from lmjax.tasks.causal_lm import CausalLM
-from lmjax.testing import fake_batch, tiny_decoder
+from lmjax.testing import fake_batch, init_state, tiny_decoder
 from lmjax.train import make_step
 
 LAYOUT = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")

@@ -13,12 +13,11 @@ from lmjax.models.recurrent import Config, Recurrent
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state
 from lmjax.tasks.base import weighted_sum
 from lmjax.tasks.continued_lm import ContinuedLM
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.testing import fake_batch, init_params
+from lmjax.testing import fake_batch, init_params, init_state
 from lmjax.train import make_step
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean

@@ -13,8 +13,8 @@ from lmjax.compression.chain import Chain
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout
-from lmjax.state import init_state, make_frozen, make_init
-from lmjax.testing import fake_batch
+from lmjax.state import make_frozen, make_init
+from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils.errors import UserError
 from tests.families import tiny_task

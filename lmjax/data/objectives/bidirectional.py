@@ -34,7 +34,7 @@ class BidirectionalText(Reader):
     if self.split_by not in SPLITTERS or self.characters < 4:
       raise ValueError(f"split_by must be {' or '.join(SPLITTERS)}, and characters at least 4")
 
-  def shared(self) -> dict[str, Any]:
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"characters": self.characters}
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:

@@ -167,7 +167,7 @@ class Denoising(Reader):
 
   objective: Objective = SpanCorruption()
 
-  def shared(self) -> dict[str, Any]:
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"target_length": self.objective.target_tokens(self.length)}
 
   def position_size(self, training: bool) -> int:

@@ -72,7 +72,7 @@ class Labelled(Reader):
       )
     return {"labels": tuple(labels)}
 
-  def shared(self) -> dict[str, Any]:
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"labels": tuple(self.labels), "characters": self.characters}
 
   def for_model(self, model: Any) -> Reader:

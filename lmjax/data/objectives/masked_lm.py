@@ -67,7 +67,7 @@ class SentencePairs(Reader):
         "mask_rate must be between 0 and 1, short_seq_prob 0 to 1, max_predictions at least 1, and length at least 8"
       )
 
-  def shared(self) -> dict[str, Any]:
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"max_predictions": self.max_predictions, "next_sentence": self.next_sentence}
 
   def position_size(self, training: bool) -> int:

@@ -38,7 +38,7 @@ class Preferences(Chats):
     if self.answers < 2 or self.groups < 1:
       raise ValueError("a group has two answers at least, and a row one group at least")
 
-  def shared(self) -> dict[str, Any]:
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"answers": self.answers, "groups": self.groups}
 
   def messages(self, document: Any) -> Sequence[str]:

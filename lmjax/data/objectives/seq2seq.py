@@ -38,7 +38,7 @@ class TextToText(Reader):
   def make_tokenizer(self) -> Tokenizer:
     return self.tokenizer.make(_sides(self.source))
 
-  def shared(self) -> dict[str, Any]:
+  def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"target_length": self._target_length}
 
   @property
