@@ -24,6 +24,7 @@ VARIANTS = [
   *(f"t5:size=v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")), "t5:size=mini,consecutive",
   "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "reward",
   "distill", "distilbert",
+  "ppo", "ppo:preset=instructgpt", *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.

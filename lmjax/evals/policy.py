@@ -29,7 +29,7 @@ class PolicyReward:
   def prepare(self, context: Context) -> Measure:
     if not isinstance(context.task, Policy):
       raise UserError("evals: PolicyReward needs a task that writes answers, such as lmjax.tasks.rl.ppo:PPO")
-    task = dataclasses.replace(context.task, samples=1)
+    task = context.task
     rows = min(self.prompts, len(context.data.validation))
     (batch,) = context.data.validate(context.tokenizer, rows, 1)
     there = batch["weights"].any(axis=1)
@@ -38,7 +38,7 @@ class PolicyReward:
     rng = jax.random.key(0)
 
     def measure(params: Tree) -> dict[str, float]:
-      rollout = task.rollout(params, batch, rng)
+      rollout = task.rollout(params, batch, rng, 1)
       scores, parts = task.score(context.frozen, rollout, len(rollout.answers))
       assert task.text is not None
       means = {f"reward{name.removeprefix('reward')}": value for name, value in parts.items()}
@@ -47,7 +47,7 @@ class PolicyReward:
       model = task.reference_model(params, context.frozen)
       if model is not None:
         if not reference:
-          own = dataclasses.replace(task, model=model[0].model).rollout(model[1], batch, rng)
+          own = dataclasses.replace(task, model=model[0].model).rollout(model[1], batch, rng, 1)
           reference.append(task.score(context.frozen, own, len(own.answers))[0])
         means["win_rate"] = float(np.mean((scores > reference[0]) + 0.5 * (scores == reference[0])))
         means["reward_gain"] = float(np.mean(scores - reference[0]))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 ESTIMATORS = ("k1", "k2", "k3")
+BASELINES = ("group", "leave_one_out", "none")
 
 
 def kl_estimate(log_ratio: np.ndarray, estimator: str) -> np.ndarray:

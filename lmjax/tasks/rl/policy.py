@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.objectives.prompts import AnswerText
 from lmjax.models.base import Table
-from lmjax.tasks.base import Base, Collected, Frozen, FrozenModel, Spec
+from lmjax.tasks.base import Collected, Frozen, FrozenModel, Spec
 from lmjax.tasks.reference import WithReference
 from lmjax.tasks.rl.advantages import last_tokens, masked_mean
 from lmjax.tasks.rl.log_probs import answer_log_probs
@@ -126,20 +125,19 @@ class Policy(WithReference):
     there = batch["weights"] > 0
     return jnp.where(there, log_probs, 0), jnp.where(there, entropy, 0)
 
-  def rollout(self, params: Tree, prompts: Batch, rng: jax.Array, temperature: float | None = None) -> Rollout:
-    """Returns `samples` answers to each prompt, those to one prompt after each other.
+  def rollout(self, params: Tree, prompts: Batch, rng: jax.Array, samples: int | None = None) -> Rollout:
+    """Returns answers to each prompt, those to one prompt after each other.
 
     Args:
       params: as the model sees them.
       prompts: whole on every host.
-      temperature: of sampling, by default that of training.
+      samples: answers to a prompt, by default those of training.
     """
     assert self.text is not None, "the data sets it"
-    repeated = {key: np.repeat(value, self.samples, axis=0) for key, value in prompts.items()}
+    repeated = {key: np.repeat(value, samples or self.samples, axis=0) for key, value in prompts.items()}
     seeds = np.asarray(jax.random.bits(rng, (len(repeated["inputs"]),), jnp.uint32))
-    temperature = self.temperature if temperature is None else temperature
     return write_answers(
-      self.model, self.compute(params), repeated, seeds, self.answer_tokens, temperature, self.text.ends
+      self.model, self.compute(params), repeated, seeds, self.answer_tokens, self.temperature, self.text.ends
     )
 
   def texts(self, rollout: Rollout) -> list[tuple[str, str]]:
@@ -221,6 +219,6 @@ def at_end(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
   return scores[:, None] * last_tokens(mask)
 
 
-def reference_of(task: Base, measured: Arrays) -> Any:
+def reference_of(measured: Arrays) -> np.ndarray:
   """Returns the log-probabilities of the reference [N, T]: those of the policy where there is none."""
   return measured.get("reference_log_probs", measured["old_log_probs"])

@@ -12,6 +12,7 @@ from lmjax.data.batch import Batch
 from lmjax.models.heads import Value
 from lmjax.tasks.base import FrozenModel, Spec
 from lmjax.tasks.rl.advantages import ESTIMATORS, explained_variance, gae, kl_estimate, whiten
+from lmjax.tasks.rl.losses import clipped_loss
 from lmjax.tasks.rl.policy import Arrays, Policy, at_end, reference_of
 from lmjax.tasks.rl.rollout import Rollout
 from lmjax.utils.metrics import Mean
@@ -87,7 +88,7 @@ class PPO(Policy):
   def experience(
     self, carry: Tree, rollout: Rollout, measured: Arrays, scores: np.ndarray
   ) -> tuple[Arrays, dict[str, float]]:
-    mask, log_ratio = rollout.mask, measured["old_log_probs"] - reference_of(self, measured)
+    mask, log_ratio = rollout.mask, measured["old_log_probs"] - reference_of(measured)
     coefficient = float(carry["kl"]) if self.target_kl else self.kl
     rewards = at_end(scores, mask) - coefficient * kl_estimate(log_ratio, self.kl_estimator) * mask
     if self.whiten_rewards:
@@ -131,13 +132,3 @@ class PPO(Policy):
     if self.target_kl:
       carry = {"kl": carry["kl"] * jnp.exp(jnp.sum(batch["kl_growth"]))}
     return means, carry
-
-
-def clipped_loss(log_ratio: jax.Array, advantages: jax.Array, low: float, high: float) -> tuple[jax.Array, jax.Array]:
-  """Returns max(-A ratio, -A clip(ratio, 1 - low, 1 + high)) of each token, and where the gradient is cut off (1 or 0).
-
-  Where the ratio is outside on the side to which A pushes it, the loss is constant.
-  """
-  ratio = jnp.exp(log_ratio)
-  loss, near = -advantages * ratio, -advantages * jnp.clip(ratio, 1 - low, 1 + high)
-  return jnp.maximum(loss, near), (near > loss).astype(jnp.float32)
