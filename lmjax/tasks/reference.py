@@ -34,12 +34,16 @@ class WithReference(Base):
     """Returns the task and the parameters of the reference model, or None where there is none.
 
     Raises:
-      UserError: the reference is the base of LoRA, and there is no LoRA.
+      UserError: the reference is the base of LoRA, and there is no LoRA; or it is a model that predicts no tokens.
     """
     if self.reference == NONE:
       return None
     if self.reference != BASE:
-      return frozen["reference"].task, frozen["reference"].params
+      task = frozen["reference"].task
+      if type(task).scored is Base.scored:
+        kind = type(task).__name__
+        raise UserError(f"config.task.reference: {self.reference} is a model for {kind}, which predicts no tokens")
+      return task, frozen["reference"].params
     base = jax.tree.map(lambda leaf: getattr(leaf, "base", leaf), params, is_leaf=leaves.is_leaf)
     if jax.tree.structure(base) == jax.tree.structure(params):
       raise UserError("config.task.reference: only LoRA has a base; name the saved model that the run starts from")

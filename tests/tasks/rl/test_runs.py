@@ -52,16 +52,18 @@ def test_a_run_killed_in_a_rollout_ends_with_the_same_parameters(tmp_path, monke
 
 
 @pytest.mark.long
-def test_from_a_reward_model_and_with_lora(tmp_path):
+def test_from_a_reward_model_and_with_lora(tmp_path, capsys):
   """The KL to the base of LoRA starts at 0 and the reward model is in no checkpoint; then a reference at a path."""
-  reward = tmp_path / "reward"
-  assert main(["train", "--config", "configs/reward.py:debug", "--workdir", str(reward), "--config.steps=2"]) == 0
+  sft, reward = tmp_path / "sft", tmp_path / "reward"
+  assert main(["train", "--config", "configs/sft.py:debug", "--workdir", str(sft), "--config.steps=2"]) == 0
+  own = ["--config.start.path=" + str(sft), "--config.data.tokenizer={'path': '%s/tokenizer'}" % sft]  # noqa: UP031
+  debug = ["train", "--config", "configs/reward.py:debug", "--config.steps=2"]
+  assert main([*debug, "--workdir", str(reward), *own]) == 0
   judge = "[{'kind': 'lmjax.tasks.rl.rewards:ModelReward', 'path': '%s'}]" % reward  # noqa: UP031
-  start = ["--config.start.path=" + str(reward), "--config.data.tokenizer={'path': '%s/tokenizer'}" % reward]  # noqa: UP031
-  start += ["--config.model.length=96", f"--config.task.rewards={judge}"]
+  start = [*own, "--config.model.length=96", f"--config.task.rewards={judge}"]
   for name, extra in (
     ("ppo.py:debug", ["--config.task.reference=base", "--config.transform.kind=lmjax.compression.lora:LoRA"]),
-    ("grpo.py:debug", [f"--config.task.reference={reward}"]),
+    ("grpo.py:debug", [f"--config.task.reference={sft}"]),
   ):
     workdir = tmp_path / name.partition(".")[0]
     lines = train(workdir, name, *start, *extra)
@@ -71,6 +73,10 @@ def test_from_a_reward_model_and_with_lora(tmp_path):
     sources = json.loads((workdir / "sources.json").read_text())
     assert "reward_0" in sources
     assert not any("reward" in key for key in parameters(workdir))
+  capsys.readouterr()
+  assert main(["train", "--config", "configs/ppo.py:debug", "--workdir", str(tmp_path / "no"), *SMALL, *start,
+               f"--config.task.reference={reward}"]) == 2  # fmt: skip
+  assert "is a model for RewardModel, which predicts no tokens" in capsys.readouterr().err
 
 
 def test_the_rows_of_an_update_are_planned():
