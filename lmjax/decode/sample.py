@@ -48,14 +48,9 @@ class Sampler:
     return jax.jit(self.model.decode_layout)(params)
 
   def tokens(
-    self,
-    params: Tree,
-    prompts: Sequence[Sequence[int]],
-    new: int,
-    seeds: Sequence[int],
-    every: int = 1,
+    self, params: Tree, prompts: Sequence[Sequence[int]], new: int, seeds: Sequence[int], every: int = 1,
     sources: Sequence[Sequence[int]] | None = None,
-  ) -> Iterator[np.ndarray]:
+  ) -> Iterator[np.ndarray]:  # fmt: skip
     """Yields the continuations, up to `every` tokens of each at a time, [B, T]; after its end token, a row has -1.
 
     Args:
@@ -75,15 +70,9 @@ class Sampler:
       yield from self.continuations(params, tokens, valid, new, seeds, every, source)
 
   def continuations(
-    self,
-    params: Tree,
-    tokens: Array,
-    valid: Array,
-    new: int,
-    seeds: Array,
-    every: int = 1,
+    self, params: Tree, tokens: Array, valid: Array, new: int, seeds: Array, every: int = 1,
     source: tuple[Array, Array] | None = None,
-  ) -> Iterator[np.ndarray]:
+  ) -> Iterator[np.ndarray]:  # fmt: skip
     """Yields continuations as `tokens` does, of prompts that are padded already.
 
     Args:

@@ -46,17 +46,6 @@ class Classifier(nn.Module):
     return scores.astype(jnp.float32)
 
 
-class Value(nn.Module):
-  """A number for each vector, 0 at first: what a policy expects from there on."""
-
-  @nn.compact
-  def __call__(self, x_BxLxD: jax.Array) -> jax.Array:
-    """Returns float32 values [B, L]."""
-    weights_D = dense(param(self, "weights", nn.initializers.zeros, ("width",), (x_BxLxD.shape[-1],)))
-    bias = dense(param(self, "bias", nn.initializers.zeros, (), ()))
-    return jnp.einsum("bld,d->bl", x_BxLxD.astype(jnp.float32), weights_D, precision="highest") + bias
-
-
 class Mix(nn.Module):
   """What a task learns about the layers of an ELMo: a weight for each, and a scale."""
 

@@ -27,8 +27,7 @@ class WithReference(Base):
   reference_dtype: str = "float32"
 
   def frozen(self) -> dict[str, Frozen]:
-    named = self.reference not in (BASE, NONE)
-    return {"reference": Frozen(self.reference, self.reference_dtype)} if named else {}
+    return {} if self.reference in (BASE, NONE) else {"reference": Frozen(self.reference, self.reference_dtype)}
 
   def reference_model(self, params: Tree, frozen: Mapping[str, FrozenModel]) -> tuple[Base, Tree] | None:
     """Returns the task and the parameters of the reference model, or None where there is none.
@@ -39,11 +38,10 @@ class WithReference(Base):
     if self.reference == NONE:
       return None
     if self.reference != BASE:
-      task = frozen["reference"].task
+      task, params = frozen["reference"].task, frozen["reference"].params
       if type(task).scored is Base.scored:
-        kind = type(task).__name__
-        raise UserError(f"config.task.reference: {self.reference} is a model for {kind}, which predicts no tokens")
-      return task, frozen["reference"].params
+        raise UserError(f"config.task.reference: {self.reference}, for {type(task).__name__}, predicts no tokens")
+      return task, params
     base = jax.tree.map(lambda leaf: getattr(leaf, "base", leaf), params, is_leaf=leaves.is_leaf)
     if jax.tree.structure(base) == jax.tree.structure(params):
       raise UserError("config.task.reference: only LoRA has a base; name the saved model that the run starts from")
@@ -51,8 +49,6 @@ class WithReference(Base):
 
   def reference_log_probs(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> jax.Array:
     """Returns log p_reference of every target token [B, L], without a gradient; 0 without a reference."""
-    model = self.reference_model(params, frozen)
-    if model is None:
+    if (model := self.reference_model(params, frozen)) is None:
       return jnp.zeros(batch["targets"].shape, jnp.float32)
-    task, params = model
-    return jax.lax.stop_gradient(task.log_probs(params, batch))
+    return jax.lax.stop_gradient(model[0].log_probs(model[1], batch))

@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from lmjax.data.batch import Batch
-from lmjax.models.heads import Value
+from lmjax.models.value import Value
 from lmjax.tasks.base import FrozenModel, Spec
 from lmjax.tasks.rl.advantages import ESTIMATORS, explained_variance, gae, kl_estimate, whiten
 from lmjax.tasks.rl.losses import clipped_loss

@@ -34,8 +34,8 @@ class Rollout:
 
   def finished(self, ends: tuple[int, ...]) -> np.ndarray:
     """Returns whether each answer has an end token [N]."""
-    found: np.ndarray = np.any(np.isin(self.answers, ends), axis=1)
-    return found
+    ended: np.ndarray = np.any(np.isin(self.answers, ends), axis=1)
+    return ended
 
   def rows(self) -> Batch:
     """Returns what a decoder reads, [N, P + T], and its `targets` and `weights` [N, T]."""

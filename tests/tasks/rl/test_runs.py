@@ -76,7 +76,7 @@ def test_from_a_reward_model_and_with_lora(tmp_path, capsys):
   capsys.readouterr()
   assert main(["train", "--config", "configs/ppo.py:debug", "--workdir", str(tmp_path / "no"), *SMALL, *start,
                f"--config.task.reference={reward}"]) == 2  # fmt: skip
-  assert "is a model for RewardModel, which predicts no tokens" in capsys.readouterr().err
+  assert "for RewardModel, predicts no tokens" in capsys.readouterr().err
 
 
 def test_the_rows_of_an_update_are_planned():
