@@ -171,8 +171,7 @@ class Layout:
 
   def batch(self, batch: Tree) -> Tree:
     """Returns the shardings of a batch of arrays [batch, length, ...]."""
-    names = ("batch", "length", *[None] * 8)
-    return jax.tree.map(lambda a: self.sharding(*names[: a.ndim], shape=a.shape), batch)
+    return jax.tree.map(lambda a: self.sharding(*("batch", "length", *[None] * 8)[: a.ndim], shape=a.shape), batch)
 
   def abstract_batch(self, spec: Tree) -> Tree:
     """Returns shape, dtype and sharding of each array of a batch."""
