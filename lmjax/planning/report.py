@@ -46,8 +46,8 @@ def make_report(
     "num_slices": target.slices,
     "devices": target.count,
     "mesh": dict(run.layout.mesh.shape),
-    "batch": run.batch,
-    "batch_per_device": run.batch / target.count,
+    "batch": run.rows,
+    "batch_per_device": run.rows / target.count,
     "length": run.data.length,
     "method": "compiled" if target.compiles else "counted: no compiler for absent devices of this kind",
     "bytes_per_device": {
