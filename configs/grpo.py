@@ -16,7 +16,7 @@ falls where all answers to a prompt are right or all are wrong.
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 METHODS = {
   "grpo": dict(kl=0.04),
@@ -34,10 +34,8 @@ def get_config(argument: str = "") -> ConfigDict:
   start = "" if choice.debug else choice.start
   if start:
     model = model_section(start, dropout=0.0, dtype="float32")
-    tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start, size=model["vocabulary"])
   else:
     model = dict(kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280)
-    tokenizer = dict(algorithm="bpe", size=4096)
   rewards = []
   if choice.reward and not choice.debug:
     rewards.append(dict(kind="lmjax.tasks.rl.rewards:ModelReward", path=choice.reward))
@@ -55,7 +53,7 @@ def get_config(argument: str = "") -> ConfigDict:
         length=192,
         prompt_tokens=128,
         template=choice.template,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_section(start, model, algorithm="bpe", size=4096),
         source=source | dict(split=":95%"),
         validation=source | dict(split="95%:"),
       ),

@@ -19,7 +19,7 @@ reward rises while kl, of a whole answer, stays bounded.
 from ml_collections import ConfigDict
 
 from lmjax import config
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 PRESETS = {
   "small": dict(
@@ -45,10 +45,8 @@ def get_config(argument: str = "") -> ConfigDict:
   preset = PRESETS[choice.preset]
   if start:
     model = model_section(start, dropout=0.0, dtype="float32")
-    tokenizer = dict(kind="lmjax.storage.saved_tokenizer:SavedTokenizer", path=start, size=model["vocabulary"])
   else:
     model = dict(kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280)
-    tokenizer = dict(algorithm="bpe", size=4096)
   if choice.reward and not choice.debug:
     reward = dict(kind="lmjax.tasks.rl.rewards:ModelReward", path=choice.reward)
   else:
@@ -64,7 +62,7 @@ def get_config(argument: str = "") -> ConfigDict:
         length=192,
         prompt_tokens=128,
         template=choice.template,
-        tokenizer=tokenizer,
+        tokenizer=tokenizer_section(start, model, algorithm="bpe", size=4096),
         source=source | dict(split=":95%"),
         validation=source | dict(split="95%:"),
       ),
