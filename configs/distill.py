@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from lmjax import config
 from lmjax.experiment import load_config
 from lmjax.models.decoder import PRESETS
-from lmjax.storage.section import model_section
+from lmjax.storage.section import model_section, tokenizer_section
 
 DISTILL = "lmjax.tasks.distill:Distill"
 
@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
   settings["model"] = model | dict(depth=len(layers))
   settings["start"] = dict(path=choice.teacher, layers=layers) if choice.teacher else {}
   settings["task"] |= dict(kind=DISTILL, teacher=dict(path=choice.teacher, dtype=choice.dtype))
-  settings["data"]["tokenizer"] |= dict(path=choice.teacher)
+  settings["data"]["tokenizer"] = tokenizer_section(choice.teacher, model, **settings["data"]["tokenizer"])
   settings = ConfigDict(settings)
   if choice.debug:
     like_teacher = settings.model, settings.data.tokenizer

@@ -26,6 +26,7 @@ VARIANTS = [
   "distill", "distilbert",
   "ppo", "ppo:preset=instructgpt", *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
+  *(f"families:family={family}" for family in ("gpt,lm=0.5", "bert", "t5", "elmo", "lstm")),
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.
 STEPPED = (

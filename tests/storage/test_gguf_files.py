@@ -167,7 +167,9 @@ def test_every_command_opens_one(files, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.py") if "tokenizer_section" in p.read_text()))
 def test_a_run_that_starts_from_one_has_its_tokenizer(name, files):
-  section = load(f"{CONFIGS}/{name}.py:start={files['qwen2']}")["data"]["tokenizer"]
+  key = "teacher" if name == "distill" else "start"
+  variant = f"{key}={files['qwen2']}" + (",files=*.txt" if name == "distill" else "")
+  section = load(f"{CONFIGS}/{name}.py:{variant}")["data"]["tokenizer"]
   tokenizer = sections.build(section, "tokenizer").make([])
   own = storage.open(files["qwen2"]).tokenizer
   assert [tokenizer.encode(text) for text in TEXTS] == [own.encode(text) for text in TEXTS]
