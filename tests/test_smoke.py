@@ -26,7 +26,6 @@ VARIANTS = [
   "distill", "distilbert",
   "ppo", "ppo:preset=instructgpt", *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
-  *(f"families:family={family}" for family in ("gpt,lm=0.5", "bert", "t5", "elmo", "lstm")),
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.
 STEPPED = (
@@ -54,6 +53,14 @@ def test_every_config_builds_and_takes_a_debug_step(name):
     step = jax.jit(make_step(run.task, run.optimizer.build(run.steps), run.transform))
     _, metrics = step(run.state(), fake_batch(run.task, run.batch, run.data.length), jax.random.key(0))
   assert bool(metrics["finite"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", ["gpt,lm=0.5", "bert", "t5", "elmo", "lstm"])
+def test_between_families_only_the_model_differs(family):
+  settings, bert = (config.load(f"benchmarks/one_task.py:family={name},debug") for name in (family, "bert"))
+  assert {key for key in bert if settings[key] != bert[key]} <= {"model"} | ({"task"} if "lm" in family else set())
+  experiment.build(settings).state(abstract=True)
 
 
 def test_train_then_generate_then_read(lmjax, tmp_path):

@@ -1,12 +1,13 @@
 """One task, five families (Devlin et al., 2019; Peters et al., 2018; Radford et al., 2018; Raffel et al., 2020).
 
-    lmjax seeds --config configs/families.py:family=bert,train=train.tsv,dev=dev.tsv --workdir runs/bert
+    lmjax seeds --config benchmarks/one_task.py:family=bert,train=train.tsv,dev=dev.tsv --workdir runs/bert
 
 family: gpt bert t5 elmo lstm, each of about 1.5 million parameters and from random weights; nothing but the section
 `model` differs. train, dev: tables with the columns `sentence` and `label`, such as SST-2's (Socher et al., 2013).
 lm: weight of the auxiliary loss of a gpt, language modelling, 0.5 in Radford et al. (2018, section 3.2).
 
-Hardware: two CPU cores. Time and expected result: see benchmarks/README.md.
+Hardware: two CPU cores. Time and expected result: see benchmarks/README.md. It is not among the configs, since it
+names the code of five models.
 """
 
 from ml_collections import ConfigDict
