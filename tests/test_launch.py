@@ -1,6 +1,7 @@
 """Launchers: shellcheck, exact commands in a dry run, a plan before a launch, valid Kubernetes manifests."""
 
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -13,11 +14,11 @@ DEBUG = "configs/quickstart.py:debug"
 SCRIPTS = sorted([*(ROOT / "launch").glob("*.sh"), ROOT / "launch" / "slurm.sbatch", ROOT / ".ci" / "run"])
 
 
-def launch(script, *arguments, code=0, **env):
+def launch(script, *arguments, code=0, seconds=200, **env):
   command = [sys.executable] if script.endswith(".py") else ["bash"]
   done = subprocess.run(
     [*command, str(ROOT / "launch" / script), *map(str, arguments)],
-    cwd=ROOT, capture_output=True, text=True, timeout=200,
+    cwd=ROOT, capture_output=True, text=True, timeout=seconds,
     env=os.environ | {"JAX_PLATFORMS": "cpu", "PYTHON": sys.executable, "PATH": "/usr/bin:/bin"} | env,
   )  # fmt: skip
   assert done.returncode == code, done.stdout[-1500:] + done.stderr[-1500:]
@@ -117,3 +118,27 @@ def test_a_sweep_runs_once(tmp_path):
   output = launch("sweep.py", *common)
   assert output.count("lmjax train") == 2 and sum("peak_lr-" in line for line in output.splitlines()[-2:]) == 2
   assert "lmjax train" not in launch("sweep.py", *common)
+
+
+def test_rlhf_is_four_stages():
+  output = launch("rlhf.sh", "--files", "my.json", "--workdir", "w", "--steps", 3, "--dry-run")
+  for stage in ("sft", "reward", "ppo", "dpo"):
+    assert f"train --config configs/{stage}.py:" in output.replace("\\", "") and f"--workdir w/{stage} " in output
+  assert "start=w/sft,reward=w/reward,files=my.json" in output.replace("\\", "")
+  assert output.count("--config.steps=3") == 4
+  assert "--files is required" in launch("rlhf.sh", code=2)
+
+
+@pytest.mark.slow
+def test_rlhf_runs_and_resumes(tmp_path):
+  """Two steps of every stage; the second time, every stage is finished."""
+  words = ["red", "blue", "green", "old", "new", "big", "small", "hot", "cold", "dry"]
+  pairs = [(a, b) for a in words for b in words if a != b]
+  records = [
+    {"prompt": f"What comes after {a} {b}?", "chosen": f"{b} {a}", "rejected": f"{a} {a} {b} {b}"} for a, b in pairs
+  ]
+  (tmp_path / "my.json").write_text(json.dumps(records))
+  arguments = ["--files", tmp_path / "my.json", "--workdir", tmp_path / "w", "--steps", 2]
+  first = launch("rlhf.sh", *arguments, seconds=900)
+  assert first.count("step 2/2") == 4 and "policy_win_rate" in first and "== an answer of dpo" in first
+  assert launch("rlhf.sh", *arguments, seconds=900).count("is finished: step 2 of 2") == 4

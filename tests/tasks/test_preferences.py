@@ -18,9 +18,10 @@ from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.preferences import Preference
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.parallel.sharding import LogicallyPartitioned
-from lmjax.tasks.base import FrozenModel
+from lmjax.tasks.base import FrozenModel, weighted_sum
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.dpo import DPO
+from lmjax.tasks.orpo import ORPO
 from lmjax.tasks.reward import RewardModel
 from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils.errors import UserError
@@ -164,6 +165,34 @@ def test_losses_are_those_of_the_papers(name):
   assert float(terms["loss"].count) == float(task.counts(batch)["loss"]) == 3
 
 
+@dataclasses.dataclass(frozen=True)
+class GivenORPO(ORPO):
+  """The log probability of each target is a parameter."""
+
+  def log_probs(self, params, batch, *, rng=None):
+    return params
+
+
+def test_the_loss_of_odds_ratios_is_that_of_the_paper():
+  reader, tokenizer, batch = rows()
+  task = task_of(reader, tokenizer, GivenORPO, beta=0.4)
+  policy = -np.random.default_rng(0).exponential(size=batch["targets"].shape).astype(np.float32)
+  terms, _ = task.loss(jnp.asarray(policy), {}, {}, batch)
+  nll, tokens, odds = 0.0, 0.0, []
+  for group in sums_of(task, batch, policy):
+    nll, tokens = nll - group[0][0], tokens + group[0][1]
+    p = [math.exp(total / size) for total, size in group]
+    pairs = list(itertools.combinations([x / (1 - x) for x in p], 2))
+    odds.append(np.mean([-math.log(sigmoid(math.log(better / worse))) for better, worse in pairs]))
+  counts = task.counts(batch)
+  assert terms["nll"].value() == pytest.approx(nll / tokens, rel=1e-4) and float(counts["nll"]) == tokens
+  assert terms["odds"].value() == pytest.approx(np.mean(odds), rel=1e-4) and float(counts["odds"]) == 3
+  loss = float(weighted_sum(task, terms, counts))
+  assert loss == pytest.approx(nll / tokens + 0.4 * np.mean(odds), rel=1e-4)
+  certain = task.loss(jnp.zeros_like(policy), {}, {}, batch)[0]["odds"].value()
+  assert certain == pytest.approx(math.log(2), rel=1e-4), "P = 1 has finite odds"
+
+
 def test_answers_in_a_row_have_the_log_probabilities_of_each_alone():
   reader, tokenizer, batch = rows()
   task = task_of(reader, tokenizer)
@@ -174,7 +203,7 @@ def test_answers_in_a_row_have_the_log_probabilities_of_each_alone():
     np.testing.assert_allclose(own, alone, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "reward:answers=3"])
+@pytest.mark.parametrize("name", ["sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "orpo", "reward:answers=3"])
 def test_configs_build(name):
   file, _, choice = name.partition(":")
   run = experiment.build(config.load(f"configs/{file}.py:{choice},debug"), devices=jax.devices())
