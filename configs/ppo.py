@@ -9,8 +9,9 @@ code. A Python function of prompt and answer takes the place of the reward model
 --config.task.rewards="[{'kind': 'lmjax.tasks.rl.rewards:FunctionReward', 'function': 'module:name'}]".
 
 preset: small has the values of a small decoder on two CPU cores; instructgpt those of the paper's appendix C.4: 512
-prompts a rollout, in minibatches of 64, one inner epoch, kl 0.02, 256,000 episodes, a moving average of 0.992 and -1
-for an answer without an end; its rates of 9e-6 were chosen for models of 1.3 to 175 B parameters.
+prompts a rollout, in minibatches of 64, one inner epoch, kl 0.02, 256,000 episodes, a moving average of 0.992, rewards
+normalised by the first rollout, and -1 for an answer without an end; its rate of 9e-6 was chosen for models of 1.3 to
+175 B parameters. Not in it: the paper's pretraining mix, and its value network of its own.
 
 Hardware: two CPU cores for a small model. Time and expected result: not measured yet; the first ratio is 1, and the
 reward rises while kl, of a whole answer, stays bounded.
@@ -31,7 +32,7 @@ PRESETS = {
   "instructgpt": dict(
     steps=4000,
     batch=512,
-    task=dict(minibatches=8, epochs=1, kl=0.02, decay=0.95, clip=0.2, value_clip=0.2, unfinished=-1.0),
+    task=dict(minibatches=8, epochs=1, kl=0.02, decay=0.95, clip=0.2, value_clip=0.2, normalise=True, unfinished=-1.0),
     optim=dict(peak_lr=9e-6, b2=0.95, schedule="constant", warmup=10, ema=0.992),
   ),
 }

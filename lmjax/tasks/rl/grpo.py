@@ -126,4 +126,5 @@ class GRPO(Policy):
     if self._kl_in_loss:
       per_token["token_kl"] = kl_estimate(log_probs - batch["reference_log_probs"], self.kl_estimator)
     weights, count = averaged(batch["weights"], self.average)
-    return {name: Mean(jnp.sum(weights * values), count) for name, values in per_token.items()}, carry
+    means = {name: Mean(jnp.sum(weights * values), count) for name, values in per_token.items()}
+    return means, self.next_carry(carry, batch)

@@ -22,6 +22,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 Arrays = dict[str, np.ndarray]
+SCALE = ("reward_mean", "reward_deviation")  # of the rewards of the first rollout
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +33,14 @@ class Policy(WithReference):
   passes of `minibatches` updates. Log-probabilities of the policy that wrote them are those of the trainer's own
   forward pass, so that ratios are 1 at the first update.
 
-  rewards: their weighted sum is the reward of an answer. temperature: of sampling, which also divides the scores in
-  training. unfinished: the reward of an answer without an end token; None leaves it to the rewards. answer_tokens: of
-  an answer, at most. text: how answers are read. The data sets the last two.
+  rewards: their weighted sum is the reward of an answer. normalise: the mean and the deviation of the first rollout's
+  rewards, which the policy at the start wrote, become 0 and 1; checkpoints keep them. temperature: of sampling, which
+  also divides the scores in training. unfinished: the reward of an answer without an end token, after that; None leaves
+  it to the rewards. answer_tokens: of an answer, at most. text: how answers are read. The data sets the last two.
   """
 
   rewards: tuple[Reward, ...] = ()
+  normalise: bool = False
   temperature: float = 1.0
   samples: int = 1
   minibatches: int = 1
@@ -99,7 +102,15 @@ class Policy(WithReference):
     rows = max(batch * self.samples // self.minibatches, 1)
     spec = {key: jax.ShapeDtypeStruct((rows, length), jnp.int32) for key in ("inputs", "positions", "segments")}
     per_token = {"targets": jnp.int32} | dict.fromkeys(("weights", *self.experience_keys()), jnp.float32)
-    return spec | {key: jax.ShapeDtypeStruct((rows, self.answer_tokens), dtype) for key, dtype in per_token.items()}
+    spec |= {key: jax.ShapeDtypeStruct((rows, self.answer_tokens), dtype) for key, dtype in per_token.items()}
+    return spec | {key: jax.ShapeDtypeStruct((rows,), jnp.float32) for key in (SCALE if self.normalise else ())}
+
+  def initial_carry(self, batch: int) -> Tree:
+    return {key: jnp.zeros(()) for key in (SCALE if self.normalise else ())}  # a deviation of 0: not known yet
+
+  def next_carry(self, carry: Tree, batch: Batch) -> Tree:
+    """Returns the carry with the scale of rewards, which is the same in all rows."""
+    return carry | {key: batch[key][0] for key in (SCALE if self.normalise else ())}
 
   def reads(self, batch: int, length: int) -> Spec:
     kinds = {"inputs": jnp.int32, "segments": jnp.int32, "weights": jnp.float32}
@@ -150,12 +161,11 @@ class Policy(WithReference):
   def score(
     self, frozen: Mapping[str, FrozenModel], rollout: Rollout, rows: int
   ) -> tuple[np.ndarray, dict[str, float]]:
-    """Returns the reward of each answer [N], and metrics: the mean of each part.
+    """Returns the sum of the rewards of each answer [N], and metrics: the mean of each part.
 
     Args:
       rows: that a model scores at a time.
     """
-    assert self.text is not None
     texts = functools.cache(lambda: self.texts(rollout))
     batches, total, means = split(rollout.rows(), rows), np.zeros(len(rollout.answers), np.float32), {}
     for i, reward in enumerate(self.rewards):
@@ -164,9 +174,15 @@ class Policy(WithReference):
         raise UserError(f"config.task.rewards: {int((~np.isfinite(scores)).sum())} scores of part {i} are not finite")
       means[f"reward_{reward.name or i}"] = float(scores.mean())
       total += reward.weight * scores
-    if self.unfinished is not None:
-      total = np.where(rollout.finished(self.text.ends), total, np.float32(self.unfinished))
     return total, means if len(means) > 1 else {}
+
+  def settle(self, scores: np.ndarray, rollout: Rollout, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
+    """Returns the rewards that are learned from [N]: scaled, and those of unfinished answers replaced."""
+    assert self.text is not None
+    scores = ((scores - mean) / deviation).astype(np.float32)
+    if self.unfinished is None:
+      return scores
+    return np.where(rollout.finished(self.text.ends), scores, np.float32(self.unfinished))
 
   def collect(
     self, params: Tree, frozen: Mapping[str, FrozenModel], carry: Tree, batch: Batch, rng: jax.Array
@@ -182,11 +198,15 @@ class Policy(WithReference):
     scores, parts = self.score(frozen, rollout, updates)
     measured = [whole(_measure(self, params, dict(frozen), on_mesh(part))) for part in split(rows, updates)]
     joined = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
-    experience, metrics = self.experience(carry, rollout, joined, scores)
-    mask = rollout.mask
+    mask, scale = rollout.mask, {}
+    if self.normalise:
+      known = {key: float(value) for key, value in whole({key: carry[key] for key in SCALE}).items()}
+      own = dict(zip(SCALE, (float(scores.mean()), max(float(scores.std()), 1e-6)), strict=True))
+      scale = known if known["reward_deviation"] else own
+    settled = self.settle(scores, rollout, scale.get("reward_mean", 0.0), scale.get("reward_deviation", 1.0))
+    experience, metrics = self.experience(carry, rollout, joined, settled)
     metrics |= parts | {
       "reward": float(scores.mean()),
-      "reward_deviation": float(scores.std()),
       "entropy": masked_mean(joined["entropy"], mask),
       "answer_tokens": float(mask.sum(axis=1).mean()),
       "finished": float(rollout.finished(self.text.ends).mean()),
@@ -195,7 +215,7 @@ class Policy(WithReference):
       "rollout_seconds": written - start,
       "scoring_seconds": time.monotonic() - written,
     }
-    rows |= experience
+    rows |= experience | {key: np.full(len(mask), value, np.float32) for key, value in scale.items()}
     keys = self.spec(1, rows["inputs"].shape[1])
     for epoch in jax.random.split(order, self.epochs):
       shuffled = np.asarray(jax.random.permutation(epoch, len(mask)))

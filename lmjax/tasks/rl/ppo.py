@@ -78,7 +78,7 @@ class PPO(Policy):
     return spec | growth if self.target_kl else spec
 
   def initial_carry(self, batch: int) -> Tree:
-    return {"kl": jnp.float32(self.kl)} if self.target_kl else {}
+    return super().initial_carry(batch) | ({"kl": jnp.float32(self.kl)} if self.target_kl else {})
 
   def measure(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> dict[str, jax.Array]:
     x, log_probs, entropy = self.policy(params, batch)
@@ -129,6 +129,7 @@ class PPO(Policy):
     }
     count = jnp.sum(batch["weights"])
     means = {name: Mean(jnp.sum(batch["weights"] * values), count) for name, values in per_token.items()}
+    carry = self.next_carry(carry, batch)
     if self.target_kl:
-      carry = {"kl": carry["kl"] * jnp.exp(jnp.sum(batch["kl_growth"]))}
+      carry = carry | {"kl": carry["kl"] * jnp.exp(jnp.sum(batch["kl_growth"]))}
     return means, carry

@@ -237,7 +237,7 @@ def test_kl_is_part_of_the_reward_of_each_token(estimator):
   task, _, rollout, own = measured(PPO)
   task = dataclasses.replace(task, kl=0.5, kl_estimator=estimator, decay=1.0, unfinished=-2.0)
   own = own | {"reference_log_probs": own["old_log_probs"] - 0.3 * rollout.mask}
-  scores = task.score({}, rollout, ROWS)[0]
+  scores = task.settle(task.score({}, rollout, ROWS)[0], rollout)
   experience, metrics = task.experience({}, rollout, own, scores)
   kl = {"k1": 0.3, "k2": 0.045, "k3": math.exp(-0.3) - 1 + 0.3}[estimator]
   for i, size in enumerate(rollout.mask.sum(axis=1).astype(int)):
@@ -258,6 +258,23 @@ def test_rewards_are_added_with_their_weights():
   first, second = [vowels("", t) for t in texts], [sum("a" <= c <= "m" for c in t) / max(len(t), 1) for t in texts]
   np.testing.assert_allclose(scores, 2 * np.array(first) + np.array(second), rtol=1e-5)
   assert parts == {"reward_vowels": pytest.approx(np.mean(first)), "reward_1": pytest.approx(np.mean(second))}
+
+
+def test_rewards_are_normalised_by_the_first_rollout():
+  """Its mean becomes 0 and its deviation 1; the next rollout has the same constants, and so has a run that resumes."""
+  task, params, prompts, rollout = made(normalise=True, unfinished=-3.0, decay=1.0)
+  raw = task.score({}, rollout, ROWS)[0]
+  (part, metrics), *_ = collected(task, params, prompts)
+  mean, deviation = (np.asarray(part[key]) for key in ("reward_mean", "reward_deviation"))
+  carry = task.loss(params, {}, task.initial_carry(ROWS), part)[1]
+  assert mean.tolist() == [float(carry["reward_mean"])] * ROWS and float(carry["reward_deviation"]) == deviation[0] > 0
+  white = task.settle(raw, rollout, mean[0], deviation[0])
+  ended = rollout.finished(task.text.ends)
+  np.testing.assert_allclose(white[ended], ((raw - mean[0]) / deviation[0])[ended], rtol=1e-5)
+  assert (white[~ended] == -3).all()
+  (again, later), *_ = collected(task, params, prompts, carry, seed=4)
+  np.testing.assert_array_equal(again["reward_mean"], mean)
+  assert metrics["reward"] == pytest.approx(float(mean[0]), abs=1e-6) != later["reward"]
 
 
 def test_groups_and_answers_that_are_left_out():
