@@ -131,14 +131,14 @@ def test_rlhf_is_four_stages():
 
 @pytest.mark.slow
 def test_rlhf_runs_and_resumes(tmp_path):
-  """Two steps of every stage; the second time, every stage is finished."""
+  """A rollout of PPO, and as many steps of the others; the second time, every stage is finished."""
   words = ["red", "blue", "green", "old", "new", "big", "small", "hot", "cold", "dry"]
   pairs = [(a, b) for a in words for b in words if a != b]
   records = [
     {"prompt": f"What comes after {a} {b}?", "chosen": f"{b} {a}", "rejected": f"{a} {a} {b} {b}"} for a, b in pairs
   ]
   (tmp_path / "my.json").write_text(json.dumps(records))
-  arguments = ["--files", tmp_path / "my.json", "--workdir", tmp_path / "w", "--steps", 2]
+  arguments = ["--files", tmp_path / "my.json", "--workdir", tmp_path / "w", "--steps", 4]
   first = launch("rlhf.sh", *arguments, seconds=900)
-  assert first.count("step 2/2") == 4 and "policy_win_rate" in first and "== an answer of dpo" in first
-  assert launch("rlhf.sh", *arguments, seconds=900).count("is finished: step 2 of 2") == 4
+  assert first.count("step 4/4") == 4 and "policy_win_rate" in first and "== an answer of dpo" in first
+  assert launch("rlhf.sh", *arguments, seconds=900).count("is finished: step 4 of 4") == 4

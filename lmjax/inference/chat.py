@@ -16,6 +16,7 @@ from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.inference.stream_text import StreamedText
 from lmjax.storage.base import LoadedModel
+from lmjax.tasks.base import Base
 from lmjax.tasks.encode import Encode
 from lmjax.utils import files
 from lmjax.utils.errors import UserError
@@ -42,8 +43,8 @@ class Chat:
 
   def __post_init__(self):
     task, tokenizer = self.loaded.task, self.loaded.tokenizer
-    if task.model.kind != "decoder" or isinstance(task, Encode) or task.heads():
-      raise UserError("chat: this model writes no text after a prompt; use a decoder without a head")
+    if task.model.kind != "decoder" or isinstance(task, Encode) or type(task).scored is Base.scored:
+      raise UserError("chat: this model writes no text after a prompt; use a decoder that predicts tokens")
     if not self.template and not getattr(tokenizer, "chat_template", None):
       raise UserError(
         "chat: the model has no chat template, so it was not trained on dialogues; to talk to it anyway, add "

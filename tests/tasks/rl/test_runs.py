@@ -7,8 +7,12 @@ import pytest
 
 from lmjax import config, experiment
 from lmjax.__main__ import main
+from lmjax.inference.chat import Chat
+from lmjax.storage.base import LoadedModel
 from lmjax.storage.run import RunFolder
+from lmjax.tasks.reward import RewardModel
 from lmjax.tasks.rl.ppo import PPO
+from lmjax.utils.errors import UserError
 
 SMALL = ["--config.steps=8", "--config.evals.every=8", "--config.checkpoint.every=4", "--config.batch=4"]
 SMALL += ["--config.data.source={'kind': 'lmjax.data.sources.python_prompts:PythonDocPrompts', 'split': ':2%'}"]
@@ -85,3 +89,11 @@ def test_the_rows_of_an_update_are_planned():
   run = experiment.build(settings)
   assert run.rows == 8 and run.task.spec(6, 48)["inputs"].shape == (8, 48)
   assert run.task.reads(6, 32)["inputs"].shape == (6, 32)
+
+
+def test_chat_talks_to_a_policy_and_not_to_a_reward_model():
+  """A value head does not keep a decoder from writing; a model that predicts no tokens is refused."""
+  run = experiment.build(config.load("configs/ppo.py:debug"))
+  Chat(LoadedModel(run.task, run.tokenizer, 48, run.layout, {}, 0, {}))
+  with pytest.raises(UserError, match="a decoder that predicts tokens"):
+    Chat(LoadedModel(RewardModel(run.task.model), run.tokenizer, 48, run.layout, {}, 0, {}))
