@@ -40,7 +40,7 @@ class PolicyReward:
     def measure(params: Tree) -> dict[str, float]:
       rollout = task.rollout(params, batch, rng, 1)
       scores, parts = task.score(context.frozen, rollout, len(rollout.answers))
-      scores = task.settle(scores, rollout)
+      scores = task.final_scores(scores, rollout)
       assert task.text is not None
       means = {f"reward{name.removeprefix('reward')}": value for name, value in parts.items()}
       means |= {"reward": float(scores.mean()), "answer_tokens": float(rollout.mask.sum(axis=1).mean())}
@@ -49,7 +49,7 @@ class PolicyReward:
       if model is not None:
         if not reference:
           own = dataclasses.replace(task, model=model[0].model).rollout(model[1], batch, rng, 1)
-          reference.append(task.settle(task.score(context.frozen, own, len(own.answers))[0], own))
+          reference.append(task.final_scores(task.score(context.frozen, own, len(own.answers))[0], own))
         means["win_rate"] = float(np.mean((scores > reference[0]) + 0.5 * (scores == reference[0])))
         means["reward_gain"] = float(np.mean(scores - reference[0]))
       if jax.process_index() == 0:

@@ -176,7 +176,7 @@ class Policy(WithReference):
       total += reward.weight * scores
     return total, means if len(means) > 1 else {}
 
-  def settle(self, scores: np.ndarray, rollout: Rollout, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
+  def final_scores(self, scores: np.ndarray, rollout: Rollout, mean: float = 0.0, deviation: float = 1.0) -> np.ndarray:
     """Returns the rewards that are learned from [N]: scaled, and those of unfinished answers replaced."""
     assert self.text is not None
     scores = ((scores - mean) / deviation).astype(np.float32)
@@ -203,8 +203,8 @@ class Policy(WithReference):
       known = {key: float(value) for key, value in whole({key: carry[key] for key in SCALE}).items()}
       own = dict(zip(SCALE, (float(scores.mean()), max(float(scores.std()), 1e-6)), strict=True))
       scale = known if known["reward_deviation"] else own
-    settled = self.settle(scores, rollout, scale.get("reward_mean", 0.0), scale.get("reward_deviation", 1.0))
-    experience, metrics = self.experience(carry, rollout, joined, settled)
+    final = self.final_scores(scores, rollout, scale.get("reward_mean", 0.0), scale.get("reward_deviation", 1.0))
+    experience, metrics = self.experience(carry, rollout, joined, final)
     metrics |= parts | {
       "reward": float(scores.mean()),
       "entropy": masked_mean(joined["entropy"], mask),

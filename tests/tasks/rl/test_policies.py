@@ -237,7 +237,7 @@ def test_kl_is_part_of_the_reward_of_each_token(estimator):
   task, _, rollout, own = measured(PPO)
   task = dataclasses.replace(task, kl=0.5, kl_estimator=estimator, decay=1.0, unfinished=-2.0)
   own = own | {"reference_log_probs": own["old_log_probs"] - 0.3 * rollout.mask}
-  scores = task.settle(task.score({}, rollout, ROWS)[0], rollout)
+  scores = task.final_scores(task.score({}, rollout, ROWS)[0], rollout)
   experience, metrics = task.experience({}, rollout, own, scores)
   kl = {"k1": 0.3, "k2": 0.045, "k3": math.exp(-0.3) - 1 + 0.3}[estimator]
   for i, size in enumerate(rollout.mask.sum(axis=1).astype(int)):
@@ -268,7 +268,7 @@ def test_rewards_are_normalised_by_the_first_rollout():
   mean, deviation = (np.asarray(part[key]) for key in ("reward_mean", "reward_deviation"))
   carry = task.loss(params, {}, task.initial_carry(ROWS), part)[1]
   assert mean.tolist() == [float(carry["reward_mean"])] * ROWS and float(carry["reward_deviation"]) == deviation[0] > 0
-  white = task.settle(raw, rollout, mean[0], deviation[0])
+  white = task.final_scores(raw, rollout, mean[0], deviation[0])
   ended = rollout.finished(task.text.ends)
   np.testing.assert_allclose(white[ended], ((raw - mean[0]) / deviation[0])[ended], rtol=1e-5)
   assert (white[~ended] == -3).all()
