@@ -30,6 +30,7 @@ COMMANDS = {
   "fill": "predict masked tokens",
   "predict": "labels of texts, by a model that classifies",
   "compress": "quantize and prune a trained model",
+  "lottery": "find sparse networks that train well from their start",
   "convert": "convert models to and from Hugging Face's format",
   "show": "show the parameters of a saved model",
   "report": "one page about one run or several",

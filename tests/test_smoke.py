@@ -23,7 +23,7 @@ VARIANTS = [
   *(f"t5:size={size}" for size in ("mini", "small", "base", "large", "3b", "11b")),
   *(f"t5:size=v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")), "t5:size=mini,consecutive",
   "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "orpo", "reward",
-  "distill", "distilbert",
+  "distill", "distilbert", "lottery",
   "ppo", "ppo:preset=instructgpt", *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
 ]  # fmt: skip

@@ -4,8 +4,9 @@
     lmjax compress --workdir model.gguf --output small --quantize int4 --group 64 --gptq --calibration text.txt
     lmjax compress --workdir runs/gpt2 --output sparse --prune magnitude --sparsity 0.5
     lmjax compress --workdir model.gguf --output sparse --prune wanda --structure 2:4 --calibration text.txt
+    lmjax compress --workdir runs/gpt2 --output smaller --remove heads=0.5 --remove mlp=0.25 --score taylor
 
-The copy is opened by every command that opens the model. What --prune does comes before --quantize.
+The copy is opened by every command that opens the model. First comes --remove, then --prune, then --quantize.
 """
 
 import dataclasses
@@ -17,7 +18,9 @@ from lmjax.compression.gptq import GPTQ
 from lmjax.compression.method import Method
 from lmjax.compression.one_shot import SCORES, OneShot
 from lmjax.compression.quantize import DTYPES, Quantize
-from lmjax.inference.compress import compress, windows
+from lmjax.compression.remove import SCORES as REMOVAL_SCORES
+from lmjax.compression.remove import STRUCTURES, Remove
+from lmjax.inference.compress import compress, task_batches, windows
 from lmjax.inference.output import show
 from lmjax.logs import console
 from lmjax.storage.compressed import refuse_existing
@@ -31,6 +34,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--workdir", required=True, help="a run folder, a GGUF file, or a Hugging Face folder")
   parser.add_argument("--output", required=True, help="the folder to write, which does not exist yet")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
+  parser.add_argument(
+    "--remove", action="append", metavar="WHAT=FRACTION", default=[], help=f"make {', '.join(STRUCTURES)} fewer"
+  )
+  parser.add_argument("--score", choices=REMOVAL_SCORES, help="what is removed first; default magnitude")
   parser.add_argument("--quantize", choices=tuple(DTYPES), help="the type of kernels")
   parser.add_argument("--group", type=int, default=0, help="inputs that share a scale; default all of an output")
   parser.add_argument("--asymmetric", action="store_true", help="an offset for each scale")
@@ -48,6 +55,8 @@ def main(arguments: list[str]) -> int:
   options = parse(parser, arguments)
   refuse_existing(options.output)
   targets = {} if options.targets is None else {"targets": options.targets}
+  if options.score and not options.remove:
+    raise UserError("compress: --score needs --remove")
   methods: list[Method] = []
   if not options.prune and (options.sparsity is not None or options.structure is not None):
     raise UserError("compress: --sparsity and --structure need --prune")
@@ -57,6 +66,10 @@ def main(arguments: list[str]) -> int:
   if options.tokens < 1:
     raise UserError(f"compress: --tokens must be at least 1, not {options.tokens}")
   try:
+    removals = [
+      Remove(what, float(fraction), options.score or "magnitude", options.seed)
+      for what, _, fraction in (text.partition("=") for text in options.remove)
+    ]
     if options.prune:
       structure = options.structure or ("output" if options.prune == "wanda" else "layer")
       if ":" in structure and options.sparsity is not None:
@@ -71,19 +84,23 @@ def main(arguments: list[str]) -> int:
       )
   except ValueError as error:
     raise UserError(f"compress: {error}") from error
-  if not methods:
-    raise UserError("compress: give --quantize or --prune")
+  if not methods and not removals:
+    raise UserError("compress: give --quantize, --prune or --remove")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
     raise UserError("compress: --prune wanda and --gptq need --calibration, a text file")
-  if options.calibration and not needing:
-    raise UserError("compress: --calibration is for --prune wanda and --gptq")
+  taylor = any(removal.needs_batches for removal in removals)
+  if options.calibration and not needing and not taylor:
+    raise UserError("compress: --calibration is for --prune wanda, --gptq and --score taylor")
   saved = storage.open(options.workdir, options.step)
-  record, inputs = {}, None
+  record, inputs, batches = {}, None, []
+  if taylor:
+    batches = task_batches(saved, options.calibration, options.tokens, options.seed)
+    record = {"gradients": {"file": options.calibration, "batches": len(batches), "seed": options.seed}}
   if needing:
     inputs = windows(saved, options.calibration, options.tokens, options.seed)
-    record = {"calibration": {"file": options.calibration, "tokens": int(inputs["inputs"].size), "seed": options.seed}}
-  report = compress(saved, options.output, methods, record, inputs)
+    record |= {"calibration": {"file": options.calibration, "tokens": int(inputs["inputs"].size), "seed": options.seed}}
+  report = compress(saved, options.output, methods, record, inputs, removals, batches)
   show(report.table().rich())
   for line in report.lines():
     console.print(line)

@@ -9,14 +9,49 @@ from flax import traverse_util
 
 from lmjax.compression import masks
 from lmjax.compression.method import check_pattern
-from lmjax.parallel.sharding import is_partitioned
+from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.pytree import Tree
 
 
+class Masked:
+  """What transforms with masks share: kernels are multiplied by masks, which are saved."""
+
+  targets: str  # a regular expression that is searched in the paths of kernels
+
+  def kernels(self, params: Tree) -> dict[str, LogicallyPartitioned]:
+    """Returns the kernels that have masks, of named parameters, by path names.
+
+    Raises:
+      UserError: there are none.
+    """
+    named = pytree.named_leaves(params, is_leaf=is_partitioned)
+    kernels = [name for name in named if name.endswith("kernel")]
+    targets = {name: named[name] for name in kernels if re.search(self.targets, name)}
+    if not targets:
+      raise UserError(
+        f"transform.targets={self.targets!r} matches no kernel; those of this model: {one_line(', '.join(kernels))}"
+      )
+    return targets
+
+  def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
+    kept = pytree.named_leaves(state["masks"])
+    return pytree.map_named(lambda name, leaf: leaf * kept[name] if name in kept else leaf, params)
+
+  def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
+    return self.forward(params, state, {}), state  # zero in checkpoints, whatever the optimizer has added
+
+  def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
+    return self.forward(params, state, frozen)
+
+  def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
+    kept = jax.tree.leaves(state["masks"])
+    return {"sparsity": 1 - sum(jnp.sum(mask) for mask in kept) / sum(mask.size for mask in kept)}
+
+
 @dataclasses.dataclass(frozen=True)
-class Prune:
+class Prune(Masked):
   """Kernels lose their lowest values, which stay zero.
 
     sparsity(step) = sparsity * (1 - (1 - t)^3),  t = (step - begin) / (end - begin) from 0 to 1
@@ -53,13 +88,7 @@ class Prune:
     check_pattern(self.targets)
 
   def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
-    named = pytree.named_leaves(params, is_leaf=is_partitioned)
-    kernels = [name for name in named if name.endswith("kernel")]
-    targets = {name: named[name] for name in kernels if re.search(self.targets, name)}
-    if not targets:
-      raise UserError(
-        f"transform.targets={self.targets!r} matches no kernel; those of this model: {one_line(', '.join(kernels))}"
-      )
+    targets = self.kernels(params)
     kept = {name: jnp.ones(box.value.shape, bool) for name, box in targets.items()}
     if not self.end:
       values = {name: box.value for name, box in targets.items()}
@@ -83,17 +112,13 @@ class Prune:
       return {name: ~lost for name, lost in masks.removed_globally(scores, sparsity).items()}
     return {name: ~masks.removed(score, axes[name], self.structure, sparsity) for name, score in scores.items()}
 
-  def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
-    kept = pytree.named_leaves(state["masks"])
-    return pytree.map_named(lambda name, leaf: leaf * kept[name] if name in kept else leaf, params)
-
   def update(self, params: Tree, grads: Tree, state: Tree, step: jax.Array) -> tuple[Tree, Tree]:
     if self.end:
       masks_ = jax.lax.cond(
         self._is_due(step), self._grow, lambda params, masks_, step: masks_, params, state["masks"], step
       )
       state = {"masks": masks_}
-    return self.forward(params, state, {}), state  # zero in checkpoints, whatever the optimizer has added
+    return super().update(params, grads, state, step)
 
   def _is_due(self, step: jax.Array) -> jax.Array:
     inside = (step >= self.begin) & (step <= self.end)
@@ -109,10 +134,3 @@ class Prune:
     }
     after = self._kept({name: named[name] for name in before}, before, axes, self.sparsity * (1 - (1 - time) ** 3))
     return traverse_util.unflatten_dict(after, sep="/")
-
-  def merge(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
-    return self.forward(params, state, frozen)
-
-  def metrics(self, params: Tree, state: Tree) -> dict[str, jax.Array]:
-    kept = jax.tree.leaves(state["masks"])
-    return {"sparsity": 1 - sum(jnp.sum(mask) for mask in kept) / sum(mask.size for mask in kept)}

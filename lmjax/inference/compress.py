@@ -1,6 +1,7 @@
 """Compression of a saved model: what is applied, what it costs on disk, and how far each parameter moved."""
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +11,15 @@ import numpy as np
 from etils import epath
 
 from lmjax.compression.method import Method
+from lmjax.compression.remove import Remove
 from lmjax.inference.table import DisplayTable
 from lmjax.layers.leaves import Parameter, dense
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.storage import compressed
 from lmjax.storage.base import SavedModel
+from lmjax.storage.run import RunFolder
+from lmjax.tasks.base import Base
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError
 
@@ -28,6 +32,7 @@ class Report:
   """
 
   parameters: int
+  parameters_before: int
   nonzero: int
   bytes_before: int
   bytes_after: int
@@ -41,8 +46,9 @@ class Report:
   def lines(self) -> list[str]:
     """Returns the totals in words."""
     kept = self.nonzero / max(self.parameters, 1)
+    before = f"; {self.parameters_before:,} before" if self.parameters != self.parameters_before else ""
     return [
-      f"parameters: {self.parameters:,}, of which {self.nonzero:,} are not zero ({kept:.1%})",
+      f"parameters: {self.parameters:,}, of which {self.nonzero:,} are not zero ({kept:.1%}){before}",
       f"weights on disk: {self.bytes_after:,} bytes; {self.bytes_before:,} before; "
       f"{self.bytes_after / (4 * self.parameters):.1%} of float32",
     ]
@@ -50,13 +56,16 @@ class Report:
 
 def compress(
   saved: SavedModel, output: epath.PathLike, methods: Sequence[Method], record: Mapping[str, Any] | None = None,
-  inputs: Mapping[str, jax.Array] | None = None,
+  inputs: Mapping[str, jax.Array] | None = None, removals: Sequence[Remove] = (),
+  batches: Sequence[Mapping[str, jax.Array]] = (),
 ) -> Report:  # fmt: skip
   """Writes a saved model to a new folder with methods applied to its parameters, one after the other.
 
   Args:
     record: what config.json says besides the methods, such as the calibration data.
     inputs: a batch for methods that look at what the model reads; see `windows`.
+    removals: come before the methods, and change the model's config.
+    batches: of the task, for removals by Taylor scores; see `task_batches`.
 
   Raises:
     UserError: the output is there already, or a method cannot be applied; nothing is written then.
@@ -67,17 +76,25 @@ def compress(
   boxes: dict[str, LogicallyPartitioned] = pytree.named_leaves(saved.named, is_leaf=is_partitioned)
   layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
   arrays: dict[str, jax.Array] = pytree.named_leaves(saved.arrays(saved.named, layout))
-  params: dict[str, Parameter] = dict(arrays)
-  config = saved.task.model.config
+  parameters_before = sum(box.size() for box in boxes.values())
+  config, removed = saved.task.model.config, {}
   changes = {"dtype": "float32"} | ({"remat": "none"} if hasattr(config, "remat") else {})
   model = type(saved.task.model)(dataclasses.replace(config, **changes))
   task = dataclasses.replace(saved.task, model=model)
+  for removal in removals:
+    changed, arrays = removal.apply(
+      task, {name: box.replace(value=arrays[name]) for name, box in boxes.items()}, batches
+    )
+    model = type(model)(dataclasses.replace(task.model.config, **changed))
+    task, removed = dataclasses.replace(task, model=model), removed | changed
+  boxes = {name: box.replace(value=arrays[name]) for name, box in boxes.items()}
+  params: dict[str, Parameter] = dict(arrays)
   for method in methods:
     boxed = {name: box.replace(value=params[name]) for name, box in boxes.items()}
     params = method.apply(task, boxed, inputs)
-  described = [compressed.describe(method) for method in methods]
+  described = [compressed.describe(method) for method in (*removals, *methods)]
   source = {"source": str(saved.path), "step": saved.step}
-  compressed.save(output, saved, params, source | {"methods": described} | dict(record or {}))
+  compressed.save(output, saved, params, source | {"methods": described} | dict(record or {}), removed)
   errors, nonzero = {}, 0
   for name, value in params.items():
     new = dense(value, jnp.float32)[: boxes[name].rows]
@@ -88,7 +105,36 @@ def compress(
   parameters = sum(box.size() for box in boxes.values())
   before = sum(leaf.bytes for leaf in saved.leaves.values())
   after = (epath.Path(output).expanduser() / compressed.WEIGHTS).stat().length
-  return Report(parameters, nonzero, before, after, errors)
+  return Report(parameters, parameters_before, nonzero, before, after, errors)
+
+
+def task_batches(saved: SavedModel, file: epath.PathLike | None, tokens: int, seed: int) -> list[dict[str, jax.Array]]:
+  """Returns batches for gradients of the task's loss: of a run's own training data, or for a decoder of a text file.
+
+  Args:
+    tokens: of all batches together.
+
+  Raises:
+    UserError: there is neither a file nor a run with data, or the file is for no decoder; see `windows`.
+  """
+  if file is not None:
+    if saved.task.model.kind != "decoder" or type(saved.task).scored is Base.scored:
+      raise UserError(f"compress: a text file has no targets for {type(saved.task).__name__}; a run has its own data")
+    batch = windows(saved, file, tokens, seed)
+    last = jnp.arange(batch["inputs"].shape[1]) == batch["inputs"].shape[1] - 1
+    batch |= {"targets": jnp.roll(batch["inputs"], -1, axis=1)}
+    batch |= {"weights": jnp.where(last[None], 0.0, jnp.ones(batch["inputs"].shape))}
+    return [{key: value[i : i + 1] for key, value in batch.items()} for i in range(len(batch["inputs"]))]
+  if not isinstance(saved, RunFolder):
+    raise UserError("compress: Taylor scores need a run, whose data they are of, or a text file as --calibration")
+  run = saved.experiment
+  batches = run.data.train(run.tokenizer, run.batch, seed)
+  try:
+    count = max(tokens // (run.batch * run.data.length), 1)
+    keys = run.task.spec(run.batch, run.data.length)
+    return [{key: jnp.asarray(batch[key]) for key in keys} for batch in itertools.islice(batches, count)]
+  finally:
+    batches.close()
 
 
 def windows(saved: SavedModel, file: epath.PathLike, tokens: int, seed: int) -> dict[str, jax.Array]:

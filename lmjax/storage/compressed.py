@@ -280,13 +280,17 @@ def describe(value: Any) -> Any:
   return [describe(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def save(folder: epath.PathLike, source: SavedModel, params: dict[str, Parameter], record: dict[str, Any]) -> None:
+def save(
+  folder: epath.PathLike, source: SavedModel, params: dict[str, Parameter], record: dict[str, Any],
+  changes: dict[str, Any],
+) -> None:  # fmt: skip
   """Writes a compressed model; the folder appears when it is complete.
 
   Args:
     source: the model that was compressed.
     params: by path names.
     record: plain data for the section `compression` of config.json.
+    changes: settings of the model that differ from the source's.
 
   Raises:
     UserError: the folder is there already, or cannot be written.
@@ -297,9 +301,10 @@ def save(folder: epath.PathLike, source: SavedModel, params: dict[str, Parameter
   run = source.config if isinstance(source, RunFolder) else run
   if run:
     settings["run"] = {"format": sections.FORMAT} | run | {"transform": sections.KEYS["transform"], "start": {}}
+    settings["run"]["model"] = run["model"] | changes
   else:
     model, length = source.task.model, source.task.model.config.length
-    config = describe(model.config) | {"kind": f"{type(model).__module__}:{type(model).__qualname__}"}
+    config = describe(model.config) | changes | {"kind": f"{type(model).__module__}:{type(model).__qualname__}"}
     length = (
       source.config["length"]
       if isinstance(source, CompressedFolder)

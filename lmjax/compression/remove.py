@@ -1,0 +1,196 @@
+"""Structured pruning: attention heads, MLP units and layers leave a model, which becomes a smaller dense one."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+
+from lmjax.compression import masks
+from lmjax.compression.lora import first_output
+from lmjax.compression.quantize import QTensor
+from lmjax.parallel.sharding import LogicallyPartitioned
+from lmjax.tasks.base import Task, weighted_sum
+from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
+
+STRUCTURES = {"heads": "heads", "mlp": "mlp", "layers": "depth"}  # and the field of a config that counts them
+AXES = {"heads": ("heads", "kv_heads"), "mlp": ("mlp",), "layers": ("layers",)}
+SCORES = ("magnitude", "random", "taylor")
+Boxes = Mapping[str, LogicallyPartitioned]
+Batch = Mapping[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Remove:
+  """The units with the lowest scores leave each layer, the same number everywhere, so that layers still stack.
+
+    magnitude: the norm of a unit's weights.  random: a control.
+    taylor: mean over batches |sum of gradient * weight| over the weights that read the unit
+
+  The Taylor score is |dL / d xi|, xi a factor of what the unit gives (Michel et al., 2019, arXiv:1905.10650; Molchanov
+  et al., 2017, arXiv:1611.06440).
+
+  structure: `heads`, with grouped queries all heads that share keys and values; `mlp`, units of MLPs; or `layers`, of
+  each stack. fraction: of the units, rounded. Where heads have a bias of positions that all layers share, as in T5, the
+  same heads leave in all layers.
+  """
+
+  structure: str
+  fraction: float
+  score: str = "magnitude"
+  seed: int = 0
+
+  def __post_init__(self):
+    if self.structure not in STRUCTURES:
+      raise ValueError(f"what is removed is {', '.join(STRUCTURES)}, not {self.structure!r}")
+    if self.score not in SCORES:
+      raise ValueError(f"the score is one of {', '.join(SCORES)}, not {self.score!r}")
+    if not 0 <= self.fraction < 1:
+      raise ValueError(f"the fraction is at least 0 and below 1, not {self.fraction}")
+
+  @property
+  def needs_batches(self) -> bool:
+    """Whether it looks at gradients of the task's loss."""
+    return self.score == "taylor"
+
+  def apply(self, task: Task, params: Boxes, batches: Iterable[Batch] = ()) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the settings of the model's config that change, and its parameters by path names.
+
+    Args:
+      task: the model computes in float32.
+      params: arrays with their axis names, by path names.
+      batches: of the task, for Taylor scores.
+
+    Raises:
+      UserError: the model lacks the structure or would lose all of it, or is quantized.
+    """
+    config = task.model.config
+    if any(isinstance(box.value, QTensor) for box in params.values()):
+      raise UserError("remove: the model is quantized; remove what is not needed before it is quantized")
+    self._check(config, params)
+    groups = self._groups(params)
+    scores = self._scores(task, params, groups, batches)
+    kept = {group: self._keep(score) for group, score in scores.items()}
+    arrays = {name: box.value for name, box in params.items()}
+    units = self._units(config)
+    for group, names in groups.items():
+      arrays |= {name: _slice(params[name], AXES[self.structure], kept[group], units) for name in names}
+    return self._changes(config, kept), arrays
+
+  def _check(self, config: Any, params: Boxes) -> None:
+    field = STRUCTURES[self.structure]
+    there = any(set(AXES[self.structure]) & set(box.names) for box in params.values())
+    if not hasattr(config, field) or not there or (self.structure == "layers" and getattr(config, "shared_layers", 0)):
+      raise UserError(f"remove: this model has no {self.structure} that can leave it")
+    if self.structure == "layers" and getattr(config, "scale_by_layer", False):
+      raise UserError("remove: the attention of each layer is scaled by its number, so none can leave")
+
+  def _groups(self, params: Boxes) -> dict[str, list[str]]:
+    """Returns the paths of parameters that lose the same units: those of an attention, of an MLP, of a stack."""
+    groups: dict[str, list[str]] = {}
+    for name, box in params.items():
+      if set(AXES[self.structure]) & set(box.names):
+        group = name.split("/layers/")[0] if self.structure == "layers" else name.rsplit("/", 2)[0]
+        groups.setdefault(group, []).append(name)
+    return groups
+
+  def _scores(
+    self, task: Task, params: Boxes, groups: dict[str, list[str]], batches: Iterable[Batch]
+  ) -> dict[str, jax.Array]:
+    """Returns the scores [layers, units] of each group; of a stack of layers, [1, layers]."""
+    axes, units = AXES[self.structure], self._units(task.model.config)
+    total: dict[str, Any] = {}
+    if self.score == "taylor":
+      count = 0
+      for products in _gradient_times_weight(task, params, batches):
+        for group, names in groups.items():
+          reading = [name for name in names if _reads_units(name, params[name])]
+          parts = [_per_unit(products[name], params[name].names, axes, units) for name in reading]
+          total[group] = total.get(group, 0.0) + abs(sum(parts))
+        count += 1
+      if not count:
+        raise UserError("remove: Taylor scores need batches")
+    else:
+      for group, names in groups.items():
+        squares = (_per_unit(jnp.square(params[n].value), params[n].names, axes, units) for n in names)
+        total[group] = sum(squares)
+        if self.score == "random":
+          total[group] = masks.random_scores(group, total[group].shape, self.seed)
+    shared = [group for group, names in groups.items() if not any(name.endswith("kernel") for name in names)]
+    if shared and self.structure != "layers":  # a bias of positions, which all layers read
+      same = sum(jnp.sum(score, 0, keepdims=True) for group, score in total.items() if group not in shared)
+      total = {group: jnp.broadcast_to(same, jnp.shape(total[group])) for group in groups if group not in shared}
+      total |= dict.fromkeys(shared, same)
+    return total
+
+  def _units(self, config: Any) -> int | None:
+    """Returns the number of units of an axis; None where it is that of its indices."""
+    return getattr(config, "kv_heads", config.heads) if self.structure == "heads" else None
+
+  def _keep(self, scores: jax.Array) -> jax.Array:
+    """Returns the indices [layers, kept] of the highest scores, in their order."""
+    units = scores.shape[1]
+    lost = round(self.fraction * units)
+    if lost == units:
+      raise UserError(f"remove: {self.fraction} of {units} {self.structure} leaves none")
+    return jnp.sort(jnp.argsort(scores, axis=1, stable=True)[:, lost:], axis=1)
+
+  def _changes(self, config: Any, kept: dict[str, jax.Array]) -> dict[str, Any]:
+    count = next(iter(kept.values())).shape[1]
+    if self.structure == "mlp":
+      return {"mlp": count}
+    if self.structure == "heads":
+      own = {"kv_heads": count} if hasattr(config, "kv_heads") else {}
+      return {"heads": count * config.heads // getattr(config, "kv_heads", config.heads)} | own
+    depths = {group.rpartition("/")[2]: indices.shape[1] for group, indices in kept.items()}
+    changes: dict[str, Any] = {"depth": depths.get("encoder", count)}
+    if getattr(config, "decoder_depth", None) is not None:
+      changes["decoder_depth"] = depths["decoder"]
+    if getattr(config, "window_layers", ()):
+      (indices,) = (indices[0].tolist() for indices in kept.values())
+      changes["window_layers"] = tuple(i for i, old in enumerate(indices) if old in config.window_layers)
+      if not changes["window_layers"]:
+        changes["window"] = None  # without a list, it would be that of all layers
+    return changes
+
+
+def _reads_units(name: str, box: LogicallyPartitioned) -> bool:
+  """Returns whether a parameter is a kernel that reads heads or the units of an MLP."""
+  return name.endswith("kernel") and bool({"heads", "mlp"} & set(box.names[: first_output(box.names)]))
+
+
+def _per_unit(x: jax.Array, names: tuple[str | None, ...], axes: tuple[str, ...], units: int | None) -> jax.Array:
+  """Returns the sums [layers, units] of an array; [1, units] where it is not stacked, or layers are the units."""
+  position = next(i for i, axis in enumerate(names) if axis in axes)
+  stacked = int(names[0] == "layers" and position > 0)
+  x = jnp.moveaxis(x, position, stacked)
+  return jnp.sum(x.reshape(x.shape[0] if stacked else 1, units or x.shape[stacked], -1), axis=-1)
+
+
+def _slice(box: LogicallyPartitioned, axes: tuple[str, ...], kept_NxU: jax.Array, units: int | None) -> jax.Array:
+  """Returns a parameter with some units of an axis, in each layer its own."""
+  position = next(i for i, axis in enumerate(box.names) if axis in axes)
+  stacked = int(box.names[0] == "layers" and position > 0)
+  x = jnp.moveaxis(box.value, position, stacked)
+  x = x if stacked else x[None]
+  each = x.shape[1] // (units or x.shape[1])  # heads that share keys and values
+  index = (kept_NxU[..., None] * each + jnp.arange(each)[None, None]).reshape(x.shape[0], -1)
+  x = jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=1)
+  return jnp.moveaxis(x if stacked else x[0], stacked, position)
+
+
+def _gradient_times_weight(task: Task, params: Boxes, batches: Iterable[Batch]) -> Iterator[dict[str, jax.Array]]:
+  """Yields gradient * weight of each parameter, for each batch."""
+  arrays = {name: box.value for name, box in params.items()}
+
+  def loss(arrays: dict[str, jax.Array], batch: Batch) -> jax.Array:
+    tree: Tree = {"model": {}, "heads": {}} | traverse_util.unflatten_dict(arrays, sep="/")
+    terms, _ = task.loss(tree, {}, task.initial_carry(len(next(iter(batch.values())))), batch)
+    return weighted_sum(task, terms, task.counts(batch))
+
+  gradient = jax.jit(lambda arrays, batch: jax.tree.map(jnp.multiply, jax.grad(loss)(arrays, batch), arrays))
+  for batch in batches:
+    yield gradient(arrays, batch)

@@ -1,0 +1,160 @@
+"""The lottery ticket hypothesis: masks of one round from the weights of the one before, starting points, and a plot."""
+
+import copy
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from lmjax import experiment as experiments
+from lmjax.compression import masks
+from lmjax.logs import read_metrics
+from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
+from lmjax.storage import compressed
+from lmjax.storage.run import RunFolder
+from lmjax.utils import files, pytree
+from lmjax.utils.errors import UserError, one_line
+
+TICKET, CONTROLS, DENSE = "ticket", ("new_weights", "random_mask"), "dense"
+Arrays = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rates:
+  """The fraction of the remaining weights of each kernel that a round removes.
+
+  rates: by regular expressions that are searched in the paths of kernels; the first that matches counts. structure:
+  `layer` ranks the weights of each layer, `global` those of all kernels together, which needs a single rate.
+  """
+
+  rates: tuple[tuple[str, float], ...]
+  structure: str = "layer"
+
+  def __post_init__(self):
+    if self.structure not in ("layer", "global"):
+      raise ValueError(f"the structure is layer or global, not {self.structure!r}")
+    if self.structure == "global" and len(self.rates) > 1:
+      raise ValueError("a global ranking has a single rate")
+    for pattern, rate in self.rates:
+      if not 0 < rate < 1:
+        raise ValueError(f"a rate is above 0 and below 1, not {rate} for {pattern!r}")
+
+  def of(self, name: str) -> float | None:
+    """Returns the rate of a kernel; None where it is not pruned."""
+    if not name.endswith("kernel"):
+      return None
+    return next((rate for pattern, rate in self.rates if re.search(pattern, name)), None)
+
+  def masks(self, boxes: Mapping[str, LogicallyPartitioned], weights: Arrays, rounds: int) -> Arrays:
+    """Returns which weights remain after some rounds: those with the largest magnitude, a zero being the smallest.
+
+    Raises:
+      UserError: no kernel matches.
+    """
+    rates = {name: rate for name in boxes if (rate := self.of(name)) is not None}
+    if not rates:
+      kernels = one_line(", ".join(name for name in boxes if name.endswith("kernel")))
+      raise UserError(f"lottery: the rates match no kernel; those of this model: {kernels}")
+    scores = {name: jnp.abs(weights[name]) for name in rates}
+    lost = {name: 1 - (1 - rate) ** rounds for name, rate in rates.items()}
+    if self.structure == "global":
+      return {name: ~gone for name, gone in masks.removed_globally(scores, next(iter(lost.values()))).items()}
+    return {name: ~masks.removed(scores[name], boxes[name].names, "layer", lost[name]) for name in rates}
+
+
+def weights_of(run: epath.PathLike, step: int | None = None) -> Arrays:
+  """Returns the parameters of a run at a step, the latest by default, by path names."""
+  return {name: jnp.asarray(np.asarray(array)) for name, array in RunFolder(run, step).parameters().items()}
+
+
+def new_weights(settings: Mapping[str, Any], run: epath.PathLike) -> Arrays:
+  """Returns the parameters that a run of a config starts with; run: whose folder has the tokenizer."""
+  built = experiments.build(copy.deepcopy(dict(settings)), run)
+  return pytree.named_leaves(built.state().params)
+
+
+def write_start(
+  folder: epath.Path, dense: epath.PathLike, arm: str, weights: Arrays, kept: Arrays, fresh: Arrays, seed: int
+) -> None:
+  """Writes the model that an arm of a round starts from, unless it is there.
+
+  Args:
+    dense: the run without a mask, whose model this is.
+    arm: `ticket` is `weights` with the mask, `new_weights` are `fresh` ones with it, and `random_mask` is `weights`
+      with as many zeros in each layer at other places.
+  """
+  if folder.exists():
+    return
+  saved = RunFolder(dense)
+  boxes = pytree.named_leaves(saved.named, is_leaf=is_partitioned)
+  params = dict(fresh if arm == "new_weights" else weights)
+  for name, mask in kept.items():
+    mask = _shuffled(mask, boxes[name].names, name, seed) if arm == "random_mask" else mask
+    params[name] = jnp.where(mask, params[name], 0.0)
+  compressed.save(
+    folder, saved, params, {"source": str(dense), "methods": [], "lottery": {"arm": arm, "seed": seed}}, {}
+  )
+
+
+def _shuffled(mask: jax.Array, names: tuple[str | None, ...], name: str, seed: int) -> jax.Array:
+  """Returns a mask with the ones of each layer at random places."""
+  scores = masks.random_scores(name, mask.shape, seed)
+  rows = masks.matrices(mask, names).reshape(mask.shape[0] if names[0] == "layers" else 1, -1)
+  order = jnp.argsort(scores.reshape(rows.shape), axis=1)
+  return jnp.take_along_axis(rows, order, axis=1).reshape(mask.shape)
+
+
+def remaining(kept: Arrays) -> float:
+  """Returns the fraction of weights that a mask keeps; 1 without a mask."""
+  return (
+    float(sum(int(mask.sum()) for mask in kept.values()) / sum(mask.size for mask in kept.values())) if kept else 1.0
+  )
+
+
+def curve(run: epath.PathLike, metric: str) -> dict[int, float]:
+  """Returns the values of a metric by steps, as a run has logged them.
+
+  Raises:
+    UserError: it has not.
+  """
+  values = {int(line["step"]): line[metric] for line in read_metrics(epath.Path(run)) if metric in line}
+  if not values:
+    raise UserError(f"lottery: {run} has not logged {metric}; give --metric, one that an evaluator of the config logs")
+  return values
+
+
+def steps_to(values: Mapping[int, float], limit: float) -> int | None:
+  """Returns the first step at which a loss is at or below a limit; None where it never is."""
+  return next((step for step, value in values.items() if value <= limit), None)
+
+
+def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> None:
+  """Draws the final loss, and the steps to the dense model's, over the remaining weights: means and extremes of seeds.
+
+  Args:
+    rows: one for each seed, round and arm: `arm`, `remaining`, `loss`, `steps`.
+  """
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(10, 4), layout="constrained")
+  for axes, key, label in zip(figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to it"), strict=True):
+    for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != DENSE):
+      points: dict[float, list[float]] = {}
+      for row in rows:
+        if row["arm"] in (arm, DENSE) and row[key] is not None:
+          points.setdefault(round(row["remaining"], 4), []).append(row[key])
+      x = sorted(points, reverse=True)
+      axes.plot(x, [np.mean(points[value]) for value in x], "o-", label=arm.replace("_", " "), markersize=3)
+      axes.fill_between(x, [min(points[v]) for v in x], [max(points[v]) for v in x], alpha=0.2)
+    axes.set(xscale="log", xlabel="remaining weights", ylabel=label)
+    axes.invert_xaxis()
+    axes.grid(alpha=0.3)
+    if axes.lines:
+      axes.legend()
+  with files.replacing(file) as part:
+    figure.savefig(part, format="png", dpi=120)
