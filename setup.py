@@ -57,7 +57,9 @@ setup(
       *DOCS,
       *EVAL,
       *TASKS,
+      "flatbuffers",
     ],
+    "export": ["flatbuffers"],
     "docs": DOCS,
     "parity": [
       "torch==2.13.0",

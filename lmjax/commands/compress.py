@@ -85,7 +85,7 @@ def main(arguments: list[str]) -> int:
   except ValueError as error:
     raise UserError(f"compress: {error}") from error
   if not methods and not removals:
-    raise UserError("compress: give --quantize, --prune or --remove")
+    raise UserError("compress: give --quantize or --prune, or --remove")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
     raise UserError("compress: --prune wanda and --gptq need --calibration, a text file")

@@ -4,6 +4,7 @@
     lmjax convert --input model.gguf --output my-model      write a GGUF file as a Hugging Face folder
     lmjax convert --input my-gpt2 --output my-gpt2.gguf     write a model for llama.cpp, in float16
     lmjax convert --input runs/lora --output adapter --format peft     write what a LoRA run trained, for PEFT
+    lmjax convert --input runs/gpt2 --output program --format stablehlo     write a program that runs without lmjax
     lmjax convert --input adapter --output my-gpt2          merge an adapter of PEFT into its base (--base DIR)
     lmjax convert --check path/to/hf                        compare the logits of lmjax and transformers
 
@@ -55,6 +56,7 @@ def main(arguments: list[str]) -> int:
   convert(source, options.output, options.step, not options.without_tokenizer, options.format, options.base)
   reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
   reader = "load it with PEFT's PeftModel.from_pretrained" if options.format == "peft" else reader
+  reader = "run it with jax.export.deserialize" if options.format == "stablehlo" else reader
   console.print(f"{options.output}: written; {reader}")
   return 0
 

@@ -1,10 +1,10 @@
-"""Saved models of any format as a Hugging Face folder, or as a GGUF file."""
+"""Saved models of any format as a Hugging Face folder, a GGUF file, an adapter, or a program."""
 
 import os
 
 from etils import epath
 
-from lmjax.storage import base
+from lmjax.storage import base, stablehlo
 from lmjax.storage.gguf import write as gguf
 from lmjax.storage.huggingface.adapter import AdapterFolder
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
@@ -12,7 +12,7 @@ from lmjax.storage.huggingface.save_adapter import save_adapter
 from lmjax.utils.errors import UserError
 
 SUFFIX = ".gguf"
-FORMATS = ("huggingface", "peft", *(f"gguf-{kind}" for kind in gguf.KINDS))
+FORMATS = ("huggingface", "peft", "stablehlo", *(f"gguf-{kind}" for kind in gguf.KINDS))
 
 
 def convert(
@@ -23,7 +23,7 @@ def convert(
   form: str | None = None,
   base_folder: epath.PathLike | None = None,
 ) -> None:
-  """Writes a saved model as a Hugging Face folder, as a GGUF file, or as an adapter for PEFT.
+  """Writes a saved model as a Hugging Face folder, as a GGUF file, as an adapter for PEFT, or as a program.
 
   Args:
     base_folder: the Hugging Face folder that an adapter changes; default the one that it names, or started from.
@@ -39,6 +39,8 @@ def convert(
   saved = base.open(source, step) if base_folder is None or form == "peft" else AdapterFolder(source, step, base_folder)
   if is_gguf:
     gguf.save(output, saved, form.removeprefix("gguf-"), with_tokenizer)
+  elif form == "stablehlo":
+    stablehlo.save(output, saved, with_tokenizer)
   elif form == "peft":
     save_adapter(output, saved, base_folder)
   else:
