@@ -48,7 +48,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--sparsity", type=float, help="the fraction of values that become zero; default 0.5")
   parser.add_argument("--structure", help="what is compared: layer, output, global, or N:M with N of M kept")
   parser.add_argument("--targets", help="a regular expression for the kernels; default all of them")
-  parser.add_argument("--calibration", metavar="FILE", help="a text file that the model reads, for wanda and GPTQ")
+  parser.add_argument(
+    "--calibration", metavar="FILE", help="a text file for the model to read: wanda, sparsegpt, GPTQ, taylor"
+  )
   parser.add_argument("--tokens", type=int, default=8192, help="of the calibration text")
   parser.add_argument("--seed", type=int, default=0, help="of random scores and of the places in the text")
   parser.add_argument("--report", metavar="FILE", help="a JSON file for the sizes and the error of each parameter")
@@ -88,10 +90,10 @@ def main(arguments: list[str]) -> int:
     raise UserError("compress: give --quantize or --prune, or --remove")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
-    raise UserError("compress: --prune wanda and --gptq need --calibration, a text file")
+    raise UserError("compress: --prune wanda, sparsegpt and --gptq need --calibration, a text file")
   taylor = any(removal.needs_batches for removal in removals)
   if options.calibration and not needing and not taylor:
-    raise UserError("compress: --calibration is for --prune wanda, --gptq and --score taylor")
+    raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq and --score taylor")
   saved = storage.open(options.workdir, options.step)
   record, inputs, batches = {}, None, []
   if taylor:

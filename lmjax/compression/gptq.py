@@ -49,7 +49,7 @@ class GPTQ(Quantize):
     if inputs is None:
       raise UserError("quantize: GPTQ needs calibration data")
     targets = {name for name, leaf in rounded.items() if isinstance(leaf, QTensor) and name.endswith("kernel")}
-    return rounded | calibrate(task, params, targets, inputs, _hessian, self._change)[0]
+    return rounded | calibrate(task, params, targets, inputs, hessian, self._change)[0]
 
   def _change(self, name: str, kernel: jax.Array, axes: tuple[str | None, ...], hessian_IxI: jax.Array) -> QTensor:
     plan = self.settings(name, LogicallyPartitioned(kernel, axes))
@@ -64,8 +64,20 @@ class GPTQ(Quantize):
 
 
 @jax.jit
-def _hessian(x_TxI: jax.Array) -> jax.Array:
+def hessian(x_TxI: jax.Array) -> jax.Array:
+  """Returns X^T X of inputs."""
   return jnp.einsum("ti,tj->ij", x_TxI, x_TxI, preferred_element_type=jnp.float32)
+
+
+def inverse_factor(hessian_IxI: jax.Array, damping: float) -> jax.Array:
+  """Returns the upper triangular U with U^T U = (H + damping * mean(diag H) I)^-1.
+
+  Its row i says how the inputs after i make up for a change of input i, when those before it are fixed.
+  """
+  eye = jnp.eye(len(hessian_IxI))
+  added = jnp.maximum(damping * jnp.mean(jnp.diagonal(hessian_IxI)), 1e-12)
+  factor = jax.scipy.linalg.cho_factor(hessian_IxI + added * eye)
+  return jnp.linalg.cholesky(jax.scipy.linalg.cho_solve(factor, eye)).T
 
 
 def _grid(x_GxKxO: jax.Array, weights_GxK: jax.Array, dtype: str, symmetric: bool) -> tuple[jax.Array, jax.Array]:
@@ -111,10 +123,7 @@ def _round(
   scale, offset = _grid(weights_IxO.reshape(groups, -1, outputs), importance_I.reshape(groups, -1), dtype, symmetric)
   order = jnp.argsort(-importance_I)
   scale_IxO, offset_IxO = (jnp.repeat(x[:, 0], inputs // groups, axis=0)[order] for x in (scale, offset))
-  added = jnp.maximum(damping * jnp.mean(importance_I), 1e-12)
-  h = hessian_IxI[order][:, order] + added * jnp.eye(inputs)
-  factor = jax.scipy.linalg.cho_factor(h)
-  upper_IxI = jnp.linalg.cholesky(jax.scipy.linalg.cho_solve(factor, jnp.eye(inputs))).T
+  upper_IxI = inverse_factor(hessian_IxI[order][:, order], damping)
   rows = ROWS if inputs % ROWS == 0 else inputs
 
   def block(number, carry):
