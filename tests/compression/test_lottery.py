@@ -15,9 +15,9 @@ from lmjax.inference.lottery import Rates
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, is_partitioned
-from lmjax.state import init_state, named_parameters
+from lmjax.state import named_parameters
 from lmjax.storage.run import RunFolder
-from lmjax.testing import fake_batch, init_params
+from lmjax.testing import fake_batch, init_params, init_state
 from lmjax.train import make_step
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
