@@ -16,7 +16,8 @@ setup(
   long_description_content_type="text/markdown",
   license="Apache-2.0",
   python_requires=">=3.11",
-  packages=find_packages(include=["lmjax", "lmjax.*"]),
+  packages=[*find_packages(include=["lmjax", "lmjax.*"]), "lmjax.configs"],
+  package_dir={"lmjax.configs": "configs"},  # so that the wheel has them, too
   package_data={"lmjax.evals.suites": ["tasks/*.yaml"], "lmjax.data.chat": ["*.jinja"]},
   install_requires=[
     "jax>=0.10.1,!=0.11.0,<0.13",

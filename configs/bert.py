@@ -24,7 +24,7 @@ SIZES = ("mini", "tiny", "small", "medium", "base", "large")
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(argument, size=SIZES, files="data/*.txt", books="", tokenizer="", debug=False)
   shape = PRESETS[f"bert-{choice.size}"]
-  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files)
+  text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, shuffle=True)
   settings = ConfigDict(
     dict(
       steps=1_000_000,

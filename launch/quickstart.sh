@@ -13,6 +13,6 @@ cat <<EOF
 The run folder is $workdir: config.json, tokenizer/, checkpoints/, metrics.jsonl, loss.png, summary.json.
 Next steps:
   $venv/bin/lmjax generate --workdir $workdir --prompt "Raised when"
-  $venv/bin/lmjax train --config configs/text.py:files=my/*.txt --workdir runs/text
+  $venv/bin/lmjax train --config configs/text.py:files='my/*.txt' --workdir runs/text
   $venv/bin/lmjax train --config configs/gpt2.py:size=124m,debug --workdir runs/debug
 EOF

@@ -4,7 +4,7 @@
       --config configs/quickstart.py
     python launch/sweep.py ... --dry-run
 
-Every run has its own folder, named after its values. A run is finished if its folder has a summary.json; an interrupted
+Every run has its own folder, named after its values. A run is finished if its summary.json says when; an interrupted
 run is resumed. At the end, the runs are listed by validation loss.
 """
 
@@ -15,6 +15,9 @@ import shlex
 import subprocess
 import sys
 
+from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.inference.grid import check, finished, folder_of, values_of
+from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 from lmjax.utils.files import read_json
 
@@ -34,23 +37,27 @@ def main() -> int:
   for axis in options.grid:
     key, equals, values = axis.partition("=")
     if not equals or not values:
-      print(f"lmjax: --grid {axis} must be KEY=VALUE,VALUE", file=sys.stderr)
-      return 2
-    axes.append([(key, value) for value in values.split(",")])
+      raise UserError(f"--grid {axis} must be KEY=VALUE,VALUE")
+    axes.append([(key, value) for value in values_of(values)])
   worst, losses = 0, {}
+  parser = new_parser("train", "")
+  parser.add_argument("--config", required=True)
+  given, overrides = parse_overrides(parser, arguments[cut + 1 :])
   for point in itertools.product(*axes):
-    folder = options.workdir / "_".join(f"{key.split('.')[-1]}-{value}" for key, value in point)
+    check(given.config, overrides | dict(point))
+  for point in itertools.product(*axes):
+    folder = options.workdir.expanduser() / folder_of(point)
     run = [*arguments[cut + 1 :], *(f"--config.{key}={value}" for key, value in point)]
     train = [sys.executable, "-m", "lmjax", "train", *run, "--workdir", str(folder)]
     plan = [sys.executable, "-m", "lmjax", "plan", *run, "--topology", options.topology] if options.topology else None
-    if not (folder / "summary.json").exists():
+    if not finished(folder):
       for command in filter(None, (plan, train)):
         print(shlex.join(command), flush=True)
         code = 0 if options.dry_run else subprocess.run(command).returncode
         worst = max(worst, abs(code))
         if code:
           break
-    if (folder / "summary.json").exists():
+    if finished(folder):
       summary = Fields(read_json(folder / "summary.json"), folder / "summary.json")
       losses[folder.name] = summary.number("validation_loss", None)
   for name, loss in sorted(losses.items(), key=lambda item: (item[1] is None, item[1])):
@@ -59,4 +66,8 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-  sys.exit(main())
+  try:
+    sys.exit(main())
+  except UserError as error:
+    print(f"lmjax: {error}", file=sys.stderr)
+    sys.exit(2)

@@ -9,6 +9,7 @@ if __name__ == "__main__" and sys.path[:1] == [os.getcwd()] and not sys.flags.sa
 import contextlib
 import glob
 import importlib
+import importlib.metadata
 import shlex
 import traceback
 import warnings
@@ -34,12 +35,15 @@ COMMANDS = {
   "convert": "convert models to and from Hugging Face's format",
   "show": "show the parameters of a saved model",
   "report": "one page about one run or several",
+  "configs": "list configs, their variants and keys",
+  "runs": "list runs: step, loss, state, size",
+  "completion": "complete commands and options in a shell",
   "plan": "memory, hours and cost of a run before its launch",
   "prepare": "tokenize a corpus once; preview batches",
   "tokenizer": "train a tokenizer; encode and decode text",
 }
 
-USAGE = """lmjax <command> [options]      lmjax <command> --help for the options of a command
+USAGE = """lmjax <command> [options]      lmjax <command> --help for its options      lmjax --version
 
 {commands}
 
@@ -104,6 +108,7 @@ def _prepare_process(command: list[str]) -> None:
   With JAX_PLATFORMS=cpu, JAX does not load an installed TPU library, with which its profiler cannot start.
   """
   sys.unraisablehook = _report_unraisable
+  sys.stdout.reconfigure(errors="replace")  # for a terminal that is not UTF-8, and for half a surrogate pair
   os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes of workers do not put the current directory first either
   if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -127,6 +132,8 @@ def _run(arguments: list[str]) -> int:
   if not arguments or arguments[0] in ("-h", "--help", "help"):
     print(USAGE.format(commands="\n".join(f"  {name:<11}{summary}" for name, summary in COMMANDS.items())))
     return 0
+  if arguments[0] == "--version":
+    return _print_version()
   try:
     "".join(arguments).encode()
   except UnicodeEncodeError as error:
@@ -149,6 +156,17 @@ def _run(arguments: list[str]) -> int:
   _prepare_jax("--debug_nans" in arguments)
   module = importlib.import_module(f"lmjax.commands.{command}")
   return module.main([a for a in arguments if a != "--debug_nans"])
+
+
+def _print_version() -> int:
+  versions = []
+  for package in ("lmjax", "jax", "flax"):
+    try:
+      versions.append(f"{package} {importlib.metadata.version(package)}")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+      versions.append(f"{package} (not installed)")
+  print(f"{', '.join(versions)}, Python {sys.version.split()[0]}")
+  return 0
 
 
 def _take(arguments: list[str], name: str) -> tuple[str | None, list[str]]:

@@ -24,7 +24,7 @@ from lmjax.state import TrainState
 from lmjax.utils import checksums, names
 from lmjax.utils.errors import UserError, reason
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import read_json
+from lmjax.utils.files import expand, is_remote, read_json
 from lmjax.utils.pytree import Tree
 
 CORRUPT = ("corrupt", "damaged")  # folders of corrupt checkpoints; the second is that of format 1
@@ -331,7 +331,7 @@ def _read(
 
 def is_checkpoint(path: epath.PathLike) -> bool:
   """Returns whether a folder is itself a checkpoint."""
-  return (epath.Path(path) / "state").is_dir()
+  return (expand(path) / "state").is_dir()
 
 
 def folders(path: epath.PathLike) -> dict[int, epath.Path]:
@@ -350,8 +350,8 @@ def _steps(folder: epath.Path) -> dict[int, epath.Path]:
 
 def _folder(workdir: epath.PathLike) -> epath.Path:
   """Returns where a run keeps its checkpoints, as the absolute path that Orbax wants."""
-  path = epath.Path(workdir)
-  return (path if "://" in str(path) else epath.Path(path.expanduser().absolute())) / "checkpoints"
+  path = expand(workdir)
+  return (path if is_remote(path) else path.absolute()) / "checkpoints"
 
 
 def data_state(rng: jax.Array, positions: np.ndarray, version: int, collects: int = 0) -> DataState:

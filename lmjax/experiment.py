@@ -154,7 +154,7 @@ def build(
   data = sections.build(settings["data"], "data", None, Reader)
   settings["data"] |= (learned := data.learned() if devices is None else {})  # config.json keeps it
   data = dataclasses.replace(data, **learned)
-  kept = epath.Path(workdir) / "tokenizer" if workdir is not None else None
+  kept = files.expand(workdir) / "tokenizer" if workdir is not None else None
   if kept is not None and kept.exists():
     with trust.trusting(*trust.named(settings)):  # a tokenizer of the config's own class
       tokenizer = registry.load(kept)
@@ -207,7 +207,7 @@ def load_config(workdir: epath.PathLike, given: dict[str, Any] | None = None) ->
     UserError: the folder is not a run folder, was written by a newer version, is corrupt, or names what only a trusted
       one may.
   """
-  file = epath.Path(workdir) / "config.json"
+  file = files.expand(workdir) / "config.json"
   trust.check_links(workdir)
   if not file.exists():
     raise UserError(f"{workdir} is not a run folder: it has no config.json; train first, or choose another --workdir")

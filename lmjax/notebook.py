@@ -20,6 +20,7 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 
 from lmjax import storage
+from lmjax.curves import COLOURS, CURVES, draw_curves
 from lmjax.data.batch import Batch
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.data.tokenizers.words import Words
@@ -33,12 +34,12 @@ from lmjax.layers.leaves import dense
 from lmjax.logs import read_metrics
 from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import ALL, trusting
 
-# Distinguishable with every kind of colour vision (Okabe and Ito).
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
+OPTIONS = ("beams", "length_penalty", "dtype", "parse_special", "window", "truncate")
 
 
 class Plot(Figure):
@@ -105,8 +106,8 @@ class Run:
     """Returns the parameters whose names match a regular expression; no others are read."""
     return {name: self.saved.read(name) for name in tables.matching(self.saved, pattern)}
 
-  def histograms(self, pattern: str = "kernel", bins: int = 80) -> Figure:
-    """Returns histograms of the values of parameters, of at most twelve."""
+  def histograms(self, pattern: str = "kernel|weight", bins: int = 80) -> Figure:
+    """Returns histograms of the values of parameters, of at most twelve; by default those that multiply."""
     arrays = {name: self.saved.read(name) for name in tables.matching(self.saved, pattern)[:12]}
     figure, axes = _grid(len(arrays))
     for axis, (name, array) in zip(axes, arrays.items(), strict=False):
@@ -116,20 +117,17 @@ class Run:
     figure.supylabel("count, log scale")
     return figure
 
-  def curve(self, keys: Sequence[str] = ("train_loss", "validation_loss")) -> Figure:
+  def curve(self, keys: Sequence[str] = CURVES) -> Figure:
     """Returns a plot of the metrics of a run over its steps."""
     lines = read_metrics(getattr(self.saved, "folder", self.path))
     if not lines:
       raise UserError(f"{self.path} has no metrics.jsonl: it is not a run folder")
-    figure = Plot(figsize=(6, 4), layout="constrained")
-    axis = figure.subplots()
-    for key, colour in zip(keys, COLOURS, strict=False):
-      points = [(line["step"], line[key]) for line in lines if key in line]
-      if points:
-        few = len(points) < 40
-        axis.plot(*zip(*points, strict=True), label=key, color=colour, marker="o" if few else None, markersize=4)
-    axis.set(xlabel="step", ylabel="nats")
-    axis.legend(frameon=False)
+    known = {key for line in lines for key in line}
+    for key in keys:
+      if key not in known and key not in CURVES:
+        raise UserError(f"{self.path} has no metric {key!r}{did_you_mean(key, known)}")
+    figure = Plot(figsize=(7, 4), layout="constrained")
+    draw_curves(figure.subplots(), {"": lines}, keys)
     return figure
 
   def attention(self, text: str, layer: int = 0, head: int | None = None) -> Figure:
@@ -138,8 +136,9 @@ class Run:
     taps = self.loaded.task.forward(self.params, batch, taps=("attention",)).taps
     if "attention" not in taps:
       raise UserError(f"{type(self.model).__name__} models have no attention weights")
+    _check("layer", layer, len(taps["attention"]))
     weights_HxLxL = np.asarray(taps["attention"][layer, 0])
-    heads = range(len(weights_HxLxL)) if head is None else (head,)
+    heads = range(len(weights_HxLxL)) if head is None else (_check("head", head, len(weights_HxLxL)),)
     figure, axes = _grid(len(heads))
     for axis, h in zip(axes, heads, strict=False):
       image = axis.imshow(weights_HxLxL[h], cmap="cividis", vmin=0, vmax=1)
@@ -156,6 +155,7 @@ class Run:
 
     nostalgebraist (2020), "interpreting GPT: the logit lens". The last row is the prediction of the model.
     """
+    _check("top", top - 1, self.model.config.vocabulary)
     if self.model.kind != "decoder":
       raise UserError(f"logit_lens needs a decoder; {type(self.model).__name__} does not predict the next token")
     batch, labels = self._batch(text)
@@ -174,6 +174,7 @@ class Run:
 
   def neighbors(self, word: str, top: int = 10) -> DisplayTable:
     """Returns the tokens whose embeddings have the largest cosine similarity to that of a word's first token."""
+    _check("top", top - 1, self.model.config.vocabulary)
     ids = self.tokenizer.encode(word)
     if not ids:
       raise UserError(f"{word!r} has no tokens")
@@ -197,19 +198,36 @@ class Run:
     rows += [(name, "only in the second") for name in other.saved.leaves if name not in self.saved.leaves]
     return DisplayTable(f"{self.path} and {other.path}", ("name", "relative difference"), tuple(rows))
 
-  def generate(self, prompt: str, new: int = 50, temperature: float = 1.0, seed: int = 0, **filters) -> str:
-    """Returns a sampled continuation of a prompt, or the output of an encoder-decoder for it.
+  def generate(
+    self, prompt: str, new: int = 50, temperature: float = 1.0, seed: int = 0, num_samples: int = 1, **options: Any
+  ) -> Any:
+    """Returns a continuation of a prompt, or the output of an encoder-decoder for it; a list of several samples.
 
-    filters: top_k, top_p, min_p, repetition_penalty; see decode.logits.Sampling.
+    options: those of `lmjax generate`: top_k, top_p, min_p, repetition_penalty, beams, length_penalty, stop (a string
+    or several), dtype, parse_special, window; max_new_tokens is `new`.
+
+    Raises:
+      UserError: an unknown option, or a value that it cannot have.
     """
-    generator = Generator(self.loaded, Sampling(temperature, **filters), new, seed=seed)
-    return generator.texts([(prompt, 0)])[0]
+    filters = {name: options.pop(name) for name in FILTERS if name in options}
+    new, stop = options.pop("max_new_tokens", new), options.pop("stop", ())
+    for name in options:
+      if name not in OPTIONS:
+        raise UserError(f"generate: no option {name!r}{did_you_mean(name, (*FILTERS, *OPTIONS, 'stop'))}")
+    if options.get("beams") and (filters or stop or temperature != 1 or num_samples > options["beams"]):
+      raise UserError("generate: with beams, sampling and stop have no effect, and there are as many samples at most")
+    loaded = self.saved.load(options["dtype"]) if options.get("dtype") else self.loaded
+    options["stops"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    try:
+      generator = Generator(loaded, Sampling(temperature, **filters), new, seed=seed, **options)
+      texts = generator.texts([(prompt, sample) for sample in range(num_samples)])
+    except ValueError as error:
+      raise UserError(f"generate: {error}") from error
+    return texts[0] if num_samples == 1 else texts
 
   def embed(self, texts: Sequence[str], pooling: str | None = None, layer: int = 0) -> np.ndarray:
-    """Returns a vector for each text, [texts, D]; pooled as a sentence-transformers folder says, else by the mean."""
+    """Returns a vector for each text, [texts, D]; pooled as the folder says, as `lmjax embed` does."""
     folder = getattr(self.saved, "folder", self.path)
-    if not (folder / "modules.json").exists():
-      pooling = pooling or "mean"
     embedder = make_embedder(self.loaded, folder, pooling, layer, normalize=False, batch=32)
     return embedder.sequences(self.params, [embedder.encode_text(text) for text in texts])
 
@@ -238,6 +256,13 @@ class Run:
       return self.tokenizer.token(number)
     ends = {self.tokenizer.start: "<start>", self.tokenizer.end: "<end>"}
     return ends.get(number) or repr(self.tokenizer.decode([number]))[1:-1]
+
+
+def _check(what: str, index: int, count: int) -> int:
+  """Returns an index, which must be one of `count`: an array on a device would take the nearest instead."""
+  if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+    raise UserError(f"{what} {index!r} does not exist; there are {count}, the first is 0")
+  return index
 
 
 def _grid(count: int):

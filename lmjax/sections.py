@@ -8,6 +8,8 @@ import collections.abc
 import copy
 import dataclasses
 import inspect
+import math
+import os
 import re
 import sys
 import types
@@ -138,6 +140,11 @@ def build(spec: dict[str, Any], where: str, cls: type | None = None, base: type 
     hint, name = hints.get(key, Any), f"{where}.{key}"
     # A task in a task gets what the outer one gets.
     values[key] = build(value, name, None, base, **shared) if hint is base else _value(value, hint, name)
+    own = cls.__module__.startswith("lmjax.") and key not in getattr(cls, "negative", ())  # a user's class may want it
+    several = values[key].values() if isinstance(values[key], dict) else values[key]
+    numbers = several if isinstance(values[key], dict | tuple) else [several]
+    if own and any(isinstance(number, int | float) and number < 0 for number in numbers):
+      raise UserError(f"config.{where}.{key} must be at least 0, not {values[key]}")
   for key, field in fields.items():
     if key not in values and field.default is inspect.Parameter.empty:
       raise UserError(f"config.{where}.{key} is missing")
@@ -212,8 +219,10 @@ def _value(value: Any, hint: Any, where: str) -> Any:
     return build(value, where, hint) if dataclasses.is_dataclass(hint) else build(value, where, None, hint)
   if hint is str and value is None:  # `--config.model.remat=none` is parsed before its type is known
     return "none"
-  if hint in (int, float) and isinstance(value, int) and abs(value) >= (2**31 if hint is int else 2**1000):
-    raise UserError(f"config.{where} is too large")
+  if hint in (int, float) and isinstance(value, int | float) and not abs(value) < (2**31 if hint is int else 2**1000):
+    raise UserError(f"config.{where} is {'too large' if abs(value) < math.inf else 'not a finite number'}")
+  if hint is str and isinstance(value, str) and value.startswith("~/"):
+    return os.path.expanduser(value)
   if hint is float and isinstance(value, int) and not isinstance(value, bool):
     return float(value)
   if hint is int and isinstance(value, float) and value.is_integer():

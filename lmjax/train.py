@@ -22,7 +22,7 @@ from lmjax.data.batch import Batch, check
 from lmjax.evals.base import Context
 from lmjax.experiment import Experiment
 from lmjax.layers.backend import compiler_options
-from lmjax.logs import Clock, Log, console, read_metrics
+from lmjax.logs import Clock, Log, read_metrics, screen
 from lmjax.parallel import hosts, run_lock
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.flops import FORMULA, train_step_flops
@@ -30,7 +30,9 @@ from lmjax.planning.hardware import EnergyMeter, chip_of
 from lmjax.state import FrozenState, TrainState
 from lmjax.storage.start import attach_sources, load, with_frozen
 from lmjax.tasks.base import Base, Collected, weighted_sum
+from lmjax.utils import names
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import expand
 from lmjax.utils.metrics import Mean, add
 
 COLLECT = 0x636F6C  # folded into the run's key for `collect`: no step folds it in
@@ -64,6 +66,7 @@ def make_step(
     loss = weighted_sum(task, terms, counts)
     metrics = terms | {"loss": Mean(loss, jnp.ones(())), "gradient_norm": norm, "finite": jnp.isfinite(loss + norm)}
     metrics |= transform.metrics(params, transform_state)
+    metrics["counted"] = jnp.all(jnp.array([jnp.isclose(terms[k].count, counts[k], rtol=1e-3) for k in counts]))
     new = dict(step=state.step + 1, params=params, opt_state=opt_state, transform=transform_state, carry=carry)
     return state.replace(**new), metrics
 
@@ -140,32 +143,33 @@ def train(
     UserError: a problem that the user can fix; the last complete checkpoint is kept.
   """
   with run_lock.only_run(workdir, take_over) as may_write:
-    workdir = epath.Path(workdir)
-    clock = Clock()
+    workdir = expand(workdir)
+    clock, shown = Clock(), screen(workdir)
+    shown.begin(settings)
     run = experiments.build(settings, workdir)
     experiments.check_or_save_config(settings, run.tokenizer, workdir)
     checkpoints = Checkpoints(workdir, run.checkpoint, may_write=may_write)
     with use_layout(run.layout):
       run = attach_sources(run, workdir, new=not checkpoints.steps())
-      return _train(run, settings, workdir, checkpoints, clock, profile or (lambda step, state: None))
+      return _train(run, settings, workdir, checkpoints, clock, profile or (lambda step, state: None), shown)
 
 
 def _train(
-  run: Experiment, settings: dict[str, Any], workdir: epath.Path, checkpoints: Checkpoints, clock: Clock, profile
+  run: Experiment, settings: dict[str, Any], workdir: epath.Path, checkpoints: Checkpoints, clock: Clock, profile, shown
 ) -> int:
   rng = jax.random.key(run.seed)
   start = data_state(rng, run.data.start(run.batch), run.data.version)
-  state, abstract, saved = _restore_or_init(run, checkpoints, start)
+  state, abstract, saved = _restore_or_init(run, checkpoints, start, shown)
   rng = jax.random.wrap_key_data(jnp.asarray(saved["rng"]))
   first, collects = int(state.step), int(saved["collects"])
   logged = (line for line in read_metrics(workdir) if line["step"] <= first)
   losses = {line["step"]: loss for line in logged if (loss := run.checkpoint.loss(line)) is not None}
   if first >= run.steps or run.checkpoint.stops(losses):
     key = "steps" if first >= run.steps else "checkpoint.patience"
-    console.print(f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.{key} to train further")
+    shown.say(f"{workdir} is finished: step {first} of {run.steps}; set a larger --config.{key} to train further")
     return 0
   if (old := int(saved["version"])) != run.data.version:
-    console.print(f"data version {run.data.version} starts at step {first}, from its beginning; it was {old} before")
+    shown.say(f"data version {run.data.version} starts at step {first}, from its beginning; it was {old} before")
     saved = start
   batches = run.data.train(run.tokenizer, run.batch, run.seed, saved["positions"], run.layout.rows(run.batch))
   with clock("data"):
@@ -173,15 +177,17 @@ def _train(
   check(batch, _spec(run, batch))
 
   step = _Step(run, abstract)
+  shown.built(run, first)
   with clock("compile"):
     step.compile(state, _first(batch, run), rng)
   with clock("evaluation"):
     context = Context(run.task, run.data, run.tokenizer, run.batch, run.layout, run.models)
     evaluators = {name: evaluator.prepare(context) for name, evaluator in run.evaluators.items()}
+    sampler = names.load("lmjax.evals.samples:make")(context, run.log.samples) if run.log.samples else None
 
   meter = EnergyMeter(run.layout.mesh.local_devices)
-  log = Log(workdir, run.log, first, run.steps, settings)
-  _log_startup(log, run, step, first, workdir)
+  log = Log(workdir, run.log, first, settings)
+  shown.started(run, first, step.memory())
   tokens = run.rows * run.data.length
   learning_rate = run.optimizer.learning_rate(run.steps)
   latest: dict[str, Any] = {"train_loss": None, "evaluations": {}, "step": first}
@@ -191,6 +197,11 @@ def _train(
     """Logs the oldest pending metrics, one step late, so that the device never waits for the host."""
     at, metrics = pending.pop(0)
     metrics = jax.device_get(metrics)
+    if not metrics.pop("counted"):
+      raise UserError(
+        f"step {at}: {type(run.task).__name__}.loss has other counts than its `counts`, so that its means are wrong: "
+        f"{', '.join(f'{key} {float(metrics[key].count):g}' for key in run.task.terms)} in loss; make them the same"
+      )
     values = {k: v.value() if isinstance(v, Mean) else float(v) for k, v in metrics.items()}
     if not metrics["finite"]:
       checkpoints.wait()
@@ -202,7 +213,7 @@ def _train(
       )
     latest.update(train_loss=values["loss"], step=at)
     speed = (at - first) * tokens / max(clock.seconds["step"] + clock.seconds["data"], 1e-9)
-    log.advance(at, values["loss"], speed)
+    shown.step(at, values["loss"], speed)
     if at % run.log.every == 0 or at == run.steps:
       line = {
         "train_loss": values.get("nll", values["loss"]),
@@ -220,10 +231,12 @@ def _train(
     with clock("evaluation"):
       params = run.eval_params(state)
       scores = {f"{n}_{k}": v for n, evaluator in evaluators.items() for k, v in evaluator(params).items()}
-    if scores:
-      latest["evaluations"] = scores
-      log.write(at, scores)
-      log.say(f"step {at}: " + ", ".join(f"{key} {value:.4f}" for key, value in scores.items()))
+      samples = sampler(params) if sampler else []
+    latest["evaluations"] = scores
+    log.write(at, scores)
+    log.write(at, {}, samples)
+    shown.evaluated(at, scores, samples)
+    log.summary(_summary(run, latest, clock, first, batches, meter))
     if (loss := run.checkpoint.loss(scores)) is not None:
       losses[at] = loss
     elif run.checkpoint.patience:
@@ -273,13 +286,16 @@ def _train(
     with clock("saving"):
       checkpoints.close()
     if not done:
-      log.say(f"{signals.received.name}: saved step {at} in {workdir}; rerun the same command to resume")
+      log.summary(_summary(run, latest, clock, first, batches, meter))
+      shown.ended(run, at, signals.received.name)
       return PREEMPTED if signals.received == signal.SIGTERM else 130
     if at < run.steps:
-      log.say(f"stopped at step {at} of {run.steps}: the best of {run.checkpoint.metric} is step {best_of(losses)}")
-    log.summary(_summary(run, latest, clock, first, batches, meter))
+      shown.say(f"stopped at step {at} of {run.steps}: the best of {run.checkpoint.metric} is step {best_of(losses)}")
+    log.summary(_summary(run, latest, clock, first, batches, meter, finished=True))
+    shown.ended(run, at)
     return 0
   finally:
+    shown.close()
     log.skipped_records(batches.skipped)
     log.close()
     batches.close()
@@ -318,7 +334,7 @@ class _Step:
 
 
 def _restore_or_init(
-  run: Experiment, checkpoints: Checkpoints, data: DataState
+  run: Experiment, checkpoints: Checkpoints, data: DataState, shown: Any
 ) -> tuple[TrainState, TrainState, DataState]:
   """Returns the state to train, its abstract form, and the data state.
 
@@ -331,7 +347,7 @@ def _restore_or_init(
     return with_frozen(run, state), abstract, data
   loaded, report = load(run.start, run.named, run.layout)
   if run.start.path:
-    console.print(str(report))
+    shown.say(str(report))
   return init(loaded), abstract, data
 
 
@@ -351,23 +367,9 @@ def _first(batch: Batch, run: Experiment) -> Batch:
   return collected if run.task.collects else _shard_batch(batch, run)
 
 
-def _log_startup(log: Log, run: Experiment, step, first: int, workdir: epath.Path) -> None:
-  """Logs the size of the run: parameters, tokens and memory."""
-  tokens, devices = run.rows * run.data.length, run.layout.mesh.size
-  size = f"{run.parameters:,} parameters" + (f", {run.trained:,} of them trained" * (run.trained != run.parameters))
-  log.say(f"{size}; {tokens:,} tokens a step, {tokens // devices:,} on each of {devices} device(s)")
-  for line in run.layout.replicated(run.named):
-    log.say(line)
-  memory = step.memory()
-  if memory is not None:
-    # Donated arguments become outputs in place, so outputs that alias are not counted twice.
-    kept, passing = memory.argument_size_in_bytes / 1e6, memory.temp_size_in_bytes / 1e6
-    total = kept + passing + (memory.output_size_in_bytes - memory.alias_size_in_bytes) / 1e6
-    log.say(f"memory a device: {total:,.0f} MB, {kept:,.0f} of it state and batch, {passing:,.0f} temporaries")
-  log.say(f"{'resumes from step ' + str(first) if first else 'starts'} in {workdir}")
-
-
-def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, meter: EnergyMeter) -> dict[str, Any]:
+def _summary(
+  run: Experiment, latest: dict, clock: Clock, first: int, batches, meter: EnergyMeter, finished: bool = False
+) -> dict[str, Any]:
   """Returns the contents of summary.json."""
   tokens, steps = run.rows * run.data.length, latest["step"]
   busy = clock.seconds["step"] + clock.seconds["data"]
@@ -393,5 +395,5 @@ def _summary(run: Experiment, latest: dict, clock: Clock, first: int, batches, m
     "energy_method": used.method,
     "skipped_records": len(batches.skipped),
     "devices": f"{run.layout.mesh.size} x {run.layout.mesh.devices.flat[0].device_kind}",
-    "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds") if finished else None,
   }

@@ -29,7 +29,7 @@ def test_overrides():
 @pytest.mark.parametrize(
   "reference, overrides, words",
   [
-    ("configs/quikstart.py", {}, "did you mean 'configs/quickstart.py'"),
+    ("configs/quikstart.py", {}, "did you mean 'quickstart'"),
     (QUICK + ":debgu", {}, "did you mean 'debug'"),
     (QUICK, {"optm.peak_lr": "1"}, "did you mean 'optim'"),
     (QUICK, {"optim.peak_lr.x": "1"}, "optim.peak_lr: no such section"),

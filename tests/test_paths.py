@@ -40,7 +40,7 @@ def test_a_run_folder_elsewhere(bucket):
   again = registry.load(str(bucket / "run"))
   assert base.fingerprint(again) == base.fingerprint(tokenizer)
 
-  log = logs.Log(bucket / "run", logs.LogConfig(), 0, 3, settings)
+  log = logs.Log(bucket / "run", logs.LogConfig(), 0, settings)
   for step in (1, 2, 3):
     log.write(step, {"train_loss": 1.0 / step})
   log.skipped_records([BadRecord("x:3", "is not JSON")])

@@ -200,7 +200,7 @@ def test_a_full_disk_leaves_a_run_folder_as_it_was(size, tmp_path):
   settings = config.load("configs/quickstart.py:debug")
   run = epath.Path(tmp_path / "run")
   experiment.check_or_save_config(settings, Bytes(), run)
-  log = logs.Log(run, logs.LogConfig(tensorboard=False), 0, 9, settings)
+  log = logs.Log(run, logs.LogConfig(tensorboard=False), 0, settings)
   log.write(1, {"train_loss": 1.0})
   log.close()
   before = tree(tmp_path)
@@ -263,7 +263,7 @@ def test_metrics_are_read_whatever_a_kill_left(tmp_path):
 def test_scalars_for_tensorboard(tmp_path):
   from tensorboardX.proto.event_pb2 import Event
 
-  log = logs.Log(epath.Path(tmp_path), logs.LogConfig(), 4, 9, {})
+  log = logs.Log(epath.Path(tmp_path), logs.LogConfig(), 4, {})
   log.write(5, {"train_loss": 1.5})
   log.close()
   (file,) = (tmp_path / "tensorboard").iterdir()
@@ -277,7 +277,7 @@ def test_scalars_for_tensorboard(tmp_path):
 
 
 def test_a_full_disk_does_not_leave_tensorboard_waiting(tmp_path):
-  log = logs.Log(epath.Path(tmp_path), logs.LogConfig(), 0, 9, {})
+  log = logs.Log(epath.Path(tmp_path), logs.LogConfig(), 0, {})
   with full_disk(2000), pytest.raises(UserError, match="could not be written"):
     for step in range(1, 1000):
       log.write(step, {"train_loss": 1.5})

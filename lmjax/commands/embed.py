@@ -16,6 +16,7 @@ from rich.progress import Progress
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
+from lmjax.commands.values import new_file
 from lmjax.inference.embed import POOLINGS, Embedder, TokenizedText, chunks, make_embedder
 from lmjax.inference.output import write_npz, write_npz_rows
 from lmjax.logs import console
@@ -32,7 +33,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face or bilm-tf folder")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--input", required=True, help="a text file, one sequence per line")
-  parser.add_argument("--output", required=True, help="the .npz file to write")
+  parser.add_argument("--output", required=True, type=new_file, help="the .npz file to write")
   parser.add_argument("--level", choices=("token", "sequence", "pair"), default="sequence")
   parser.add_argument("--words", action="store_true", help="for --level token: means over the tokens of each word")
   parser.add_argument("--pooling", choices=POOLINGS, help="default the folder's own, first for BERT, mean")
@@ -41,7 +42,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--parse_special", action="store_true", help="read special tokens in the input as such")
   parser.add_argument("--layer", type=int, default=0, help="a layer from 1; default the output of the model")
   parser.add_argument("--normalize", action="store_true", help="scale every vector to length 1")
-  parser.add_argument("--batch", type=int, default=32, help="sequences computed together")
+  parser.add_argument("--batch", type=int, least=1, default=32, help="sequences computed together")
   options = parse(parser, arguments)
   if options.words and options.level != "token":
     raise UserError("embed: --words needs --level token")

@@ -40,12 +40,14 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--suite", help="a suite, a task or a YAML file, instead of evaluators")
   parser.add_argument("--tasks", type=lambda text: text.split(","), help="some tasks of the suite: piqa,arc_easy")
   parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
-  parser.add_argument("--limit", type=int, help="items of each task; default all")
+  parser.add_argument("--limit", type=int, least=1, help="items of each task; default all")
   parser.add_argument("--stride", type=int, default=0, help="tokens that a window predicts; 0 is all")
   parser.add_argument("--corpus", action="append", help="files of a training corpus, in which items are searched")
   parser.add_argument("--templates", action="store_true", help="each task with all templates of its file: mean, spread")
-  parser.add_argument("--workers", type=int, default=1, help="processes that read the corpus")
-  parser.add_argument("--min_k", type=float, default=0.0, help="report Min-K %% probability with this K, such as 20")
+  parser.add_argument("--workers", type=int, least=1, most=4096, default=1, help="processes that read the corpus")
+  parser.add_argument(
+    "--min_k", type=float, most=100, default=0.0, help="report Min-K %% probability, with K such as 20"
+  )
   parser.add_argument("--data", help="the folder of the suite's data; default the variable LMJAX_DATA")
   options, overrides = parse_overrides(parser, arguments)
   if options.suite:
@@ -75,11 +77,6 @@ def main(arguments: list[str]) -> int:
 def _evaluate_suite(options: argparse.Namespace, overrides: dict[str, str]) -> int:
   """Runs a suite; its module, which reads YAML and templates, is imported for a suite only."""
   suites = importlib.import_module("lmjax.inference.suite")
-  for name, least in (("shots", 0), ("limit", 1), ("stride", 0), ("workers", 1)):
-    if (value := getattr(options, name)) is not None and value < least:
-      raise UserError(f"evaluate: --{name} must be at least {least}, not {value}")
-  if not 0 <= options.min_k <= 100:
-    raise UserError(f"evaluate: --min_k is a percentage from 0 to 100, not {options.min_k:g}")
   if not options.output:
     raise UserError("evaluate: --suite needs --output, a folder for the results")
   tasks = suites.choose(options.suite, options.tasks or ())

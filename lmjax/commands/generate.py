@@ -11,13 +11,17 @@ continuation, with `prompt`, `sample` and `text`.
 import sys
 
 from lmjax import storage
-from lmjax.commands.options import new_parser, parse
+from lmjax.commands.options import new_parser, parse, refuse
+from lmjax.commands.values import new_file
 from lmjax.decode.logits import Sampling
 from lmjax.inference.generate import Generator, Row, read_prompts
 from lmjax.inference.output import main_process_output, write_jsonl
 from lmjax.parallel import processes
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
+
+BESIDE = {"beams": "temperature top_k top_p min_p repetition_penalty stop seed"}  # what has no effect with it
+NEEDS = {"beams": "length_penalty", "temperature": "top_k top_p min_p"}
 
 
 def main(arguments: list[str]) -> int:
@@ -27,27 +31,28 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
   parser.add_argument("--prompts_file", help="a file of prompts, one per line, or JSONL with a `prompt`")
-  parser.add_argument("--output", help="a JSONL file for the continuations; default the terminal")
-  parser.add_argument("--max_new_tokens", type=int, default=128)
-  parser.add_argument("--num_samples", type=int, default=1, help="continuations of each prompt")
-  parser.add_argument("--batch", type=int, default=16, help="continuations computed together")
-  parser.add_argument("--seed", type=int, default=0)
+  parser.add_argument("--output", type=new_file, help="a JSONL file for the continuations; default the terminal")
+  parser.add_argument("--max_new_tokens", type=int, least=1, default=128, help="tokens of a continuation")
+  parser.add_argument("--num_samples", type=int, least=1, default=1, help="continuations of each prompt")
+  parser.add_argument("--batch", type=int, least=1, default=16, help="continuations computed together")
+  parser.add_argument("--seed", type=int, default=0, help="of the first continuation of each prompt")
   parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
-  parser.add_argument("--top_k", type=int, default=0)
-  parser.add_argument("--top_p", type=float, default=1.0)
-  parser.add_argument("--min_p", type=float, default=0.0)
-  parser.add_argument("--repetition_penalty", type=float, default=1.0)
+  parser.add_argument("--top_k", type=int, default=0, help="sample from so many of the likeliest tokens; 0 is all")
+  parser.add_argument("--top_p", type=float, most=1, default=1.0, help="sample from the likeliest of this probability")
+  parser.add_argument("--min_p", type=float, most=1, default=0.0, help="leave out tokens below this share of the top")
+  parser.add_argument("--repetition_penalty", type=float, default=1.0, help="divides scores of tokens before")
   parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams, instead of sampling")
   parser.add_argument("--length_penalty", type=float, default=0.6, help="of beam search; 0 prefers short continuations")
   parser.add_argument("--stop", action="append", default=[], help="a string before which a continuation ends")
+  parser.add_argument("--window", action="store_true", help="continue beyond the model's length, forgetting the start")
   parser.add_argument("--parse_special", action="store_true", help="read special tokens in prompts as such")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
   options = parse(parser, arguments)
   if bool(options.prompt) == bool(options.prompts_file):
     raise UserError("generate: give --prompt or --prompts_file")
-  for name in ("num_samples", "batch", "max_new_tokens"):
-    if getattr(options, name) < 1:
-      raise UserError(f"generate: --{name} must be at least 1, not {getattr(options, name)}")
+  if "" in options.stop:
+    raise UserError("generate: --stop is empty, and would end every continuation before it starts")
+  refuse(parser, options, BESIDE if options.beams else {}, NEEDS)
   try:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
   except ValueError as error:
@@ -61,8 +66,11 @@ def main(arguments: list[str]) -> int:
     loaded = storage.open(options.workdir, options.step).load(options.dtype)
     generator = Generator(
       loaded, sampling, options.max_new_tokens, options.beams, options.length_penalty, tuple(options.stop),
-      options.seed, options.dtype, options.parse_special,
+      options.seed, options.dtype, options.parse_special, window=options.window,
     )  # fmt: skip
+    if options.window:
+      half = f"the last {loaded.length // 2:,} to {loaded.length:,} tokens"
+      print(f"lmjax: what has more than {loaded.length:,} tokens continues from {half}", file=sys.stderr)
     with use_layout(loaded.layout):
       if options.output:
         records = (

@@ -18,6 +18,7 @@ from etils import epath
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
+from lmjax.commands.values import new_file
 from lmjax.inference import glue
 from lmjax.inference.output import write_jsonl
 from lmjax.inference.predict import make_predictor, read_texts, to_records
@@ -36,10 +37,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--glue", choices=glue.TESTS, help="the test set of GLUE that the input is")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
-  parser.add_argument("--batch", type=int, default=32, help="texts computed together")
+  parser.add_argument("--batch", type=int, least=1, default=32, help="texts computed together")
   options = parse(parser, arguments)
-  if options.batch < 1:
-    raise UserError(f"predict: --batch must be at least 1, not {options.batch}")
+  if options.output and not options.glue:
+    new_file(options.output)  # found to be possible before the work
   if options.glue and not options.output:
     raise UserError("predict: --glue needs --output, the folder of the file to submit")
   numbers, texts = glue.read_test(options.input, options.glue) if options.glue else ([], [*read_texts(options.input)])

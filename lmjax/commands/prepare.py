@@ -9,14 +9,12 @@ lmjax prepare tfds lm1b                            (download a TFDS dataset as a
 
 import argparse
 import os
-import time
+import shlex
 
-from etils import epath
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmjax import config as configs
-from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.commands.options import new_parser, parse_overrides, refuse
 from lmjax.data import preview
 from lmjax.data.objectives.causal import Text
 from lmjax.data.pipeline import Reader
@@ -25,8 +23,18 @@ from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
 from lmjax.experiment import load_config
 from lmjax.inference.output import show
+from lmjax.inference.prepare import prepared
 from lmjax.logs import console
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import expand
+
+# Options that have no effect beside another one, or without it.
+BESIDE = {
+  "inspect": "output files tokenizer algorithm size document key clean keep validation",
+  "config": "tokenizer algorithm size document key clean",
+  "tokenizer": "algorithm size",
+}
+NEEDS = {"inspect": "rows tokens", "tfds": "folder"}
 
 
 def main(arguments: list[str]) -> int:
@@ -35,26 +43,32 @@ def main(arguments: list[str]) -> int:
   add = parser.add_argument
   add("tfds", nargs="*", help="tfds NAME: prepare a dataset of TensorFlow Datasets")
   add("--output", help="folder to write")
-  add("--files", action="append", help="text, .jsonl or .parquet files, by path or glob, plain or .gz")
+  add("--files", action="append", help="text, JSON lines or parquet files, by path, glob or folder, plain or .gz")
   add("--config", help="use the source and the tokenizer of this config instead")
   add("--tokenizer", help="tokenizer to use: a folder, a file or a run")
   add("--algorithm", choices=tuple(registry.ALGORITHMS), default="bpe", help="of a tokenizer to train otherwise")
-  add("--size", type=int, default=8000, help="number of ids of that tokenizer")
-  add("--document", default="chunk", help="split text files by: chunk, paragraph, chapter, line, file")
-  add("--key", default="text", help="key or column of the text in .jsonl and .parquet")
+  add("--size", type=int, least=1, default=8000, help="number of ids of that tokenizer")
+  add("--document", help="split text files by: chunk (default), paragraph, chapter, line, file")
+  add("--key", help="key or column of the text in JSON lines and parquet; default text")
   add("--clean", help="function of a text file's bytes: lmjax.data.sources.text:gutenberg_body")
   add("--keep", help="keep only documents for which this function is true: package.module:name")
-  add("--validation", type=float, default=0.0, help="fraction of documents, by their hash, in the validation split")
+  add(
+    "--validation",
+    type=float,
+    most=1,
+    default=0.0,
+    help="fraction of documents, by hash, in the validation split",
+  )
   add("--deduplicate", action="store_true", help="keep only the first of equal documents")
-  add("--workers", type=int, default=os.cpu_count(), help="processes; the output does not depend on them")
-  add("--shard_megabytes", type=int, default=64, help="size after which a shard ends")
+  add("--workers", type=int, most=4096, default=os.cpu_count(), help="processes; the output does not depend on them")
+  add("--shard_megabytes", type=int, least=1, default=64, help="size after which a shard ends")
   add("--folder", default="", help="tfds: data directory, by default ~/tensorflow_datasets")
   add("--inspect", metavar="PATH", help="show prepared data, or the batches of a run or a config")
-  add("--rows", type=int, default=2, help="inspect: rows to show")
-  add("--tokens", type=int, default=12, help="inspect: tokens of each row to list")
+  add("--rows", type=int, least=1, most=1000, default=2, help="inspect: rows to show")
+  add("--tokens", type=int, least=1, default=12, help="inspect: tokens of each row to list")
   options, overrides = parse_overrides(parser, arguments)
-  run = _inspect if options.inspect else _prepare_tfds if options.tfds else _prepare
-  run(options, overrides)
+  refuse(parser, options, BESIDE, NEEDS)
+  (_inspect if options.inspect else _prepare_tfds if options.tfds else _prepare)(options, overrides)
   return 0
 
 
@@ -70,28 +84,15 @@ def _prepare(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     source = files.open_files(options.files, options.key, options.document, clean)
     settings = registry.TokenizerConfig(options.algorithm, options.size, options.tokenizer or "")
     data = Text(source, source, 1, settings)
-  saved = epath.Path(options.output) / "tokenizer"
+  saved = expand(options.output) / "tokenizer"
   with console.status("tokenizer"):
     tokenizer = registry.load(saved) if saved.exists() and not options.tokenizer else data.make_tokenizer()
   rest = options.validation, options.deduplicate, keep, options.shard_megabytes * 2**20
-  preparation, began = Preparation(data.source, tokenizer, *rest), time.perf_counter()
-  counts = first = None
-  columns = (TextColumn("{task.completed:,.0f} of {task.total:,.0f} documents"), BarColumn())
-  with Progress(*columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console) as progress:
-    bar = progress.add_task("prepare", total=len(data.source), speed="")
-    for read, counts in preparation.run(options.output, options.workers):
-      first = first or counts["bytes"]
-      speed = (counts["bytes"] - first) / 1e6 / (time.perf_counter() - began)
-      progress.update(bar, completed=read, speed=f"{speed:.1f} MB/s")
-  if counts is None:
-    console.print(f"{options.output} is prepared already")
-    return
-  seconds = time.perf_counter() - began
-  speed = counts["bytes"] / 1e6 / seconds / max(options.workers, 1)
-  keys = ("documents", "tokens", "duplicates", "filtered", "skipped")
-  summary = ", ".join(f"{counts[key]:,} {key}" for key in keys)
-  console.print(f"{options.output}: {summary}; {seconds:.1f} s, {speed:.2f} MB/s of text per process")
-  console.print(f"lmjax train --config configs/text.py:prepared={options.output} --workdir runs/NAME")
+  summary = prepared(Preparation(data.source, tokenizer, *rest), options.output, options.workers)
+  console.print(summary or f"{options.output} is prepared already")
+  if summary:
+    given = shlex.quote(f"configs/text.py:prepared={options.output}")
+    console.print(f"lmjax train --config {given} --workdir runs/NAME")
 
 
 def _prepare_tfds(options: argparse.Namespace, overrides: dict[str, str]) -> None:
@@ -104,7 +105,7 @@ def _prepare_tfds(options: argparse.Namespace, overrides: dict[str, str]) -> Non
 
 def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
   """Prints rows, counts and lengths of prepared data, of a run, or of a config."""
-  path, seed, batch = epath.Path(options.inspect), 0, options.rows
+  path, seed, batch = expand(options.inspect), 0, options.rows
   if path.is_dir() and not (path / "config.json").exists():
     data, tokenizer, counts = preview.open_prepared(path)
     console.print(f"{path}: {counts}; all checksums match")

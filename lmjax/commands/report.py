@@ -8,6 +8,7 @@ folders, and how the time and the energy were spent.
 """
 
 from lmjax.commands.options import new_parser, parse
+from lmjax.commands.values import new_file
 from lmjax.inference.report import render
 from lmjax.logs import console
 from lmjax.utils.files import write
@@ -17,7 +18,7 @@ def main(arguments: list[str]) -> int:
   """Runs `lmjax report`."""
   parser = new_parser("report", __doc__)
   parser.add_argument("folders", nargs="+", help="run folders")
-  parser.add_argument("--output", default="report.html", help="the page; default report.html")
+  parser.add_argument("--output", type=new_file, default="report.html", help="the page; default report.html")
   options = parse(parser, arguments)
   write(options.output, render(options.folders))
   console.print(options.output)

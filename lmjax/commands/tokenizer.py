@@ -8,9 +8,9 @@ echo 12 7 99 | lmjax tokenizer decode --path my_tokenizer
 import argparse
 import sys
 
-from lmjax.commands.options import new_parser, parse
+from lmjax.commands.options import new_parser, parse, refuse
 from lmjax.data.sources import base, python_docs
-from lmjax.data.sources.text import TextFiles
+from lmjax.data.sources.files import open_files
 from lmjax.data.tokenizers import registry
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import new_folder
@@ -23,10 +23,11 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("text", nargs="*", help="text to encode or ids to decode, by default standard input")
   parser.add_argument("--path", help="tokenizer to use: a folder, a file or a run")
   parser.add_argument("--algorithm", choices=tuple(registry.ALGORITHMS), default="bpe")
-  parser.add_argument("--size", type=int, default=8000, help="number of ids, if the algorithm lets one choose it")
+  parser.add_argument("--size", type=int, least=1, default=8000, help="number of ids, where it can be chosen")
   parser.add_argument("--files", action="append", help="text to train on, by default the documentation of this Python")
   parser.add_argument("--output", help="folder for the trained tokenizer")
   options = parse(parser, arguments)
+  refuse(parser, options, {"path": "files algorithm size output"} if options.action != "train" else {})
   if options.action == "train":
     return _train(options)
   if not options.path:
@@ -53,7 +54,7 @@ def main(arguments: list[str]) -> int:
 def _train(options: argparse.Namespace) -> int:
   if not options.output:
     raise UserError("tokenizer train: --output is required, the folder to write")
-  source = TextFiles(tuple(options.files)) if options.files else python_docs.PythonDocs()
+  source = open_files(options.files) if options.files else python_docs.PythonDocs()
   with new_folder(options.output) as folder:
     tokenizer = registry.train(options.algorithm, base.texts(source), options.size)
     tokenizer.save(folder)

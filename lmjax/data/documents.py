@@ -12,7 +12,7 @@ import grain
 import numpy as np
 
 from lmjax.data.packer import Document
-from lmjax.data.sources.base import BadRecord, Encoded, Source
+from lmjax.data.sources.base import BadRecord, Encoded, Source, read_document
 from lmjax.data.tokenizers.base import Tokenizer, fingerprint
 from lmjax.utils.errors import UserError
 
@@ -43,10 +43,9 @@ class Documents:
   @functools.cached_property
   def _endless(self) -> list[grain.MapDataset]:
     """Each source, shuffled anew in every epoch."""
-    return [
-      grain.MapDataset.source(source).map(self.encode).seed((self.seed + 104_729 * i) % 2**32).shuffle().repeat()
-      for i, source in enumerate(self.sources)
-    ]
+    reads = (functools.partial(read_document, source, encode=self.encode) for source in self.sources)
+    sources = [grain.MapDataset.range(len(s)).map(read) for s, read in zip(self.sources, reads, strict=True)]
+    return [s.seed((self.seed + 104_729 * i) % 2**32).shuffle().repeat() for i, s in enumerate(sources)]
 
   @functools.cached_property
   def _fingerprint(self) -> str:
@@ -57,7 +56,7 @@ class Documents:
     if self.seed is None:
       if number >= len(self.source):
         raise IndexError(number)
-      return self.encode(self.source[number])
+      return read_document(self.source, number, self.encode)
     part, number = self.source.draw(stream, number) if isinstance(self.source, Mixed) else (0, number)
     return self._endless[part][stream + self.streams * number]
 

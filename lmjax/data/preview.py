@@ -13,7 +13,7 @@ from rich.text import Text as RichText
 from lmjax.data.batch import LEGEND, Batch, key_axes
 from lmjax.data.objectives.causal import Text
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Encoded, Source
+from lmjax.data.sources.base import Encoded, Source, read_document
 from lmjax.data.sources.dialogues import Dialogue
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.sources.preferences import Preference
@@ -142,7 +142,7 @@ def document_lengths(source: Source, tokenizer: Tokenizer, sample: int = 5000) -
   Raises:
     UserError: no document can be read.
   """
-  documents = [source[i] for i in range(0, len(source), max(len(source) // sample, 1))]
+  documents = [read_document(source, i) for i in range(0, len(source), max(len(source) // sample, 1))]
   encoded = [len(document.ids) for document in documents if isinstance(document, Encoded)]
   texts = [_text(document) for document in documents if isinstance(document, str | Pair | Dialogue | Preference)]
   lengths = encoded + [len(ids) for ids in tokenizer.encode_many(texts)]

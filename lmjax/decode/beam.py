@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 
 import jax
@@ -50,7 +51,7 @@ class Beam:
   excluded: tuple[int, ...] = ()
 
   def __post_init__(self):
-    if self.beams < 1 or self.penalty < 0:
+    if self.beams < 1 or not 0 <= self.penalty < math.inf:
       raise ValueError(f"beams must be at least 1 and penalty at least 0, not {self.beams} and {self.penalty}")
 
   def prepare(self, params: Tree) -> Tree:

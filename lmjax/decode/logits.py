@@ -1,6 +1,7 @@
 """Sampling the next token from logits: filters and a random draw."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,15 +26,15 @@ class Sampling:
   excluded: tuple[int, ...] = ()
 
   def __post_init__(self):
-    if self.temperature < 0:
+    if not 0 <= self.temperature < math.inf:
       raise ValueError(f"temperature must be at least 0, not {self.temperature}")
-    if self.top_k < 0:
+    if not self.top_k >= 0:
       raise ValueError(f"top_k must be at least 0, not {self.top_k}")
     if not 0 < self.top_p <= 1:
       raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
     if not 0 <= self.min_p <= 1:
       raise ValueError(f"min_p must be from 0 to 1, not {self.min_p}")
-    if self.repetition_penalty <= 0:
+    if not 0 < self.repetition_penalty < math.inf:
       raise ValueError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
 
   def filter(self, logits_BxV: jax.Array, seen_BxV: jax.Array) -> jax.Array:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import sacrebleu
 
+from lmjax.data.sources.base import read_document
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.logits import Sampling
@@ -40,7 +41,7 @@ class Generation:
   def prepare(self, context: Context) -> Measure:
     data, tokenizer = context.data, context.tokenizer
     count = min(self.pairs or len(data.validation), len(data.validation))
-    pairs = [pair for pair in map(data.validation.__getitem__, range(count)) if isinstance(pair, Pair)]
+    pairs = [pair for pair in (read_document(data.validation, i) for i in range(count)) if isinstance(pair, Pair)]
     if not pairs:
       raise UserError("evals: generation needs validation data of source-target pairs; remove it from config.evals")
     sources = [[*tokenizer.encode(pair.source)[: data.length - 1], tokenizer.end] for pair in pairs]

@@ -31,7 +31,8 @@ class Generator:
   beams: of beam search; 0 samples instead. length_penalty: of beam search. stops: strings before which a continuation
   ends. seed: of the first sample of each prompt. dtype: of the weights, `bfloat16` to cast them. parse_special: read
   special tokens in a prompt, such as `<|im_start|>`, as what they are instead of as text. truncate: a prompt of a
-  decoder loses its beginning where it leaves no space for max_new_tokens, which is otherwise an error.
+  decoder loses its beginning where it leaves no space for max_new_tokens, which is otherwise an error. window: a
+  decoder continues beyond its length, where it sees the last half of it to all of it.
   """
 
   loaded: LoadedModel
@@ -44,6 +45,7 @@ class Generator:
   dtype: str | None = None
   parse_special: bool = False
   truncate: bool = False
+  window: bool = False
 
   def __post_init__(self):
     if self.loaded.task.model.kind not in ("decoder", "encoder_decoder"):
@@ -53,6 +55,10 @@ class Generator:
       )
     if isinstance(self.loaded.task, Encode):
       raise UserError("generate: this model scores no tokens: it is a classifier, or a model without a head")
+    if self.window and (self.beams or self.loaded.task.model.kind != "decoder"):
+      raise UserError("generate: a window moves over the text of a decoder, and not in beam search")
+    if not 0 <= self.seed < 2**31:
+      raise UserError(f"generate: the seed must be at least 0 and below 2^31, not {self.seed}")
     if unsupported := getattr(self.loaded.tokenizer, "unsupported", ""):
       raise UserError(
         f"generate: the model's generation_config.json or config.json has {unsupported}, which is not supported"
@@ -79,9 +85,10 @@ class Generator:
   def stream(self, rows: list[Row], every: int = 16) -> Iterator[list[str]]:
     """Yields the new text of each row's sampled continuation after every `every` tokens."""
     prompts, seeds = [prompt for prompt, _ in rows], [self.seed + sample for _, sample in rows]
+    longest = self.loaded.length - self.max_new_tokens if self.truncate else None
     return continue_texts(
       self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every,
-      self.parse_special, self.loaded.length - self.max_new_tokens if self.truncate else None,
+      self.parse_special, longest, self.loaded.length if self.window else None,
     )  # fmt: skip
 
   def texts(self, rows: list[Row]) -> list[str]:

@@ -30,7 +30,7 @@ def render(folders: Sequence[epath.PathLike]) -> str:
   Raises:
     UserError: a folder is not a run folder, or a file in it cannot be read.
   """
-  paths = [epath.Path(folder).expanduser() for folder in folders]
+  paths = [files.expand(folder) for folder in folders]
   for path in paths:
     if not (path / "config.json").exists() or not (path / "metrics.jsonl").exists():
       raise UserError(f"report: {path} is not a run folder: it has no config.json and metrics.jsonl")

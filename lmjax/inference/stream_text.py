@@ -1,7 +1,9 @@
 """Text while a model generates it."""
 
+import itertools
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 from flax import linen as nn
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
@@ -51,6 +53,7 @@ class StreamedText:
 def continue_texts(
   sampler: Sampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
   stops: list[str] = (), every: int = 16, parse_special: bool = False, longest: int | None = None,
+  window: int | None = None,
 ) -> Iterator[list[str]]:  # fmt: skip
   """Yields the new text of each prompt's continuation after every `every` tokens; at the end, what was held back.
 
@@ -61,19 +64,41 @@ def continue_texts(
     seeds: one for each prompt.
     stops: strings before which a continuation ends.
     longest: the last tokens of a decoder's prompt that are kept, or None for all.
+    window: tokens that the model sees, where a continuation may be longer.
   """
   ids, sources = model_inputs(sampler.model, tokenizer, prompts, parse_special)
   if sources is None and longest is not None:
     ids = [prompt[-longest:] for prompt in ids]
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
   made, forced_end = 0, getattr(tokenizer, "forced_end", False)
-  for drawn in sampler.tokens(params, ids, new, seeds, every, sources):
+  draws = sampler.tokens(params, ids, new, seeds, every, sources)
+  for drawn in draws if window is None else beyond(sampler, params, ids, new, seeds, every, window):
     made += drawn.shape[1]
     drawn = drawn[:, :-1] if forced_end and made == new else drawn  # of what is cut off, the end is the last token
     yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
     if all(text.stopped for text in texts):
       break
   yield [text.finish() for text in texts]
+
+
+def beyond(
+  sampler: Sampler, params: Tree, prompts: list[list[int]], new: int, seeds: list[int], every: int, window: int
+) -> Iterator[np.ndarray]:
+  """Yields what `sampler.tokens` does, of text that is longer than the model: whenever the window is full, the model
+  reads the last half of it again and continues from there."""
+  rows, made, ended = [list(prompt) for prompt in prompts], 0, np.zeros(len(prompts), bool)
+  for again in itertools.count():
+    kept = [row if len(row) < window else row[-max(window // 2, 1) :] for row in rows]
+    count = min(new - made, window - max(map(len, kept)))
+    for drawn in sampler.tokens(params, kept, count, [(seed + again * 7919) % 2**32 for seed in seeds], every):
+      drawn = np.where(ended[:, None], -1, drawn)
+      for row, tokens in zip(rows, drawn, strict=True):
+        row += [int(token) for token in tokens if token >= 0]
+      ended |= (drawn < 0).any(axis=1)
+      made += drawn.shape[1]
+      yield drawn
+    if made >= new or ended.all():
+      return
 
 
 def model_inputs(

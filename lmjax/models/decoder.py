@@ -38,8 +38,8 @@ class Config:
   width: int = 768
   depth: int = 12
   heads: int = 12
-  kv_heads: int = 12  # key/value heads, a divisor of heads
-  head_size: int = 64
+  kv_heads: int = 12  # key/value heads, a divisor of heads; 0: as many as heads
+  head_size: int = 64  # 0: width / heads
   mlp: int = 3072
   activation: str = "gelu_tanh"
   gated_mlp: bool = False
@@ -75,6 +75,8 @@ class Config:
   remat: str = "none"
 
   def __post_init__(self):
+    object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
+    object.__setattr__(self, "head_size", self.head_size or self.width // max(self.heads, 1))
     check(self, "vocabulary length width depth heads kv_heads head_size mlp")
     if self.heads % self.kv_heads:
       raise ValueError(f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})")

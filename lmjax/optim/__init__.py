@@ -55,8 +55,9 @@ class Optimizer:
     for name in ("peak_lr", "clip", "weight_decay", "warmup", "decay", "layer_decay"):
       if getattr(self, name) < 0:
         raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-    if not 0 <= self.ema < 1:
-      raise ValueError(f"ema must be at least 0 and below 1, not {self.ema}")
+    for name in ("ema", "b1", "b2", "momentum"):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
     if self.microbatches < 1:
       raise ValueError(f"microbatches must be at least 1, not {self.microbatches}")
 

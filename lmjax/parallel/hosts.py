@@ -84,6 +84,7 @@ class Signals:
 
   def _catch(self, number: int, frame) -> None:
     signal.signal(number, self._before[number])
+    os.write(2, b"\nlmjax: stopping after this step, and saving it; once more ends the run at once\n")
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)  # jax forwards it to every process
     else:

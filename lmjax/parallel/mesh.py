@@ -10,6 +10,7 @@ arXiv:2205.05198); otherwise each of these devices would keep the whole residual
 
 import dataclasses
 import math
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -45,6 +46,8 @@ class MeshShape:
   With several TPU slices, which a data-centre network connects, `data` must be a multiple of their number: it is the
   only axis that spans slices.
   """
+
+  negative: ClassVar = ("data", "fsdp", "sequence", "model")  # the fields that may be below 0 in a config
 
   data: int = -1
   fsdp: int = 1

@@ -27,6 +27,7 @@ from lmjax.tasks.base import Task
 from lmjax.tasks.distill import Distill
 from lmjax.utils import checksums, pytree, trust
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import expand
 from lmjax.utils.pytree import Tree
 
 
@@ -54,7 +55,7 @@ class RunFolder(SavedModel):
   """A run folder at one of its checkpoints, or a checkpoint; one outside of a run folder has parameters but no task."""
 
   def __init__(self, path: epath.PathLike, step: int | None = None):
-    self.path, self._step, self._whole = epath.Path(path), step, False
+    self.path, self._step, self._whole = expand(path), step, False
     is_checkpoint = checkpoint.is_checkpoint(path)
     self.folder = self.path.absolute().parent.parent if is_checkpoint else self.path  # of the run
 

@@ -29,7 +29,7 @@ def recorded(
   Raises:
     UserError: a source is missing or has changed.
   """
-  if (epath.Path(workdir) / NAME).exists():
+  if (files.expand(workdir) / NAME).exists():
     return check_sources(workdir, sources)
   if new:
     record_sources(workdir, sources)
@@ -52,11 +52,11 @@ def record_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen
   for name, source in sources.items():
     saved = base.open(source.path, source.step)
     parts = saved.files()
-    path = source.path if "://" in source.path else str(epath.Path(source.path).expanduser().absolute())
+    path = source.path if "://" in source.path else str(files.expand(source.path).absolute())
     records[name] = {
       "path": path, "step": saved.step, "files": _sizes(parts), "sha256": _hash(parts),
     }  # fmt: skip
-  files.write(epath.Path(workdir) / NAME, json.dumps(records, indent=2) + "\n")
+  files.write(files.expand(workdir) / NAME, json.dumps(records, indent=2) + "\n")
 
 
 def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]) -> dict[str, Start | Frozen]:
@@ -68,7 +68,7 @@ def check_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen]
   Raises:
     UserError: a source is missing or has changed, or sources.json does not list it.
   """
-  file = epath.Path(workdir) / NAME
+  file = files.expand(workdir) / NAME
   records = Fields(files.read_json(file) if file.exists() else {}, file)
   return {name: _check(records, name, source) for name, source in sources.items()}
 

@@ -13,6 +13,7 @@ from lmjax.data.batch import Batch
 from lmjax.layers.leaves import cast
 from lmjax.models.base import Hidden, Table
 from lmjax.tasks.log_probs import token_log_probs
+from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean
 from lmjax.utils.pytree import Tree
 
@@ -172,6 +173,8 @@ Task = Base  # the type of any task
 def weighted_sum(task: Base, terms: Mapping[str, Mean], counts: Mapping[str, jax.Array]) -> jax.Array:
   """Returns the loss: sum over the task's terms of coefficient * total / count of the whole global batch."""
   coefficients = task.terms
+  if not counts.keys() == coefficients.keys() <= terms.keys():
+    raise UserError(f"task: {type(task).__name__} has the terms {[*coefficients]} and counts of {[*counts]}")
   parts = (coefficients[key] * (terms[key].total / jnp.maximum(count, 1e-9)) for key, count in counts.items())
   loss: jax.Array = sum(parts)  # not the int 0: a task has at least one term
   return loss

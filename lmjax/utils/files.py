@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import glob
 import json
 import os
 import pathlib
@@ -18,6 +19,18 @@ from lmjax.utils.errors import UserError, one_line, reason
 
 DEEPEST = 60  # objects and lists inside of each other
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # half a pair, escaped
+
+
+class LocalPath(type(epath.Path("/"))):  # type: ignore[misc]  # epath has no public name for it
+  """A local path, whose own characters are never read as a pattern: epath and Orbax do not escape them."""
+
+  def glob(self, pattern: str) -> Iterator["LocalPath"]:
+    return map(self._new, glob.glob(os.path.join(glob.escape(os.fspath(self)), pattern)))
+
+
+def expand(path: epath.PathLike) -> epath.Path:
+  """Returns a path as a person gives it, with ~ expanded: every path of an option, a config or a call goes through."""
+  return epath.Path(path) if is_remote(path) else LocalPath(os.path.expanduser(path))
 
 
 @contextlib.contextmanager
@@ -51,7 +64,7 @@ def replacing(path: epath.PathLike) -> Iterator[IO[bytes]]:
   Raises:
     UserError: the file cannot be written.
   """
-  path = epath.Path(path).expanduser()
+  path = expand(path)
   with writing(path):
     if is_remote(path) or is_special(path):
       with path.open("wb") as stream:
@@ -82,12 +95,12 @@ def new_folder(folder: epath.PathLike) -> Iterator[epath.Path]:
   Raises:
     UserError: the folder cannot be written.
   """
-  folder = epath.Path(folder).expanduser()
+  folder = expand(folder)
   if is_remote(folder):
     yield folder
     return
   with writing(folder):
-    folder = epath.Path(os.path.realpath(folder))
+    folder = expand(os.path.realpath(folder))
     part = part_of(folder)
     _check_place(folder, folder=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -118,7 +131,7 @@ def make_folder(folder: epath.PathLike) -> None:
     UserError: it cannot be created.
   """
   with writing(folder):
-    epath.Path(folder).mkdir(parents=True, exist_ok=True)
+    expand(folder).mkdir(parents=True, exist_ok=True)
 
 
 def write(path: epath.PathLike, content: str | bytes) -> None:
@@ -128,7 +141,7 @@ def write(path: epath.PathLike, content: str | bytes) -> None:
     UserError: the file cannot be written.
   """
   data = content.encode() if isinstance(content, str) else content
-  path = epath.Path(path).expanduser()
+  path = expand(path)
   with contextlib.suppress(OSError):
     if os.path.isfile(path) and path.stat().length == len(data) and path.read_bytes() == data:
       return
@@ -142,7 +155,7 @@ def append(path: epath.PathLike, text: str) -> None:
   Raises:
     UserError: the file cannot be written.
   """
-  path, data = epath.Path(path), memoryview(text.encode())
+  path, data = expand(path), memoryview(text.encode())
   with writing(path):
     if is_remote(path):
       with path.open("ab") as stream:
@@ -164,7 +177,7 @@ def read_bytes(file: epath.PathLike) -> bytes:
   Raises:
     UserError: the file cannot be read.
   """
-  file = epath.Path(file).expanduser()
+  file = expand(file)
   with reading(file):
     return file.read_bytes()
 

@@ -123,7 +123,7 @@ def _read_config(folder: pathlib.Path) -> None:
 
 
 def _make_metrics(folder: pathlib.Path) -> None:
-  log = logs.Log(epath.Path(folder), logs.LogConfig(every=1, tensorboard=False), 0, 5, {})
+  log = logs.Log(epath.Path(folder), logs.LogConfig(every=1, tensorboard=False), 0, {})
   for step in range(1, 6):
     log.write(step, {"train_loss": 5.0 / step, "tokens": 100})
   log.close()

@@ -10,7 +10,7 @@ from lmjax.data.packer import Packer
 from lmjax.data.packing import Concatenate, FirstFitText, TextBuckets, Windows
 from lmjax.data.pipeline import Reader
 from lmjax.data.schedule import proportions, schedule
-from lmjax.data.sources.base import BadRecord
+from lmjax.data.sources.base import BadRecord, read_document
 from lmjax.utils.errors import UserError
 
 PACKINGS = ("concatenate", "first_fit", "buckets", "windows")
@@ -58,7 +58,8 @@ class Text(Reader):
   def _bucket_order(self, documents: Documents) -> list[int]:
     """Returns a schedule in which each bucket occurs in proportion to its documents."""
     source = documents.source
-    sample = (documents.encode(source[i]) for i in range(0, len(source), max(len(source) // BUCKET_SAMPLE, 1)))
+    step = max(len(source) // BUCKET_SAMPLE, 1)
+    sample = (read_document(source, i, documents.encode) for i in range(0, len(source), step))
     lengths = [len(doc[0]) - 1 for doc in sample if not isinstance(doc, BadRecord) and len(doc[0])]
     if not lengths:
       raise UserError("data: the source contains no text; check config.data.source")
@@ -68,7 +69,7 @@ class Text(Reader):
 
 def _concatenate(documents: Documents) -> tuple[np.ndarray, int]:
   """Returns the ids of all documents [T], without start and end, and the bytes of their text."""
-  encoded = [documents.encode(documents.source[i]) for i in range(len(documents.source))]
+  encoded = [read_document(documents.source, i, documents.encode) for i in range(len(documents.source))]
   skipped = [document for document in encoded if isinstance(document, BadRecord)]
   read = [document for document in encoded if not isinstance(document, BadRecord)]
   ids = np.concatenate([ids[1:-1] for ids, _ in read]) if read else np.zeros(0, np.int32)

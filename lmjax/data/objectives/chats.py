@@ -13,7 +13,7 @@ from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.documents import Documents
 from lmjax.data.packer import Row
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import BadRecord, Source
+from lmjax.data.sources.base import BadRecord, Source, read_document
 from lmjax.data.tokenizers.base import Tokenizer, write_file
 from lmjax.data.tokenizers.bpe import BPE
 
@@ -51,7 +51,7 @@ class Chats(Reader):
 
   def make_tokenizer(self) -> Tokenizer:
     """Returns the tokenizer with its chat template; one that is trained here gets the special tokens of ChatML."""
-    read = (own for i in range(len(self.source)) if not isinstance(own := self.source[i], BadRecord))
+    read = (own for i in range(len(self.source)) if not isinstance(own := read_document(self.source, i), BadRecord))
     tokenizer: Any = self.tokenizer.make(text for own in read for text in self.messages(own))
     if isinstance(tokenizer, BPE) and not self.tokenizer.path:
       tokenizer.fast.add_special_tokens(list(CONTROL))  # the second one ends an answer, as the end does a document

@@ -18,7 +18,7 @@ from lmjax.data.objectives.arrange import Arrangement, pad
 from lmjax.data.packer import Packer, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.schedule import proportions, schedule
-from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction
+from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction, read_document
 from lmjax.data.sources.examples import Example
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError, one_line
@@ -108,7 +108,7 @@ class Labelled(Reader):
     counts = np.zeros(len(lengths), np.int64)
     step = max(len(documents.source) // SAMPLE, 1)
     for i in range(0, len(documents.source), step):
-      row = documents.encode(documents.source[i])
+      row = read_document(documents.source, i, documents.encode)
       if not isinstance(row, BadRecord):
         counts[np.searchsorted(lengths, len(row[0][0]["inputs"]))] += 1
     if not counts.any():
@@ -127,7 +127,7 @@ class Labelled(Reader):
       UserError: there is no example, or more than 1 % of at least 100 are malformed.
     """
     documents = self.documents(self.validation, tokenizer, None, 1)
-    encoded = [documents.encode(document) for document in map(self.validation.__getitem__, range(len(self.validation)))]
+    encoded = [read_document(self.validation, i, documents.encode) for i in range(len(self.validation))]
     skipped = [row for row in encoded if isinstance(row, BadRecord)]
     report_skipped(skipped, len(encoded))
     packer, lengths = self.rows((self.length,), [0]), (self.length,) if self.in_order else self._lengths
@@ -154,7 +154,7 @@ def examples(source: Source, kinds: tuple[type, str] = EXAMPLES) -> Iterator[Any
   Raises:
     UserError: the source has documents of another kind.
   """
-  for document in map(source.__getitem__, range(len(source))):
+  for document in (read_document(source, i) for i in range(len(source))):
     if isinstance(document, kinds[0]):
       yield document
     elif not isinstance(document, BadRecord):

@@ -10,7 +10,7 @@ from lmjax.data.documents import Documents
 from lmjax.data.first_fit import GROUP_ROWS, FirstFit
 from lmjax.data.packer import Document, Packer, Row
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Source
+from lmjax.data.sources.base import Source, read_document
 from lmjax.data.sources.pairs import Pair
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError
@@ -120,7 +120,7 @@ def _truncate(ids: np.ndarray, length: int) -> np.ndarray:
 
 
 def _sides(source: Source) -> Iterable[str]:
-  for document in map(source.__getitem__, range(len(source))):
+  for document in (read_document(source, i) for i in range(len(source))):
     if isinstance(document, Pair):
       yield document.source
       yield document.target

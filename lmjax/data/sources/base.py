@@ -1,11 +1,11 @@
 """The interface of sources: documents by index."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, reason
 
 MIN_RECORDS = 100  # records to read before the fraction of skipped ones is checked
 MAX_SKIPPED_FRACTION = 0.01  # a run with a larger fraction of skipped records stops
@@ -34,9 +34,24 @@ class Source(Protocol):
   def __getitem__(self, index: int) -> str | Encoded | BadRecord: ...
 
 
+def read_document(source: Source, index: int, encode: Callable[[Any], Any] = lambda document: document) -> Any:
+  """Returns a document, or what `encode` makes of it; whatever either raises makes it a BadRecord.
+
+  Raises:
+    UserError: it is not about this record alone.
+  """
+  try:
+    return encode(source[index])
+  except UserError:
+    raise
+  except Exception as error:
+    return BadRecord(f"{type(source).__name__}: record {index}", f"cannot be read: {reason(error)}")
+
+
 def texts(source: Source) -> Iterable[str]:
-  """Yields the documents of a source that are text, in order."""
-  return (text for text in map(source.__getitem__, range(len(source))) if isinstance(text, str))
+  """Yields the documents of a source that are text, in order; half a surrogate pair is none."""
+  check = lambda text: text if isinstance(text, str) and text.encode() else None  # noqa: E731
+  return (text for text in (read_document(source, i, check) for i in range(len(source))) if isinstance(text, str))
 
 
 def check_skipped_fraction(read: int, skipped: Sequence[BadRecord]) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Iterator
+from typing import ClassVar
 
 from etils import epath
 
@@ -19,6 +20,8 @@ class Conll:
   word, tag: columns by their numbers from 0, or from the end, -1 for the last. split: as `:90%`, empty for all. Lines
   `-DOCSTART-` are left out. A sentence with a line that lacks a column is malformed.
   """
+
+  negative: ClassVar = ("word", "tag")
 
   files: str | tuple[str, ...]
   word: int = 0

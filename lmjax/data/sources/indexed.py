@@ -11,6 +11,7 @@ from etils import epath
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.paths import Clean, expand_paths, read_bytes
 from lmjax.data.sources.splits import split_range
+from lmjax.utils.errors import reason
 
 FindStarts = Callable[[bytes], np.ndarray]  # from the bytes of a file to the offsets at which its documents start
 
@@ -58,7 +59,7 @@ class Index:
     if end - start > MAX_DOCUMENT:
       return BadRecord(self.where(index), f"has {end - start:,} bytes, more than {MAX_DOCUMENT:,}: split the document")
     try:
-      return read_bytes(self.files[file], self.clean, self.ends[file])[start:end].decode("utf-8")
+      return read_bytes(self.files[file], self.clean, self.ends[file])[start:end].decode("utf-8-sig")
     except UnicodeDecodeError as error:
       return BadRecord(self.where(index, error.start), f"is not UTF-8: {error.reason}")
 
@@ -98,8 +99,8 @@ class Lines:
       return line
     try:
       return self.parse(line)
-    except ValueError as error:
-      return BadRecord(self._index.where(index), str(error))
+    except Exception as error:  # ValueErrors say what is wrong; others come from what a line contains, too
+      return BadRecord(self._index.where(index), str(error) if isinstance(error, ValueError) else reason(error))
 
 
 def line_starts(data: bytes | mmap.mmap) -> np.ndarray:

@@ -7,36 +7,51 @@ remote file is read as a whole, and the last few are cached.
 import fnmatch
 import glob
 import mmap
+import os
 from collections.abc import Callable, Sequence
 
 from etils import epath
 
 from lmjax.utils import names
 from lmjax.utils.errors import UserError
-from lmjax.utils.files import reading
+from lmjax.utils.files import expand, is_remote, reading
 
 CACHE: dict[tuple, bytes | mmap.mmap] = {}  # the content of the last files
 Clean = Callable[[bytes], bytes]  # from the bytes of a file to the text in it, such as a book without its header
 
 
-def expand_paths(files: str | Sequence[str]) -> list[epath.Path]:
-  """Returns the files that paths and globs match; those of each are sorted.
+def expand_paths(files: str | Sequence[str], suffixes: tuple[str, ...] = ("",)) -> list[epath.Path]:
+  """Returns the files that paths, globs and folders stand for; those of each are sorted.
+
+  A file or folder that is there is taken as it is called, whatever is in its name.
+
+  Args:
+    suffixes: of the files that a folder stands for, plain or gzipped.
 
   Raises:
     UserError: a path or glob matches nothing.
   """
   paths: list[epath.Path] = []
   for pattern in [files] if isinstance(files, str) else files:
-    path = epath.Path(pattern).expanduser()
-    if "://" not in pattern:  # no file has a NUL in its name
-      matches = [epath.Path(p) for p in (() if "\0" in pattern else glob.glob(str(path), recursive=True))]
+    path = expand(pattern)
+    if "\0" in pattern:  # no file has it in its name
+      matches = []
+    elif path.is_dir():
+      matches = [file for file in path.iterdir() if file.name.lower().removesuffix(".gz").endswith(suffixes)]
+      matches = [file for file in matches if file.name[0] != "."]
+    elif path.exists():
+      matches = [path]
+    elif not is_remote(path):
+      there = next(folder for folder in (path, *path.parents) if folder.exists())
+      rest = os.path.relpath(path, there)
+      matches = [expand(p) for p in glob.glob(os.path.join(glob.escape(str(there)), rest), recursive=True)]
     elif glob.has_magic(path.name):  # in a remote path, only the file name may be a pattern
       matches = [p for p in path.parent.iterdir() if fnmatch.fnmatch(p.name, path.name)]
     else:
-      matches = [path]
+      matches = []
     matches = sorted(p for p in matches if p.exists() and not p.is_dir())
     if not matches:
-      hint = "set your text with --config configs/text.py:files=my/*.txt"
+      hint = "set your text with --config 'configs/text.py:files=my/*.txt'"
       raise UserError(f"data: no file matches {pattern!r} (the current directory is {epath.Path().resolve()}); {hint}")
     paths += matches
   return paths
@@ -46,7 +61,7 @@ def read_bytes(path: epath.Path, clean: Clean | None = None, size: int | None = 
   """Returns the content of a file, unzipped and cleaned.
 
   Args:
-    size: bytes that it must have, since offsets in it are known; it may come from the cache then. Without it, the file
+    size: bytes that it must have, as offsets in it are known; it may come from the cache then. Without it, the file
       is read as it is now.
 
   Raises:
@@ -64,9 +79,13 @@ def read_bytes(path: epath.Path, clean: Clean | None = None, size: int | None = 
 
 def _read_bytes(path: epath.Path, clean: Clean | None) -> bytes | mmap.mmap:
   with reading(path):
-    if not clean and path.suffix != ".gz" and "://" not in str(path) and path.stat().length:
+    if path.suffix == ".gz":
+      data = names.load("lmjax.data.sources.gzipped:unzip")(path)
+    elif clean or is_remote(path) or not path.stat().length:
+      data = path.read_bytes()
+    else:
       with open(path, "rb") as file:
-        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    zipped = path.suffix == ".gz"
-    data = names.load("lmjax.data.sources.gzipped:unzip")(path) if zipped else path.read_bytes()
+        data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\0" in data[:1000]:  # not UTF-8, as almost all text is
+      data = names.load("lmjax.data.sources.encodings:to_utf8")(data, path)
   return clean(data) if clean else data

@@ -64,7 +64,7 @@ def python_documentation() -> tuple[str, ...]:
   if sum(map(len, texts)) < 200_000:
     raise UserError(
       f"data: this Python has too little documentation to train on (in pydoc_data and {library}); "
-      "install the full standard library, or use your own text: --config configs/text.py:files=my/*.txt"
+      "install the full standard library, or use your own text: --config configs/text.py:files='my/*.txt'"
     )
   return tuple(sorted(texts, key=lambda text: hashlib.sha256(text.encode()).digest()))
 

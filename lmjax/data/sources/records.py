@@ -15,7 +15,7 @@ from lmjax.data.sources.indexed import MAX_DOCUMENT, Lines, expand_paths
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError, did_you_mean, one_line, reason
-from lmjax.utils.files import parse_json, read_bytes, reading
+from lmjax.utils.files import expand, parse_json, read_bytes, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +162,7 @@ def tfds_builder(name: str, folder: str = "") -> Any:
     importlib.import_module(f"tensorflow_datasets.{topic}")
   if folder:
     check_features(folder)
-  if folder and (epath.Path(folder) / "dataset_info.json").exists():
+  if folder and (expand(folder) / "dataset_info.json").exists():
     return tfds.builder_from_directory(folder)
   try:
     return tfds.builder(name, data_dir=folder or None)
@@ -182,7 +182,7 @@ def check_features(folder: epath.PathLike) -> None:
     return dict(values)
 
   for level in range(4):  # the folder of a version, a configuration, a dataset, of all datasets
-    for file in () if trust.ALL in trust.trusted() else epath.Path(folder).glob("*/" * level + "features.json"):
+    for file in () if trust.ALL in trust.trusted() else expand(folder).glob("*/" * level + "features.json"):
       try:
         parse_json(read_bytes(file), make=collect)
       except ValueError as error:

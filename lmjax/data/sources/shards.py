@@ -24,7 +24,7 @@ from lmjax.data.sources.base import BadRecord, Encoded
 from lmjax.data.sources.splits import parse_split, split_range
 from lmjax.utils.errors import UserError, did_you_mean, reason
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import inside, make_folder, read_json, reading, writing
+from lmjax.utils.files import expand, inside, make_folder, read_json, reading, writing
 from lmjax.utils.trust import check_links
 
 VERSION = 1
@@ -47,7 +47,7 @@ class Prepared:
       UserError: the folder is not completely prepared, has no such split, or a shard is missing or truncated.
     """
     index = read_index(self.folder)
-    folder = epath.Path(self.folder).expanduser()
+    folder = expand(self.folder)
     name, _ = parse_split(self.split)
     if name not in index["splits"]:
       raise UserError(f"data: {self.folder} has no split {name!r}{did_you_mean(name, index['splits'])}")
@@ -68,7 +68,7 @@ class Prepared:
   def _shards(self) -> tuple[list[epath.Path], np.ndarray]:
     """The files, and the number of documents before each of them."""
     shards = [s for s in self.index["splits"][parse_split(self.split)[0]] if s["documents"]]
-    files = [inside(epath.Path(self.folder).expanduser(), s["file"]) for s in shards]
+    files = [inside(expand(self.folder), s["file"]) for s in shards]
     return files, np.cumsum([0, *(s["documents"] for s in shards)])
 
   @functools.cached_property
@@ -97,7 +97,7 @@ def read_index(folder: epath.PathLike) -> dict[str, Any]:
   Raises:
     UserError: it does not exist, is corrupt or has another version.
   """
-  folder = epath.Path(folder).expanduser()
+  folder = expand(folder)
   if folder.exists():
     check_links(folder)
   if not (folder / "index.json").exists():
@@ -137,7 +137,7 @@ def check_sums(folder: epath.PathLike) -> None:
   """Raises UserError if a shard is missing or its SHA-256 differs from the one in the index."""
   for shards in read_index(folder)["splits"].values():
     for shard in shards:
-      path = inside(epath.Path(folder).expanduser(), shard["file"])
+      path = inside(expand(folder), shard["file"])
       if not path.exists() or digest(path) != shard["sha256"]:
         raise UserError(f"data: the shard {path} is missing or corrupt (SHA-256 differs); prepare the folder again")
 

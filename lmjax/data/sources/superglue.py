@@ -42,7 +42,7 @@ class Texts(Lines):
       return
     try:
       yield from [Example(*parts, where) for parts in self.examples(parse_json(line))]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except Exception as error:
       yield BadRecord(where, f"is not as {type(self).__name__} has it: {type(error).__name__}: {error}")
 
   def examples(self, record: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

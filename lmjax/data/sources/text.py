@@ -9,6 +9,7 @@ import numpy as np
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.indexed import Clean, Index, expand_paths, line_starts
+from lmjax.data.sources.kinds import check_text
 
 # "CHAPTER IV. A Title", "Chapter 4", "BOOK TWO", "IV. A Title". Lines of a table of contents become documents too.
 CHAPTER = re.compile(
@@ -44,7 +45,9 @@ class TextFiles:
 
   @functools.cached_property
   def _index(self) -> Index:
-    return Index(expand_paths(self.files), self._starts, self.split, self.clean, self.shuffle)
+    paths = expand_paths(self.files, (".txt", ".text", ".md"))
+    check_text(paths)
+    return Index(paths, self._starts, self.split, self.clean, self.shuffle)
 
   def _starts(self, data: bytes | mmap.mmap) -> np.ndarray:
     """Returns the offsets at which the documents of a file start."""

@@ -22,13 +22,13 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 
-from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction
+from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction, read_document
 from lmjax.data.sources.shards import SIZE, UNFINISHED, VERSION, check_counts, check_shard, digest, read_index
 from lmjax.data.tokenizers import base
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError, reason
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import append, make_folder, new_folder, parse_json, read_bytes, write
+from lmjax.utils.files import append, expand, make_folder, new_folder, parse_json, read_bytes, write
 
 CHUNK = 256  # maximum documents of a chunk
 COUNTS = ("read", "skipped", "filtered", "duplicates", "documents", "tokens", "bytes")
@@ -86,17 +86,33 @@ class Preparation:
     Returns:
       (hash of the text, record of its shard) for each document, counts, and the skipped records.
     """
-    documents = [self.source[i] for i in range(first, min(first + self.chunk, len(self.source)))]
-    skipped = [document for document in documents if isinstance(document, BadRecord)]
-    texts = [document for document in documents if isinstance(document, str) and document.strip()]
-    kept = [text for text in texts if self.keep(text)] if self.keep else texts
+    numbers = range(first, min(first + self.chunk, len(self.source)))
+    documents = {i: read_document(self.source, i, self._check) for i in numbers}
+    texts = {i: text for i, text in documents.items() if isinstance(text, str) and text}
+    try:
+      encoded = dict(zip(texts, self.tokenizer.encode_many(list(texts.values())), strict=True))
+    except Exception:  # because of one of them
+      encoded = {i: read_document(self.source, i, self.tokenizer.encode) for i in texts}
+    skipped = [document for document in (documents | encoded).values() if isinstance(document, BadRecord)]
     records = []
-    for text, ids in zip(kept, self.tokenizer.encode_many(kept), strict=True):
-      raw = text.encode("utf-8")
+    for i, ids in encoded.items():
+      if isinstance(ids, BadRecord):
+        continue
+      raw = texts[i].encode("utf-8")
       key = hashlib.blake2b(raw.strip(), digest_size=16).digest()
       records.append((key, SIZE.pack(len(raw)) + np.asarray(ids, self.dtype).tobytes()))
-    counts = {"read": len(documents), "skipped": len(skipped), "filtered": len(texts) - len(kept)}
-    return records, counts, skipped
+    filtered = sum(document is None for document in documents.values())
+    return records, {"read": len(documents), "skipped": len(skipped), "filtered": filtered}, skipped
+
+  def _check(self, document: Any) -> str | BadRecord | None:
+    """Returns the text of a document, empty if it is white space, None if it is not kept."""
+    if isinstance(document, BadRecord):
+      return document
+    if not isinstance(document, str):
+      raise ValueError(f"it is of type {type(document).__name__}, not a string")
+    document.encode()  # fails for half a surrogate pair
+    kept = document.strip() and (self.keep is None or self.keep(document))
+    return document if kept else None if document.strip() else ""
 
   def run(self, folder: epath.PathLike, workers: int = 0) -> Iterator[tuple[int, dict[str, int]]]:
     """Writes the folder, and yields (documents read, counts so far) after each chunk; nothing if it was complete.
@@ -106,7 +122,7 @@ class Preparation:
     """
     if workers < 0:
       raise UserError(f"prepare: workers must be at least 0, not {workers}")
-    folder = epath.Path(folder).expanduser()
+    folder = expand(folder)
     if (folder / "index.json").exists():
       if read_index(folder)["made"] != self.metadata():
         raise UserError(f"prepare: {folder} contains other prepared data; choose another --output")

@@ -264,14 +264,14 @@ def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
 
 
 def _path(task: TaskFile, name: str, data: str | None) -> epath.Path:
-  path, folder = epath.Path(name).expanduser(), data_folder(data)
+  path, folder = files.expand(name), data_folder(data)
   if path.is_absolute():
     return path
   if epath.Path(task.folder) != FOLDER and (epath.Path(task.folder) / path).exists():
     return epath.Path(task.folder) / path
   if not folder:
     raise UserError(f"task {task.task}: its data is {name} in a folder; name the folder with --data or LMJAX_DATA")
-  return epath.Path(folder).expanduser() / path
+  return files.expand(folder) / path
 
 
 def _content(file: epath.Path) -> bytes:

@@ -126,7 +126,7 @@ def load(name: str, depth: int = 0) -> list[TaskFile]:
   """
   if depth > DEEPEST:
     raise UserError(f"evaluate: {name}: groups of tasks contain each other")
-  file = epath.Path(name).expanduser()
+  file = files.expand(name)
   if file.suffix not in (".yaml", ".yml"):
     if name not in names():
       raise UserError(f"evaluate: no task or group {name!r}{did_you_mean(name, names())}; or give a YAML file")

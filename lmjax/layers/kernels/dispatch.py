@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from lmjax.layers.backend import attention_implementation
 from lmjax.layers.kernels.cpu import softmax_attention, softmax_attention_forward
 from lmjax.layers.kernels.mask import Mask
-from lmjax.layers.kernels.splash import splash
+from lmjax.utils import names
 
 
 def prepare_mask(mask: Mask, length: int, keys: int | None = None) -> Mask:
@@ -25,6 +25,7 @@ def attend(q_BxLxHxK: jax.Array, k_BxMxGxK: jax.Array, v_BxMxGxK: jax.Array, mas
   length, keys = q_BxLxHxK.shape[1], k_BxMxGxK.shape[1]
   implementation = attention_implementation(length, keys, mask.dense, q_BxLxHxK.dtype, q_BxLxHxK.shape[-1])
   if implementation == "splash" and mask.cap is None:
+    splash = names.load("lmjax.layers.kernels.splash:splash")  # on TPUs alone
     return splash(q_BxLxHxK, k_BxMxGxK, v_BxMxGxK, mask)
   allowed, bias = mask.array(length, keys), mask.bias_BxHxLxM
   if mask.cap is not None:

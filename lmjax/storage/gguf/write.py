@@ -40,7 +40,7 @@ def save(path: epath.PathLike, source: SavedModel, kind: str = "f16", with_token
   Raises:
     UserError: llama.cpp has no such model or tokenizer, the file exists or cannot be written, or a value is too large.
   """
-  path = epath.Path(path).expanduser()
+  path = files.expand(path)
   if path.exists():
     raise UserError(f"{path} exists; name another file")
   model, config = source.task.model, source.task.model.config

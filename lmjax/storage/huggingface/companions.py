@@ -5,7 +5,7 @@ import json
 from etils import epath
 
 from lmjax.storage.huggingface.sentence import read_modules, transformer_folder
-from lmjax.utils.files import read_json
+from lmjax.utils.files import expand, read_json
 
 SUFFIXES = (".json", ".jinja", ".txt", ".md", ".model", ".bpe", ".spm", ".tiktoken")
 # Replaced, or about tensors that are not copied.
@@ -28,7 +28,7 @@ def companions(folder: epath.PathLike, tokenizer: bool = True) -> dict[str, epat
   Args:
     tokenizer: whether the tokenizer's files and the chat templates are among them.
   """
-  top = epath.Path(folder).expanduser()
+  top = expand(folder)
   inner = transformer_folder(top)
   files: dict[str, epath.Path | str] = {}
   for where in dict.fromkeys((top, inner)):

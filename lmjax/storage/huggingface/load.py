@@ -29,7 +29,7 @@ from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import read_json
+from lmjax.utils.files import expand, read_json
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import check_links
 
@@ -80,7 +80,7 @@ def read_config(folder: epath.PathLike) -> tuple[dict[str, Any], Family, Any]:
   Raises:
     UserError: config.json is missing, or names an architecture that lmjax does not have.
   """
-  file = epath.Path(folder).expanduser() / "config.json"
+  file = expand(folder) / "config.json"
   fields = Fields(read_json(file), file)
   kind = fields.text("model_type", "") or _infer_kind(fields, folder)
   if kind not in FAMILIES:
@@ -114,7 +114,7 @@ def load(folder: epath.PathLike) -> Loaded:
   Raises:
     UserError: a file is missing, corrupt or pickled; a tensor is missing, unknown or of another shape.
   """
-  folder = epath.Path(folder).expanduser()
+  folder = expand(folder)
   check_links(folder)
   settings, family, config = read_config(folder)
   tokenizer: Any = load_tokenizer(folder, config.vocabulary)

@@ -20,7 +20,7 @@ from lmjax.storage.huggingface.weights import WeightMap, hf_shape, join, unembed
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import new_folder, read_bytes, write
+from lmjax.utils.files import expand, new_folder, read_bytes, write
 from lmjax.utils.pytree import Tree
 
 TIES = ("tie_word_embeddings", "scale_decoder_outputs", "logits_scaling")
@@ -41,7 +41,7 @@ def save(
   Raises:
     UserError: the model has no Hugging Face equivalent, or the folder is not empty or cannot be written.
   """
-  folder = epath.Path(folder).expanduser()
+  folder = expand(folder)
   if folder.is_dir() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
   kind, config, heads = kind_of(model, str((settings or {}).get("model_type", ""))), model.config, params["heads"]

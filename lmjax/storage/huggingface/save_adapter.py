@@ -86,7 +86,7 @@ def write_adapter(
     parameters: of the merged model, by path names; read only where a module is saved whole.
     trained: {path name: array}, as LoRA.init returns them.
   """
-  folder = epath.Path(folder).expanduser()
+  folder = files.expand(folder)
   if folder.exists() and any(folder.iterdir()):
     raise UserError(f"{folder} is not empty; name another folder")
   whole = {name: value for name, value in trained.items() if name in parameters}
@@ -162,7 +162,7 @@ def _base_of(path: epath.PathLike) -> epath.Path:
       f"convert: the base of an adapter is a Hugging Face folder, and the run has none: {what}; write the base with "
       "lmjax convert and give it with --base"
     )
-  return epath.Path(path).expanduser().absolute()
+  return files.expand(path).absolute()
 
 
 def _rows(family: Family, config: Any, params: Tree, prefix: str) -> Iterator[Row]:

@@ -1,0 +1,43 @@
+"""The values of options: numbers in a range, and paths."""
+
+import argparse
+import math
+import os
+from collections.abc import Callable
+
+from lmjax.utils.errors import UserError
+from lmjax.utils.fields import LARGEST, LARGEST_FLOAT
+from lmjax.utils.files import expand, is_remote
+
+
+def number(kind: type, least: float = 0, most: float | None = None) -> Callable[[str], float]:
+  """Returns what reads an int or a float of an option, which must be finite and in a range."""
+  most = most if most is not None else LARGEST if kind is int else LARGEST_FLOAT
+
+  def read(text: str) -> float:
+    what = "a whole number" if kind is int else "a number"
+    try:
+      value = kind(text)
+    except (ValueError, OverflowError):
+      raise argparse.ArgumentTypeError(f"{text!r} is not {what}") from None
+    if isinstance(value, float) and not math.isfinite(value):
+      raise argparse.ArgumentTypeError(f"must be a finite number, not {text}")
+    if not least <= value <= most:
+      top = f" and at most {most:,}" if most not in (LARGEST, LARGEST_FLOAT) or value > most else ""
+      raise argparse.ArgumentTypeError(f"must be {what} of at least {least:,}{top}, not {text}")
+    return value
+
+  return read
+
+
+def home(text: str) -> str:
+  """Returns a path whose ~ is expanded, which shells do not do in --workdir=~/x."""
+  return os.fspath(expand(text)) if text.startswith("~") else text
+
+
+def new_file(text: str) -> str:
+  """Returns the path of a file to write, whose folder must be there, which is noticed before the work."""
+  path = expand(text)
+  if not is_remote(path) and not path.parent.is_dir():
+    raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist")
+  return os.fspath(path)
