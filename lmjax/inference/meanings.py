@@ -61,6 +61,12 @@ WORDS = {
   "form": "of the loss on preferences",
   "margin": "between chosen and rejected answers",
   "smoothing": "probability that a label is wrong",
+  "clip": "how far the ratio of probabilities may be from 1",
+  "value_clip": "how far a new value may be from the old one",
+  "value_coefficient": "coefficient of the loss of the values",
+  "kl": "coefficient of the divergence from the reference model",
+  "kl_estimator": "how that is estimated from samples",
+  "kl_horizon": "answers over which its coefficient adapts",
   "per_token": "whether log-probabilities are means over tokens instead of sums",
 }
 CLASSES = SECTIONS | {"mesh": MeshShape, "checkpoint": CheckpointConfig, "log": LogConfig}

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Iterable, Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ class Policy(WithReference):
   also divides the scores in training. unfinished: the reward of an answer without an end token, after that; None leaves
   it to the rewards. answer_tokens: of an answer, at most. text: how answers are read. The data sets the last two.
   """
+
+  negative: ClassVar = ("unfinished",)  # the fields that may be below 0 in a config
 
   rewards: tuple[Reward, ...] = ()
   normalise: bool = False

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from lmjax.utils.pytree import Tree
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reward:
   """A part of the reward, which is the sum over parts of weight x score. name: of its metric."""
+
+  negative: ClassVar = ("weight",)  # the fields that may be below 0 in a config
 
   weight: float = 1.0
   name: str = ""
