@@ -35,7 +35,7 @@ def get_config(argument: str = "") -> ConfigDict:
         kind="lmjax.data.objectives.masked_lm:SentencePairs",
         length=512,
         max_predictions=77,
-        tokenizer=dict(algorithm="wordpiece", path=choice.tokenizer, size=30522 if choice.tokenizer else 8192),
+        tokenizer=dict(algorithm="wordpiece", path=choice.tokenizer, size=shape["vocabulary"]),
         source=dict(split=":98%", **text),
         validation=dict(split="98%:", **text),
       ),
@@ -51,6 +51,8 @@ def get_config(argument: str = "") -> ConfigDict:
     novels = dict(files=choice.books, document="chapter", shuffle=True, clean="lmjax.data.sources.text:gutenberg_body")
     settings.update(steps=4000, batch=32)
     settings.data.update(length=64, max_predictions=10)
+    if not choice.tokenizer:
+      settings.data.tokenizer.update(size=8192)
     for part in (settings.data.source, settings.data.validation):
       part.update(novels)
     settings.model.update(dtype="float32", dropout=0.0)

@@ -29,6 +29,7 @@ def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
     argument, size=SIZES, files="data/*.txt", books="", tokenizer="", consecutive=False, debug=False
   )
+  shape = PRESETS[f"t5-{choice.size}"]
   text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.files, shuffle=True)
   objective = "Consecutive" if choice.consecutive else "SpanCorruption"
   settings = ConfigDict(
@@ -43,7 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
         objective=dict(kind=f"lmjax.data.objectives.denoising:{objective}"),
         tokenizer=dict(
           kind="lmjax.data.tokenizers.sentinels:SentinelTokenizerConfig",
-          algorithm="unigram", path=choice.tokenizer, size=32_000,
+          algorithm="unigram", path=choice.tokenizer, size=shape["vocabulary"] - 100,
           sentinels=100,
         ),
         source=dict(split=":99%", **text),
@@ -51,7 +52,7 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
       model=dict(
         kind="lmjax.models.encoder_decoder:EncoderDecoder", dtype="bfloat16", remat="full",
-        **config.given(PRESETS[f"t5-{choice.size}"]),
+        **config.given(shape),
       ),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
       optim=dict(optimizer="adafactor", peak_lr=1e-2, schedule="inverse_sqrt", warmup=10_000, weight_decay=0.0),
