@@ -18,7 +18,7 @@ from lmjax.logs import console
 from lmjax.planning import energy, tables
 from lmjax.planning.aot import parse_topology
 from lmjax.planning.hardware import PUE
-from lmjax.planning.report import find_largest_batch, make_report
+from lmjax.planning.report import alternatives, find_largest_batch, make_report
 from lmjax.train import jit_step
 from lmjax.utils.errors import UserError, did_you_mean
 
@@ -48,6 +48,10 @@ def main(arguments: list[str]) -> int:
     print(json.dumps(report, indent=2))
   else:
     show(tables.report_table(report))
+    if not report["fits"] and not options.fit:
+      console.print(
+        "what would fit: " + (" or ".join(report["would_fit"]) or "nothing that was tried; use more devices")
+      )
   return 0 if report["fits"] else 1
 
 
@@ -73,6 +77,8 @@ def _report(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
     report = find_largest_batch(settings, target, options.vocabulary, report_of)
   else:
     report = report_of(settings)
+    if not report["fits"]:
+      report["would_fit"] = alternatives(settings, lambda changed: report_of(changed)["fits"])
   tokens_per_step = report["batch"] * report["length"]
   steps = math.ceil(options.tokens / tokens_per_step) if options.tokens else settings["steps"]
   costs = energy.run_costs(report, target, steps, options.pue, options.region, options.watts, options.price)

@@ -1,6 +1,7 @@
 """Ahead-of-time compilation for absent devices: topologies by name, and the memory and collectives of a step."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 import pathlib
@@ -46,6 +47,7 @@ class Topology:
       UserError: libtpu is not installed, or does not support the grid.
     """
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"}
+    variables |= {"TPU_MIN_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled"}
     variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans may run at the same time
     for name, value in variables.items():
       os.environ.setdefault(name, value)
@@ -57,9 +59,11 @@ class Topology:
       return list(topologies.get_topology_desc(f"{self.name}:{shape}", "tpu", **options).devices)
     except (ImportError, RuntimeError) as error:
       reason = str(error).strip().splitlines()[0] if str(error).strip() else "libtpu cannot be loaded"
-      raise UserError(
-        f"plan: cannot compile for {self.name}:{shape} ({reason}); install libtpu with pip install 'lmjax[plan]'"
-      ) from error
+      advice = "install libtpu with pip install 'lmjax[plan]'"
+      if importlib.util.find_spec("libtpu"):
+        grids = (CUBES if len(self.grid) > 2 else PLANES).values()
+        advice = f"grids that there are: {', '.join('x'.join(map(str, grid)) for grid in grids)}"
+      raise UserError(f"plan: cannot compile for {self.name}:{shape} ({reason}); {advice}") from error
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:
@@ -83,7 +87,9 @@ def parse_topology(text: str, slices: int = 1) -> Topology:
     chips = grid[0] // 2 if separator == "-" and name in ("v4", "v5p") else grid[0]
     shapes = CUBES if name in ("v4", "v5p") else PLANES
     if chips not in shapes:
-      raise UserError(f"plan: no {name} slice has {chips} chips; write its grid, such as {name}:4x4")
+      raise UserError(
+        f"plan: no {name} slice has {chips} chips; there are {', '.join(map(str, shapes))}, or write a grid"
+      )
     grid = shapes[chips]
   return Topology(name, chip, math.prod(grid) * slices, grid, slices)
 

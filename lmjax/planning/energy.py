@@ -8,7 +8,7 @@ Watts are those of the whole machine: processor, memory and accelerators, p_c + 
 from typing import Any
 
 from lmjax.planning.aot import Topology
-from lmjax.planning.hardware import PUE, kilowatt_hours
+from lmjax.planning.hardware import PRICED, PUE, kilowatt_hours
 
 POUNDS_PER_KWH = 0.954  # the United States in 2018 (EPA), as in the paper
 KILOGRAMS_PER_POUND = 0.45359237
@@ -66,6 +66,7 @@ def run_costs(
   seconds = report["seconds_per_step"]
   hours = None if seconds is None else steps * seconds / 3600
   watts = watts or (target.chip.watts if target.chip else None)
+  listed = "" if price else f" (list of {PRICED}; set the current one with --price)"
   price = price or (target.chip.price if target.chip else None)
   kwh = None if hours is None or watts is None else kilowatt_hours(watts * target.count, hours, pue)
   pounds = INTENSITY[region] / 1000 / KILOGRAMS_PER_POUND if region else POUNDS_PER_KWH
@@ -77,11 +78,11 @@ def run_costs(
     "kwh": kwh,
     "co2e_lb": None if kwh is None else kwh * pounds,
     "co2e_kg": None if kwh is None else kwh * pounds * KILOGRAMS_PER_POUND,
-    "cost_usd": None if hours is None or price is None else hours * target.count * price,
+    "cost_usd": None if hours is None or not price or not report["fits"] else hours * target.count * price,
     "assumptions": {
       "hours": "at the bound, so a minimum; published runs reach 0.46 to 0.71 of the peak (MaxText, v5e and v5p)",
       "watts": f"{watts:g} per device" if watts else "no published figure for this device; set --watts",
-      "price": f"${price:g} per device and hour" if price else "unknown for this device; set --price",
+      "price": f"${price:g} per device and hour{listed}" if price else "unknown for this device; set --price",
       "pue": f"{pue:g}" + (" (Strubell et al., 2019)" if pue == PUE else ""),
       "carbon": f"{pounds:.3f} lb per kWh" + (f" ({region}, Ember 2023)" if region else " (EPA 2018)"),
       "sources": "lmjax/planning/hardware.py, lmjax/planning/energy.py",

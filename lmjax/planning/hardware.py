@@ -19,6 +19,7 @@ from collections.abc import Iterable
 
 import jax
 
+PRICED = "2025"  # the year of the prices
 PUE = 1.58  # world average of 2018 (Strubell et al., 2019, arXiv:1906.02243); Google reports 1.09 of its own (2024)
 
 

@@ -1,5 +1,6 @@
 """The report of `lmjax plan`: memory, FLOPs, communication and a lower bound on the time of a step, as plain data."""
 
+import copy
 import dataclasses
 import math
 import time
@@ -8,7 +9,7 @@ from typing import Any
 
 import jax
 
-from lmjax import experiment
+from lmjax import config, experiment
 from lmjax.compression.base import Identity
 from lmjax.experiment import Experiment
 from lmjax.parallel.sharding import use_layout
@@ -17,6 +18,7 @@ from lmjax.planning.estimate import estimate, executed_flops, stored_bytes
 from lmjax.planning.flops import FORMULA, Flops, train_step_flops
 from lmjax.state import TrainState
 from lmjax.storage.start import attach_sources
+from lmjax.utils.errors import UserError
 
 JitStep = Callable[[Experiment, TrainState], Any]  # `lmjax.train.jit_step`
 
@@ -96,6 +98,32 @@ def find_largest_batch(
   return reports[best]
 
 
+def alternatives(settings: dict[str, Any], fits: Callable[[dict[str, Any]], bool]) -> list[str]:
+  """Returns the overrides with which a step that does not fit would: microbatches, remat, more shards, or together.
+
+  Args:
+    fits: whether the step of a config fits; a UserError where the config is not possible counts as no.
+  """
+  microbatches = [{"optim.microbatches": str(n)} for n in (2, 4, 8, 16, 32, 64) if settings["batch"] % n == 0]
+  remat = [{"model.remat": "full"}] if settings["model"].get("remat", "none") == "none" else []
+  shards = [{"mesh.data": "1", "mesh.fsdp": "-1", "rules": "fsdp"}]
+  together = [{**more, **few} for few in (*remat, {}) for more in (*microbatches[-1:], {}) if few or more]
+  several = []
+  for kind in (microbatches, remat, shards, [{**shards[0], **changes} for changes in together[:1]]):
+    for changes in kind:
+      changed = copy.deepcopy(settings)
+      for key, value in changes.items():
+        config.override(changed, key, value)
+      try:
+        possible = fits(changed)
+      except UserError:
+        continue
+      if possible:
+        several.append(" ".join(f"--config.{key}={value}" for key, value in changes.items()))
+        break
+  return several
+
+
 def _build(settings: dict[str, Any], target: Topology, vocabulary: int | None) -> Experiment:
   """Returns the experiment on absent devices, or on copies of a CPU device if there is no compiler for them."""
   devices = target.devices() if target.compiles else [jax.devices("cpu")[0]] * target.count
@@ -144,7 +172,8 @@ def _least_time(run: Experiment, target: Topology, compiled: Compiled, useful: F
     "seconds_of": parts,
     "executed_flops_per_step": executed,
     "utilisation_bound": {
-      "full_attention": useful.full / target.count / chip.flops / seconds,
-      "causal_attention": useful.causal / target.count / chip.flops / seconds,
+      # Of full attention, whose masked half no kernel needs to compute.
+      "full_attention": min(useful.full / target.count / chip.flops / seconds, 1.0),
+      "causal_attention": min(useful.causal / target.count / chip.flops / seconds, 1.0),
     },
   }
