@@ -3,6 +3,7 @@
 #   bash launch/gke.sh --name llama --image REGION-docker.pkg.dev/PROJECT/lmjax --accelerator tpu-v5-lite-podslice \
 #     --grid 16x16 --slices 2 -- --config configs/llama.py:size=7b --workdir gs://bucket/runs/llama
 # Requires kubectl for a cluster with TPU node pools and JobSet, and an image with lmjax and jax[tpu].
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 name="" image="" accelerator="" grid="" slices=1 chips_per_host=4 restarts=100

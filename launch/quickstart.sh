@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Trains a small GPT on the documentation of the installed Python and samples from it: bash launch/quickstart.sh
 # Environment: PYTHON (creates .venv), WORKDIR (the run folder).
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" ""
 workdir="${WORKDIR:-runs/quickstart}"
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs ruff, mypy and the fast tests: bash launch/test.sh; --all adds the slow tests. Other arguments are passed to
 # pytest. Environment: PYTHON (creates .venv).
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" "[test]"
 
 "$python" -m ruff check .

@@ -41,6 +41,12 @@ def test_launchers_are_short():
       assert len(path.read_text().splitlines()) <= 80, path.name
 
 
+@pytest.mark.parametrize("script", ["gke.sh", "local.sh", "quickstart.sh", "test.sh", "tpu_pod.sh", "slurm.sbatch"])
+def test_every_script_has_help(script):
+  output = launch(script, "--help")
+  assert "bash launch/" in output and "SBATCH" not in output and "source" not in output.split("\n")[-2]
+
+
 def test_local():
   output = launch("local.sh", "--processes", 2, "--devices", 2, "--dry-run", "--", "--config", DEBUG, "--workdir", "w")
   assert output.count("lmjax train --config configs/quickstart.py:debug --workdir w") == 2
@@ -58,7 +64,7 @@ def test_local_processes_run(tmp_path):
 
 
 def test_tpu_pod():
-  common = ("--name", "n", "--zone", "z", "--type", "v5litepod-16", "--dry-run")
+  common = ("--name", "n", "--zone", "z", "--type", "v5litepod-16", "--source", "https://x.org/l.git", "--dry-run")
   run = ("--", "--config", DEBUG, "--workdir", "gs://b/run")
   output = launch("tpu_pod.sh", *common, "--spot", *run)
   assert "plan --topology v5e-16" in output
@@ -66,6 +72,11 @@ def test_tpu_pod():
   assert "lmjax\\ train\\ --config" in output and "gs://b/run" in output and "queued-resources delete n" in output
   assert "--node-count 2 --node-prefix n" in launch("tpu_pod.sh", *common, "--slices", 2, *run)
   assert "no shared disk" in launch("tpu_pod.sh", *common, "--", "--config", DEBUG, "--workdir", "w", code=2)
+  assert "checkout" in output and "batch-size all" in output and "--runtime-version v2-alpha-tpuv5-lite" in output
+  newer = tuple("v6e-16" if word == "v5litepod-16" else word for word in common)
+  assert "--runtime-version v2-alpha-tpuv6e" in launch("tpu_pod.sh", *newer, *run)
+  local = tuple("/home/me/lmjax" if word.startswith("https") else word for word in common)
+  assert "--source must be an https:// URL" in launch("tpu_pod.sh", *local, *run, code=2)
   assert "--name, --zone and --type are required" in launch("tpu_pod.sh", "--dry-run", "--", code=2)
 
 
