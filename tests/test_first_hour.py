@@ -91,7 +91,7 @@ def test_what_a_run_prints(odd):
   assert places == sorted(places) and places[0] > 0, dict(zip(wanted, places, strict=True))
   columns = [line.index("perplexity") for line in lines if "validation:" in line]
   assert len(columns) == 4 and len(set(columns)) == 1
-  assert [len(line["samples"]) for line in read_metrics(run, samples=True) if "samples" in line] == [2, 2, 2, 2]
+  assert [len(line["samples"]) for line in read_metrics(run, samples=True) if "samples" in line][:4] == [2] * 4
   assert all("samples" not in line for line in read_metrics(run)) and len(read_metrics(run)) > 4
   summary = json.loads((run / "summary.json").read_text())
   assert summary["finished"] and summary["steps"] in (7, 8) and (run / "loss.png").exists()
