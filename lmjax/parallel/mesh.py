@@ -39,6 +39,10 @@ RULES: dict[str, Rules] = {
 }
 
 
+# The keys of a config, and their values, with which every device holds a part of each parameter.
+MORE_SHARDS = {"mesh.data": "1", "mesh.fsdp": "-1", "rules": "fsdp"}
+
+
 @dataclasses.dataclass(frozen=True)
 class MeshShape:
   """The number of devices along each mesh axis; one axis may be -1, for the remaining devices.

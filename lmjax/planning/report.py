@@ -12,6 +12,7 @@ import jax
 from lmjax import config, experiment
 from lmjax.compression.base import Identity
 from lmjax.experiment import Experiment
+from lmjax.parallel.mesh import MORE_SHARDS
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.aot import Compiled, Topology, compile_step
 from lmjax.planning.estimate import estimate, executed_flops, stored_bytes
@@ -106,7 +107,7 @@ def alternatives(settings: dict[str, Any], fits: Callable[[dict[str, Any]], bool
   """
   microbatches = [{"optim.microbatches": str(n)} for n in (2, 4, 8, 16, 32, 64) if settings["batch"] % n == 0]
   remat = [{"model.remat": "full"}] if settings["model"].get("remat", "none") == "none" else []
-  shards = [{"mesh.data": "1", "mesh.fsdp": "-1", "rules": "fsdp"}]
+  shards = [MORE_SHARDS]
   together = [{**more, **few} for few in (*remat, {}) for more in (*microbatches[-1:], {}) if few or more]
   several = []
   for kind in (microbatches, remat, shards, [{**shards[0], **changes} for changes in together[:1]]):
