@@ -47,7 +47,6 @@ class Topology:
       UserError: libtpu is not installed, or does not support the grid.
     """
     variables = {"TPU_SKIP_MDS_QUERY": "1", "TPU_WORKER_HOSTNAMES": "localhost", "TPU_STDERR_LOG_LEVEL": "3"}
-    variables |= {"TPU_MIN_LOG_LEVEL": "3", "TPU_LOG_DIR": "disabled"}
     variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans may run at the same time
     for name, value in variables.items():
       os.environ.setdefault(name, value)
