@@ -1,5 +1,6 @@
 """The report of `lmjax plan`: memory, FLOPs, communication and a lower bound on the time of a step, as plain data."""
 
+import bisect
 import copy
 import dataclasses
 import math
@@ -103,26 +104,38 @@ def alternatives(settings: dict[str, Any], fits: Callable[[dict[str, Any]], bool
   """Returns the overrides with which a step that does not fit would: microbatches, remat, more shards, or together.
 
   Args:
-    fits: whether the step of a config fits; a UserError where the config is not possible counts as no.
+    fits: whether the step of a config fits, which may take minutes; a UserError says that the config is not possible.
   """
   microbatches = [{"optim.microbatches": str(n)} for n in (2, 4, 8, 16, 32, 64) if settings["batch"] % n == 0]
   remat = [{"model.remat": "full"}] if settings["model"].get("remat", "none") == "none" else []
-  shards = [MORE_SHARDS]
-  together = [{**more, **few} for few in (*remat, {}) for more in (*microbatches[-1:], {}) if few or more]
-  several = []
-  for kind in (microbatches, remat, shards, [{**shards[0], **changes} for changes in together[:1]]):
-    for changes in kind:
-      changed = copy.deepcopy(settings)
-      for key, value in changes.items():
-        config.override(changed, key, value)
-      try:
-        possible = fits(changed)
-      except UserError:
-        continue
-      if possible:
-        several.append(" ".join(f"--config.{key}={value}" for key, value in changes.items()))
-        break
-  return several
+  together = {**MORE_SHARDS, **(remat[0] if remat else {}), **(microbatches[-1] if microbatches else {})}
+  kinds = microbatches, remat, [MORE_SHARDS], [together] if together != MORE_SHARDS else []
+  fitting = (_first_that_fits(settings, kind, fits) for kind in kinds)
+  return [" ".join(f"--config.{key}={value}" for key, value in changes.items()) for changes in fitting if changes]
+
+
+def _first_that_fits(
+  settings: dict[str, Any], several: list[dict[str, str]], fits: Callable[[dict[str, Any]], bool]
+) -> dict[str, str] | None:
+  """Returns the first of several overrides, each of which needs less memory than those before, with which a step fits.
+
+  Later ones may be impossible, as more microbatches than rows are.
+  """
+  tried: dict[int, bool] = {}
+
+  def enough(i: int) -> bool:
+    changed = copy.deepcopy(settings)
+    for key, value in several[i].items():
+      config.override(changed, key, value)
+    try:
+      tried[i] = fits(changed)
+    except UserError:
+      tried[i] = False
+      return True
+    return tried[i]
+
+  first = bisect.bisect_left(range(len(several)), True, key=enough)
+  return several[first] if tried.get(first) else None
 
 
 def _build(settings: dict[str, Any], target: Topology, vocabulary: int | None) -> Experiment:
