@@ -9,6 +9,7 @@ mask; and, as round 0, the dense model. Run the same command again to resume; fi
 are in lottery.json and lottery.png.
 """
 
+import copy
 import json
 from typing import Any
 
@@ -78,7 +79,7 @@ class _Seed:
 
   def train(self, number: int, arm: str) -> int:
     """Trains an arm of a round, and returns the exit code."""
-    settings = json.loads(json.dumps(self.settings))
+    settings = copy.deepcopy(self.settings)
     if arm == DENSE:
       if self.rewind:  # its checkpoint must stay
         settings["checkpoint"] |= {"every": self.rewind, "keep": -(-settings["steps"] // self.rewind)}

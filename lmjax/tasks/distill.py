@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -53,6 +54,7 @@ class Distill(Base):
   layer_map: tuple[int, ...] = ()
   teacher_width: int = 0
   chunk: int = 0
+  negative: ClassVar = ("layer_map",)  # the fields that may be below 0 in a config
 
   def __post_init__(self):
     if self.task.model is not self.model:  # a copy with another model

@@ -230,7 +230,7 @@ def test_a_pruned_run_resumes_with_its_masks(tmp_path):
   "settings, message",
   [
     (dict(sparsity=1.0), "at least 0 and below 1"),
-    (dict(sparsity=-0.1), "at least 0 and below 1"),
+    (dict(sparsity=-0.1), "sparsity must be at least 0"),
     (dict(sparsity=0.5, structure="rows"), "the structure is"),
     (dict(sparsity=0.5, structure="0:4"), "the structure is"),
     (dict(sparsity=0.5, structure="2:4", end=3), "needs the structure layer or global"),

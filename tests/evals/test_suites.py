@@ -258,7 +258,7 @@ def test_models_that_are_not_scored_are_refused(loaded):
     (("--suite", "piqa", "--config.batch=3"), "only mesh and rules may be changed"),
     (("--suite", "piqa", "--only", "validation"), "only mesh and rules may be changed"),
     (("--shots", "0"), "--shots needs a --suite"),
-    (("--suite", "piqa", "--limit", "0", "--output", "o"), "--limit must be at least 1, not 0"),
+    (("--suite", "piqa", "--limit", "0", "--output", "o"), "--limit: must be a whole number of at least 1, not 0"),
   ],
 )
 def test_options_that_have_no_effect_are_refused(more, message, capsys):

@@ -238,7 +238,7 @@ def test_an_lstm_has_no_attention_maps():
   [
     (dict(temperature=0), "temperature is above 0"),
     (dict(soft_weight=0.0), "one of soft, hidden and attention is above 0"),
-    (dict(hidden_weight=-1.0), "weights are at least 0"),
+    (dict(hidden_weight=-1.0), "hidden_weight must be at least 0"),
     (dict(hidden_distance="kl"), "hidden_distance is one of cosine, mse"),
     (dict(task=dict(kind="lmjax.tasks.causal_lm:CausalLM", model=3)), "task.task.model: no such key; another section"),
     (dict(task=dict(kind="lmjax.tasks.causal_lm:CausalLM", z_los=3)), "task.task.z_los: no such key; did you mean"),

@@ -107,7 +107,7 @@ def test_weighted_sum():
   # The counts of the whole batch, not those of the microbatch whose terms these are; metrics are not in the loss.
   assert float(weighted_sum(Two, terms, {"first": 12.0, "second": 16.0})) == 6 / 12 - 0.25 * 8 / 16
   assert float(weighted_sum(Two, terms | {"first": Mean(0.0, 0.0)}, {"first": 0.0, "second": 16.0})) == -0.125
-  with pytest.raises(KeyError):
+  with pytest.raises(UserError, match="has the terms"):
     weighted_sum(Two, terms, {"accuracy": 2.0})
 
 
