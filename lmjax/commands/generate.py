@@ -32,7 +32,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
   parser.add_argument("--prompts_file", help="a file of prompts, one per line, or JSONL with a `prompt`")
   parser.add_argument("--output", type=new_file, help="a JSONL file for the continuations; default the terminal")
-  parser.add_argument("--max_new_tokens", type=int, least=1, default=128, help="tokens of a continuation")
+  parser.add_argument(
+    "--max_new_tokens", type=int, least=1, help="of a continuation; default 128, of a decoder at most half its length"
+  )
   parser.add_argument("--num_samples", type=int, least=1, default=1, help="continuations of each prompt")
   parser.add_argument("--batch", type=int, least=1, default=16, help="continuations computed together")
   parser.add_argument("--seed", type=int, default=0, help="of the first continuation of each prompt")
@@ -64,8 +66,10 @@ def main(arguments: list[str]) -> int:
   groups = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
   with processes.joined(), main_process_output():
     loaded = storage.open(options.workdir, options.step).load(options.dtype)
+    most = max(loaded.length // 2, 1) if loaded.task.model.kind == "decoder" and not options.window else 128
+    new = options.max_new_tokens or min(128, most)
     generator = Generator(
-      loaded, sampling, options.max_new_tokens, options.beams, options.length_penalty, tuple(options.stop),
+      loaded, sampling, new, options.beams, options.length_penalty, tuple(options.stop),
       options.seed, options.dtype, options.parse_special, window=options.window,
     )  # fmt: skip
     if options.window:
