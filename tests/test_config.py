@@ -1,5 +1,6 @@
 """Configs: strict, and wrong ones end in one clear line."""
 
+import ast
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from lmjax import config
 from lmjax.optim import Optimizer
 from lmjax.utils.errors import UserError
+from tests.conftest import ROOT
 
 QUICK = "configs/quickstart.py"
 
@@ -18,6 +20,23 @@ def test_variants():
     config.variant("sise=b", size=("a", "b"))
   with pytest.raises(UserError, match="size=c"):
     config.variant("size=c", size=("a", "b"))
+
+
+def test_what_may_be_below_zero_is_said_by_its_class():
+  """A field whose own default is negative could not be repeated in a config otherwise."""
+  seen = set()
+  for path in (ROOT / "lmjax").rglob("*.py"):
+    for node in ast.walk(ast.parse(path.read_text())):
+      if isinstance(node, ast.ClassDef):
+        fields = {f.target.id: f.value for f in node.body if isinstance(f, ast.AnnAssign) and f.value is not None}
+        below = {
+          name for name, value in fields.items() if isinstance(value, ast.UnaryOp) and ast.unparse(value) != "-0"
+        }
+        below -= {name for name, value in fields.items() if isinstance(getattr(value, "op", None), ast.Not)}
+        allowed = ast.literal_eval(fields["negative"]) if "negative" in fields else ()
+        assert below <= set(allowed), f"{path.name}: {node.name}: {below}"
+        seen |= {f"{node.name}.{name}" for name in below}
+  assert {"MeshShape.data", "Conll.tag"} <= seen
 
 
 def test_overrides():

@@ -145,6 +145,11 @@ def test_the_upgrading_page_lists_every_rename():
     assert f"| `{old}` | `{new}` |" in lines, (old, new)
 
 
+def test_the_readme_lists_every_config():
+  listed = set(re.findall(r"`(\w+\.py)`", (ROOT / "README.md").read_text()))
+  assert {path.name for path in (ROOT / "configs").glob("*.py")} <= listed
+
+
 def test_links_of_the_readme_exist():
   for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
