@@ -74,7 +74,7 @@ def test_the_command_line_simulates_devices(lmjax, tmp_path):
     "train", "--config", "configs/quickstart.py:debug", "--workdir", workdir, "--devices", 8, "--config.rules=fsdp_tp",
     "--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.model=2",
   ).stdout  # fmt: skip
-  assert "on each of 8 device(s)" in output
+  assert "on each of 8 devices" in output
   assert len(lmjax("generate", "--workdir", workdir, "--prompt", "The", "--max_new_tokens", 4).stdout) > 3
 
 
