@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Iterator
 
 from etils import epath
-from rich.progress import Progress
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
 from lmjax.commands.values import new_file
 from lmjax.inference.embed import POOLINGS, Embedder, TokenizedText, chunks, make_embedder
 from lmjax.inference.output import write_npz, write_npz_rows
+from lmjax.inference.progress import tracked
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError, reason
@@ -57,9 +57,9 @@ def main(arguments: list[str]) -> int:
     loaded, options.workdir, options.pooling, options.layer, options.normalize, options.batch, options.prompt,
     options.prompt_name, options.parse_special,
   )  # fmt: skip
-  with use_layout(loaded.layout), Progress(console=console, transient=True) as progress:
+  with use_layout(loaded.layout):
     groups = chunks(_read_lines(options.input), CHUNK)
-    groups = progress.track(_encode(embedder, options, groups), -(-count // CHUNK), description="embed")
+    groups = tracked(_encode(embedder, options, groups), "embed", -(-count // CHUNK), f"times {CHUNK:,} lines")
     if options.level == "token":
       write_npz(options.output, (array for texts in groups for array in embedder.tokens(loaded.params, texts)))
     else:

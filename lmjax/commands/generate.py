@@ -16,6 +16,7 @@ from lmjax.commands.values import new_file
 from lmjax.decode.logits import Sampling
 from lmjax.inference.generate import Generator, Row, read_prompts
 from lmjax.inference.output import main_process_output, write_jsonl
+from lmjax.inference.progress import tracked
 from lmjax.parallel import processes
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
@@ -79,7 +80,7 @@ def main(arguments: list[str]) -> int:
       if options.output:
         records = (
           {"prompt": prompt, "sample": sample, "text": text}
-          for group in groups
+          for group in tracked(groups, "generate", len(groups), "batches")
           for (prompt, sample), text in zip(group, generator.texts(group), strict=True)
         )
         write_jsonl(options.output, records)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from etils import epath
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax.evals import corpus
 from lmjax.evals.suites import contamination, memorisation, metrics
@@ -16,7 +15,7 @@ from lmjax.evals.suites.items import Item, make_items, without_literals
 from lmjax.evals.suites.memorisation import Substrings
 from lmjax.evals.suites.task_files import TaskFile
 from lmjax.inference import scoring
-from lmjax.logs import console
+from lmjax.inference.progress import ProgressBar
 from lmjax.storage.base import LoadedModel
 from lmjax.utils import files
 
@@ -33,14 +32,8 @@ class Corpus:
   def count(self, matcher: corpus.Matcher, key: Any, state: epath.Path) -> dict[int, int]:
     """Returns how often each thing that a matcher searches occurs; see `lmjax.evals.corpus.search`."""
     parts = corpus.split(self.files)
-    with Progress(
-      TextColumn("corpus"), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
-      console=console, transient=True,
-    ) as progress:  # fmt: skip
-      bar = progress.add_task("corpus", total=len(parts))
-      return corpus.search(
-        parts, matcher, key, state, self.workers, lambda done, of: progress.update(bar, completed=done, total=of)
-      )
+    with ProgressBar("corpus", len(parts), unit="parts") as progress:
+      return corpus.search(parts, matcher, key, state, self.workers, progress.update)
 
 
 def plain_items(task: TaskFile, data: str | None, limit: int | None, literals: bool = True) -> list[Item]:

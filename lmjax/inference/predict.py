@@ -13,6 +13,7 @@ from lmjax.data.objectives.spans import Spans
 from lmjax.data.packer import Row
 from lmjax.evals.answers import best_answer
 from lmjax.evals.row_scores import row_scores
+from lmjax.inference.progress import tracked
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.downstream import Downstream
 from lmjax.tasks.encode import Encode
@@ -75,7 +76,7 @@ class Predictor(NamedTuple):
     batches = [_batch([rows[i] for i in group], batch, self.arrangement.length) for group in groups]
     outputs: list[np.ndarray] = [np.zeros(0)] * len(rows)
     scores = row_scores(self.loaded.task, self.loaded.layout, batches)(self.loaded.params)
-    for group, values in zip(groups, scores, strict=True):
+    for group, values in tracked(zip(groups, scores, strict=True), "predict", len(groups), "batches"):
       for i, value in zip(group, values, strict=False):
         outputs[i] = value
     return outputs

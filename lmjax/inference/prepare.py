@@ -3,23 +3,20 @@
 import time
 
 from etils import epath
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from lmjax.data.sources.write_shards import Preparation
-from lmjax.logs import console
+from lmjax.inference.progress import ProgressBar
 
 
 def prepared(preparation: Preparation, output: epath.PathLike, workers: int) -> str:
   """Writes a folder of prepared data, and returns its counts and speed in a line; empty where it was complete."""
   counts = first = None
   began = time.perf_counter()
-  columns = (TextColumn("{task.completed:,.0f} of {task.total:,.0f} documents"), BarColumn())
-  with Progress(*columns, TextColumn("{task.fields[speed]}"), TimeRemainingColumn(), console=console) as progress:
-    bar = progress.add_task("prepare", total=len(preparation.source), speed="")
+  with ProgressBar("prepare", len(preparation.source), unit="documents") as progress:
     for read, counts in preparation.run(output, workers):
       first = first or counts["bytes"]
       speed = (counts["bytes"] - first) / 1e6 / (time.perf_counter() - began)
-      progress.update(bar, completed=read, speed=f"{speed:.1f} MB/s")
+      progress.update(read, note=f"{speed:.1f} MB/s")
   if counts is None:
     return ""
   seconds = time.perf_counter() - began

@@ -10,7 +10,6 @@ from typing import Any
 import jax
 import numpy as np
 from etils import epath
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from lmjax.data.sources.paths import expand_paths
@@ -22,7 +21,7 @@ from lmjax.evals.suites.items import Item, make_items
 from lmjax.evals.suites.task_files import TaskFile
 from lmjax.inference import scoring
 from lmjax.inference.corpus_checks import Corpus, auc, contaminated, memorised, min_k, plain_items
-from lmjax.logs import console
+from lmjax.inference.progress import ProgressBar
 from lmjax.parallel.sharding import use_layout
 from lmjax.storage.base import LoadedModel
 from lmjax.utils import files, pytree
@@ -244,15 +243,11 @@ def _run(
 ) -> list[dict[str, Any]]:
   """Returns the records of all items, of which those that the file has are not computed again."""
   missing = [item for item in items if not file.has(item)]
-  with Progress(
-    TextColumn(task.task), BarColumn(), TextColumn("{task.completed}/{task.total}"), TimeRemainingColumn(),
-    console=console, disable=jax.process_index() != 0 or not missing, transient=True,
-  ) as progress:  # fmt: skip
-    bar = progress.add_task(task.task, total=len(items), completed=len(items) - len(missing))
+  with ProgressBar(task.task, len(items), len(items) - len(missing), "items") as progress:
 
     def done(records: list[dict[str, Any]]) -> None:
       file.add(records)
-      progress.advance(bar, len(records))
+      progress.advance(len(records))
 
     if task.output_type == "generate_until":
       _generate(loaded, task, missing, done)
