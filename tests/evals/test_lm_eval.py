@@ -50,35 +50,42 @@ METRICS = {"loglikelihood": ["perplexity", "acc"], "loglikelihood_rolling": ["wo
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-  """A tiny random Llama of 64 positions as transformers' and lmjax's folder."""
-  folder = tmp_path_factory.mktemp("model") / "hf"
-  write_folder(folder, "llama", make_tokenizer(), length=64)
-  (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
-  return folder
+def evaluated(tmp_path_factory):
+  """All tasks on a tiny random Llama of 64 positions: the harness's results, those of lmjax, and its folder."""
+  folder = tmp_path_factory.mktemp("suite")
+  write_folder(folder / "hf", "llama", make_tokenizer(), length=64)
+  (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
+  (folder / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs()))
+  data = {"dataset_kwargs": {"data_files": {"test": str(folder / "test.jsonl")}}}
+  tasks = [BASE | {"task": name} | data | task for name, task in TASKS.items()]
+  for task in tasks:
+    task["metric_list"] = [{"metric": metric} for metric in metrics_of(task)]
+    (folder / f"{task['task']}.yaml").write_text(json.dumps(task))
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("HF_HOME", str(folder / "home"))
+    patch.setenv("HF_HUB_OFFLINE", "1")
+    import datasets
+    from lm_eval import evaluator
+    from lm_eval.models.huggingface import HFLM
+
+    patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
+    model = HFLM(pretrained=str(folder / "hf"), device="cpu", dtype="float32", batch_size=4)
+    theirs = evaluator.simple_evaluate(model, tasks=tasks, bootstrap_iters=0)
+  loaded = storage.open(folder / "hf").load()
+  chosen = [task for name in TASKS for task in suites.choose(str(folder / f"{name}.yaml"))]
+  return theirs, suites.evaluate(loaded, suites.Suite(chosen, folder / "out")), folder / "out"
+
+
+def metrics_of(task):
+  return METRICS.get(task["output_type"], ["acc", "acc_norm"])
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_items_are_those_of_lm_eval(name, folder, tmp_path, monkeypatch):
+def test_items_are_those_of_lm_eval(name, evaluated):
   """The same requests, log-likelihoods to 1e-4 relative, the same choices, and the same scores."""
-  monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
-  monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-  import datasets
-  from lm_eval import evaluator
-  from lm_eval.models.huggingface import HFLM
-
-  monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
-  (tmp_path / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs()))
-  task = BASE | {"task": name, "dataset_kwargs": {"data_files": {"test": str(tmp_path / "test.jsonl")}}} | TASKS[name]
-  metrics = METRICS.get(task["output_type"], ["acc", "acc_norm"])
-  task["metric_list"] = [{"metric": metric} for metric in metrics]
-  (tmp_path / f"{name}.yaml").write_text(json.dumps(task))
-  theirs = evaluator.simple_evaluate(
-    HFLM(pretrained=str(folder), device="cpu", dtype="float32", batch_size=4), tasks=[task], bootstrap_iters=0
-  )
-  loaded = storage.open(folder).load()
-  lmjax = suites.evaluate(loaded, suites.Suite(suites.choose(str(tmp_path / f"{name}.yaml")), tmp_path / "out"))
-  records = [json.loads(line) for line in (tmp_path / "out" / f"{name}.jsonl").read_text().splitlines()[1:]]
+  theirs, lmjax, output = evaluated
+  metrics = metrics_of(BASE | TASKS[name])
+  records = [json.loads(line) for line in (output / f"{name}.jsonl").read_text().splitlines()[1:]]
   samples = {sample["doc_id"]: sample for sample in theirs["samples"][name]}
   assert len(records) == len(samples) == 9
   for record in records:
