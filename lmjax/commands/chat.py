@@ -32,7 +32,9 @@ COMMANDS = ("/reset", "/system", "/undo", "/temperature", "/save", "/load", "/he
 def main(arguments: list[str]) -> int:
   """Runs `lmjax chat`."""
   parser = new_parser("chat", __doc__)
-  parser.add_argument("--workdir", required=True, help="a run folder, a Hugging Face folder or a GGUF file")
+  parser.add_argument(
+    "--workdir", required=True, help="a run folder, a Hugging Face folder, a GGUF file, or hf:owner/name"
+  )
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument(
     "--message", action="append", help="a message, instead of what is typed; may be given several times"

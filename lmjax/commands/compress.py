@@ -31,7 +31,9 @@ from lmjax.utils.files import write
 def main(arguments: list[str]) -> int:
   """Runs `lmjax compress`."""
   parser = new_parser("compress", __doc__)
-  parser.add_argument("--workdir", required=True, help="a run folder, a GGUF file, or a Hugging Face folder")
+  parser.add_argument(
+    "--workdir", required=True, help="a run folder, a GGUF file, a Hugging Face folder, or hf:owner/name"
+  )
   parser.add_argument("--output", required=True, help="the folder to write, which does not exist yet")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument(

@@ -6,29 +6,22 @@
     lmjax convert --input runs/lora --output adapter --format peft     write what a LoRA run trained, for PEFT
     lmjax convert --input runs/gpt2 --output program --format stablehlo     write a program that runs without lmjax
     lmjax convert --input adapter --output my-gpt2          merge an adapter of PEFT into its base (--base DIR)
+    lmjax convert --input runs/gpt2 --push me/my-gpt2       upload it to the Hugging Face Hub
     lmjax convert --check path/to/hf                        compare the logits of lmjax and transformers
 
-Every command takes a Hugging Face folder or a GGUF file in place of a run folder. `hf:owner/name` is downloaded with
-huggingface_hub.
+Every command takes a Hugging Face folder, a GGUF file or a model of the Hub (hf:owner/name, hf:owner/name@REVISION) in
+place of a run folder.
 """
 
-import importlib
+import os
+import tempfile
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from etils import epath
-
-from lmjax.commands.options import new_parser, parse
+from lmjax.commands.options import new_parser, parse, refuse
+from lmjax.inference.parity import check
 from lmjax.logs import console
-from lmjax.storage import huggingface
 from lmjax.storage.convert import FORMATS, SUFFIX, convert
-from lmjax.storage.huggingface.families import note
-from lmjax.storage.huggingface.folder import class_of, task_of
-from lmjax.storage.huggingface.hub import download
-from lmjax.tasks.encode import Encode
-from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.utils.errors import UserError, reason
+from lmjax.utils import hub
+from lmjax.utils.errors import UserError
 
 TOLERANCE = 1e-3  # of the largest value: float32 rounds to 1e-7, and deep models multiply that
 
@@ -38,83 +31,35 @@ def main(arguments: list[str]) -> int:
   parser = new_parser("convert", __doc__)
   parser.add_argument("--input", help="a run folder, a Hugging Face folder, a GGUF file, or hf:owner/name")
   parser.add_argument("--output", help="the Hugging Face folder or the GGUF file to write")
+  parser.add_argument("--push", metavar="OWNER/NAME", help="upload what is written to the Hugging Face Hub")
+  parser.add_argument("--private", action="store_true", help="of --push: a new repository is not public")
   parser.add_argument("--format", choices=FORMATS, help="default gguf-f16 for an output that ends with .gguf")
   parser.add_argument("--base", metavar="DIR", help="of an adapter: the Hugging Face folder that it changes")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
   options = parse(parser, arguments)
+  only = "input output push format base step without_tokenizer"
+  refuse(parser, options, {"check": only}, {"push": "private"})
   if options.check:
     difference, largest = check(options.check)
     console.print(f"largest difference of logits: {difference:.2e}, of values up to {largest:.3g}")
     if not difference <= TOLERANCE * max(largest, 1.0):
       raise UserError(f"convert: lmjax and transformers compute different values from {options.check}")
     return 0
-  if not options.input or not options.output:
-    raise UserError("convert: --input and --output are required, or --check")
-  source = download(options.input[3:]) if options.input.startswith("hf:") else options.input
-  convert(source, options.output, options.step, not options.without_tokenizer, options.format, options.base)
+  if not options.input or not (options.output or options.push):
+    raise UserError("convert: --input is required, with --output or --push; or --check")
+  pushed = hub.check_push(options.push) if options.push else ""
+  with tempfile.TemporaryDirectory() as scratch:
+    name = pushed.partition("/")[2].removesuffix(SUFFIX) + (SUFFIX if (options.format or "").startswith("gguf") else "")
+    output = options.output or os.path.join(scratch, name)
+    convert(options.input, output, options.step, not options.without_tokenizer, options.format, options.base)
+    if pushed:
+      console.print(f"{hub.push(pushed, os.path.expanduser(output), options.private)}: written; open it as hf:{pushed}")
+  if not options.output:
+    return 0
   reader = "run it with llama.cpp" if options.output.endswith(SUFFIX) else "load it with transformers' from_pretrained"
   reader = "load it with PEFT's PeftModel.from_pretrained" if options.format == "peft" else reader
   reader = "run it with jax.export.deserialize" if options.format == "stablehlo" else reader
   console.print(f"{options.output}: written; {reader}")
   return 0
-
-
-def check(folder: epath.PathLike, batch: int = 2, length: int = 16) -> tuple[float, float]:
-  """Compares the logits (or final vectors) of lmjax and transformers for random ids.
-
-  Returns:
-    The largest difference, and the largest absolute value that transformers computes.
-
-  Raises:
-    UserError: transformers is not installed.
-  """
-  try:
-    torch, transformers = importlib.import_module("torch"), importlib.import_module("transformers")
-  except ImportError as error:
-    raise UserError("convert: --check needs transformers: pip install 'lmjax[parity]'") from error
-  loaded = huggingface.load(folder)
-  task = task_of(loaded)
-  compares_vectors = isinstance(task, Encode) and not task.classifier
-  try:
-    model_class = getattr(transformers, class_of(loaded))
-    hf_model, info = model_class.from_pretrained(
-      str(folder), dtype=torch.float32, output_loading_info=True, attn_implementation="eager"
-    )  # eager: no kernel that a config names
-  except Exception as error:  # of many types
-    raise UserError(f"convert: transformers cannot open {folder}: {reason(error)}") from error
-  if info["missing_keys"] and not compares_vectors:
-    note(f"transformers initialises {', '.join(sorted(info['missing_keys'])[:4])}, which {folder} does not have for it")
-  hf_model.eval()
-  vocabulary, length = loaded.model.config.vocabulary, min(length, loaded.model.config.length)
-  pad, end = hf_model.config.pad_token_id, getattr(hf_model.config, "eos_token_id", None)
-  words = [i for i in range(min(3, vocabulary - 1), vocabulary) if i not in (pad, end)] or [0]
-  ids = np.random.default_rng(0).choice(words, (batch, length))
-  if loaded.model.kind == "encoder_decoder":
-    # newer folders keep it outside of config.json
-    hf_model.config.decoder_start_token_id = task.start if isinstance(task, Encode) else 0
-    ids[:, -1] = end if loaded.labels == "sequence" and isinstance(end, int) else ids[:, -1]
-  positions, ones = np.broadcast_to(np.arange(length), ids.shape), np.ones(ids.shape, np.int32)
-  inputs = dict(inputs=ids, positions=positions, segments=ones, token_types=np.zeros(ids.shape, np.int32))
-  hf_inputs = {"input_ids": torch.tensor(ids[:, None] if loaded.labels == "choice" else ids)}
-  if isinstance(task, Seq2Seq):
-    inputs |= dict(decoder_inputs=ids, decoder_positions=positions, decoder_segments=ones)
-    hf_inputs |= {"decoder_input_ids": torch.tensor(ids)}
-  if loaded.model.kind == "decoder":
-    hf_model.config.pad_token_id = -1  # a classifier takes the last token
-  try:
-    with torch.no_grad():
-      hf_outputs = (hf_model.base_model if compares_vectors else hf_model)(**hf_inputs)
-  except Exception as error:  # of many types
-    raise UserError(f"convert: transformers cannot compute {folder}: {reason(error)}") from error
-  outputs = task.forward(jax.tree.map(jnp.asarray, loaded.params), jax.tree.map(jnp.asarray, inputs))
-  if loaded.labels == "span":
-    values, expected = outputs.logits, torch.stack([hf_outputs.start_logits, hf_outputs.end_logits], -1)
-  elif compares_vectors:
-    values, expected = outputs.hidden, hf_outputs.last_hidden_state
-  else:
-    key = "prediction_logits" if "prediction_logits" in hf_outputs else "logits"
-    values, expected = outputs.logits, hf_outputs[key]
-  expected = expected.detach().numpy()
-  return float(np.abs(np.asarray(values) - expected).max()), float(np.abs(expected).max())

@@ -30,7 +30,9 @@ CHUNK = 2048  # lines in memory at a time, batched by their length
 def main(arguments: list[str]) -> int:
   """Runs `lmjax embed`."""
   parser = new_parser("embed", __doc__)
-  parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face or bilm-tf folder")
+  parser.add_argument(
+    "--workdir", required=True, help="the run folder, a Hugging Face or bilm-tf folder, or hf:owner/name"
+  )
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--input", required=True, help="a text file, one sequence per line")
   parser.add_argument("--output", required=True, type=new_file, help="the .npz file to write")

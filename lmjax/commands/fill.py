@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> int:
   """Runs `lmjax fill`."""
   parser = new_parser("fill", __doc__)
   parser.add_argument("text", nargs="+", help=f"one or more sentences with {MASK}, or the model's own mask, in them")
-  parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
+  parser.add_argument("--workdir", required=True, help="the run folder, a Hugging Face folder, or hf:owner/name")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--top", type=int, least=1, default=5, help=f"predictions of each {MASK}")
   options = parse(parser, arguments)

@@ -28,7 +28,7 @@ NEEDS = {"beams": "length_penalty", "temperature": "top_k top_p min_p"}
 def main(arguments: list[str]) -> int:
   """Runs `lmjax generate`."""
   parser = new_parser("generate", __doc__)
-  parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
+  parser.add_argument("--workdir", required=True, help="the run folder, a Hugging Face folder, or hf:owner/name")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
   parser.add_argument("--prompts_file", help="a file of prompts, one per line, or JSONL with a `prompt`")

@@ -31,7 +31,9 @@ from lmjax.utils.errors import UserError
 def main(arguments: list[str]) -> int:
   """Runs `lmjax predict`."""
   parser = new_parser("predict", __doc__)
-  parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder with a classifier")
+  parser.add_argument(
+    "--workdir", required=True, help="the run folder, or a Hugging Face folder (or hf:owner/name) with a classifier"
+  )
   parser.add_argument("--input", required=True, help="a file with a string in each line")
   parser.add_argument("--output", help="the file to write; default the terminal")
   parser.add_argument("--glue", choices=glue.TESTS, help="the test set of GLUE that the input is")

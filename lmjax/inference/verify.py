@@ -12,6 +12,7 @@ from lmjax.storage.base import SavedModel
 from lmjax.storage.run import RunFolder
 from lmjax.utils import checksums
 from lmjax.utils.errors import UserError
+from lmjax.utils.files import find
 
 
 def verify(path: epath.PathLike, say: Callable[[str], None] = print) -> None:
@@ -20,6 +21,7 @@ def verify(path: epath.PathLike, say: Callable[[str], None] = print) -> None:
   Raises:
     UserError: something is corrupt; every part is checked and described before.
   """
+  path = find(path)
   saved = storage.open(path)
   folder = saved.folder if isinstance(saved, RunFolder) else None  # of the run
   parts: dict[str, Callable[[], str]] = {}

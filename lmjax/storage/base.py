@@ -257,7 +257,7 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
   Raises:
     UserError: there is no saved model, `step` is given for a format without steps, or a link leads out of the folder.
   """
-  folder = files.expand(path)
+  folder = files.find(path)
   if not folder.exists():
     raise UserError(f"{path} does not exist; give a run folder, a GGUF file, or a Hugging Face or bilm-tf folder")
   read = ["config.json", *(file.name for file in folder.glob("*options.json"))]  # to recognise a format

@@ -52,7 +52,7 @@ def record_sources(workdir: epath.PathLike, sources: Mapping[str, Start | Frozen
   for name, source in sources.items():
     saved = base.open(source.path, source.step)
     parts = saved.files()
-    path = source.path if "://" in source.path else str(files.expand(source.path).absolute())
+    path = files.absolute(source.path)
     records[name] = {
       "path": path, "step": saved.step, "files": _sizes(parts), "sha256": _hash(parts),
     }  # fmt: skip

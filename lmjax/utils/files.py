@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from etils import epath
 
-from lmjax.utils import trust
+from lmjax.utils import names, trust
 from lmjax.utils.errors import UserError, one_line, reason
 
 DEEPEST = 60  # objects and lists inside of each other
@@ -30,7 +30,18 @@ class LocalPath(type(epath.Path("/"))):  # type: ignore[misc]  # epath has no pu
 
 def expand(path: epath.PathLike) -> epath.Path:
   """Returns a path as a person gives it, with ~ expanded: every path of an option, a config or a call goes through."""
+  if is_hub(path):
+    raise UserError(f"{path} is a model on the Hugging Face Hub, which cannot be here; lmjax convert --push writes one")
   return epath.Path(path) if is_remote(path) else LocalPath(os.path.expanduser(path))
+
+
+def find(path: epath.PathLike, weights: bool = True) -> epath.Path:
+  """Returns the path of a saved model or a tokenizer, which is downloaded if it is called hf:owner/name.
+
+  Raises:
+    UserError: it could not be downloaded.
+  """
+  return LocalPath(names.load("lmjax.utils.hub:download")(os.fspath(path), weights)) if is_hub(path) else expand(path)
 
 
 @contextlib.contextmanager
@@ -264,6 +275,18 @@ def inside(folder: epath.PathLike, name: Any) -> epath.Path:
 def is_remote(path: epath.PathLike) -> bool:
   """Returns whether a path lies in an object store, `gs://bucket/folder`."""
   return "://" in os.fspath(path)
+
+
+def absolute(path: str) -> str:
+  """Returns a path that names the same saved model from everywhere: with the commit, where it is on the Hub."""
+  if is_hub(path):
+    return names.load("lmjax.utils.hub:resolved")(path, os.fspath(find(path)))
+  return path if is_remote(path) else os.fspath(expand(path).absolute())
+
+
+def is_hub(path: epath.PathLike) -> bool:
+  """Returns whether a path is a name on the Hugging Face Hub, hf:owner/name; a local file comes first."""
+  return os.fspath(path).startswith("hf:") and not os.path.lexists(path)
 
 
 def is_special(path: epath.PathLike) -> bool:

@@ -1,8 +1,6 @@
 """Folders of every kind and with every fault: each command succeeds or says in one line why not."""
 
 import json
-import sys
-import types
 
 import numpy as np
 import pytest
@@ -11,7 +9,6 @@ from lmjax.__main__ import main
 from lmjax.commands.convert import check
 from lmjax.data.tokenizers.registry import train
 from lmjax.storage import huggingface
-from lmjax.storage.huggingface import hub
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.families import FAMILIES
 from lmjax.utils.errors import UserError
@@ -157,26 +154,6 @@ def test_what_transformers_cannot_open_is_one_line(tmp_path, capsys):
   write_tensors(tmp_path / "a", tensors_of(tmp_path / "a"), id2label={"0": "a"})
   assert main(["convert", "--check", str(tmp_path / "a")]) == 2
   assert "transformers cannot open" in capsys.readouterr().err.splitlines()[-1]
-
-
-@pytest.mark.parametrize("files", [["model.safetensors"], ["flax_model.msgpack"], ["pytorch_model.bin"]])
-def test_the_hub_is_asked_for_flax_weights_where_there_are_no_others(files, tmp_path, monkeypatch):
-  """With a module in place of huggingface_hub."""
-  import fnmatch
-
-  asked = []
-
-  def snapshot_download(name, allow_patterns):
-    asked.append(allow_patterns)
-    for file in ("config.json", *files):
-      if any(fnmatch.fnmatch(file, pattern) for pattern in allow_patterns):
-        (tmp_path / file).write_text("{}")
-    return str(tmp_path)
-
-  monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-  assert hub.download("owner/name") == str(tmp_path)
-  assert {path.name for path in tmp_path.iterdir()} == {"config.json", *files} - {"pytorch_model.bin"}
-  assert len(asked) == (1 if files == ["model.safetensors"] else 2)
 
 
 def test_show_opens_a_flax_folder_by_its_config_alone(tmp_path, capsys):

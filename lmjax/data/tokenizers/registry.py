@@ -15,7 +15,7 @@ from lmjax.data.tokenizers.base import Bytes, Tokenizer
 from lmjax.utils import names, trust
 from lmjax.utils.errors import UserError, did_you_mean, reason
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import expand, read_json
+from lmjax.utils.files import expand, find, is_hub, read_json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class TokenizerConfig:
 
   def expected(self, size: int | None = None) -> Tokenizer:
     """Returns a stand-in with as many ids as this tokenizer will have, or `size`, for planning without text."""
-    if size is None and self.path and expand(self.path).exists():
+    if size is None and self.path and (is_hub(self.path) or expand(self.path).exists()):
       return load(self.path)
     return Bytes(size or (257 if self.algorithm == "bytes" else self.size))
 
@@ -100,7 +100,7 @@ def load(path: epath.PathLike) -> Tokenizer:
   Raises:
     UserError: the path does not exist or is not a tokenizer, or its files are corrupt.
   """
-  path = expand(path)
+  path = find(path, weights=False)
   if not path.exists():
     raise UserError(f"tokenizer: {path} does not exist")
   if path.is_dir() and (path / "tokenizer").is_dir():

@@ -24,7 +24,7 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.utils import trust
 from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import expand, read_json
+from lmjax.utils.files import find, read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 START = "base_model.model."  # of every name in the file of weights
@@ -269,7 +269,7 @@ class AdapterFolder(HuggingFaceFolder):
   def _find(self, given: epath.PathLike | None) -> epath.Path:
     """Returns the folder of the base, by its path from here or from the adapter."""
     name = os.fspath(given) if given is not None else self._adapter.base
-    places = [] if not name or "://" in name else [expand(name)]
+    places = [] if not name or "://" in name else [find(name)]
     places += [self.folder / place for place in places if given is None]
     for place in places:
       if place.is_dir() and place != self.folder:

@@ -29,7 +29,7 @@ from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
-from lmjax.utils.files import expand, read_json
+from lmjax.utils.files import expand, find, read_json
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import check_links
 
@@ -114,7 +114,7 @@ def load(folder: epath.PathLike) -> Loaded:
   Raises:
     UserError: a file is missing, corrupt or pickled; a tensor is missing, unknown or of another shape.
   """
-  folder = expand(folder)
+  folder = find(folder)
   check_links(folder)
   settings, family, config = read_config(folder)
   tokenizer: Any = load_tokenizer(folder, config.vocabulary)

@@ -162,7 +162,7 @@ def _base_of(path: epath.PathLike) -> epath.Path:
       f"convert: the base of an adapter is a Hugging Face folder, and the run has none: {what}; write the base with "
       "lmjax convert and give it with --base"
     )
-  return files.expand(path).absolute()
+  return files.find(path).absolute()
 
 
 def _rows(family: Family, config: Any, params: Tree, prefix: str) -> Iterator[Row]:

@@ -14,7 +14,7 @@ from etils import epath
 from lmjax.storage.safetensors import Tensors
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.fields import LARGEST, Fields
-from lmjax.utils.files import expand, inside, read_json
+from lmjax.utils.files import find, inside, read_json
 
 # The library's names of poolings, in the order in which several are concatenated, and those of this package.
 POOLINGS = {
@@ -101,7 +101,7 @@ def read_sentence(path: epath.PathLike) -> Sentence | None:
   Raises:
     UserError: a file cannot be read, or names a module, a pooling or a setting that is not supported.
   """
-  folder = expand(path)
+  folder = find(path)
   if not (folder / "modules.json").exists():
     return None
   kinds = [(kind, where) for kind, where in read_modules(folder) if kind != "Dropout"]
