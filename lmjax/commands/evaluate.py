@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
   parser.add_argument("--limit", type=int, least=1, help="items of each task; default all")
   parser.add_argument("--stride", type=int, default=0, help="tokens that a window predicts; 0 is all")
-  parser.add_argument("--corpus", action="append", help="files of a training corpus, in which items are searched")
+  parser.add_argument("--corpus", action="append", help="files, a run or a config: where items are searched")
   parser.add_argument("--templates", action="store_true", help="each task with all templates of its file: mean, spread")
   parser.add_argument("--workers", type=int, least=1, most=4096, default=1, help="processes that read the corpus")
   parser.add_argument(

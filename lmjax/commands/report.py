@@ -3,8 +3,8 @@
 lmjax report runs/gpt2
 lmjax report runs/first runs/second --output comparison.html
 
-It shows what differs between the configs, the curves of all metrics, the scores of suites whose results are in the run
-folders, and how the time and the energy were spent.
+It shows what differs between the configs, the curves of all metrics, generated samples by step, the scores of suites
+whose results are in the run folders, and how the time and the energy were spent, with the cost at --price.
 """
 
 from lmjax.commands.options import new_parser, parse
@@ -19,7 +19,8 @@ def main(arguments: list[str]) -> int:
   parser = new_parser("report", __doc__)
   parser.add_argument("folders", nargs="+", help="run folders")
   parser.add_argument("--output", type=new_file, default="report.html", help="the page; default report.html")
+  parser.add_argument("--price", type=float, help="dollars per device and hour; default the list price of the device")
   options = parse(parser, arguments)
-  write(options.output, render(options.folders))
+  write(options.output, render(options.folders, options.price))
   console.print(options.output)
   return 0

@@ -7,14 +7,15 @@ import gzip
 import json
 import multiprocessing
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 from etils import epath
 
-from lmjax.data.sources.paths import expand_paths
+from lmjax.data.sources.base import Source
+from lmjax.evals import corpus_sources
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, reason
 
@@ -26,11 +27,19 @@ SEPARATOR = b" \0 "  # between the documents of a JSON file
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-  """The bytes of a file from `start` to `end`; a gzipped file is one part, whose end is None."""
+  """The bytes of a file from `start` to `end`; a gzipped file is one part, whose end is None.
+
+  source: what is read instead of a file, then `file` identifies it, and `start` and `end` count its documents.
+  """
 
   file: str
   start: int = 0
   end: int | None = None
+  source: Source | None = None
+
+  def key(self) -> list[Any]:
+    """Returns what says that a part is the same as before."""
+    return [self.file, self.start, self.end, epath.Path(self.file).stat().length if self.source is None else None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,19 +64,24 @@ class Matcher(Protocol):
     """Returns how often each thing that is searched begins in the blocks, by its number; those that do."""
 
 
-def split(patterns: Sequence[str], size: int = PART) -> list[Part]:
-  """Returns the parts of the files that paths and globs match.
+def split(corpus: Sequence[str | Source], size: int = PART) -> list[Part]:
+  """Returns the parts of the files that paths and globs match, and of sources of documents.
 
   Raises:
     UserError: a path or glob matches nothing.
   """
   parts = []
-  for path in expand_paths(patterns):
-    length = path.stat().length
-    if path.suffix == ".gz":
-      parts.append(Part(str(path)))
+  for opened in corpus_sources.open_corpus(corpus):
+    if isinstance(opened, epath.Path):
+      length = opened.stat().length
+      ends = range(0, length, size)
+      parts += [Part(str(opened))] if opened.suffix == ".gz" else [
+        Part(str(opened), at, min(at + size, length)) for at in ends
+      ]  # fmt: skip
     else:
-      parts += [Part(str(path), at, min(at + size, length)) for at in range(0, length, size)]
+      name, count = corpus_sources.identity(opened), len(opened)
+      each = max(size // corpus_sources.mean_size(opened), 1)
+      parts += [Part(name, at, min(at + each, count), opened) for at in range(0, count, each)]
   return parts
 
 
@@ -77,12 +91,15 @@ def blocks(part: Part, beyond: int, size: int = BLOCK) -> Iterator[Block]:
   Raises:
     UserError: the file cannot be read, or a line has no text.
   """
+  if part.source is not None:
+    yield from _joined(corpus_sources.documents(part.source, part.start, part.end or 0), size)
+    return
   path = epath.Path(part.file)
   try:
     zipped = path.suffix == ".gz"
     with path.open("rb") as raw, gzip.open(raw) if zipped else contextlib.nullcontext(raw) as stream:
-      if path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
-        yield from _json_blocks(stream, part, size)
+      if corpus_sources.is_json(path):
+        yield from _joined(_json_lines(stream, part), size)
         return
       yield from _text_blocks(stream, part, beyond, size)
   except (OSError, EOFError, zlib.error) as error:
@@ -104,42 +121,49 @@ def _text_blocks(stream: Any, part: Part, beyond: int, size: int) -> Iterator[Bl
     fresh, at, waiting = waiting[own - 1] in SPACE, at + own, waiting[own:]
 
 
-def _json_blocks(stream: Any, part: Part, size: int) -> Iterator[Block]:
+def _json_lines(stream: Any, part: Part) -> Iterator[bytes]:
   at = part.start
   if part.start:  # the line that is cut belongs to the part before
     stream.seek(part.start - 1)
     at += len(stream.readline()) - 1
-  texts, total = [], 0
   while part.end is None or at < part.end:
     line = stream.readline()
     if not line:
-      break
+      return
     at += len(line)
     if line.strip():
       try:
-        texts.append(str(files.parse_json(line)["text"]).encode())
+        yield str(files.parse_json(line)["text"]).encode("utf-8", "replace")
       except (ValueError, KeyError) as error:
         raise UserError(f"{part.file}: a line before byte {at:,} is not a JSON object with a `text`") from error
-      total += len(texts[-1])
+
+
+def _joined(documents: Iterable[bytes], size: int) -> Iterator[Block]:
+  """Yields blocks of whole documents."""
+  texts: list[bytes] = []
+  total = 0
+  for document in documents:
+    texts.append(document)
+    total += len(document)
     if total >= size:
       data = SEPARATOR.join([*texts, b""])
       yield Block(data, len(data), last=True)
       texts, total = [], 0
-  data = SEPARATOR.join([*texts, b""])
-  if data:
+  if data := SEPARATOR.join([*texts, b""]):
     yield Block(data, len(data), last=True)
 
 
-_matcher: Any = None  # of a worker process
+_work: Any = None  # of a worker process: what it searches, and the parts of the corpus
 
 
-def _prepare(matcher: Matcher) -> None:
-  global _matcher
-  _matcher = matcher
+def _prepare(matcher: Matcher, parts: Sequence[Part]) -> None:
+  global _work
+  _work = matcher, parts
 
 
-def _count(part: Part) -> dict[int, int]:
-  return _matcher.count(blocks(part, _matcher.beyond))
+def _count(number: int) -> dict[int, int]:
+  matcher, parts = _work
+  return matcher.count(blocks(parts[number], matcher.beyond))
 
 
 def search(
@@ -157,7 +181,7 @@ def search(
   Raises:
     UserError: a file cannot be read or written, or a process died.
   """
-  first = json.dumps([key, [[p.file, p.start, p.end, epath.Path(p.file).stat().length] for p in parts]])
+  first = json.dumps([key, [part.key() for part in parts]])
   lines = files.read_text(state).split("\n") if state.exists() else []
   counts: collections.Counter[int] = collections.Counter()
   complete, kept = set(), [first]
@@ -187,8 +211,8 @@ def search(
     return dict(counts)
   context = multiprocessing.get_context("spawn")
   try:
-    with ProcessPoolExecutor(min(workers, len(missing)), context, _prepare, (matcher,)) as pool:
-      for number, new in zip(missing, pool.map(_count, [parts[i] for i in missing]), strict=True):
+    with ProcessPoolExecutor(min(workers, len(missing)), context, _prepare, (matcher, parts)) as pool:
+      for number, new in zip(missing, pool.map(_count, missing), strict=True):
         add(number, new)
   except BrokenProcessPool as error:
     raise UserError("evaluate: a process that reads the corpus died, perhaps out of memory; try fewer --workers") from (

@@ -2,18 +2,24 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from etils import epath
 
+from lmjax import config as configs
+from lmjax.data.pipeline import Reader
+from lmjax.data.sources.base import Source
+from lmjax.data.sources.shards import Prepared
 from lmjax.evals import corpus
 from lmjax.evals.suites import contamination, memorisation, metrics
 from lmjax.evals.suites.contamination import NGrams, Overlap
 from lmjax.evals.suites.items import Item, make_items, without_literals
 from lmjax.evals.suites.memorisation import Substrings
 from lmjax.evals.suites.task_files import TaskFile
+from lmjax.experiment import load_config
 from lmjax.inference import scoring
 from lmjax.inference.progress import ProgressBar
 from lmjax.storage.base import LoadedModel
@@ -24,16 +30,41 @@ Records = dict[str, list[dict[str, Any]]]  # of each task
 
 @dataclasses.dataclass(frozen=True)
 class Corpus:
-  """The files of a training corpus, by path or glob, and the number of processes that read them."""
+  """A training corpus, and the number of processes that read it.
+
+  files: paths and globs; run folders, prepared folders and configs (`configs/text.py:files=a.txt`) stand for what is
+  trained on.
+  """
 
   files: Sequence[str]
   workers: int = 1
 
+  def open(self) -> list[str | Source]:
+    """Returns paths, globs and sources.
+
+    Raises:
+      UserError: a config cannot be read.
+    """
+    return [_open(name) for name in self.files]
+
   def count(self, matcher: corpus.Matcher, key: Any, state: epath.Path) -> dict[int, int]:
     """Returns how often each thing that a matcher searches occurs; see `lmjax.evals.corpus.search`."""
-    parts = corpus.split(self.files)
+    parts = corpus.split(self.open())
     with ProgressBar("corpus", len(parts), unit="parts") as progress:
       return corpus.search(parts, matcher, key, state, self.workers, progress.update)
+
+
+def _open(name: str) -> str | Source:
+  path = files.expand(name)
+  if (path / "index.json").exists() and not (path / "config.json").exists():
+    return Prepared(name)
+  if (path / "config.json").exists():
+    settings = load_config(path)
+  elif re.search(r"\.py(:|$)", name) and (not path.is_file() or "def get_config" in files.read_text(path)):
+    settings = configs.load(name)
+  else:
+    return name
+  return configs.build(settings["data"], "data", None, Reader).source
 
 
 def plain_items(task: TaskFile, data: str | None, limit: int | None, literals: bool = True) -> list[Item]:

@@ -12,10 +12,9 @@ import numpy as np
 from etils import epath
 from rich.table import Table
 
-from lmjax.data.sources.paths import expand_paths
 from lmjax.data.tokenizers.base import fingerprint
 from lmjax.evals.bootstrap import interval
-from lmjax.evals.suites import metrics, page, task_files
+from lmjax.evals.suites import memorisation, metrics, page, task_files
 from lmjax.evals.suites.generated import score_answer
 from lmjax.evals.suites.items import Item, make_items
 from lmjax.evals.suites.task_files import TaskFile
@@ -125,14 +124,14 @@ def evaluate(loaded: LoadedModel, suite: Suite) -> dict[str, Any]:
 
 
 def _expand(suite: Suite) -> list[TaskFile]:
-  """Returns the tasks of a suite: with the files of its corpus, and with each of their templates."""
+  """Returns the tasks of a suite: with prompts from its corpus, and with each of their templates."""
   tasks = []
   for task in suite.tasks:
     if task.dataset_path == "corpus":
       if not suite.corpus:
         raise UserError(f"evaluate: {task.task} needs a --corpus, from which its prompts are drawn")
-      names = [str(path) for path in expand_paths(suite.corpus.files)]
-      task = dataclasses.replace(task, dataset_kwargs={"data_files": names})
+      prompts = memorisation.prompts(suite.corpus.open(), int(task.metadata.get("prompts", 100)))
+      task = dataclasses.replace(task, dataset_kwargs={"prompts": prompts})
     tasks += task_files.variants(task) if suite.templates else [task]
   return tasks
 

@@ -7,10 +7,17 @@ import random
 import time
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+from etils import epath
 
+from lmjax import config
+from lmjax.data.sources.records import Parquet
+from lmjax.data.sources.write_shards import Preparation
+from lmjax.data.tokenizers.base import Bytes
 from lmjax.evals import corpus
-from lmjax.evals.suites import contamination, items
+from lmjax.evals.suites import contamination, items, memorisation
 from lmjax.evals.suites.contamination import NGrams, choose_size, words
 from lmjax.evals.suites.memorisation import Substrings
 from lmjax.inference import corpus_checks
@@ -104,6 +111,48 @@ def test_a_search_is_resumed_and_shared(planted, tmp_path, monkeypatch):
   read.clear()
   corpus.search(parts, grams, "another", tmp_path / "one")
   assert len(read) == len(parts)
+
+
+def test_whatever_training_reads_is_a_corpus(planted, tmp_path, monkeypatch):
+  """Parquet, UTF-16 and JSON without a suffix, pairs, a config, a run and prepared data: the same items in each."""
+  task, made, wanted, _ = planted
+  monkeypatch.chdir(tmp_path)
+  rng, documents = random.Random(2), []
+  for number in range(30):
+    documents += [text(rng, 60), text(rng, 5) + made[number].doc["question"] + " " + text(rng, 5)]
+  documents = [body for i, body in enumerate(documents) if i % 2 == 0 or i // 2 in wanted]
+  pq.write_table(pa.table({"text": documents}), "c.parquet", row_group_size=5)
+  pathlib.Path("utf16").write_text("\n".join(documents), encoding="utf-16")
+  pathlib.Path("lines").write_text("".join(json.dumps({"text": body}) + "\n" for body in documents))
+  pairs = [{"source": "x", "target": {"a": body}["a"]} for body in documents]
+  pathlib.Path("pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+  pathlib.Path("c.py").write_text(
+    "from ml_collections import ConfigDict\n"
+    "def get_config(files='pairs.jsonl'):\n"
+    "  pairs = dict(kind='lmjax.data.sources.pairs:JsonPairs', files=files)\n"
+    "  data = dict(kind='lmjax.data.objectives.seq2seq:TextToText', length=8, target_length=8, source=pairs)\n"
+    "  rest = dict(steps=1, batch=1, model={}, task={})\n"
+    "  return ConfigDict(dict(data=data | dict(validation=pairs), **rest))\n"
+  )
+  pathlib.Path("run").mkdir()
+  pathlib.Path("run", "config.json").write_text(json.dumps(config.load("c.py:pairs.jsonl")))
+  prepared = Preparation(Parquet("c.parquet"), Bytes())
+  assert list(prepared.run("prepared")) and Bytes().save(epath.Path("prepared/tokenizer")) is None
+  for name in ("c.parquet", "utf16", "lines", "c.py:pairs.jsonl", "run", "prepared"):
+    grams = NGrams()
+    overlap = grams.add(task, made)
+    opened = corpus_checks.Corpus([name]).open()
+    for size, workers in ((corpus.PART, 1), (2000, 2 if name == "c.parquet" else 1)):
+      parts, state = corpus.split(opened, size), tmp_path / f"{name}.{size}.state"
+      counts = corpus.search(parts, grams, grams.key(), state, workers)
+      assert {i for i, own in enumerate(overlap.matches(counts)) if own} == set(wanted), (name, size)
+      assert size > 2000 or name == "utf16" or len(parts) > 3
+      monkeypatch.setattr(NGrams, "count", None)  # nothing is read again
+      assert corpus.search(corpus.split(opened, size), grams, grams.key(), state) == counts
+      monkeypatch.undo()
+      monkeypatch.chdir(tmp_path)
+  docs = memorisation.prompts(corpus_checks.Corpus(["utf16"]).open(), 5)
+  assert all(doc["prompt"] in "\n".join(documents) for doc in docs)
 
 
 def test_frequent_ngrams_and_short_items_say_nothing(tmp_path):

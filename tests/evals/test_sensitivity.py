@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from etils import epath
 
 from lmjax.evals.suites import items, memorisation, metrics, task_files
 from lmjax.inference import corpus_checks
@@ -109,7 +108,7 @@ def test_a_model_continues_a_corpus(loaded, tmp_path):  # noqa: F811
   (tmp_path / "c.jsonl").write_text("".join(json.dumps({"text": f"{i} " + body[i * 50 : i * 50 + 3000]}) + "\n"
                                             for i in range(9)))  # fmt: skip
   for name in ("c.txt", "c.jsonl"):
-    docs = memorisation.prompts([epath.Path(tmp_path / name)], 20)
+    docs = memorisation.prompts([str(tmp_path / name)], 20)
     assert len(docs) == 20 and len({doc["prompt"] for doc in docs}) > 5
     assert all(doc["prompt"] + doc["continuation"] in body and len(doc["prompt"]) >= 200 for doc in docs)
   file = write(tmp_path, **REPEAT)
@@ -122,7 +121,7 @@ def test_a_model_continues_a_corpus(loaded, tmp_path):  # noqa: F811
   assert suites.evaluate(loaded, made)["tasks"]["colours"] == result
   (tmp_path / "d.txt").write_text("too short")
   with pytest.raises(UserError, match="too short for 3 prompts"):
-    memorisation.prompts([epath.Path(tmp_path / "d.txt")], 3)
+    memorisation.prompts([str(tmp_path / "d.txt")], 3)
 
 
 TEMPLATES = [{"doc_to_text": "{{question}}"}, {"doc_to_text": "Say: {{question}}\n", "target_delimiter": ""}]

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lmjax.evals.corpus import SPACE, Block
+from lmjax.evals.corpus_sources import strings
 from lmjax.evals.suites.items import Item, Renderer
 from lmjax.evals.suites.task_files import TaskFile
 
@@ -53,18 +54,9 @@ def _plain_texts(task: TaskFile, item: Item) -> list[str]:
   """Returns an item's texts without the words of a template: all its strings, and each before the right answer."""
   if task.doc_to_decontamination_query:
     return []
-  strings, right = list(_strings(item.doc)), item.target[0]
+  texts, right = list(strings(item.doc)), item.target[0]
   answer = item.choices[right] if task.output_type == "multiple_choice" else str(right)
-  return [" ".join(strings), *(f"{text} {answer}" for text in strings)]
-
-
-def _strings(value: Any) -> Iterator[str]:
-  """Yields the strings of a document, in their order."""
-  if isinstance(value, str):
-    yield value
-  elif isinstance(value, Mapping | list):
-    for part in value.values() if isinstance(value, Mapping) else value:
-      yield from _strings(part)
+  return [" ".join(texts), *(f"{text} {answer}" for text in texts)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from etils import epath
 
 from lmjax.data.sources.gzipped import unzip
-from lmjax.evals.suites import beliefs, memorisation
+from lmjax.evals.suites import beliefs
 from lmjax.evals.suites.task_files import FOLDER, TaskFile
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, reason
@@ -240,14 +240,14 @@ def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
   Raises:
     UserError: there is no such split, or a file cannot be read.
   """
+  if task.dataset_path == "corpus":
+    return list(task.dataset_kwargs["prompts"])  # see inference/suite.py
   given = task.dataset_kwargs["data_files"]
   if isinstance(given, Mapping):
     if split not in given:
       raise UserError(f"task {task.task}: data_files has no split {split!r}; it has {', '.join(map(str, given))}")
     given = given[split]
   docs: list[Doc] = []
-  if task.dataset_path == "corpus":
-    return memorisation.prompts(list(map(epath.Path, given)), int(task.metadata.get("prompts", 100)))
   for name in [given] if isinstance(given, str) else given:
     generated = task.dataset_path == "beliefs" and name == "stories"
     docs += beliefs.stories() if generated else _read(task, _path(task, name, data))

@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+from lmjax.data.sources.base import BadRecord, Source
 from lmjax.data.sources.paths import read_bytes
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.evals import corpus_sources
 from lmjax.evals.bootstrap import interval
 from lmjax.evals.corpus import Block
 from lmjax.utils import files
@@ -49,26 +51,16 @@ def share(answers: Sequence[Sequence[bytes]], counts: dict[bytes, int]) -> dict[
   return report | {"value": statistic(pairs), "low": low, "high": high}
 
 
-def prompts(paths: Sequence[epath.Path], count: int, seed: int = 0) -> list[dict[str, Any]]:
+def prompts(corpus: Sequence[str | Source], count: int, seed: int = 0) -> list[dict[str, Any]]:
   """Returns documents with a `prompt` of about 200 characters from random places of a corpus, and its `continuation`.
 
   Raises:
     UserError: a file cannot be read, or the corpus is too short.
   """
-  rng, docs = random.Random(seed), []
-  sizes = [path.stat().length for path in paths]
-  for _ in range(20 * count):
-    (path,) = rng.choices(paths, sizes)
-    data = read_bytes(path)
-    at = rng.randrange(max(len(data) - 4 * (PROMPT + REST), 1))
-    if path.name.removesuffix(".gz").endswith((".jsonl", ".json")):
-      first = data.rfind(b"\n", 0, at) + 1
-      end = data.find(b"\n", at)
-      text = str(files.parse_json(bytes(data[first : end if end >= 0 else len(data)])).get("text", ""))
-      text = text[rng.randrange(max(len(text) - PROMPT - REST, 1)) :]
-    else:
-      text = bytes(data[at : at + 4 * (PROMPT + REST)]).decode("utf-8", "replace")
-    words = text.split(" ")[1:-1]  # whole ones
+  rng, docs, opened = random.Random(seed), [], corpus_sources.open_corpus(corpus)
+  sizes = [e.stat().length if isinstance(e, epath.Path) else len(e) * corpus_sources.mean_size(e) for e in opened]
+  for _ in range(20 * count if any(sizes) else 0):
+    words = _anywhere(rng.choices(opened, sizes)[0], rng).split(" ")[1:-1]  # whole ones
     text = " ".join(words)
     cut = text.find(" ", PROMPT)
     if cut > 0 and len(text) > cut + PROMPT:
@@ -76,6 +68,21 @@ def prompts(paths: Sequence[epath.Path], count: int, seed: int = 0) -> list[dict
     if len(docs) == count:
       return docs
   raise UserError(f"evaluate: the corpus is too short for {count} prompts of {PROMPT} characters")
+
+
+def _anywhere(corpus: epath.Path | Source, rng: random.Random) -> str:
+  """Returns some text from a random place."""
+  if not isinstance(corpus, epath.Path):
+    text = corpus_sources.document_at(corpus, rng.randrange(len(corpus)))
+    return "" if isinstance(text, BadRecord) else text[rng.randrange(max(len(text) - PROMPT - REST, 1)) :]
+  data = read_bytes(corpus)
+  at = rng.randrange(max(len(data) - 4 * (PROMPT + REST), 1))
+  if not corpus_sources.is_json(corpus):
+    return bytes(data[at : at + 4 * (PROMPT + REST)]).decode("utf-8", "replace")
+  first = data.rfind(b"\n", 0, at) + 1
+  end = data.find(b"\n", at)
+  text = str(files.parse_json(bytes(data[first : end if end >= 0 else len(data)])).get("text", ""))
+  return text[rng.randrange(max(len(text) - PROMPT - REST, 1)) :]
 
 
 class Substrings:
