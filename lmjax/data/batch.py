@@ -35,6 +35,7 @@ LEGEND = {
   "weights": Key("BP BT BL", "float32", "weight", "loss weight of each target or label, 0 on padding"),
   "positions": Key("BL", "int32", "position", "position of each token in its own document, from 0"),
   "segments": Key("BL", "int32", "segment", "number of the packed document a token belongs to, from 1; 0 is padding"),
+  "prefix": Key("BL", "int32", "token_type", "1 for tokens that all tokens of their document may attend to"),
   "token_types": Key("BL", "int32", "token_type", "0 for sentence A, 1 for sentence B"),
   "masked_positions": Key("BP", "int32", "position", "positions whose original ids are to be predicted"),
   "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of each row"),

@@ -37,12 +37,12 @@ class Cache(struct.PyTreeNode):
       index=jnp.zeros((), jnp.int32),
     )
 
-  def reserve(self, valid_BxL: jax.Array) -> tuple["Cache", jax.Array, jax.Array]:
+  def reserve(self, valid_BxL: jax.Array, prefix_BxL: jax.Array | None = None) -> tuple["Cache", jax.Array, jax.Array]:
     """Takes the next L slots for tokens of which some are valid.
 
     Returns:
       the cache, its index still before the new slots; the tokens' positions_BxL; the mask_BxLxM of the slots that each
-      token may attend to: the valid ones up to its own.
+      token may attend to: the valid ones up to its own, and those of a prefix.
     """
     length, max_tokens = valid_BxL.shape[1], self.valid_BxM.shape[1]
     before = jnp.sum(self.valid_BxM, axis=1, keepdims=True, dtype=jnp.int32)
@@ -52,7 +52,11 @@ class Cache(struct.PyTreeNode):
       positions_BxM=jax.lax.dynamic_update_slice(self.positions_BxM, positions_BxL, (0, self.index)),
     )
     reach_LxM = jnp.arange(max_tokens)[None, :] <= self.index + jnp.arange(length)[:, None]
-    return cache, positions_BxL, cache.valid_BxM[:, None, :] & reach_LxM[None]
+    reach = reach_LxM[None]
+    if prefix_BxL is not None:
+      prefix_BxM = jax.lax.dynamic_update_slice(jnp.zeros_like(cache.valid_BxM), prefix_BxL, (0, self.index))
+      reach = reach | prefix_BxM[:, None, :]
+    return cache, positions_BxL, cache.valid_BxM[:, None, :] & reach
 
   def write(self, layer: int, k_BxLxGxK: jax.Array, v_BxLxGxK: jax.Array) -> "Cache":
     """Puts the keys and values of one layer into the reserved slots."""

@@ -69,6 +69,7 @@ class Config:
   score_cap: float | None = None  # attention scores are cap * tanh(score / cap)
   scale_scores: bool = True  # attention scores are divided by sqrt(head_size)
   scale_by_layer: bool = False  # attention scores of layer i, from 0, are divided by i + 1
+  prefix: bool = False  # prompts are prefixes, whose tokens attend to each other; in training, the batch marks them
   dropout: float = 0.0  # of embeddings and residual branches
   dtype: str = "float32"  # of the computation; parameters are float32
   scan: bool = True
@@ -131,7 +132,9 @@ class Decoder(nn.Module):
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
     ids_BxL, positions_BxL = batch["inputs"], positions_of(batch)
-    mask = prepare_mask(Mask(batch.get("segments"), causal=True, window=self._window), ids_BxL.shape[1])
+    prefix_BxL = batch["prefix"] > 0 if "prefix" in batch else None
+    mask = Mask(batch.get("segments"), prefix_BxM=prefix_BxL, causal=True, window=self._window)
+    mask = prepare_mask(mask, ids_BxL.shape[1])
     x_BxLxD, tapped = self.stack(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
@@ -141,12 +144,15 @@ class Decoder(nn.Module):
 
   def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Cache]:
     """Returns the final vectors [B, L, D] of prompts and the cache that holds them; padding has segment 0."""
-    ids_BxL = batch["inputs"]
-    return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, batch["segments"] > 0)
+    ids_BxL, valid_BxL = batch["inputs"], batch["segments"] > 0
+    prefix_BxL = batch["prefix"] > 0 if "prefix" in batch else valid_BxL if self.config.prefix else None
+    return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, valid_BxL, prefix_BxL)
 
-  def extend(self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array) -> tuple[jax.Array, Cache]:
+  def extend(
+    self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array, prefix_BxL: jax.Array | None = None
+  ) -> tuple[jax.Array, Cache]:
     """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
-    cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL)
+    cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL, prefix_BxL)
     if self._window:
       mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self._window)
     x_BxLxD = self.embed_tokens(tokens_BxL, positions_BxL)

@@ -17,6 +17,7 @@ from lmjax.layers.lstm import LSTM, State
 from lmjax.models.base import Hidden, Table
 from lmjax.models.config import check
 from lmjax.parallel.sharding import constrain
+from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 
@@ -74,6 +75,8 @@ class Recurrent(nn.Module):
 
     Every row, and within it every packed document, begins with an empty state.
     """
+    if "prefix" in batch:
+      raise UserError("an LSTM reads from left to right: it has no prefix whose tokens see each other")
     ids_BxL = batch["inputs"]
     x_BxLxD = constrain(self.embed(ids_BxL, jnp.dtype(self.config.dtype)), "batch", None, None)
     states = tuple(layer.empty(len(ids_BxL)) for layer in self.layers)
