@@ -28,8 +28,11 @@ SLOW = {
 
 
 def pytest_configure(config):
-  """What tests compile runs for milliseconds and compiles for seconds: LLVM does without its best, but for --all."""
-  if not config.getoption("--all"):
+  """What tests compile runs for milliseconds and compiles for seconds: LLVM does without its best.
+
+  Slow tests, and those beside torch, of which some have real models, run for longer.
+  """
+  if not config.getoption("--all") or "not slow and not torch" in config.option.markexpr:
     flags = [os.environ.get("XLA_FLAGS", ""), "--xla_backend_optimization_level=0"]
     # A third less time to compile. Later versions do not have it, and libtpu ends a process that sets it.
     if jax.version.__version_info__ < (0, 11) and not importlib.util.find_spec("libtpu"):

@@ -50,11 +50,18 @@ METRICS = {"loglikelihood": ["perplexity", "acc"], "loglikelihood_rolling": ["wo
 
 
 @pytest.fixture(scope="module")
-def evaluated(tmp_path_factory):
-  """All tasks on a tiny random Llama of 64 positions: the harness's results, those of lmjax, and its folder."""
-  folder = tmp_path_factory.mktemp("suite")
-  write_folder(folder / "hf", "llama", make_tokenizer(), length=64)
-  (folder / "hf" / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
+def folder(tmp_path_factory):
+  """A tiny random Llama of 64 positions as transformers' and lmjax's folder."""
+  folder = tmp_path_factory.mktemp("model") / "hf"
+  write_folder(folder, "llama", make_tokenizer(), length=64)
+  (folder / "tokenizer_config.json").write_text(json.dumps(TOKENIZER))
+  return folder
+
+
+@pytest.fixture(scope="module")
+def evaluated(folder, tmp_path_factory):
+  """All tasks: the harness's results, those of lmjax, and its folder of results."""
+  model, folder = folder, tmp_path_factory.mktemp("suite")
   (folder / "test.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs()))
   data = {"dataset_kwargs": {"data_files": {"test": str(folder / "test.jsonl")}}}
   tasks = [BASE | {"task": name} | data | task for name, task in TASKS.items()]
@@ -69,9 +76,9 @@ def evaluated(tmp_path_factory):
     from lm_eval.models.huggingface import HFLM
 
     patch.setattr(datasets.config, "HF_DATASETS_CACHE", str(folder / "cache"))
-    model = HFLM(pretrained=str(folder / "hf"), device="cpu", dtype="float32", batch_size=4)
-    theirs = evaluator.simple_evaluate(model, tasks=tasks, bootstrap_iters=0)
-  loaded = storage.open(folder / "hf").load()
+    harness = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=4)
+    theirs = evaluator.simple_evaluate(harness, tasks=tasks, bootstrap_iters=0)
+  loaded = storage.open(model).load()
   chosen = [task for name in TASKS for task in suites.choose(str(folder / f"{name}.yaml"))]
   return theirs, suites.evaluate(loaded, suites.Suite(chosen, folder / "out")), folder / "out"
 
