@@ -43,6 +43,7 @@ def pytest_configure(config):
 def pytest_addoption(parser):
   parser.addoption("--all", action="store_true", help="run the slow tests too")
   parser.addoption("--fuzz", type=int, metavar="N", help="mutations of each format; default 24, with --all 300")
+  parser.addoption("--one-case", action="store_true", help="run one case of each parametrized test")
   parser.addoption("--fail-on-skip", action="store_true", help="count a skipped test as a failure")
 
 
@@ -65,6 +66,12 @@ def pytest_collection_modifyitems(config, items):
       item.add_marker(pytest.mark.skip(reason="takes minutes: runs with --all"))
     if "torch" in markers and not parity:
       item.add_marker(pytest.mark.skip(reason="needs torch and transformers: pip install -e '.[parity]'"))
+  if config.getoption("--one-case"):
+    first: dict = {}
+    for item in sorted(items, key=lambda item: bool(item.get_closest_marker("skip"))):
+      first.setdefault(item.nodeid.partition("[")[0], item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in first.values()])
+    items[:] = first.values()
 
 
 @pytest.fixture(scope="module", autouse=True)
