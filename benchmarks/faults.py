@@ -12,7 +12,7 @@ must be those of the uninterrupted run, bit for bit, and metrics.jsonl must have
     full disk        from a random file operation on, every file that is opened, created or renamed fails with ENOSPC
     file size        no file may grow beyond a random number of bytes: also what other libraries write fails
 
-The table that it prints is kept in benchmarks/README.md.
+The table that it prints is kept in benchmarks/notes/storage.md.
 """
 
 import argparse

@@ -151,6 +151,6 @@ def test_the_readme_lists_every_config():
 
 
 def test_links_of_the_readme_exist():
-  for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "benchmarks" / "README.md"):
+  for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "benchmarks").rglob("*.md")):
     for target in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
       assert (page.parent / target).exists(), f"{page.name}: {target}"
