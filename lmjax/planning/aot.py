@@ -1,13 +1,16 @@
 """Ahead-of-time compilation for absent devices: topologies by name, and the memory and collectives of a step."""
 
+import contextlib
 import dataclasses
 import importlib.util
 import math
 import os
 import pathlib
 import re
+import sys
 import tempfile
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -55,7 +58,8 @@ class Topology:
       options["chip_config_name"] = "megacore"  # one device per chip, as on the hardware
     shape = "x".join(map(str, self.grid))
     try:
-      return list(topologies.get_topology_desc(f"{self.name}:{shape}", "tpu", **options).devices)
+      with _silent():
+        return list(topologies.get_topology_desc(f"{self.name}:{shape}", "tpu", **options).devices)
     except (ImportError, RuntimeError) as error:
       reason = str(error).strip().splitlines()[0] if str(error).strip() else "libtpu cannot be loaded"
       advice = "install libtpu with pip install 'lmjax[plan]'"
@@ -63,6 +67,24 @@ class Topology:
         grids = (CUBES if len(self.grid) > 2 else PLANES).values()
         advice = f"grids that there are: {', '.join('x'.join(map(str, grid)) for grid in grids)}"
       raise UserError(f"plan: cannot compile for {self.name}:{shape} ({reason}); {advice}") from error
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+  """Keeps out of the terminal what libtpu's own code writes to standard error while it looks for a TPU."""
+  try:
+    kept = os.dup(2)
+  except OSError:  # it is closed
+    yield
+    return
+  sys.stderr.flush()
+  with open(os.devnull, "w") as nothing:
+    os.dup2(nothing.fileno(), 2)
+  try:
+    yield
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
 
 
 def parse_topology(text: str, slices: int = 1) -> Topology:

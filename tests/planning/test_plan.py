@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import os
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from lmjax.__main__ import main
-from lmjax.planning import energy, hardware
+from lmjax.planning import aot, energy, hardware
 from lmjax.planning.aot import collectives, parse_topology
 from lmjax.planning.flops import count, train_step_flops
 from lmjax.tasks.causal_lm import CausalLM
@@ -192,3 +193,21 @@ def test_fit_returns_the_largest_batch(capsys, monkeypatch):
   more = plan(capsys, *SMALL, *wide, "--topology", "v5e:1x1", f"--config.batch={best['batch'] + 1}", code=1)
   assert best["fits"] and not more["fits"] and more["would_fit"] == []
   assert more["bytes_per_device"]["total"] > more["bytes_per_device"]["capacity"]
+
+
+def test_what_libtpu_writes_while_it_loads_is_not_seen(capfd):
+  with aot._silent():
+    os.write(2, b"from C++")
+  os.write(2, b"after it")
+  with pytest.raises(ZeroDivisionError), aot._silent():
+    raise ZeroDivisionError
+  os.write(2, b", and after an error")
+  assert capfd.readouterr().err == "after it, and after an error"
+
+
+@needs_libtpu
+@pytest.mark.tpu
+@pytest.mark.long
+def test_a_plan_writes_nothing_to_standard_error(lmjax):
+  done = lmjax("plan", "--config", "configs/quickstart.py:debug", "--topology", "v5e:2x2")
+  assert done.stderr == "" and "memory per device" in done.stdout
