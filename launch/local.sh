@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs several processes with simulated devices on this machine, as stand-ins for the hosts of a pod, for debugging.
-#   bash launch/local.sh --processes 2 --devices 4 [--dry-run] -- --config configs/quickstart.py:debug --workdir runs/local
-# The processes connect through --port (default 5555) and the port after it.
+#   bash launch/local.sh --processes 2 --devices 4 -- --config configs/quickstart.py:debug --workdir runs/local
+# --dry-run prints the commands. The processes connect through --port (default 5555) and the port after it.
 source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 

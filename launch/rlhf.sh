@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # The path of InstructGPT from scratch with a small decoder: fine-tuning, a reward model, PPO against it, and DPO.
-#   bash launch/rlhf.sh --files instruction-data-with-preference.json --workdir runs/rlhf [--steps N] [--dry-run]
+#   bash launch/rlhf.sh --files instruction-data-with-preference.json --workdir runs/rlhf
 # --files: comparisons with a prompt, see lmjax.data.sources.preferences; 5 % of them are held out at every stage.
-# --steps: of every stage, to try the script. Repeat the command to resume: a finished stage is passed over.
+# --steps: of every stage, to try the script; --dry-run prints the commands. Repeat the command to resume: a finished stage is passed over.
+source "$(dirname "${BASH_SOURCE[0]}")/help.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 files="" workdir="runs/rlhf" steps=""

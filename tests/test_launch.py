@@ -41,7 +41,12 @@ def test_launchers_are_short():
       assert len(path.read_text().splitlines()) <= 80, path.name
 
 
-@pytest.mark.parametrize("script", ["gke.sh", "local.sh", "quickstart.sh", "test.sh", "tpu_pod.sh", "slurm.sbatch"])
+PROGRAMS = sorted(
+  path.name for path in (ROOT / "launch").iterdir() if path.read_text().startswith("#!/usr/bin/env bash")
+)
+
+
+@pytest.mark.parametrize("script", PROGRAMS)
 def test_every_script_has_help(script):
   output = launch(script, "--help")
   assert "bash launch/" in output and "SBATCH" not in output and "source" not in output.split("\n")[-2]

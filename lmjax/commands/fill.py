@@ -1,6 +1,6 @@
 """Predict masked tokens with a masked language model.
 
-lmjax fill --workdir runs/bert "Jim made [MASK] for his girlfriend and [MASK] was very proud!"
+lmjax fill --workdir runs/bert 'Jim made [MASK] for his girlfriend and [MASK] was very proud!'
 """
 
 from rich.table import Table

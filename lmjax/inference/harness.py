@@ -1,7 +1,7 @@
 """lmjax's models in EleutherAI's lm-evaluation-harness, as its model `lmjax`.
 
 lm-eval --model lmjax --model_args workdir=runs/gpt2 --tasks my_task --include_path my_tasks
-python -m lmjax.inference.harness --model lmjax ...    # the same, for versions of it that do not read entry points
+python -m lmjax.inference.harness --model lmjax ...    for versions of it that do not read entry points
 
 Nothing of lmjax imports this module: lm-evaluation-harness does, by its entry point in setup.py.
 """
