@@ -9,6 +9,7 @@ Loading reads metadata only; parameters are read when a method needs them.
 """
 
 import functools
+import importlib.util
 import io
 from collections.abc import Sequence
 from typing import Any
@@ -34,6 +35,7 @@ from lmjax.layers.leaves import dense
 from lmjax.logs import read_metrics
 from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
+from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, did_you_mean
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import ALL, trusting
@@ -49,6 +51,22 @@ class Plot(Figure):
     png = io.BytesIO()
     self.savefig(png, format="png", dpi=110)
     return png.getvalue()
+
+
+class ParameterTree:
+  """A tree of arrays that a notebook displays."""
+
+  def __init__(self, params: Tree):
+    self.params = params
+
+  def __repr__(self) -> str:
+    leaves = pytree.named_leaves(self.params).items()
+    return "\n".join(f"{name}  {leaf.dtype}[{', '.join(map(str, leaf.shape))}]" for name, leaf in leaves)
+
+  def _repr_html_(self) -> str | None:
+    if importlib.util.find_spec("treescope") is None:
+      return None  # then the notebook shows the text
+    return importlib.import_module("treescope").render_to_html(self.params)
 
 
 def load(path: epath.PathLike, step: int | None = None, trust: bool = False) -> "Run":
@@ -101,6 +119,10 @@ class Run:
   def table(self, depth: int | None = None, pattern: str = "", values: bool = False) -> DisplayTable:
     """Returns the parameters as a table; with `values`, reads them for their norms and fractions of zeros."""
     return tables.table(self.saved, depth, pattern, values)
+
+  def tree(self) -> "ParameterTree":
+    """Returns the parameters as a tree to unfold, which treescope renders where it is installed; reads all of them."""
+    return ParameterTree(self.params)
 
   def weights(self, pattern: str = "") -> dict[str, np.ndarray]:
     """Returns the parameters whose names match a regular expression; no others are read."""

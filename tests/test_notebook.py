@@ -64,6 +64,14 @@ def test_plots_are_figures_with_labelled_axes(folders):
     hf.curve()
 
 
+def test_parameters_are_a_tree_where_treescope_is_installed(folders, monkeypatch):
+  tree = notebook.load(folders[0]).tree()
+  assert "model/stack/layers/mlp/up/bias  float32[2, 128]" in repr(tree).splitlines()
+  assert "treescope" in tree._repr_html_()
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  assert tree._repr_html_() is None  # then a notebook shows the text
+
+
 def test_generation_embeddings_and_the_logit_lens(folders):
   run, hf = map(notebook.load, folders)
   assert run.generate("the", new=4, temperature=0) == hf.generate("the", new=4, temperature=0)
