@@ -17,7 +17,7 @@ from lmjax.compression.quantize import Quantize
 from lmjax.logs import read_metrics
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
-from lmjax.parallel.sharding import Layout, is_partitioned, use_layout
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned, use_layout
 from lmjax.state import named_parameters
 from lmjax.testing import fake_batch, init_params, init_state
 from lmjax.train import make_step
@@ -151,6 +151,32 @@ def test_wanda_is_that_of_numpy_layer_by_layer():
     np.testing.assert_array_equal(after[layer], expected.astype(np.float32))
 
 
+@pytest.mark.parametrize("score", ["movement", "taylor"])
+def test_masks_by_gradient_are_those_of_numpy(score):
+  """Sums of weight times gradient over the steps so far, of the weights after each; what is gone stays gone."""
+  transform = Prune(0.5, score=score, end=3, every=1)
+  rng = np.random.default_rng(0)
+  kernel = lambda: LogicallyPartitioned(jnp.asarray(rng.standard_normal((4, 6)), jnp.float32), ("width", "mlp"))  # noqa: E731
+  params, state, _ = transform.init({"model": {"up": {"kernel": kernel()}}})
+  sums, gone = np.zeros((4, 6)), np.zeros((4, 6), bool)
+  for step in range(5):
+    weights, gradient = kernel().value, kernel().value
+    tree = lambda x: {"model": {"up": {"kernel": x}}}  # noqa: E731
+    params, state = transform.update(tree(weights), tree(gradient), state, jnp.int32(step))
+    product = np.asarray(weights, np.float64) * np.asarray(gradient, np.float64)
+    sums += -product if score == "movement" else np.abs(product)
+    if step <= 3:
+      count = round(24 * 0.5 * (1 - (1 - step / 3) ** 3))
+      gone.ravel()[np.argsort(np.where(gone, -np.inf, sums).ravel(), kind="stable")[:count]] = True
+    np.testing.assert_array_equal(params["model"]["up"]["kernel"] == 0, gone)
+  assert gone.sum() == 12
+
+
+def test_masks_by_gradient_need_an_end():
+  with pytest.raises(ValueError, match="needs an end"):
+    Prune(0.5, score="movement")
+
+
 @pytest.mark.long
 def test_an_lstm_is_pruned_by_what_can_be_seen():
   """Its recurrent kernels are read whole: magnitude ranks them."""
@@ -170,6 +196,7 @@ def test_an_lstm_is_pruned_by_what_can_be_seen():
   [
     pytest.param(Prune(0.5), marks=pytest.mark.slow, id="fixed"),
     pytest.param(Prune(0.75, "global", end=3, every=1), id="growing"),
+    pytest.param(Prune(0.75, score="movement", end=3, every=1), marks=pytest.mark.long, id="movement"),
   ],
 )
 def test_masks_stay_in_training(family, transform):
@@ -234,7 +261,7 @@ def test_a_pruned_run_resumes_with_its_masks(tmp_path):
     (dict(sparsity=0.5, structure="rows"), "the structure is"),
     (dict(sparsity=0.5, structure="0:4"), "the structure is"),
     (dict(sparsity=0.5, structure="2:4", end=3), "needs the structure layer or global"),
-    (dict(sparsity=0.5, score="wanda"), "the score is magnitude or random"),
+    (dict(sparsity=0.5, score="wanda"), "the score is magnitude, random, movement or taylor"),
     (dict(sparsity=0.5, begin=5, end=5), "end comes after begin"),
     (dict(sparsity=0.5, targets="("), "not a regular expression"),
   ],
