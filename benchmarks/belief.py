@@ -22,7 +22,6 @@ from ml_collections import ConfigDict
 from lmjax import config
 from lmjax.evals.suites import beliefs
 
-TRAINED, HELD_OUT = 20_000, 300  # pairs
 TEXT = "{story}\nQuestion: {question}\nAnswer: {answer}"  # the prompt of the suite, and the right answer
 TASK = """include: {tasks}/_beliefs.yaml
 task: held_out
@@ -38,16 +37,16 @@ def combination(doc: beliefs.Doc) -> tuple[str, ...]:
   return (*names.groups(default=""), *sorted(doc["choices"])) if names else ()
 
 
-def write(folder: pathlib.Path, seed: int = 1) -> None:
-  """Writes train.jsonl, held_out.jsonl and held_out.yaml."""
+def write(folder: pathlib.Path, pairs: int = 20_000, others: int = 300, seed: int = 1) -> None:
+  """Writes train.jsonl with pairs of stories, held_out.jsonl with others, and held_out.yaml."""
   rng = random.Random(seed)
   known = {combination(doc) for doc in beliefs.stories()}
   held_out: list[beliefs.Doc] = []
   trained: list[str] = []
-  while len(trained) < 2 * TRAINED:
-    number = len(held_out) // 2 if len(held_out) < 2 * HELD_OUT else HELD_OUT + len(trained) // 2
+  while len(trained) < 2 * pairs:
+    number = len(held_out) // 2 if len(held_out) < 2 * others else others + len(trained) // 2
     pair = beliefs.pair(rng, beliefs.ORDERS[number % len(beliefs.ORDERS)], f"story {number}")
-    if len(held_out) < 2 * HELD_OUT:
+    if len(held_out) < 2 * others:
       held_out += pair
       known.add(combination(pair[0]))
     elif combination(pair[0]) not in known:

@@ -174,13 +174,21 @@ def _groups(tasks: Sequence[TaskFile], items_of: dict[str, list[dict[str, Any]]]
 
 
 def hash_model(loaded: LoadedModel) -> str:
-  """Returns a hash of a model's parameters, config and tokenizer, from sums over its parameters."""
+  """Returns a hash of a model's parameters, config and tokenizer, from exact sums: it is the same on any mesh."""
 
   @jax.jit
   def sums(params: Tree) -> Tree:
     """Returns for each parameter two sums that a change of a value or an exchange of two values changes."""
-    weights = lambda x: jax.numpy.cos(jax.numpy.arange(x.size, dtype=jax.numpy.float32)).reshape(x.shape)  # noqa: E731
-    return jax.tree.map(lambda x: jax.numpy.stack([x.sum(), (x * weights(x)).sum()]).astype("float32"), params)
+    odd = np.array([0x9E3779B9, 0x85EBCA6B, 0xC2B2AE35], np.uint32)  # whose products lose no bits
+
+    def both(x: jax.Array) -> jax.Array:
+      x = x.astype("uint8") if x.dtype.name in ("bool", "int4", "uint4") else x
+      bits = jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}").astype("uint32").reshape(-1)
+      mixed = (bits ^ (jax.lax.iota("uint32", bits.size) * odd[0])) * odd[1]
+      mixed = (mixed ^ (mixed >> 15)) * odd[2]
+      return jax.numpy.stack([mixed.sum(dtype="uint32"), (mixed ^ (mixed >> 13)).sum(dtype="uint32")])
+
+    return jax.tree.map(both, params)
 
   with use_layout(loaded.layout):
     values = {

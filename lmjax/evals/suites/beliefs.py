@@ -88,12 +88,15 @@ def pair(rng: random.Random, order: int, name: str) -> list[Doc]:
 
 
 def published(name: str, text: str) -> list[Doc]:
-  """Returns the items of kosinski.csv or bigtom.csv, by the name of the file.
+  """Returns the items of kosinski.csv, bigtom.csv or dodell-feder.csv, by the name of the file.
 
   Kosinski (2023), arXiv:2302.02083: what somebody thinks is in a container with a wrong label, and what is in it.
   BigToM (Gandhi et al., 2023, arXiv:2306.15448): what an agent believes who has perceived a change, or has not.
+  Dodell-Feder et al. (2011), doi:10.1016/j.neuroimage.2010.12.040: questions with yes or no, which have no twins.
   """
   rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=";"))
+  if "dodell" in name:
+    return [_doc(s, q, ["yes", "no"], right.strip(), f"story {i}", "any", 1) for i, (s, q, right, _) in enumerate(rows)]
   return list(_kosinski(rows) if "kosinski" in name else _bigtom(rows))
 
 

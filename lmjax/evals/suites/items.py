@@ -8,12 +8,14 @@ import importlib
 import io
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
 
 from lmjax.data.sources.gzipped import unzip
+from lmjax.data.sources.paths import expand_paths
 from lmjax.evals.suites import beliefs
 from lmjax.evals.suites.task_files import FOLDER, TaskFile
 from lmjax.utils import files
@@ -150,17 +152,23 @@ def make_items(task: TaskFile, data: str | None, shots: int | None = None, limit
   shots = task.num_fewshot if shots is None else shots
   split = task.fewshot_split or task.training_split or task.validation_split or task.split()
   pool = [] if not shots else docs if split == task.split() else read_docs(task, split, data)
-  if shots and len(pool) <= shots:
+  if len(pool) < shots + (split == task.split() and shots > 0):
     raise UserError(f"task {task.task}: {shots} shots need more than the {len(pool)} examples of its split {split}")
   renderer, rng = Renderer(task), random.Random(FEWSHOT_SEED)
   items = []
   for number, doc in enumerate(docs[:limit]):
-    examples = _examples(task, pool, shots, doc if split == task.split() else None, rng) if shots else []
+    examples = _examples(task, pool, shots, doc, doc if split == task.split() else None, rng) if shots else []
     items.append(_item(renderer, number, doc, examples))
   return items
 
 
-def _examples(task: TaskFile, pool: list[Doc], shots: int, own: Doc | None, rng: random.Random) -> Sequence[Doc]:
+def _examples(
+  task: TaskFile, pool: list[Doc], shots: int, doc: Doc, own: Doc | None, rng: random.Random
+) -> Sequence[Doc]:
+  if field := task.metadata.get("shots_by"):
+    pool = [other for other in pool if other.get(field) == doc.get(field)]
+    if len(pool) < shots + (own is not None):
+      raise UserError(f"task {task.task}: {shots} shots need more examples with the {field} {doc.get(field)!r}")
   if task.fewshot_config.get("sampler") == "first_n":
     return [doc for doc in pool if doc != own][:shots]
   drawn = rng.sample(pool, shots if own is None else shots + 1)
@@ -249,8 +257,14 @@ def read_docs(task: TaskFile, split: str, data: str | None) -> list[Doc]:
     given = given[split]
   docs: list[Doc] = []
   for name in [given] if isinstance(given, str) else given:
-    generated = task.dataset_path == "beliefs" and name == "stories"
-    docs += beliefs.stories() if generated else _read(task, _path(task, name, data))
+    if task.dataset_path == "beliefs" and name == "stories":
+      docs += beliefs.stories()
+      continue
+    for path in _paths(task, name, data):
+      own = _read(task, path)
+      if field := task.metadata.get("file"):
+        own = [doc | {field: re.sub(r"_(test|dev|val|validation|train)$", "", path.stem)} for doc in own]
+      docs += own
   if labels := task.metadata.get("labels"):
     lines = _content(_path(task, labels, data)).decode().split()
     if len(lines) != len(docs):
@@ -274,6 +288,20 @@ def _path(task: TaskFile, name: str, data: str | None) -> epath.Path:
   return files.expand(folder) / path
 
 
+def _paths(task: TaskFile, name: str, data: str | None) -> list[epath.Path]:
+  """Returns the files that a path or a glob matches."""
+  is_glob, folder = any(mark in name for mark in "*?["), epath.Path(task.folder)
+  if is_glob and folder != FOLDER and not epath.Path(name).is_absolute() and (own := sorted(folder.glob(name))):
+    return own
+  path = _path(task, name, data)
+  if path.exists() or not is_glob:
+    return [path]
+  try:
+    return expand_paths(str(path))
+  except UserError as error:
+    raise UserError(f"task {task.task}: no file matches {str(path)!r}") from error
+
+
 def _content(file: epath.Path) -> bytes:
   return unzip(file) if file.suffix == ".gz" else files.read_bytes(file)
 
@@ -289,9 +317,11 @@ def _read(task: TaskFile, file: epath.Path) -> list[Doc]:
     except (ValueError, IndexError) as error:
       raise UserError(f"{file} is not a set of beliefs that can be read: {reason(error)}") from error
   if task.dataset_path == "csv":
-    columns = task.metadata.get("columns")
-    reader = csv.DictReader(io.StringIO(text, newline=""), columns, delimiter=task.metadata.get("delimiter", ","))
-    return [{name: value for name, value in row.items() if name} for row in reader]  # a number of rows has no name
+    return _rows(task, file, text)
+  if task.dataset_path == "text":
+    cut = {"line": "\n", "paragraph": "\n\n"}.get(task.dataset_kwargs.get("sample_by", "line"))
+    parts = text.removesuffix("\n").split(cut) if cut else [text]
+    return [{"text": part} for part in parts if part.strip()]
   if (field := task.dataset_kwargs.get("field")) is not None:
     try:
       return [dict(doc) for doc in files.parse_json(text)[field]]
@@ -304,4 +334,20 @@ def _read(task: TaskFile, file: epath.Path) -> list[Doc]:
         docs.append(files.parse_json(line))
       except ValueError as error:
         raise UserError(f"{file}:{number} {error}") from error
+  return docs
+
+
+def _rows(task: TaskFile, file: epath.Path, text: str) -> list[Doc]:
+  """Returns the rows of a CSV file by the names of their columns."""
+  columns, docs = task.metadata.get("columns"), []
+  reader = csv.reader(io.StringIO(text, newline=""), delimiter=task.metadata.get("delimiter", ","))
+  try:
+    for row in reader:
+      columns = columns or row
+      if row and columns is not row:
+        if len(row) != len(columns):
+          raise UserError(f"{file}:{reader.line_num} has {len(row)} fields, not the {len(columns)} of {columns}")
+        docs.append({name: value for name, value in zip(columns, row, strict=True) if name})  # a number has no name
+  except csv.Error as error:
+    raise UserError(f"{file}:{reader.line_num} cannot be read: {error}") from error
   return docs

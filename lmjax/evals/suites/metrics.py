@@ -108,6 +108,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], Callable[[np.ndarray], float]]] = {
   "word_perplexity": (("log_likelihood", "words"), _per("exp")),
   "byte_perplexity": (("log_likelihood", "bytes"), _per("exp")),
   "bits_per_byte": (("log_likelihood", "bytes"), _per("bits")),
+  "bits_per_word": (("log_likelihood", "words"), _per("bits")),
   "bleu": (("bleu",), corpus_score("bleu")),
   "chrf": (("chrf",), corpus_score("chrf")),
 }  # what a metric needs of each record, and its statistic; of others, the mean of the record's value
@@ -172,7 +173,14 @@ def _compare(task: TaskFile, first: Sequence[Record], second: Sequence[Record], 
   return difference(alike, first, second, resamples)["acc"] | {"items": len(first) + len(second)}
 
 
-LOWER = {"perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "calibration_error"}  # is better
+LOWER = {
+  "perplexity",
+  "word_perplexity",
+  "byte_perplexity",
+  "bits_per_byte",
+  "bits_per_word",
+  "calibration_error",
+}  # is better
 
 
 def across_templates(summaries: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, Any]]:

@@ -18,7 +18,7 @@ from lmjax.utils.errors import UserError, did_you_mean, reason
 
 FOLDER = epath.Path(__file__).parent / "tasks"
 OUTPUT_TYPES = ("multiple_choice", "loglikelihood", "loglikelihood_rolling", "generate_until")
-DATASETS = ("json", "csv", "beliefs", "corpus")  # the last two: see beliefs.py and memorisation.py
+DATASETS = ("json", "csv", "text", "beliefs", "corpus")  # the last two: see beliefs.py and memorisation.py
 SPLITS = ("test", "validation", "train")  # the first that a task has is evaluated
 # Fields of lm-evaluation-harness that change no score here.
 IGNORED = ("tag", "should_decontaminate", "repeats", "task_alias", "group_alias")
@@ -27,7 +27,7 @@ ROUGE = ("rouge1", "rouge2", "rougeL")
 METRICS = {
   "multiple_choice": ("acc", "acc_norm", "acc_bytes", "acc_pair", "calibration_error", "log_ratio"),
   "loglikelihood": ("perplexity", "acc"),
-  "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
+  "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte", "bits_per_word"),
   "generate_until": ("exact_match", "answer_f1", *CORPUS_METRICS, *ROUGE),
 }
 DEFAULTS = {"generate_until": 1, "loglikelihood_rolling": 3}  # metrics without a metric_list; two of other types
@@ -45,9 +45,11 @@ LARGEST = 100_000  # values in a file
 class TaskFile:
   """One task, as its YAML file describes it; the names of the fields are those of lm-evaluation-harness.
 
-  dataset_kwargs: {"data_files": {split: path, list of paths, or path}, "field": key of the list in a JSON file}.
-  metadata: `version`; `labels`, a file with the label of each item, one a line; `pair`, a field of the data which items
-  share that are right only together (acc_pair); `report_by`, fields by which accuracy is reported; `compare: {field,
+  dataset_kwargs: {"data_files": {split: path, list of paths or globs, or path}, "field": key of the list in a JSON
+  file, "sample_by": line, paragraph or document, of text}. metadata: `version`; `labels`, a file with the label of each
+  item, one a line; `columns` and `delimiter` of CSV; `file`, a field that gets the name of an item's file; `shots_by`,
+  a field which examples have in common with their item; `pair`, a field of the data which items share that are right
+  only together (acc_pair); `report_by`, fields by which accuracy is reported; `compare: {field,
   first, second}`, two values of a field whose difference in accuracy is reported, over pairs if there is a `pair`;
   `fields`, templates of further fields of the data; `templates`, fields that replace the task's, one set for each
   variant of its prompts; `answer: number`, which compares the last number of generated answers.
@@ -188,11 +190,13 @@ def _check(task: TaskFile, file: epath.Path) -> None:
     raise UserError(f"{file}: output_type is one of {', '.join(OUTPUT_TYPES)}, not {task.output_type!r}")
   if task.dataset_path not in DATASETS:
     raise UserError(
-      f"{file}: dataset_path {task.dataset_path!r}: only local files are read; write dataset_path json or csv, and "
-      "their paths in dataset_kwargs: {data_files: {test: file.jsonl}}"
+      f"{file}: dataset_path {task.dataset_path!r}: only local files are read; write dataset_path json, csv or text, "
+      "and their paths in dataset_kwargs: {data_files: {test: file.jsonl}}"
     )
-  if unknown := set(task.dataset_kwargs) - {"data_files", "field"}:
-    raise UserError(f"{file}: dataset_kwargs.{min(unknown)} is not supported; known: data_files, field")
+  if unknown := set(map(str, task.dataset_kwargs)) - {"data_files", "field", "sample_by"}:
+    raise UserError(f"{file}: dataset_kwargs.{min(unknown)} is not supported; known: data_files, field, sample_by")
+  if (cut := task.dataset_kwargs.get("sample_by", "line")) not in ("line", "paragraph", "document"):
+    raise UserError(f"{file}: dataset_kwargs.sample_by of text is line, paragraph or document, not {cut!r}")
   if not isinstance(task.dataset_kwargs.get("data_files"), str | list | Mapping):
     raise UserError(f"{file}: dataset_kwargs.data_files must name the files of the data")
   if task.output_type == "multiple_choice" and task.doc_to_choice is None:
