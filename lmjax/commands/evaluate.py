@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
   parser.add_argument("--only", action="append", help="the name of an evaluator in config.evals; default all")
   parser.add_argument("--output", help="a JSON file to write the metrics to, too; the folder of a suite's results")
-  parser.add_argument("--suite", help="a suite, a task or a YAML file, instead of evaluators")
+  parser.add_argument("--suite", action="append", help="a suite, a task or a YAML file, instead of evaluators")
   parser.add_argument("--tasks", type=lambda text: text.split(","), help="some tasks of the suite: piqa,arc_easy")
   parser.add_argument("--shots", type=int, help="examples before each item; default those of the task")
   parser.add_argument("--limit", type=int, least=1, help="items of each task; default all")
@@ -79,7 +79,7 @@ def _evaluate_suite(options: argparse.Namespace, overrides: dict[str, str]) -> i
   suites = importlib.import_module("lmjax.inference.suite")
   if not options.output:
     raise UserError("evaluate: --suite needs --output, a folder for the results")
-  tasks = suites.choose(options.suite, options.tasks or ())
+  tasks = suites.choose(options.suite[0], options.tasks or (), *options.suite[1:])
   output = epath.Path(options.output).expanduser()
   corpus = suites.Corpus(tuple(options.corpus), options.workers) if options.corpus else None
   settings = (options.data, options.shots, options.limit, options.stride, corpus)

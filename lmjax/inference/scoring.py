@@ -1,7 +1,7 @@
 """Log-likelihoods and answers of a loaded model, as evaluation suites and lm-evaluation-harness ask for them."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,21 @@ def likelihood_of(loaded: LoadedModel) -> Likelihood:
 
 
 def scores(
-  loaded: LoadedModel, requests: Sequence[Sequence[Pair]], rolling: bool = False, stride: int = 0
+  loaded: LoadedModel,
+  requests: Sequence[Sequence[Pair]],
+  rolling: bool = False,
+  stride: int = 0,
+  name: Callable[[int], str] = "request {}".format,
 ) -> Iterator[list[Score]]:
   """Yields the scores of requests, those that a batch completes.
 
   Args:
     requests: the contexts and continuations of each; with `rolling`, the continuation is a whole text.
     stride: with `rolling`, the tokens that a window predicts.
+    name: of a request, by its number, for messages.
+
+  Raises:
+    UserError: a continuation has no tokens, or more than the model takes.
   """
   encoder, likelihood = encoder_of(loaded), likelihood_of(loaded)
   rows: list[Row] = []
@@ -61,7 +69,10 @@ def scores(
   for number, pairs in enumerate(requests):
     before = len(rows)
     for which, (context, continuation) in enumerate(pairs):
-      new = encoder.rolling(continuation, stride) if rolling else encoder.pair(context, continuation)
+      try:
+        new = encoder.rolling(continuation, stride) if rolling else encoder.pair(context, continuation)
+      except UserError as error:
+        raise UserError(f"{name(number)}: {str(error).removeprefix('evaluate: ')}") from error
       rows += new
       owners += [(number, which)] * len(new)
     waiting.append(len(rows) - before)

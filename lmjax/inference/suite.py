@@ -17,6 +17,7 @@ from lmjax.evals.bootstrap import interval
 from lmjax.evals.suites import memorisation, metrics, page, task_files
 from lmjax.evals.suites.generated import score_answer
 from lmjax.evals.suites.items import Item, make_items
+from lmjax.evals.suites.task_checks import check_names
 from lmjax.evals.suites.task_files import TaskFile
 from lmjax.inference import scoring
 from lmjax.inference.corpus_checks import Corpus, auc, contaminated, memorised, min_k, plain_items
@@ -51,17 +52,17 @@ class Suite:
   min_k: float = 0.0
 
 
-def choose(suite: str, only: Sequence[str] = ()) -> list[TaskFile]:
-  """Returns the tasks of a suite, a task or a YAML file; `only` those of some names, or of groups of these names.
+def choose(suite: str, only: Sequence[str] = (), *more: str) -> list[TaskFile]:
+  """Returns the tasks of suites, tasks or YAML files; `only` those of some names, or of groups of these names.
 
   Raises:
-    UserError: there is no such suite, or no such task in it.
+    UserError: there is no such suite, no such task in it, or two different tasks have one name.
   """
-  tasks = task_files.load(suite)
+  tasks = check_names([task for name in (suite, *more) for task in task_files.load(name)])
   known = {task.task for task in tasks} | {group for task in tasks for group in task.groups}
   for name in only:
     if name not in known:
-      raise UserError(f"evaluate: {suite} has no task {name!r}; it has {', '.join(sorted(known))}")
+      raise UserError(f"evaluate: {', '.join((suite, *more))} has no task {name!r}; it has {', '.join(sorted(known))}")
   return [task for task in tasks if not only or {task.task, *task.groups} & set(only)]
 
 
@@ -268,7 +269,8 @@ def _score(
 ) -> None:
   requests = [list(zip(item.contexts, item.continuations, strict=True)) for item in items]
   rolling = task.output_type == "loglikelihood_rolling"
-  for complete in scoring.scores(loaded, requests, rolling, stride):
+  name = lambda number: f"task {task.task}, item {items[number].number}"  # noqa: E731
+  for complete in scoring.scores(loaded, requests, rolling, stride, name):
     done([_record(task, items[score.number], score) for score in complete])
 
 

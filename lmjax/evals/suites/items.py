@@ -21,6 +21,7 @@ from lmjax.evals.suites.task_files import FOLDER, TaskFile
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, reason
 
+LARGEST = 10**7  # characters or bits of what a template makes by a product or a power
 FEWSHOT_SEED = 1234  # of lm-evaluation-harness
 
 Doc = dict[str, Any]
@@ -49,7 +50,22 @@ def _environment() -> Any:
     jinja2, sandbox = importlib.import_module("jinja2"), importlib.import_module("jinja2.sandbox")
   except ImportError as error:
     raise UserError("evaluation suites need the package jinja2: pip install 'lmjax[eval]'") from error
-  return sandbox.ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+
+  class Environment(sandbox.ImmutableSandboxedEnvironment):  # type: ignore[name-defined]
+    """In which neither a product nor a power makes more than there is memory for."""
+
+    intercepted_binops = frozenset(("*", "**"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+      texts, numbers = ([v for v in (left, right) if isinstance(v, kind)] for kind in (str | list | tuple, int))
+      size = len(texts[0]) * numbers[0] if texts and numbers else 0
+      if operator == "**" and len(numbers) == 2:
+        size = left.bit_length() * right
+      if size > LARGEST:
+        raise ValueError(f"the result of {operator} has a size of more than {LARGEST:,}")
+      return super().call_binop(context, operator, left, right)
+
+  return Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
 
 
 @functools.lru_cache(4096)
@@ -122,7 +138,7 @@ class Renderer:
     """Returns the choices."""
     choices = self.task.doc_to_choice
     if isinstance(choices, Mapping):
-      return list(choices.values())
+      choices = list(choices.values())
     if isinstance(choices, str):
       if choices in doc:
         choices = doc[choices]
@@ -159,6 +175,10 @@ def make_items(task: TaskFile, data: str | None, shots: int | None = None, limit
   for number, doc in enumerate(docs[:limit]):
     examples = _examples(task, pool, shots, doc, doc if split == task.split() else None, rng) if shots else []
     items.append(_item(renderer, number, doc, examples))
+    try:
+      "".join(map(str, [*items[-1].contexts, *items[-1].continuations, *items[-1].target])).encode()
+    except UnicodeEncodeError as error:
+      raise UserError(f"task {task.task}: item {number} has text that is not UTF-8: half a surrogate pair") from error
   return items
 
 
@@ -181,6 +201,8 @@ def _item(renderer: Renderer, number: int, doc: Doc, examples: Sequence[Doc]) ->
   before = renderer.render("description", doc) if task.description else ""
   before += "".join(_example(renderer, example) for example in examples)
   text, target = renderer.text(doc), renderer.target(doc)
+  if isinstance(target, list) and not target:
+    raise UserError(f"task {task.task}: doc_to_target gives no right answer of item {number}")
   prefix = task.gen_prefix or ""
   if prefix:
     prefix = renderer.render("gen_prefix", doc)

@@ -1,6 +1,7 @@
 """Scores of items and of tasks, as lm-evaluation-harness defines them, with bootstrap intervals."""
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from lmjax.evals.bootstrap import SEED, interval
 from lmjax.evals.suites.generated import corpus_score
 from lmjax.evals.suites.items import Item
 from lmjax.evals.suites.task_files import TaskFile
+from lmjax.utils.errors import UserError
 
 Record = dict[str, Any]  # what the JSONL file of a task has of an item
 
@@ -50,14 +52,21 @@ def score_rolling(item: Item, log_likelihood: float) -> Record:
 
 
 def labels(task: TaskFile, item: Item) -> Record:
-  """Returns the pair of an item, and the values by which scores are reported."""
-  record: Record = {}
-  if pair := task.metadata.get("pair"):
-    record["pair"] = item.doc.get(pair)
-  fields = [*task.metadata.get("report_by", ()), *filter(None, [task.metadata.get("compare", {}).get("field")])]
-  if fields:
-    record["by"] = {field: item.doc.get(field) for field in fields}
-  return record
+  """Returns the pair of an item, and the values by which scores are reported.
+
+  Raises:
+    UserError: the item has not the fields.
+  """
+  pair, compare = task.metadata.get("pair"), task.metadata.get("compare", {}).get("field")
+  fields = [*task.metadata.get("report_by", ()), *([compare] if compare else [])]
+  if missing := [field for field in (pair, *fields) if field and field not in item.doc]:
+    raise UserError(f"task {task.task}: item {item.number} has no {missing[0]!r}, which its metadata names")
+  record: Record = {"pair": _plain(item.doc[pair])} if pair else {}
+  return record | ({"by": {field: _plain(item.doc[field]) for field in fields}} if fields else {})
+
+
+def _plain(value: Any) -> Any:
+  return value if isinstance(value, str | int | float | None) else json.dumps(value, default=str)
 
 
 def calibration_bins(records: Sequence[Record], bins: int = 10) -> list[tuple[float, float, int]]:

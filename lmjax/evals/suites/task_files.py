@@ -13,6 +13,7 @@ from typing import Any
 
 from etils import epath
 
+from lmjax.evals.suites.task_checks import check_task
 from lmjax.utils import files
 from lmjax.utils.errors import UserError, did_you_mean, reason
 
@@ -109,7 +110,9 @@ def variants(task: TaskFile) -> list[TaskFile]:
   for number, fields in enumerate([{}, *task.metadata.get("templates", ())]):
     if not isinstance(fields, Mapping) or (unknown := set(map(str, fields)) - set(TEMPLATE_FIELDS)):
       known = ", ".join(TEMPLATE_FIELDS)
-      raise UserError(f"{file}: metadata.templates has {min(unknown) if fields else fields!r}; known: {known}")
+      raise UserError(
+        f"{file}: metadata.templates has {min(unknown) if isinstance(fields, Mapping) else fields!r}; known: {known}"
+      )
     tasks.append(dataclasses.replace(task, task=f"{task.task}@{number}", metadata=metadata, **fields))
     _check(tasks[-1], file)
   return tasks
@@ -156,6 +159,8 @@ def _tasks(settings: dict[str, Any], file: epath.Path) -> list[TaskFile]:
   each = metadata.get("each")
   if each is None:
     return [_task(settings, file)]
+  if not isinstance(each, list):
+    raise UserError(f"{file}: metadata.each must be a list, not {each!r}")
   tasks = []
   for value in each:
     filled = files.parse_json(json.dumps(settings).replace("{each}", str(value)))
@@ -197,8 +202,6 @@ def _check(task: TaskFile, file: epath.Path) -> None:
     raise UserError(f"{file}: dataset_kwargs.{min(unknown)} is not supported; known: data_files, field, sample_by")
   if (cut := task.dataset_kwargs.get("sample_by", "line")) not in ("line", "paragraph", "document"):
     raise UserError(f"{file}: dataset_kwargs.sample_by of text is line, paragraph or document, not {cut!r}")
-  if not isinstance(task.dataset_kwargs.get("data_files"), str | list | Mapping):
-    raise UserError(f"{file}: dataset_kwargs.data_files must name the files of the data")
   if task.output_type == "multiple_choice" and task.doc_to_choice is None:
     raise UserError(f"{file}: a multiple_choice task needs doc_to_choice")
   if unknown := set(task.fewshot_config) - {"sampler"}:
@@ -216,6 +219,7 @@ def _check(task: TaskFile, file: epath.Path) -> None:
       raise UserError(f"{file}: metric {name}: the option {min(unknown)!r} is not supported")
   if unknown := set(map(str, task.generation_kwargs)) - set(GENERATION):
     raise UserError(f"{file}: generation_kwargs.{min(unknown)} is not supported; known: {', '.join(GENERATION)}")
+  check_task(task, MAX_TOKENS, file)
 
 
 def _read(file: epath.Path, depth: int = 0) -> dict[str, Any]:
