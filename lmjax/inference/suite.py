@@ -271,6 +271,9 @@ def _score(
   rolling = task.output_type == "loglikelihood_rolling"
   name = lambda number: f"task {task.task}, item {items[number].number}"  # noqa: E731
   for complete in scoring.scores(loaded, requests, rolling, stride, name):
+    for score in complete:
+      if np.isnan(score.log_likelihoods).any():
+        raise UserError(f"{name(score.number)}: the model's log-likelihood is not a number (NaN)")
     done([_record(task, items[score.number], score) for score in complete])
 
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 import random
 
+import jax
 import numpy as np
 import pytest
 
@@ -90,3 +91,13 @@ def test_an_item_that_cannot_be_scored_is_named(loaded, tmp_path):  # noqa: F811
   docs = [*DOCS, DOCS[0] | {"choices": ["red", "x" * 500, "c"]}]
   with pytest.raises(UserError, match="task colours, item 12: a continuation has 501 tokens"):
     suites.evaluate(loaded, suites.Suite(suites.choose(str(write(tmp_path, docs))), tmp_path / "out"))
+
+
+def test_a_model_that_computes_no_numbers_gets_no_score(loaded, tmp_path):  # noqa: F811
+  """The first choice is not the most likely one, and nothing that was computed before is lost."""
+  params = jax.tree.map(lambda x: x * np.nan, loaded.params)
+  with pytest.raises(UserError, match=r"task colours, item \d+: the model's log-likelihood is not a number"):
+    suites.evaluate(
+      dataclasses.replace(loaded, params=params), suites.Suite(suites.choose(str(write(tmp_path))), tmp_path / "out")
+    )
+  assert not (tmp_path / "out" / "results.json").exists()
