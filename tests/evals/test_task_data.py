@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks import belief
 from lmjax.evals.suites import beliefs, items, metrics, task_files
+from lmjax.inference import scoring
 from lmjax.inference import suite as suites
 from lmjax.utils.errors import UserError
 from tests.conftest import DATA
@@ -119,3 +120,22 @@ def test_the_hash_of_a_model_is_exact(loaded):  # noqa: F811
       params = jax.tree.unflatten(tree, [*leaves[:number], jax.numpy.asarray(other), *leaves[number + 1 :]])
       hashes.add(suites.hash_model(dataclasses.replace(loaded, params=params)))
   assert len(hashes) == 1 + 2 * len(leaves)
+
+
+def test_items_depend_on_version_stride_and_their_own_data(loaded, tmp_path, monkeypatch):  # noqa: F811
+  """Besides the model, the templates and the shots (test_suites.py); another limit keeps what it has in common."""
+  file, scored = write(tmp_path), []
+  scores = scoring.scores
+  monkeypatch.setattr(scoring, "scores", lambda *args: scored.append(len(args[1])) or scores(*args))
+  for options in ({"limit": 4}, {"limit": 6}, {"limit": 3}, {}, {"stride": 5}, {"stride": 5}):
+    results = suites.evaluate(loaded, suite(file, tmp_path / "out", **options))
+    assert (results["limit"], results["tasks"]["colours"]["items"]) == (options.get("limit"), options.get("limit", 12))
+  monkeypatch.setattr(suites, "VERSION", suites.VERSION + 1)
+  suites.evaluate(loaded, suite(file, tmp_path / "out", stride=5))
+  write(tmp_path, metadata={"version": 2})
+  suites.evaluate(loaded, suite(file, tmp_path / "out", stride=5))
+  assert scored == [4, 2, 0, 6, 12, 0, 12, 12]
+  kept = json.loads((tmp_path / "out" / "results.json").read_text())
+  own = kept["tasks"]["colours"]
+  assert kept["version"] == suites.VERSION and len(kept["model"]) == len(own["template"]) == 16 and own["shots"] == 0
+  assert own["version"] == 2 and own["limit"] is None

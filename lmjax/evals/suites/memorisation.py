@@ -67,7 +67,10 @@ def prompts(corpus: Sequence[str | Source], count: int, seed: int = 0) -> list[d
       docs.append({"prompt": text[:cut], "continuation": text[cut : cut + REST]})
     if len(docs) == count:
       return docs
-  raise UserError(f"evaluate: the corpus is too short for {count} prompts of {PROMPT} characters")
+  raise UserError(
+    f"evaluate: the corpus, or each of its documents, is too short for {count} prompts of {PROMPT} characters, "
+    "with as many after them"
+  )
 
 
 def _anywhere(corpus: epath.Path | Source, rng: random.Random) -> str:
