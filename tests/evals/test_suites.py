@@ -224,6 +224,12 @@ def test_a_constant_answer_believes_nothing():
   records = [{"pair": doc["pair"], "acc": float(doc["gold"] == 0)} for doc in docs]
   assert metrics._pairs(records).sum() == 0 and 0.3 < np.mean([record["acc"] for record in records]) < 0.7
   assert metrics._pairs([record | {"acc": 1.0} for record in records]).mean() == 1
+  (task,) = task_files.load("beliefs_stories")
+  own = [{"by": {key: doc[key] for key in ("belief", "order")}} | r for doc, r in zip(docs, records, strict=True)]
+  report = metrics.report_by(task, own, 10)
+  pairs = {name: score for name, score in report.items() if "pair" in name}
+  assert list(pairs) == [f"order={order}, all of a pair right" for order in (1, 2, 3)], "a belief is half of a pair"
+  assert [score["items"] for score in pairs.values()] == [21, 20, 20] and not any(s["value"] for s in pairs.values())
 
 
 @pytest.mark.parametrize("family", ["BERT", "T5"])

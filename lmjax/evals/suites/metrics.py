@@ -154,13 +154,23 @@ def difference(
 
 
 def report_by(task: TaskFile, records: Sequence[Record], resamples: int = 1000) -> dict[str, dict[str, Any]]:
-  """Returns {"field=value": {value, low, high, items}} of the accuracy, for the fields of `report_by`."""
+  """Returns {"field=value": {value, low, high, items}} of the accuracy, for the fields of `report_by`.
+
+  With acc_pair, also over the pairs that have one value of the field.
+  """
   report = {}
   for field in task.metadata.get("report_by", ()):
     for value in sorted({record["by"][field] for record in records}, key=str):
       right = np.array([record["acc"] for record in records if record["by"][field] == value])
       low, high = interval(right, _mean, resamples)
       report[f"{field}={value}"] = {"value": _mean(right), "low": low, "high": high, "items": len(right)}
+      own = [record for record in records if record["by"][field] == value]
+      others = {record["pair"] for record in records if record["by"][field] != value} if "pair" in own[0] else set()
+      if "acc_pair" in task.metrics() and not others & {record["pair"] for record in own}:
+        pairs = _pairs(own)
+        low, high = interval(pairs, _mean, resamples)
+        score = {"value": _mean(pairs), "low": low, "high": high, "items": len(pairs)}
+        report[f"{field}={value}, all of a pair right"] = score
   if compare := task.metadata.get("compare"):
     field, names = compare["field"], (compare["first"], compare["second"])
     first, second = ([record for record in records if record["by"][field] == name] for name in names)
