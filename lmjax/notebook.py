@@ -37,10 +37,17 @@ from lmjax.storage import LoadedModel, SavedModel
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, did_you_mean
+from lmjax.utils.fields import LARGEST
 from lmjax.utils.pytree import Tree
 from lmjax.utils.trust import ALL, trusting
 
 FILTERS = ("top_k", "top_p", "min_p", "repetition_penalty")
+MANY = 1_000_000
+REAL = (0, float(np.finfo(np.float32).max), float)
+NUMBERS: dict[str, tuple[Any, ...]] = {
+  "top_k": (0,), "top_p": (0, 1, float), "min_p": (0, 1, float), "repetition_penalty": REAL, "beams": (0, MANY),
+  "length_penalty": (0, 100, float), "max_new_tokens": (0,),
+}  # fmt: skip
 OPTIONS = ("beams", "length_penalty", "dtype", "parse_special", "window", "truncate")
 
 
@@ -87,7 +94,7 @@ class Run:
   """A saved model to inspect."""
 
   def __init__(self, path: epath.PathLike, step: int | None = None):
-    self.saved: SavedModel = storage.open(path, step)
+    self.saved: SavedModel = storage.open(path, None if step is None else _number("step", step, 0))
     self.path = self.saved.path
 
   def __repr__(self) -> str:
@@ -118,6 +125,7 @@ class Run:
 
   def table(self, depth: int | None = None, pattern: str = "", values: bool = False) -> DisplayTable:
     """Returns the parameters as a table; with `values`, reads them for their norms and fractions of zeros."""
+    depth = None if depth is None else _number("depth", depth, 1)
     return tables.table(self.saved, depth, pattern, values)
 
   def tree(self) -> "ParameterTree":
@@ -130,6 +138,7 @@ class Run:
 
   def histograms(self, pattern: str = "kernel|weight", bins: int = 80) -> Figure:
     """Returns histograms of the values of parameters, of at most twelve; by default those that multiply."""
+    bins = _number("bins", bins, 1, 100_000)
     arrays = {name: self.saved.read(name) for name in tables.matching(self.saved, pattern)[:12]}
     figure, axes = _grid(len(arrays))
     for axis, (name, array) in zip(axes, arrays.items(), strict=False):
@@ -158,7 +167,7 @@ class Run:
     taps = self.loaded.task.forward(self.params, batch, taps=("attention",)).taps
     if "attention" not in taps:
       raise UserError(f"{type(self.model).__name__} models have no attention weights")
-    _check("layer", layer, len(taps["attention"]))
+    layer = _check("layer", layer, len(taps["attention"]))
     weights_HxLxL = np.asarray(taps["attention"][layer, 0])
     heads = range(len(weights_HxLxL)) if head is None else (_check("head", head, len(weights_HxLxL)),)
     figure, axes = _grid(len(heads))
@@ -177,7 +186,7 @@ class Run:
 
     nostalgebraist (2020), "interpreting GPT: the logit lens". The last row is the prediction of the model.
     """
-    _check("top", top - 1, self.model.config.vocabulary)
+    top = _number("top", top, 1, self.model.config.vocabulary)
     if self.model.kind != "decoder":
       raise UserError(f"logit_lens needs a decoder; {type(self.model).__name__} does not predict the next token")
     batch, labels = self._batch(text)
@@ -196,7 +205,7 @@ class Run:
 
   def neighbors(self, word: str, top: int = 10) -> DisplayTable:
     """Returns the tokens whose embeddings have the largest cosine similarity to that of a word's first token."""
-    _check("top", top - 1, self.model.config.vocabulary)
+    top = _number("top", top, 1, self.model.config.vocabulary)
     ids = self.tokenizer.encode(word)
     if not ids:
       raise UserError(f"{word!r} has no tokens")
@@ -207,8 +216,9 @@ class Run:
     rows = tuple((self._token(int(i)), f"{cosine[i]:.3f}") for i in order if i != ids[0])[:top]
     return DisplayTable(f"nearest to {self._token(int(ids[0]))}", ("token", "cosine"), rows)
 
-  def diff(self, other: "Run") -> DisplayTable:
-    """Returns the relative difference |a - b| / |a| of every parameter from that of another model."""
+  def diff(self, other: "Run | epath.PathLike") -> DisplayTable:
+    """Returns the relative difference |a - b| / |a| of every parameter from that of another model, or of its path."""
+    other = other if isinstance(other, Run) else load(other)
     rows = []
     for name, leaf in self.saved.leaves.items():
       second = other.saved.leaves.get(name)
@@ -231,6 +241,8 @@ class Run:
     Raises:
       UserError: an unknown option, or a value that it cannot have.
     """
+    options = {name: _number(name, v, *NUMBERS[name]) if name in NUMBERS else v for name, v in options.items()}
+    temperature, num_samples = _number("temperature", temperature, *REAL), _number("num_samples", num_samples, 1, MANY)
     filters = {name: options.pop(name) for name in FILTERS if name in options}
     new, stop = options.pop("max_new_tokens", new), options.pop("stop", ())
     for name in options:
@@ -238,8 +250,12 @@ class Run:
         raise UserError(f"generate: no option {name!r}{did_you_mean(name, (*FILTERS, *OPTIONS, 'stop'))}")
     if options.get("beams") and (filters or stop or temperature != 1 or num_samples > options["beams"]):
       raise UserError("generate: with beams, sampling and stop have no effect, and there are as many samples at most")
+    stop = (stop,) if isinstance(stop, str) else stop
+    if not isinstance(prompt, str) or not isinstance(stop, list | tuple) or not all(isinstance(s, str) for s in stop):
+      raise UserError("generate: the prompt is a string, and stop a string or several")
+    new, seed = _number("new", new, 0), _number("seed", seed, 0)
     loaded = self.saved.load(options["dtype"]) if options.get("dtype") else self.loaded
-    options["stops"] = (stop,) if isinstance(stop, str) else tuple(stop)
+    options["stops"] = tuple(stop)
     try:
       generator = Generator(loaded, Sampling(temperature, **filters), new, seed=seed, **options)
       texts = generator.texts([(prompt, sample) for sample in range(num_samples)])
@@ -249,7 +265,9 @@ class Run:
 
   def embed(self, texts: Sequence[str], pooling: str | None = None, layer: int = 0) -> np.ndarray:
     """Returns a vector for each text, [texts, D]; pooled as the folder says, as `lmjax embed` does."""
-    folder = getattr(self.saved, "folder", self.path)
+    if isinstance(texts, str) or not len(texts):
+      raise UserError("embed: give a list of at least one text")
+    layer, folder = _number("layer", layer, 0), getattr(self.saved, "folder", self.path)
     embedder = make_embedder(self.loaded, folder, pooling, layer, normalize=False, batch=32)
     return embedder.sequences(self.params, [embedder.encode_text(text) for text in texts])
 
@@ -257,6 +275,7 @@ class Run:
     """Returns the likeliest tokens for each [MASK] and their probabilities."""
     if not isinstance(self.loaded.task, MaskedLM):
       raise UserError(f"{self.path} has no masked-LM head")
+    top = _number("top", top, 1, self.model.config.vocabulary)
     predictions, filled = candidates(self.loaded.task, self.tokenizer, self.params, text, self.loaded.length, top)
     columns = tuple(name for i in range(len(predictions)) for name in (f"[MASK] {i + 1}", "p"))
     rows = tuple(
@@ -280,11 +299,20 @@ class Run:
     return ends.get(number) or repr(self.tokenizer.decode([number]))[1:-1]
 
 
-def _check(what: str, index: int, count: int) -> int:
+def _number(what: str, value: Any, least: float, most: float = LARGEST, kind: type = int) -> Any:
+  """Returns a number that must be in a range, as an int or a float."""
+  numbers = (int, np.integer) if kind is int else (int, float, np.integer, np.floating)
+  if isinstance(value, bool) or not isinstance(value, numbers) or not least <= value <= most:
+    name = "a whole number" if kind is int else "a number"
+    raise UserError(f"{what} must be {name} from {least:,} to {most:,}, not {value!r}")
+  return kind(value)
+
+
+def _check(what: str, index: Any, count: int) -> int:
   """Returns an index, which must be one of `count`: an array on a device would take the nearest instead."""
-  if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < count:
+  if isinstance(index, bool) or not isinstance(index, int | np.integer) or not 0 <= index < count:
     raise UserError(f"{what} {index!r} does not exist; there are {count}, the first is 0")
-  return index
+  return int(index)
 
 
 def _grid(count: int):

@@ -138,3 +138,37 @@ def test_a_table_of_175_billion_appears_in_seconds(tmp_path):
   table = run.table(depth=2)
   assert "174,604,259,328 values" in table.title and "loaded" not in vars(run)
   assert time.perf_counter() - began < 30  # reading it would take hours
+
+
+def test_numbers_that_cannot_be_meant_are_errors(folders):
+  """In every argument of every method, and before any work: an array would be indexed by the nearest, or be endless."""
+  run = notebook.load(folders[0])
+  calls = {
+    "layer": (run.attention, "a"), "head": (run.attention, "a"), "top": (run.logit_lens, "a"), "depth": (run.table,),
+    "bins": (run.histograms,), "step": (notebook.load, folders[0]),
+    **dict.fromkeys((*notebook.NUMBERS, "new", "temperature", "seed", "num_samples"), (run.generate, "a")),
+  }  # fmt: skip
+  for name, (method, *given) in calls.items():
+    for value in (
+      -1,
+      2**40 if name not in ("temperature", "repetition_penalty") else 1e40,
+      float("nan"),
+      "1",
+      True,
+      [1],
+    ):
+      with pytest.raises(UserError, match=name.replace("max_new_tokens", "new")):
+        method(*given, **{name: value})
+  for method, key in ((run.neighbors, "top"), (run.embed, "layer")):
+    with pytest.raises(UserError, match=key):
+      method(["a"] if key == "layer" else "a", **{key: 99_999})
+  for wrong in (
+    lambda: run.embed([]),
+    lambda: run.embed("a"),
+    lambda: run.generate(5),
+    lambda: run.generate("a", stop=5),
+  ):
+    with pytest.raises(UserError):
+      wrong()
+  assert run.logit_lens("a", top=np.int64(1)).rows == run.logit_lens("a").rows
+  assert run.diff(folders[0]).rows == run.diff(run).rows

@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument(
     "--max_new_tokens", type=int, least=1, help="of a continuation; default 128, of a decoder at most half its length"
   )
-  parser.add_argument("--num_samples", type=int, least=1, default=1, help="continuations of each prompt")
+  parser.add_argument("--num_samples", type=int, least=1, most=10**6, default=1, help="continuations of each prompt")
   parser.add_argument("--batch", type=int, least=1, default=16, help="continuations computed together")
   parser.add_argument("--seed", type=int, default=0, help="of the first continuation of each prompt")
   parser.add_argument("--temperature", type=float, default=1.0, help="0 is greedy")
@@ -45,7 +45,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--min_p", type=float, most=1, default=0.0, help="leave out tokens below this share of the top")
   parser.add_argument("--repetition_penalty", type=float, default=1.0, help="divides scores of tokens before")
   parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams, instead of sampling")
-  parser.add_argument("--length_penalty", type=float, default=0.6, help="of beam search; 0 prefers short continuations")
+  parser.add_argument(
+    "--length_penalty", type=float, most=100, default=0.6, help="of beam search; 0 prefers short continuations"
+  )
   parser.add_argument("--stop", action="append", default=[], help="a string before which a continuation ends")
   parser.add_argument("--window", action="store_true", help="continue beyond the model's length, forgetting the start")
   parser.add_argument("--parse_special", action="store_true", help="read special tokens in prompts as such")

@@ -9,7 +9,8 @@ from typing import Any
 from lmjax.commands.values import home, number
 from lmjax.utils.errors import UserError, did_you_mean
 
-TEXTS = ("text", "prompt", "prompt_name", "stop", "pattern", "targets", "turn", "system")  # all others may be paths
+# The options whose values are texts; all others may be paths.
+TEXTS = ("text", "controls", "prompt", "prompt_name", "stop", "pattern", "targets", "turn", "system")
 PARSER = "--parser"  # the argument that asks for the parser of a command
 Rules = Mapping[str, str]
 NOTHING: Rules = {}
@@ -94,6 +95,8 @@ def parse(parser: argparse.ArgumentParser, arguments: list[str]) -> argparse.Nam
   parser.allow_abbrev = False
   options, unknown = parser.parse_known_intermixed_args(arguments)
   if unknown:
+    if not unknown[0].startswith("-"):
+      raise UserError(f"{command}: unexpected argument {unknown[0]!r}; see {parser.prog} --help")
     known = [o for action in parser._actions for o in action.option_strings if o.startswith("--")]
     raise UserError(f"{command}: no option {unknown[0]!r}{did_you_mean(unknown[0].partition('=')[0], known)}")
   return options

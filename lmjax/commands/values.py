@@ -31,7 +31,9 @@ def number(kind: type, least: float = 0, most: float | None = None) -> Callable[
 
 
 def home(text: str) -> str:
-  """Returns a path whose ~ is expanded, which shells do not do in --workdir=~/x."""
+  """Returns a path whose ~ is expanded, which shells do not do in --workdir=~/x; a variable without a value is none."""
+  if not text:
+    raise argparse.ArgumentTypeError("is empty")
   return os.fspath(expand(text)) if text.startswith("~") else text
 
 

@@ -145,7 +145,7 @@ def pad_prompts(prompts: Sequence[Sequence[int]], new: int, max_tokens: int) -> 
   if longest + new > max_tokens:
     raise UserError(
       f"generate: a prompt of {longest} tokens and {new} new tokens exceed the model's maximum of {max_tokens}; "
-      f"generate at most {max(max_tokens - longest, 0)}"
+      f"generate at most {max(max_tokens - longest, 0)}; a decoder continues beyond it with --window"
     )
   width = longest if longest == 1 else min(-(-longest // STEP) * STEP, max_tokens - new)
   tokens = np.zeros((len(prompts), max(width, longest)), np.int32)

@@ -4,6 +4,7 @@ import time
 
 from etils import epath
 
+from lmjax.data.sources.shards import read_index
 from lmjax.data.sources.write_shards import Preparation
 from lmjax.inference.progress import ProgressBar
 
@@ -23,4 +24,5 @@ def prepared(preparation: Preparation, output: epath.PathLike, workers: int) -> 
   speed = counts["bytes"] / 1e6 / seconds / max(workers, 1)
   keys = ("documents", "tokens", "duplicates", "filtered", "skipped")
   summary = ", ".join(f"{counts[key]:,} {key}" for key in keys)
-  return f"{output}: {summary}; {seconds:.1f} s, {speed:.2f} MB/s of text per process"
+  first_skipped = "".join(f"\nskipped: {record}" for record in read_index(output)["skipped"][:1])
+  return f"{output}: {summary}; {seconds:.1f} s, {speed:.2f} MB/s of text per process{first_skipped}"

@@ -237,7 +237,8 @@ class _Writer:
   def finish(self, skipped: list[BadRecord]) -> None:
     """Closes the last shards, writes the index and removes temporary files."""
     if not self.counts["documents"]:
-      raise UserError(f"prepare: none of the {self.counts['read']} records read can be used; see --keep and --document")
+      first = f"the first: {skipped[0].where}: {skipped[0].why}" if skipped else "see --keep and --document"
+      raise UserError(f"prepare: none of the {self.counts['read']} records read can be used; {first}")
     self.finish_shards(len(self.preparation.source))
     for writer in self._writers.values():
       writer.close()
