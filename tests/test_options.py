@@ -125,3 +125,12 @@ def test_refuse_names_the_option():
         options.refuse(parser, given, {"b": "a"})
     else:
       options.refuse(parser, given, {"b": "a"})
+
+
+@pytest.mark.parametrize("command", ["generate", "train", "show", "convert", "embed"])
+def test_a_path_that_is_empty_is_an_error(command, capsys):
+  """As of a shell's variable that is not set, which would be the current directory."""
+  option = {"show": [""], "convert": ["--input", ""]}.get(command, ["--workdir", ""])
+  assert main([command, *option]) == 2
+  assert "is empty" in capsys.readouterr().err
+  assert main([command, "--workdir" if command not in ("show", "convert") else "--step", "1", "2", "3"]) == 2

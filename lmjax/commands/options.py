@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from lmjax.commands.values import home, number
+from lmjax.commands.values import home, number, some_path
 from lmjax.utils.errors import UserError, did_you_mean
 
 # The options whose values are texts; all others may be paths.
@@ -35,7 +35,8 @@ class Parser(argparse.ArgumentParser):
     if kind in (int, float):
       settings["type"] = number(kind, least, most)
     elif settings.get("action") in (None, "append") and not {"type", "choices"} & settings.keys():
-      settings["type"] = str if flags[-1].lstrip("-") in TEXTS else home
+      path = home if default == "" else some_path  # argparse reads a default, too
+      settings["type"] = str if flags[-1].lstrip("-") in TEXTS else path
     unsaid = default not in (None, "", [], argparse.SUPPRESS) and not isinstance(default, bool)
     if unsaid and "default" not in settings.get("help", ""):
       settings["help"] = f"{settings['help']}; default {default}" if settings.get("help") else f"default {default}"

@@ -30,10 +30,15 @@ def number(kind: type, least: float = 0, most: float | None = None) -> Callable[
   return read
 
 
-def home(text: str) -> str:
-  """Returns a path whose ~ is expanded, which shells do not do in --workdir=~/x; a variable without a value is none."""
+def some_path(text: str) -> str:
+  """Returns a path as `home` does, which is not empty, as that of a variable without a value would be."""
   if not text:
     raise argparse.ArgumentTypeError("is empty")
+  return home(text)
+
+
+def home(text: str) -> str:
+  """Returns a path whose ~ is expanded, which shells do not do in --workdir=~/x."""
   return os.fspath(expand(text)) if text.startswith("~") else text
 
 
