@@ -76,7 +76,7 @@ def test_runs_have_a_state(tmp_path, capsys):
   assert state_of(tmp_path / "deep" / "b").state == "stopped"
   assert main(["runs", str(tmp_path), "--plot", str(tmp_path / "plot.png")]) == 0
   output = capsys.readouterr().out
-  assert "2.0000 at 2" in output and "3 of 3" in output and (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
+  assert "2.0000 @ 2" in output and "3/3" in output and (tmp_path / "plot.png").read_bytes()[:4] == b"\x89PNG"
   assert main(["runs", str(tmp_path / "other")]) == 2 and main(["runs", str(tmp_path / "none")]) == 2
 
 

@@ -26,8 +26,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--keys", default="", help="the section to list, such as optim; default all")
   options = parse(parser, arguments)
   if not options.name:
+    listed = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
     for name, path in config.known().items():
-      console.print(f"{name:<18}{(inspect.cleandoc(config.documentation(path)).splitlines() or [''])[0]}")
+      listed.add_row(Text(name), Text((inspect.cleandoc(config.documentation(path)).splitlines() or [""])[0]))
+    show(listed)
     console.print("\nlmjax train --config NAME --workdir runs/NAME      lmjax configs NAME for variants and keys")
     return 0
   settings = config.load(options.name)

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from lmjax.commands.values import home, number, some_path
+from lmjax.commands.values import Help, home, number, some_path
 from lmjax.utils.errors import UserError, did_you_mean
 
 # The options whose values are texts; all others may be paths.
@@ -58,7 +58,7 @@ def parser_of(command: str) -> Parser:
 
 def new_parser(command: str, description: str) -> Parser:
   """Returns the parser of a command; the description is the docstring of its module."""
-  formatter = functools.partial(argparse.RawTextHelpFormatter, max_help_position=32)
+  formatter = functools.partial(Help, max_help_position=32)
   return Parser(prog=f"lmjax {command}", description=description, formatter_class=formatter, epilog=EVERY)
 
 

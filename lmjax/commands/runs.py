@@ -28,15 +28,16 @@ def main(arguments: list[str]) -> int:
   if not runs:
     raise UserError(f"runs: no folder in {', '.join(options.folders)} has a config.json and metrics.jsonl")
   table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-  for column in ("run", "state", "step", "train loss", "validation loss", "best", "size", "changed"):
-    table.add_column(column, justify="left" if column in ("run", "state") else "right", overflow="fold")
+  for column in ("run", "state", "step", "train", "validation", "best", "size", "changed"):  # losses in the middle
+    side = "left" if column in ("run", "state") else "right"
+    table.add_column(column, justify=side, overflow="fold", no_wrap=column != "run")
   for name, folder in runs.items():
     state = state_of(folder)
     numbers = (state.train_loss, state.validation_loss)
     losses = [f"{value:.4f}" if value is not None else "" for value in numbers]
-    best = f"{state.best[1]:.4f} at {state.best[0]:,}" if state.best else ""
-    changed = datetime.datetime.fromtimestamp(state.changed).isoformat(" ", "minutes")
-    step = f"{state.step:,} of {state.steps:,}"
+    best = f"{state.best[1]:.4f} @ {state.best[0]:,}" if state.best else ""
+    changed = datetime.datetime.fromtimestamp(state.changed).strftime("%m-%d %H:%M")
+    step = f"{state.step:,}/{state.steps:,}"
     table.add_row(Text(name), state.state, step, *losses, best, f"{state.bytes / 1e6:,.1f} MB", changed)
   show(table)
   if options.plot:

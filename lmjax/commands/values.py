@@ -1,4 +1,4 @@
-"""The values of options: numbers in a range, and paths."""
+"""The values of options, numbers in a range and paths, and how their help is written."""
 
 import argparse
 import math
@@ -48,3 +48,10 @@ def new_file(text: str) -> str:
   if not is_remote(path) and not path.parent.is_dir():
     raise UserError(f"{path} cannot be written: the folder {path.parent} does not exist")
   return os.fspath(path)
+
+
+class Help(argparse.RawTextHelpFormatter):
+  """Help whose examples stay as they are, and whose lines of options fit the terminal."""
+
+  def _split_lines(self, text: str, width: int) -> list[str]:
+    return text.splitlines() if "\n" in text else argparse.HelpFormatter._split_lines(self, text, width)

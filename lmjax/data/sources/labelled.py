@@ -75,7 +75,7 @@ class Table:
   def _rows(self, path: epath.Path) -> Iterator[tuple[str, list[str] | str]]:
     """Yields `file:line` and the fields of each row that is not blank, or why it cannot be read."""
     content = bytes(read_bytes(path)).decode("utf-8-sig", "surrogateescape")
-    named = epath.Path(str(path).removesuffix(".gz")).suffix == ".csv"
+    named = epath.Path(str(path).lower().removesuffix(".gz")).suffix == ".csv"
     if self.form == "tsv" or (not self.form and not named):
       for number, line in enumerate(content.split("\n"), 1):
         if line.strip():

@@ -79,7 +79,7 @@ def read_bytes(path: epath.Path, clean: Clean | None = None, size: int | None = 
 
 def _read_bytes(path: epath.Path, clean: Clean | None) -> bytes | mmap.mmap:
   with reading(path):
-    if path.suffix == ".gz":
+    if path.suffix.lower() == ".gz":
       data = names.load("lmjax.data.sources.gzipped:unzip")(path)
     elif clean or is_remote(path) or not path.stat().length:
       data = path.read_bytes()
