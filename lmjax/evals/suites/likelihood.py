@@ -17,11 +17,12 @@ from lmjax.models.base import Table
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
-from lmjax.tasks.log_probs import table_logits, token_log_probs
+from lmjax.tasks.log_probs import table_logits
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 SHORTEST = 16  # tokens of the smallest shape
+CHUNK = 256  # vectors that are scored against the vocabulary together
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,31 +45,25 @@ class Likelihood:
     if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder", "bidirectional_lm"):
       raise UserError(f"evaluate: suites do not score {type(self.task.model).__name__} models yet")
 
-    def score(params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array]:
-      """Returns log p of the targets [B, L], 0 elsewhere, and whether all of a row are the most probable tokens [B]."""
-      size, weights = self.task.model.config.vocabulary, batch["weights"]
+    def score(params: Tree, batch: Batch, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+      """Returns log p [B, T] of the targets at some positions [B, T], and whether they are the most probable tokens."""
       if self.task.model.kind == "bidirectional_lm":
-        x, log_probs, table = self._both_directions(params, batch)
-        targets = batch["targets"]
-      else:
-        x, table, targets = self.task.scored(params, batch)
-        log_probs = token_log_probs(x, table, targets, size)
-      table = table._replace(values=dense(table.values))
-      best = jax.lax.map(lambda row: jnp.argmax(table_logits(row, table, size), axis=-1), x)
-      greedy = (best == targets) | (weights == 0)
-      return jnp.where(weights > 0, log_probs, 0.0), jnp.all(greedy, axis=1)
+        return self._both_directions(params, batch, at)
+      x, table, targets = self.task.scored(params, batch)
+      return _scores(_at(x, at), table, _at(targets, at), self.task.model.config.vocabulary)
 
     replicated = self.layout.sharding()
     object.__setattr__(self, "_score", jit(score, out_shardings=(replicated, replicated)))
 
-  def _both_directions(self, params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array, Table]:
-    """Returns ELMo's forward vectors [B, L, D], the mean log p of both directions [B, L], and what scores words."""
+  def _both_directions(self, params: Tree, batch: Batch, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns the mean log p of ELMo's directions [B, T], and whether the words are the most probable ones forwards."""
     both, width = self.task.hidden(params, batch).tokens, self.task.model.config.width
     # Each word lies between two others: forwards, the one before it predicts it, backwards the one after it.
-    forwards, backwards = both[:, :-2, :width], both[:, 2:, width:]
+    forwards, backwards = _at(both[:, :-2, :width], at), _at(both[:, 2:, width:], at)
     table, size = self.task.head("softmax", params, forwards), self.task.model.config.vocabulary
-    log_probs = [token_log_probs(x, table, batch["targets"], size) for x in (forwards, backwards)]
-    return forwards, (log_probs[0] + log_probs[1]) / 2, table
+    targets = _at(batch["targets"], at)
+    log_probs, best = _scores(forwards, table, targets, size)
+    return (log_probs + _scores(backwards, table, targets, size)[0]) / 2, best
 
   def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
     """Yields the indices of rows, and a batch of them: longest first, so that what does not fit fails at once."""
@@ -131,10 +126,22 @@ class Likelihood:
     return {"characters": characters, "targets": targets, "weights": weights.astype(np.float32)}
 
   def score(self, params: Tree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log p of the targets of a batch [B, L], 0 elsewhere, and whether greedy decoding gives them [B]."""
-    placed = jax.device_put(batch, self.layout.batch(batch))
-    log_probs, greedy = self._score(params, placed)  # type: ignore[attr-defined]
-    return np.asarray(log_probs), np.asarray(greedy)
+    """Returns log p of the targets of a batch [B, L], 0 elsewhere, and whether greedy decoding gives them [B].
+
+    Only where there are targets are vectors scored against the vocabulary, which may be most of the work.
+    """
+    weights = batch["weights"] > 0
+    most = SHORTEST
+    while most < weights.sum(axis=1).max():
+      most *= 4  # few shapes
+    at = np.argsort(~weights, axis=1, kind="stable")[:, :most].astype(np.int32)
+    placed = jax.device_put(
+      (batch, at), (self.layout.batch(batch), self.layout.sharding("batch", None, shape=at.shape))
+    )
+    log_probs, best = map(np.asarray, self._score(params, *placed))  # type: ignore[attr-defined]
+    kept, scattered = np.take_along_axis(weights, at, axis=1), np.zeros(weights.shape, np.float32)
+    np.put_along_axis(scattered, at, np.where(kept, log_probs, 0.0), axis=1)
+    return scattered, np.all(best | ~kept, axis=1)
 
   def each_token(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Yields (indices of rows, log p of each one's targets), a batch at a time."""
@@ -147,6 +154,35 @@ class Likelihood:
     for chosen, batch in self.batches(rows):
       log_probs, greedy = self.score(params, batch)
       yield chosen, log_probs.sum(axis=1, dtype=np.float64)[: len(chosen)], greedy[: len(chosen)]
+
+
+def _at(x: jax.Array, at_BxT: jax.Array) -> jax.Array:
+  """Returns vectors or numbers [B, T, ...] at positions of each row."""
+  return jnp.take_along_axis(x, at_BxT.reshape(at_BxT.shape + (1,) * (x.ndim - 2)), axis=1)
+
+
+def _scores(x_BxTxD: jax.Array, table: Table, targets_BxT: jax.Array, vocabulary: int) -> tuple[jax.Array, jax.Array]:
+  """Returns log p of targets and whether they are the most probable tokens [B, T], some at a time to save memory."""
+  shape = targets_BxT.shape
+  size = min(targets_BxT.size, CHUNK)
+  chunks = -(-targets_BxT.size // size)
+  table = table._replace(values=dense(table.values))
+
+  def split(x: jax.Array) -> jax.Array:
+    flat = x.reshape(targets_BxT.size, *x.shape[2:])
+    return jnp.pad(flat, [(0, chunks * size - len(flat)), *[(0, 0)] * (flat.ndim - 1)]).reshape(
+      chunks, size, *x.shape[2:]
+    )
+
+  def some(inputs: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    x_NxD, targets_N = inputs
+    logits_NxV = table_logits(x_NxD, table, vocabulary)
+    own_N = jnp.take_along_axis(logits_NxV, targets_N[:, None], axis=-1)[:, 0]
+    return own_N - jax.nn.logsumexp(logits_NxV, axis=-1), jnp.argmax(logits_NxV, axis=-1) == targets_N
+
+  scored = jax.lax.map(some, (split(x_BxTxD), split(targets_BxT)))
+  log_probs, best = (array.reshape(-1)[: targets_BxT.size].reshape(shape) for array in scored)
+  return log_probs, best
 
 
 def _bucket(length: int) -> int:
