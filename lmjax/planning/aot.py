@@ -78,8 +78,9 @@ def _silent() -> Iterator[None]:
     yield
     return
   sys.stderr.flush()
-  with open(os.devnull, "w") as nothing:
-    os.dup2(nothing.fileno(), 2)
+  nothing = os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nothing, 2)
+  os.close(nothing)
   try:
     yield
   finally:

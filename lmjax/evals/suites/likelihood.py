@@ -139,9 +139,9 @@ class Likelihood:
       (batch, at), (self.layout.batch(batch), self.layout.sharding("batch", None, shape=at.shape))
     )
     log_probs, best = map(np.asarray, self._score(params, *placed))  # type: ignore[attr-defined]
-    kept, scattered = np.take_along_axis(weights, at, axis=1), np.zeros(weights.shape, np.float32)
-    np.put_along_axis(scattered, at, np.where(kept, log_probs, 0.0), axis=1)
-    return scattered, np.all(best | ~kept, axis=1)
+    kept, whole = np.take_along_axis(weights, at, axis=1), np.zeros(weights.shape, np.float32)
+    np.put_along_axis(whole, at, np.where(kept, log_probs, 0.0), axis=1)
+    return whole, np.all(best | ~kept, axis=1)
 
   def each_token(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
     """Yields (indices of rows, log p of each one's targets), a batch at a time."""
