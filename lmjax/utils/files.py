@@ -32,6 +32,8 @@ def expand(path: epath.PathLike) -> epath.Path:
   """Returns a path as a person gives it, with ~ expanded: every path of an option, a config or a call goes through."""
   if is_hub(path):
     raise UserError(f"{path} is a model on the Hugging Face Hub, which cannot be here; lmjax convert --push writes one")
+  if "\0" in os.fspath(path):
+    raise UserError(f"{os.fspath(path)!r} has a null character, which no path can have")
   return epath.Path(path) if is_remote(path) else LocalPath(os.path.expanduser(path))
 
 

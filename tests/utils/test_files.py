@@ -151,3 +151,9 @@ def test_messages_are_one_printable_line():
   assert one_line("a\nb\x1b[31m\x00\ud83d") == "a\\nb\\x1b[31m\\x00\\ud83d"
   assert len(str(UserError("x" * 10_000))) <= 2000 and "\n" not in str(UserError("a\nb"))
   assert one_line("naïve π 🙂") == "naïve π 🙂"
+
+
+def test_a_path_with_a_null_character_is_refused():
+  for path in ("a\0b", "/data/\0", "gs://bucket/\0"):
+    with pytest.raises(UserError, match="null character"):
+      files.expand(path)
