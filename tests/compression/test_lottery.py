@@ -118,7 +118,7 @@ def test_options_are_checked(options, words, tmp_path, capsys):
   assert words in capsys.readouterr().err and not (tmp_path / "runs").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_arms_start_from_what_they_are_called_by_and_a_second_command_repeats_nothing(tmp_path, capsys):
   folder = tmp_path / "runs"
   arguments = ["lottery", "--config", "configs/lottery.py:debug", "--config.steps=2", "--config.evals.every=1"]
