@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import warnings
 from etils import epath
 from flax import linen as nn
 from matplotlib.figure import Figure
@@ -73,7 +74,8 @@ class ParameterTree:
   def _repr_html_(self) -> str | None:
     if importlib.util.find_spec("treescope") is None:
       return None  # then the notebook shows the text
-    return importlib.import_module("treescope").render_to_html(self.params)
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # it reads numpy's deprecated names
+      return importlib.import_module("treescope").render_to_html(self.params)
 
 
 def load(path: epath.PathLike, step: int | None = None, trust: bool = False) -> "Run":
