@@ -11,12 +11,12 @@ Loading reads metadata only; parameters are read when a method needs them.
 import functools
 import importlib.util
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
-import warnings
 from etils import epath
 from flax import linen as nn
 from matplotlib.figure import Figure
