@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from lmjax.compression.quantize import QTensor, Quantize, quantize
-from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
+from lmjax.layers.leaves import partition
+from lmjax.parallel.sharding import is_partitioned
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, one_line
 from lmjax.utils.pytree import Tree
@@ -35,9 +36,9 @@ class QuantizeAware(Quantize):
       raise UserError(f"transform.targets={self.targets!r} matches no kernel; those of this model: {kernels}")
     scales = {}
     for name, settings in plan.items():
-      scale, names = quantize(named[name].value, *settings).scale, named[name].names
-      whole = zip(names, scale.shape, named[name].value.shape, strict=True)
-      scales[name] = LogicallyPartitioned(scale, tuple(axis if count == size else None for axis, count, size in whole))
+      leaf = partition(quantize(named[name].value, *settings), named[name])
+      assert isinstance(leaf, QTensor)
+      scales[name] = leaf.scale
     return params, {"scales": traverse_util.unflatten_dict(scales, sep="/")}, {}
 
   def forward(self, params: Tree, state: Tree, frozen: Tree) -> Tree:
