@@ -128,7 +128,7 @@ def test_names_that_do_not_resolve(name, words):
       "is too large",
     ),
     (["train", "--config", QUICK + ":debug", "--workdir", "W", "--config.batch=99999999"], "config.batch must be"),
-    (["train", "--config", "configs/text.py:files=a\0/*", "--workdir", "W"], "no file matches"),
+    (["train", "--config", "configs/text.py:files=a\0/*", "--workdir", "W"], "has a null character"),
     (["generate", "--workdir", "nowhere", "--prompt", "x"], "nowhere does not exist"),
     (["generate", "--workdir", "nowhere"], "--prompt"),
     (["tokenizer", "encode", "x"], "--path"),
