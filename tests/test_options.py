@@ -134,3 +134,14 @@ def test_a_path_that_is_empty_is_an_error(command, capsys):
   assert main([command, *option]) == 2
   assert "is empty" in capsys.readouterr().err
   assert main([command, "--workdir" if command not in ("show", "convert") else "--step", "1", "2", "3"]) == 2
+
+
+@pytest.mark.parametrize("columns", [80, 120])
+def test_prose_of_help_fits_the_terminal_and_examples_are_whole(columns, parsers, monkeypatch):
+  monkeypatch.setenv("COLUMNS", str(columns))
+  for command, parser in parsers.items():
+    lines = parser.format_help().splitlines()
+    wide = [line for line in lines if len(line) > columns and "lmjax " not in line and "{" not in line]
+    assert not wide, command
+    examples = [e for e in map(str.strip, parser.description.splitlines()) if e.startswith(f"lmjax {command} --")]
+    assert not set(examples) - set(map(str.strip, lines)), command

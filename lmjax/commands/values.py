@@ -3,6 +3,8 @@
 import argparse
 import math
 import os
+import re
+import textwrap
 from collections.abc import Callable
 
 from lmjax.utils.errors import UserError
@@ -51,7 +53,23 @@ def new_file(text: str) -> str:
 
 
 class Help(argparse.RawTextHelpFormatter):
-  """Help whose examples stay as they are, and whose lines of options fit the terminal."""
+  """Help whose prose and lines of options fit the terminal, and whose examples stay as they are, to be copied."""
 
   def _split_lines(self, text: str, width: int) -> list[str]:
     return text.splitlines() if "\n" in text else argparse.HelpFormatter._split_lines(self, text, width)
+
+  def _fill_text(self, text: str, width: int, indent: str) -> str:
+    blocks: list[str] = []
+    for line in text.strip().splitlines():
+      prose = line[:1].isalpha() and not line.startswith(("lmjax ", "echo "))
+      if prose and blocks and blocks[-1][:1].isalpha() and not blocks[-1].endswith(":"):
+        blocks[-1] += " " + line  # of the same paragraph
+      else:
+        blocks.append(line)
+    filled = []
+    for block in blocks:
+      option = re.match(r" +(--|/)\S+( [A-Z]+)? {2,}|(?= {10,})", block)
+      hang = " " * (option.end() or len(block) - len(block.lstrip())) if option else ""
+      copied = not block or block.startswith(("    ", "lmjax ", "echo ")) and not option
+      filled += [block] if copied else textwrap.wrap(block, width, subsequent_indent=hang, break_on_hyphens=False)
+    return "\n".join(indent + line for line in filled)
