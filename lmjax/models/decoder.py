@@ -38,7 +38,7 @@ class Config:
   width: int = 768
   depth: int = 12
   heads: int = 12
-  kv_heads: int = 12  # key/value heads, a divisor of heads; 0: as many as heads
+  kv_heads: int = 0  # key/value heads, a divisor of heads; 0: as many as heads
   head_size: int = 64  # 0: width / heads
   mlp: int = 3072
   activation: str = "gelu_tanh"

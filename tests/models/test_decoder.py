@@ -55,6 +55,11 @@ SHAPES = {
 }  # fmt: skip
 
 
+def test_heads_alone_is_a_valid_shape():
+  for heads in (1, 4, 12, 16):
+    assert Config(vocabulary=8, length=4, width=64, heads=heads).kv_heads == heads
+
+
 def made(**changes):
   """Returns a tiny model and parameters that are not at their special initial values."""
   model = tiny_decoder(**changes)
