@@ -26,7 +26,7 @@ def test_mean_deviation_and_failed_runs():
 def test_seeds_are_a_range_or_a_list():
   assert seeds.parse_seeds("0:3") == [0, 1, 2] and seeds.parse_seeds(":2") == [0, 1]
   assert seeds.parse_seeds("7,2") == [7, 2]
-  for wrong in ("", "3:3", "1,1", "-1", "a", "1:b"):
+  for wrong in ("", "3:3", "1,1", "-1", "a", "1:b", "0:99999999999", f"0:{10**30}", str(2**63), "5:1"):
     with pytest.raises(UserError, match="give FIRST:END"):
       seeds.parse_seeds(wrong)
 

@@ -27,6 +27,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 
 SCORES = "best.json"  # of the best checkpoint of a run
+MOST = 10_000  # seeds of one command
 
 
 def main(arguments: list[str]) -> int:
@@ -63,12 +64,13 @@ def parse_seeds(text: str) -> list[int]:
   """
   try:
     first, colon, end = text.partition(":")
-    seeds = list(range(int(first or 0), int(end))) if colon else [int(part) for part in text.split(",")]
-  except ValueError:
-    seeds = []
-  if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-    raise UserError(f"seeds: --seeds {text}: give FIRST:END, or different numbers separated by commas")
-  return seeds
+    seeds = range(int(first or 0), int(end)) if colon else [int(part) for part in text.split(",")]
+    right = 0 < len(seeds) <= MOST and min(seeds) >= 0 and max(seeds) < 2**63 and len(set(seeds)) == len(seeds)
+  except (ValueError, OverflowError):
+    right = False
+  if not right:
+    raise UserError(f"--seeds {text}: give FIRST:END, or different numbers separated by commas, at most {MOST:,}")
+  return list(seeds)
 
 
 def _scores(folder: epath.Path) -> dict[str, float]:
