@@ -36,6 +36,7 @@ LEGEND = {
   "positions": Key("BL", "int32", "position", "position of each token in its own document, from 0"),
   "segments": Key("BL", "int32", "segment", "number of the packed document a token belongs to, from 1; 0 is padding"),
   "prefix": Key("BL", "int32", "token_type", "1 for tokens that all tokens of their document may attend to"),
+  "allowed": Key("BLL", "bool", "token_type", "which earlier tokens of its row each token of a decoder attends to"),
   "token_types": Key("BL", "int32", "token_type", "0 for sentence A, 1 for sentence B"),
   "masked_positions": Key("BP", "int32", "position", "positions whose original ids are to be predicted"),
   "labels": Key("BP B", "int32", "label", "original ids at the masked positions, or the class of each row"),
@@ -71,9 +72,7 @@ def check(batch: Batch, spec: dict[str, jax.ShapeDtypeStruct]) -> None:
     if key not in batch:
       meaning = f" ({LEGEND[key].meaning})" if key in LEGEND else ""
       raise UserError(f"data: the task needs batch key {key!r}{meaning}{did_you_mean(key, batch)}")
-    values = batch[key]
-    if values.shape[1:] != wanted.shape[1:] or np.dtype(values.dtype) != np.dtype(wanted.dtype):
-      raise UserError(
-        f"data: batch key {key!r} is {values.dtype}{list(values.shape)}, the task takes "
-        f"{np.dtype(wanted.dtype)}{list(wanted.shape)}"
-      )
+    has, dtype = batch[key], np.dtype(wanted.dtype)
+    if has.shape[1:] != wanted.shape[1:] or np.dtype(has.dtype) != dtype:
+      own = f"{has.dtype}{list(has.shape)}"
+      raise UserError(f"data: batch key {key!r} is {own}, the task takes {dtype}{list(wanted.shape)}")

@@ -133,7 +133,7 @@ class Decoder(nn.Module):
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
     ids_BxL, positions_BxL = batch["inputs"], positions_of(batch)
     prefix_BxL = batch["prefix"] > 0 if "prefix" in batch else None
-    mask = Mask(batch.get("segments"), prefix_BxM=prefix_BxL, causal=True, window=self._window)
+    mask = Mask(batch.get("segments"), None, batch.get("allowed"), None, prefix_BxL, causal=True, window=self._window)
     mask = prepare_mask(mask, ids_BxL.shape[1])
     x_BxLxD, tapped = self.stack(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tie_embeddings:

@@ -253,6 +253,58 @@ def test_other_kinds_score_rows_as_single_ones(family, loaded):
       np.testing.assert_allclose(value, wanted, rtol=1e-5)
 
 
+CONTEXT = tuple(range(3, 15))
+CHOICES = ((4, 5, 6), (7,), (8, 4, 4, 4, 9), (4, 5, 7), (1, 2))
+
+
+@pytest.mark.parametrize("shape", [{}, {"family": "Llama"}, {"scan": False}, {"prefix": True}])
+def test_a_context_that_rows_share_is_computed_once(shape, loaded, monkeypatch):
+  """The continuations neither see nor move each other: their scores are those of rows of their own."""
+  changes = {"vocabulary": 50, "length": 32} | shape
+  task = tiny_task(changes.pop("family", "GPT"), **changes)
+  params = init_params(task, fake_batch(task, 1, 8))
+  other = (*CONTEXT[:-1], 40)
+  rows = [Row(context + choice[:-1], choice) for choice in CHOICES for context in (CONTEXT, other, CONTEXT[:4])]
+  score = Likelihood(task, loaded.layout, 32, 0)
+  sizes = sorted(len(group.numbers) for group in score.groups(rows))
+  assert sizes == [1] * len(CHOICES) + [len(CHOICES)] * 2, "a context of few tokens is computed again"
+  shared, tokens = {}, {}
+  for numbers, values, bests in score(params, rows):
+    shared |= zip(numbers, zip(values, bests, strict=True), strict=True)
+  for numbers, values in score.each_token(params, rows):
+    tokens |= zip(numbers, values, strict=True)
+  monkeypatch.setattr(Likelihood, "_shares", False)
+  for numbers, values, bests in score(params, rows):
+    for i, value, best in zip(numbers, values, bests, strict=True):
+      np.testing.assert_allclose(shared[i][0], value, rtol=1e-5)
+      assert shared[i][1] == best and len(tokens[i]) == len(rows[i].targets)
+      np.testing.assert_allclose(tokens[i].sum(), value, rtol=1e-5)
+
+
+def test_what_is_shared_fits_the_model_and_suits_it(loaded):
+  task = tiny_task("GPT", vocabulary=50, length=32)
+  rows = [Row(CONTEXT + (5,) * 9, (5,) * 10)] * 5
+  groups = Likelihood(task, loaded.layout, 32, 0).groups(rows)
+  assert [(len(group.numbers), group.tokens) for group in groups] == [(2, 30), (2, 30), (1, 21)]
+  assert sorted(i for group in groups for i in group.numbers) == list(range(5))
+  for family, changes in (("GPT", {"window": 4}), ("LSTM", {}), ("T5", {})):
+    groups = Likelihood(tiny_task(family, **changes), loaded.layout, 32, 0).groups(rows)
+    assert all(len(group.numbers) == 1 for group in groups), family
+
+
+def test_of_a_prefix_language_model_the_context_is_the_prefix(loaded):
+  task = tiny_task("GPT", vocabulary=50, length=32, prefix=True)
+  params = init_params(task, fake_batch(task, 1, 8))
+  rows = [Row(CONTEXT + (4,), (4, 5)), Row(CONTEXT[:5] + (4,), (4, 5))]
+  score = Likelihood(task, loaded.layout, 32, 0)
+  for numbers, values, _ in score(params, rows):
+    for i, value in zip(numbers, values, strict=True):
+      inputs, before = jnp.asarray([rows[i].inputs]), len(rows[i].inputs) - 1
+      batch = {"inputs": inputs, "prefix": (jnp.arange(before + 1) < before)[None].astype(int)}
+      log_probs = jax.nn.log_softmax(task.forward(params, batch).logits[0])
+      np.testing.assert_allclose(value, log_probs[before - 1, 4] + log_probs[before, 5], rtol=1e-5)
+
+
 def test_models_that_are_not_scored_are_refused(loaded):
   with pytest.raises(UserError, match="scores no tokens"):
     Likelihood(Encode(tiny_task("BERT").model), loaded.layout, 16)

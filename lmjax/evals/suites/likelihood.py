@@ -1,7 +1,8 @@
-"""Log-likelihoods of rows: sorted by length, padded to few shapes, on any mesh."""
+"""Log-likelihoods of rows: shared contexts once, sorted by length, padded to few shapes, on any mesh."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from lmjax.evals.suites.encode import Row
 from lmjax.layers.backend import jit
 from lmjax.layers.leaves import dense
 from lmjax.models.base import Table
+from lmjax.models.decoder import Decoder
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
@@ -23,6 +25,33 @@ from lmjax.utils.pytree import Tree
 
 SHORTEST = 16  # tokens of the smallest shape
 CHUNK = 256  # vectors that are scored against the vocabulary together
+SHARED = 8  # tokens of the shortest context that is computed once for the rows that share it
+
+
+class Group(NamedTuple):
+  """Rows that a row of a batch holds: one, or several continuations after the context that they share.
+
+  numbers: of the rows. context: tokens before the first continuation, the last of which predicts the first token of
+  each. tokens: of all. targets: of the rows, of all together, except for an encoder-decoder, where they are the row's.
+  """
+
+  numbers: tuple[int, ...]
+  context: int
+  tokens: int
+  targets: int
+
+
+class Scored(NamedTuple):
+  """A batch, and what is scored in it.
+
+  batch: what the model reads. at, targets [B, T]: positions, and what each predicts. where: of each row that is scored,
+  its number, the row of the batch, and its first and last + 1 column of `targets`.
+  """
+
+  batch: Batch
+  at: np.ndarray
+  targets: np.ndarray
+  where: list[tuple[int, int, int, int]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,115 +74,165 @@ class Likelihood:
     if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder", "bidirectional_lm"):
       raise UserError(f"evaluate: suites do not score {type(self.task.model).__name__} models yet")
 
-    def score(params: Tree, batch: Batch, at: jax.Array) -> tuple[jax.Array, jax.Array]:
-      """Returns log p [B, T] of the targets at some positions [B, T], and whether they are the most probable tokens."""
+    def score(params: Tree, batch: Batch, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+      """Returns log p [B, T] of targets at some positions [B, T], and whether they are the most probable tokens."""
       if self.task.model.kind == "bidirectional_lm":
-        return self._both_directions(params, batch, at)
-      x, table, targets = self.task.scored(params, batch)
-      return _scores(_at(x, at), table, _at(targets, at), self.task.model.config.vocabulary)
+        return self._both_directions(params, batch, at, targets)
+      x, table, _ = self.task.scored(params, batch)
+      return _scores(_at(x, at), table, targets, self.task.model.config.vocabulary)
 
     replicated = self.layout.sharding()
     object.__setattr__(self, "_score", jit(score, out_shardings=(replicated, replicated)))
 
-  def _both_directions(self, params: Tree, batch: Batch, at: jax.Array) -> tuple[jax.Array, jax.Array]:
+  @property
+  def _shares(self) -> bool:
+    """Whether a batch may say what attends to what: the places of a row are then not what separates its tokens."""
+    model = self.task.model
+    return isinstance(model, Decoder) and not (model.config.window or model.config.window_layers)
+
+  def _both_directions(
+    self, params: Tree, batch: Batch, at: jax.Array, targets: jax.Array
+  ) -> tuple[jax.Array, jax.Array]:
     """Returns the mean log p of ELMo's directions [B, T], and whether the words are the most probable ones forwards."""
     both, width = self.task.hidden(params, batch).tokens, self.task.model.config.width
     # Each word lies between two others: forwards, the one before it predicts it, backwards the one after it.
     forwards, backwards = _at(both[:, :-2, :width], at), _at(both[:, 2:, width:], at)
     table, size = self.task.head("softmax", params, forwards), self.task.model.config.vocabulary
-    targets = _at(batch["targets"], at)
     log_probs, best = _scores(forwards, table, targets, size)
     return (log_probs + _scores(backwards, table, targets, size)[0]) / 2, best
 
-  def batches(self, rows: Sequence[Row]) -> Iterator[tuple[list[int], Batch]]:
-    """Yields the indices of rows, and a batch of them: longest first, so that what does not fit fails at once."""
-    shapes = [self.shape(row) for row in rows]
-    order = sorted(range(len(rows)), key=lambda i: (-shapes[i][0], -shapes[i][1], i))
+  def groups(self, rows: Sequence[Row]) -> list[Group]:
+    """Returns the rows that are computed together: those that follow the same context, where the model allows it."""
+    if not self._shares:
+      return [Group((i,), _context(row), len(row.inputs), len(row.targets)) for i, row in enumerate(rows)]
+    groups: dict[tuple, Group] = {}
+    for i, row in enumerate(rows):
+      context = row.inputs[: _context(row)]
+      own = len(row.targets) - 1
+      key: tuple = context if len(context) >= SHARED else (i, None)
+      if key in groups and groups[key].tokens + own <= self.length:
+        numbers, _, tokens, targets = groups[key]
+        groups[key] = Group((*numbers, i), len(context), tokens + own, targets + len(row.targets))
+        continue
+      if key in groups:
+        groups[i, None] = groups.pop(key)  # it is full
+      groups[key] = Group((i,), len(context), len(row.inputs), len(row.targets))
+    return list(groups.values())
+
+  def batches(self, rows: Sequence[Row]) -> Iterator[Scored]:
+    """Yields batches of rows: longest first, so that what does not fit fails at once."""
+    groups = self.groups(rows)
+    shapes = [self.shape(group) for group in groups]
+    order = sorted(range(len(groups)), key=lambda i: (*(-size for size in shapes[i]), i))
     shards = self.layout.num_shards("batch")
     while order:
-      length, targets = shapes[order[0]]
-      same = [i for i in order if shapes[i] == (length, targets)]
-      most = max(self.tokens // (length + targets), 1)
+      shape = shapes[order[0]]
+      same = [i for i in order if shapes[i] == shape]
+      apart = shape[1] if self.task.model.kind == "encoder_decoder" else 0
+      most = max(self.tokens // (shape[0] + apart), 1)
       size = min(most, 1 << (len(same) - 1).bit_length())
       size = -(-size // shards) * shards
       for first in range(0, len(same), size):
-        chosen = same[first : first + size]
-        yield chosen, self.batch([rows[i] for i in chosen], size, length, targets)
-      order = [i for i in order if shapes[i] != (length, targets)]
+        yield self.batch(rows, [groups[i] for i in same[first : first + size]], size, *shape[:2])
+      order = [i for i in order if shapes[i] != shape]
 
-  def shape(self, row: Row) -> tuple[int, int]:
-    """Returns the padded tokens of a row, and of its targets where the model reads them by themselves."""
-    apart = self.task.model.kind == "encoder_decoder"
-    return min(_bucket(len(row.inputs)), self.length), _bucket(len(row.targets)) if apart else 0
+  def shape(self, group: Group) -> tuple[int, int, bool]:
+    """Returns the padded tokens and targets of a group, and whether a context is shared in it."""
+    targets = _bucket(group.targets) if self.task.model.kind == "encoder_decoder" else _few(group.targets)
+    return min(_bucket(group.tokens), self.length), targets, len(group.numbers) > 1
 
-  def batch(self, rows: Sequence[Row], size: int, length: int, targets: int) -> Batch:
+  def batch(self, rows: Sequence[Row], groups: Sequence[Group], size: int, length: int, targets: int) -> Scored:
     """Returns a batch of `size` rows, the last of which are empty, in the keys of the task's kind of model."""
     kind = self.task.model.kind
+    singles = [rows[group.numbers[0]] for group in groups]
+    at, wanted = np.zeros((size, targets), np.int32), np.zeros((size, targets), np.int32)
+    where = []
+    for b, group in enumerate(groups):
+      column, after = 0, group.context
+      for number in group.numbers:
+        end = column + len(rows[number].targets)
+        wanted[b, column:end], own = rows[number].targets, np.arange(end - column)
+        if kind in ("encoder", "encoder_decoder"):
+          at[b, column:end] = own
+        else:  # the end of the context, then the places of the continuation
+          at[b, column:end] = np.where(own == 0, group.context - 1, after + own - 1)
+        where.append((number, b, column, end))
+        column, after = end, after + end - column - 1
     if kind == "bidirectional_lm":
-      return self._spelled(rows, size, length)
-    batch = {"inputs": _pad([row.inputs for row in rows], size, length)}
-    batch["segments"] = _pad([(1,) * len(row.inputs) for row in rows], size, length)
+      return Scored(self._spelled(singles, size, length), at, wanted, where)
+    if kind == "decoder" and getattr(self.task.model.config, "prefix", False):
+      prefix = {"prefix": _pad([(1,) * group.context for group in groups], size, length)}
+    else:
+      prefix = {}
+    if any(len(group.numbers) > 1 for group in groups):
+      return Scored(_shared(rows, groups, size, length) | prefix, at, wanted, where)
+    batch = prefix | {"inputs": _pad([row.inputs for row in singles], size, length)}
+    batch["segments"] = _pad([(1,) * len(row.inputs) for row in singles], size, length)
     batch["positions"] = np.broadcast_to(np.arange(length, dtype=np.int32), (size, length)).copy()
     if kind == "encoder":
       batch["token_types"] = np.zeros((size, length), np.int32)
-      batch["masked_positions"] = _pad([row.masked for row in rows], size, 1)
-      batch["labels"] = _pad([row.targets for row in rows], size, 1)
-      batch["weights"] = _pad([(1,) for _ in rows], size, 1).astype(np.float32)
+      batch["masked_positions"] = _pad([row.masked for row in singles], size, 1)
+      batch["labels"] = wanted[:, :1]
+      batch["weights"] = np.ones((size, 1), np.float32)
     elif kind == "encoder_decoder":
-      shifted = [(self.start, *row.targets[:-1]) for row in rows]
+      shifted = [(self.start, *row.targets[:-1]) for row in singles]
       batch["decoder_inputs"] = _pad(shifted, size, targets)
-      batch["targets"] = _pad([row.targets for row in rows], size, targets)
-      batch["decoder_segments"] = _pad([(1,) * len(row.targets) for row in rows], size, targets)
+      batch["targets"] = wanted
+      batch["decoder_segments"] = _pad([(1,) * len(row.targets) for row in singles], size, targets)
       batch["decoder_positions"] = np.broadcast_to(np.arange(targets, dtype=np.int32), (size, targets)).copy()
-      batch["weights"] = batch["decoder_segments"].astype(np.float32)
     else:
-      before = [len(row.inputs) - len(row.targets) for row in rows]
-      batch["targets"] = _pad([(0,) * n + row.targets for n, row in zip(before, rows, strict=True)], size, length)
-      weights = [(0,) * n + (1,) * len(row.targets) for n, row in zip(before, rows, strict=True)]
-      batch["weights"] = _pad(weights, size, length).astype(np.float32)
-    return batch
+      batch["targets"] = np.zeros_like(batch["inputs"])  # which a task reads, but only to return them
+    return Scored(batch, at, wanted, where)
 
   def _spelled(self, rows: Sequence[Row], size: int, length: int) -> Batch:
-    """Returns a batch of words as characters, each row between `<S>` and `</S>`, and of the targets among its words."""
+    """Returns a batch of words as characters, each row between `<S>` and `</S>`."""
     longest = self.task.spec(1, 1)["characters"].shape[2]
     characters = np.zeros((size, length + 2, longest), np.int32)
     for i, row in enumerate(rows):
       words = (SPECIAL[0], *row.inputs, SPECIAL[1])
       characters[i, : len(words)] = [spell(str(word), longest) for word in words]
-    before = [(0,) * (len(row.inputs) - len(row.targets)) for row in rows]
-    targets = _pad([n + row.targets for n, row in zip(before, rows, strict=True)], size, length)
-    weights = _pad([n + (1,) * len(row.targets) for n, row in zip(before, rows, strict=True)], size, length)
-    return {"characters": characters, "targets": targets, "weights": weights.astype(np.float32)}
-
-  def score(self, params: Tree, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
-    """Returns log p of the targets of a batch [B, L], 0 elsewhere, and whether greedy decoding gives them [B].
-
-    Only where there are targets are vectors scored against the vocabulary, which may be most of the work.
-    """
-    weights = batch["weights"] > 0
-    most = SHORTEST
-    while most < weights.sum(axis=1).max():
-      most *= 4  # few shapes
-    at = np.argsort(~weights, axis=1, kind="stable")[:, :most].astype(np.int32)
-    placed = jax.device_put(
-      (batch, at), (self.layout.batch(batch), self.layout.sharding("batch", None, shape=at.shape))
-    )
-    log_probs, best = map(np.asarray, self._score(params, *placed))  # type: ignore[attr-defined]
-    kept, whole = np.take_along_axis(weights, at, axis=1), np.zeros(weights.shape, np.float32)
-    np.put_along_axis(whole, at, np.where(kept, log_probs, 0.0), axis=1)
-    return whole, np.all(best | ~kept, axis=1)
+    return {"characters": characters}
 
   def each_token(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Yields (indices of rows, log p of each one's targets), a batch at a time."""
-    for chosen, batch in self.batches(rows):
-      log_probs, _ = self.score(params, batch)
-      yield chosen, [log_probs[i][batch["weights"][i] > 0] for i in range(len(chosen))]
+    """Yields (numbers of rows, log p of each one's targets), a batch at a time."""
+    for numbers, log_probs, _ in self._each(params, rows):
+      yield numbers, log_probs
 
   def __call__(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], np.ndarray, np.ndarray]]:
-    """Yields (indices of rows, their log-likelihoods, whether they are greedy), a batch at a time."""
-    for chosen, batch in self.batches(rows):
-      log_probs, greedy = self.score(params, batch)
-      yield chosen, log_probs.sum(axis=1, dtype=np.float64)[: len(chosen)], greedy[: len(chosen)]
+    """Yields (numbers of rows, their log-likelihoods, whether they are greedy), a batch at a time."""
+    for numbers, log_probs, best in self._each(params, rows):
+      yield numbers, np.array([values.sum(dtype=np.float64) for values in log_probs]), np.array([b.all() for b in best])
+
+  def _each(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
+    """Yields numbers of rows, log p of their targets, and whether greedy decoding gives each of them."""
+    for batch, at, targets, where in self.batches(rows):
+      own = self.layout.sharding("batch", None, shape=at.shape)
+      placed = jax.device_put((batch, at, targets), (self.layout.batch(batch), own, own))
+      log_probs, best = map(np.asarray, self._score(params, *placed))  # type: ignore[attr-defined]
+      cut = lambda x: [x[b, first:end] for _, b, first, end in where]  # noqa: B023, E731
+      yield [number for number, *_ in where], cut(log_probs), cut(best)
+
+
+def _context(row: Row) -> int:
+  """Returns the number of a decoder's tokens before the first target."""
+  return len(row.inputs) - len(row.targets) + 1
+
+
+def _shared(rows: Sequence[Row], groups: Sequence[Group], size: int, length: int) -> Batch:
+  """Returns a batch for a decoder: contexts with their continuations, which do not attend to each other."""
+  inputs, positions = np.zeros((size, length), np.int32), np.zeros((size, length), np.int32)
+  allowed = np.broadcast_to(np.eye(length, dtype=bool), (size, length, length)).copy()
+  for b, (numbers, context, *_) in enumerate(groups):
+    inputs[b, :context], positions[b, :context] = rows[numbers[0]].inputs[:context], np.arange(context)
+    allowed[b, :, :context] = True  # but for what comes later, which a decoder never reads
+    first = context
+    for number in numbers:
+      own = rows[number].inputs[context:]
+      end = first + len(own)
+      inputs[b, first:end], positions[b, first:end] = own, context + np.arange(len(own))
+      allowed[b, first:end, first:end] = True
+      first = end
+  return {"inputs": inputs, "positions": positions, "allowed": allowed, "targets": np.zeros_like(inputs)}
 
 
 def _at(x: jax.Array, at_BxT: jax.Array) -> jax.Array:
@@ -191,6 +270,14 @@ def _bucket(length: int) -> int:
   while size < length:
     size *= 2
   return size * 3 // 4 if length <= size * 3 // 4 and size > SHORTEST else size
+
+
+def _few(targets: int) -> int:
+  """Returns a number of targets of which there are few."""
+  size = SHORTEST
+  while size < targets:
+    size *= 4
+  return size
 
 
 def _pad(rows: Sequence[Sequence[int]], size: int, length: int) -> np.ndarray:
