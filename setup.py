@@ -40,6 +40,7 @@ setup(
     "tensorboardX",
     "rich",
     "matplotlib",
+    "pillow",
     "absl-py",
     "xxhash",
   ],

@@ -1,7 +1,7 @@
 """A tiny task of every model family, for tests that hold for all of them."""
 
 from lmjax.layers.positions import Rotary
-from lmjax.models import bart, deberta, elmo, encoder, encoder_decoder, modernbert, recurrent
+from lmjax.models import bart, deberta, elmo, encoder, encoder_decoder, image_decoder, modernbert, recurrent
 from lmjax.tasks.base import Task
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
@@ -50,3 +50,9 @@ UNSTACKED = ("LSTM", "ELMo", "ModernBERT")  # their layers are not stacked
 def tiny_task(family: str, **changes) -> Task:
   """Returns a task of width 32 and 50 words, without dropout; `changes` are of the model's config."""
   return FAMILIES[family](**changes)
+
+
+def tiny_image_decoder(**changes) -> image_decoder.ImageDecoder:
+  """Returns a decoder that reads images of 8 x 8 pixels in 4 patches."""
+  shape = SHAPE | LAYERS | dict(depth=2, image=8, patch=4) | changes
+  return image_decoder.ImageDecoder(image_decoder.Config(**shape))

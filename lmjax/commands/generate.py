@@ -3,6 +3,7 @@
     lmjax generate --workdir runs/quickstart --prompt "Return the" --num_samples 3 --temperature 0.8
     lmjax generate --workdir runs/quickstart --prompts_file prompts.jsonl --output continued.jsonl
     lmjax generate --workdir runs/m30k --prompt "A man sleeps." --beams 4
+    lmjax generate --workdir runs/images --image picture.png --prompt "describe" --temperature 0
 
 A prompts file has one prompt per line, plain or as a JSON object with a `prompt`. The output has one JSON object per
 continuation, with `prompt`, `sample` and `text`.
@@ -21,7 +22,10 @@ from lmjax.parallel import processes
 from lmjax.parallel.sharding import use_layout
 from lmjax.utils.errors import UserError
 
-BESIDE = {"beams": "temperature top_k top_p min_p repetition_penalty stop seed"}  # what has no effect with it
+BESIDE = {
+  "image": "beams window parse_special",
+  "beams": "temperature top_k top_p min_p repetition_penalty stop seed",
+}  # what has no effect with it
 NEEDS = {"beams": "length_penalty", "temperature": "top_k top_p min_p"}
 
 
@@ -31,6 +35,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--workdir", required=True, help="the run folder, a Hugging Face folder, or hf:owner/name")
   parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
   parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
+  parser.add_argument("--image", help="a PNG or JPEG file, for a model that reads images; prompts are about it")
   parser.add_argument("--prompts_file", help="a file of prompts, one per line, or JSONL with a `prompt`")
   parser.add_argument("--output", type=new_file, help="a JSONL file for the continuations; default the terminal")
   parser.add_argument(
@@ -57,7 +62,7 @@ def main(arguments: list[str]) -> int:
     raise UserError("generate: give --prompt or --prompts_file")
   if "" in options.stop:
     raise UserError("generate: --stop is empty, and would end every continuation before it starts")
-  refuse(parser, options, BESIDE if options.beams else {}, NEEDS)
+  refuse(parser, options, {other: names for other, names in BESIDE.items() if getattr(options, other)}, NEEDS)
   try:
     sampling = Sampling(options.temperature, options.top_k, options.top_p, options.min_p, options.repetition_penalty)
   except ValueError as error:
@@ -83,26 +88,33 @@ def main(arguments: list[str]) -> int:
         records = (
           {"prompt": prompt, "sample": sample, "text": text}
           for group in tracked(groups, "generate", len(groups), "batches")
-          for (prompt, sample), text in zip(group, generator.texts(group), strict=True)
+          for (prompt, sample), text in zip(group, _texts(generator, group, options.image), strict=True)
         )
         write_jsonl(options.output, records)
       elif len(rows) == 1 and not options.beams:
-        _stream(generator, rows)
+        _stream(generator, rows, options.image)
       else:
-        _print(generator, groups)
+        _print(generator, groups, options.image)
   return 0
 
 
-def _stream(generator: Generator, rows: list[Row]) -> None:
-  """Prints a single continuation token by token."""
-  sys.stdout.write(rows[0][0])
-  for (text,) in generator.stream(rows, every=1):
+def _stream(generator: Generator, rows: list[Row], image: str | None) -> None:
+  parts = generator.about_image(image, rows, every=1) if image else generator.stream(rows, every=1)
+  sys.stdout.write(f"{rows[0][0]}\n" if image else rows[0][0])
+  for (text,) in parts:
     sys.stdout.write(text)
     sys.stdout.flush()
   print()
 
 
-def _print(generator: Generator, groups: list[list[Row]]) -> None:
+def _texts(generator: Generator, rows: list[Row], image: str | None) -> list[str]:
+  if image:
+    return ["".join(parts) for parts in zip(*generator.about_image(image, rows), strict=True)]
+  return generator.texts(rows)
+
+
+def _print(generator: Generator, groups: list[list[Row]], image: str | None) -> None:
   for group in groups:
-    for (prompt, sample), text in zip(group, generator.texts(group), strict=True):
-      print(f"--- best {sample}\n{prompt}\n{text}" if generator.beams else f"--- sample {sample}\n{prompt}{text}")
+    for (prompt, sample), text in zip(group, _texts(generator, group, image), strict=True):
+      between = "\n" if generator.beams or image else ""
+      print(f"--- {'best' if generator.beams else 'sample'} {sample}\n{prompt}{between}{text}")

@@ -71,7 +71,7 @@ class Sampler:
 
   def continuations(
     self, params: Tree, tokens: Array, valid: Array, new: int, seeds: Array, every: int = 1,
-    source: tuple[Array, Array] | None = None,
+    source: tuple[Array, Array] | Array | None = None,
   ) -> Iterator[np.ndarray]:  # fmt: skip
     """Yields continuations as `tokens` does, of prompts that are padded already.
 
@@ -79,7 +79,8 @@ class Sampler:
       tokens: the prompts [B, L], padded on the left.
       valid: which of their tokens are no padding [B, L].
       seeds: uint32 [B].
-      source: ids that the encoder reads [B, M], and which of them are no padding [B, M]; None for a decoder.
+      source: ids that the encoder reads [B, M], and which of them are no padding [B, M]; of a decoder, patches of
+        images [B, I, C], whose places are the first tokens of the prompts, or None.
     """
     decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, source)
     yield np.asarray(decoding.tokens_B)[:, None]
@@ -170,15 +171,18 @@ def pad_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np
 
 def prefill(
   model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int,
-  source: tuple[jax.Array, jax.Array] | None,
+  source: tuple[jax.Array, jax.Array] | jax.Array | None,
 ) -> tuple[jax.Array, Tree]:  # fmt: skip
   """Returns the final vectors [B, L, D] of prompts, and a cache with space for `max_tokens` that contains them.
 
   Args:
-    source: ids that the encoder reads [B, M] and which of them are valid [B, M]; None for a decoder.
+    source: ids that the encoder reads [B, M] and which of them are valid [B, M]; of a decoder, patches of images
+      [B, I, C], or None.
   """
-  prompt = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
-  if source is not None:
+  prompt: dict = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
+  if source is not None and model.kind == "decoder":
+    prompt |= {"embeddings": source}
+  elif source is not None:
     tokens_BxM, valid_BxM = source
     prompt = {f"decoder_{key}": value for key, value in prompt.items()}
     prompt |= {"inputs": tokens_BxM, "segments": valid_BxM.astype(jnp.int32)}

@@ -2,17 +2,19 @@
 
 import dataclasses
 import functools
+import importlib
 from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 from lmjax.data.tokenizers.base import ends_of
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
-from lmjax.decode.sample import Sampler
-from lmjax.inference.stream_text import beam_texts, continue_texts
+from lmjax.decode.sample import Sampler, pad_prompts
+from lmjax.inference.stream_text import StreamedText, beam_texts, continue_texts, stream
 from lmjax.layers.leaves import is_leaf
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.encode import Encode
@@ -90,6 +92,19 @@ class Generator:
       self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, list(self.stops), every,
       self.parse_special, longest, self.loaded.length if self.window else None,
     )  # fmt: skip
+
+  def about_image(self, image: epath.PathLike, rows: list[Row], every: int = 16) -> Iterator[list[str]]:
+    """Returns an iterator over the new text of each row's continuation, which follows an image and the prompt.
+
+    Raises:
+      UserError: the model reads no images, or the file is not one.
+    """
+    images = importlib.import_module("lmjax.inference.images")  # what reads them is not needed for text
+    patches, prompts = images.inputs(self.loaded, image, [prompt for prompt, _ in rows])
+    padded = pad_prompts(prompts, self.max_new_tokens, self.loaded.length)
+    seeds = np.array([self.seed + sample for _, sample in rows], np.uint32)
+    drawn = self._search.continuations(self._params, *padded, self.max_new_tokens, seeds, every, patches)
+    return stream([StreamedText(self.loaded.tokenizer, [], list(self.stops)) for _ in rows], drawn)
 
   def texts(self, rows: list[Row]) -> list[str]:
     """Returns the continuation of each row; with beam search, sample 0 of a prompt is the best, 1 the second best."""

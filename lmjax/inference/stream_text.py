@@ -70,11 +70,24 @@ def continue_texts(
   if sources is None and longest is not None:
     ids = [prompt[-longest:] for prompt in ids]
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
-  made, forced_end = 0, getattr(tokenizer, "forced_end", False)
   draws = sampler.tokens(params, ids, new, seeds, every, sources)
-  for drawn in draws if window is None else beyond(sampler, params, ids, new, seeds, every, window):
+  if window is not None:
+    draws = beyond(sampler, params, ids, new, seeds, every, window)
+  yield from stream(texts, draws, new if getattr(tokenizer, "forced_end", False) else None)
+
+
+def stream(
+  texts: list[StreamedText], draws: Iterator[np.ndarray], forced_end: int | None = None
+) -> Iterator[list[str]]:
+  """Yields the new text of continuations as their tokens [B, T] are drawn; at the end, what was held back.
+
+  Args:
+    forced_end: of a model that ends what is cut off, the number of tokens at which it is, of which the last is the end.
+  """
+  made = 0
+  for drawn in draws:
     made += drawn.shape[1]
-    drawn = drawn[:, :-1] if forced_end and made == new else drawn  # of what is cut off, the end is the last token
+    drawn = drawn[:, :-1] if made == forced_end else drawn
     yield [text.add(row) for text, row in zip(texts, drawn, strict=True)]
     if all(text.stopped for text in texts):
       break
