@@ -10,7 +10,7 @@ from lmjax.data.chat.format import ASSISTANT, ChatIds
 from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.documents import Documents
 from lmjax.data.first_fit import GROUP_ROWS, FirstFit
-from lmjax.data.objectives.chats import ChatDocuments, Chats, place, shorten
+from lmjax.data.objectives.chats import ChatDocuments, Chats, last, place, shorten
 from lmjax.data.packer import Document, Packer, Row
 from lmjax.data.sources.base import Source
 from lmjax.data.sources.preferences import Preference
@@ -92,10 +92,3 @@ class PreferenceRows(FirstFit):
       (group * self.answers + k, own) for group, (content, _) in enumerate(items) for k, own in enumerate(content, 1)
     )
     return place(numbered, self.length) | {"bytes": np.float64(sum(size for _, size in items))}
-
-
-def last(encoded: ChatIds) -> ChatIds:
-  """Returns a dialogue of which only the last answer counts, not those that are part of the prompt."""
-  ids, answer = encoded
-  numbers = np.cumsum(np.diff(answer, prepend=False) & answer)  # of the answer that a token belongs to
-  return ChatIds(ids, answer & (numbers == numbers[-1]))
