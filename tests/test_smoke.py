@@ -24,7 +24,8 @@ VARIANTS = [
   *(f"t5:size=v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")), "t5:size=mini,consecutive",
   "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "orpo", "kto", "reward",
   "distill", "distilbert", "lottery",
-  "ppo", "ppo:preset=instructgpt", *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
+  "ppo", "ppo:preset=instructgpt", "ppo:text=x",
+  *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.

@@ -223,7 +223,7 @@ class Policy(WithReference):
     for epoch in jax.random.split(order, self.epochs):
       shuffled = np.asarray(jax.random.permutation(epoch, len(mask)))
       for own in np.split(shuffled, self.minibatches):
-        part = self.minibatch({key: rows[key][own] for key in keys})
+        part = self.minibatch({key: rows[key][own] for key in keys if key in rows})
         yield Collected(on_mesh(part), metrics)
 
 
