@@ -42,5 +42,4 @@ class JsonJudgements(JsonPreferences):
 
 def judged(preference: Preference) -> Judgement:
   """Returns the answers of a comparison, of which the best one is desirable."""
-  prompt, answers, where = preference
-  return Judgement(prompt, answers, tuple(i == 0 for i in range(len(answers))), where)
+  return Judgement(*preference[:2], tuple(i == 0 for i in range(len(preference.answers))), preference.where)
