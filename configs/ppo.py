@@ -11,7 +11,9 @@ code. A Python function of prompt and answer takes the place of the reward model
 preset: small has the values of a small decoder on two CPU cores; instructgpt those of the paper's appendix C.4: 512
 prompts a rollout, in minibatches of 64, one inner epoch, kl 0.02, 256,000 episodes, a moving average of 0.992, rewards
 normalised by the first rollout, and -1 for an answer without an end; its rate of 9e-6 was chosen for models of 1.3 to
-175 B parameters. Not in it: the paper's pretraining mix, and its value network of its own.
+175 B parameters. With reward=... its value function is a network that starts as the reward model, which has then the
+policy's shape. text='pile/*.txt', in either preset, adds the paper's pretraining mix (PPO-ptx): -27.8 log p, the mean
+over the tokens of a row of text for each prompt; the paper has eight.
 
 Hardware: two CPU cores for a small model. Time and expected result: not measured yet; the first ratio is 1, and the
 reward rises while kl, of a whole answer, stays bounded.
@@ -40,7 +42,7 @@ PRESETS = {
 
 def get_config(argument: str = "") -> ConfigDict:
   choice = config.variant(
-    argument, files="data/*.jsonl", start="", reward="", template="", preset=("small", "instructgpt"), debug=False
+    argument, files="data/*.jsonl", start="", reward="", template="", text="", preset=tuple(PRESETS), debug=False
   )
   start = "" if choice.debug else choice.start
   preset = PRESETS[choice.preset]
@@ -50,16 +52,21 @@ def get_config(argument: str = "") -> ConfigDict:
     model = dict(kind="lmjax.models.decoder:Decoder", width=320, depth=6, heads=5, kv_heads=5, head_size=64, mlp=1280)
   if choice.reward and not choice.debug:
     reward = dict(kind="lmjax.tasks.rl.rewards:ModelReward", path=choice.reward)
+    value = "reward" if choice.preset == "instructgpt" else "head"
   else:
-    reward = dict(kind="lmjax.tasks.rl.rewards:PatternReward", pattern="[a-z ]")
+    reward, value = dict(kind="lmjax.tasks.rl.rewards:PatternReward", pattern="[a-z ]"), "head"
   source = dict(kind="lmjax.data.sources.prompts:JsonPrompts", files=choice.files, shuffle=True)
+  data = dict(kind="lmjax.data.objectives.prompts:Prompts")
+  if choice.text:
+    text = dict(kind="lmjax.data.sources.text:TextFiles", files=choice.text, shuffle=True)
+    data = dict(kind="lmjax.data.objectives.prompts_with_text:PromptsWithText", text=text)
   settings = ConfigDict(
     dict(
       steps=preset["steps"],
       batch=preset["batch"],
       start=dict(path=start),
-      data=dict(
-        kind="lmjax.data.objectives.prompts:Prompts",
+      data=data
+      | dict(
         length=192,
         prompt_tokens=128,
         template=choice.template,
@@ -68,7 +75,14 @@ def get_config(argument: str = "") -> ConfigDict:
         validation=source | dict(split="95%:"),
       ),
       model=model,
-      task=dict(kind="lmjax.tasks.rl.ppo:PPO", reference=start or "none", rewards=[reward]) | preset["task"],
+      task=dict(
+        kind="lmjax.tasks.rl.ppo:PPO",
+        reference=start or "none",
+        rewards=[reward],
+        value=value,
+        pretraining=27.8 if choice.text else 0.0,
+      )
+      | preset["task"],
       optim=preset["optim"],
       evals=dict(every=40, policy=dict(kind="lmjax.evals.policy:PolicyReward")),
       checkpoint=dict(every=40),

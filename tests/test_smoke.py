@@ -22,9 +22,10 @@ VARIANTS = [
   *(f"gpt3:size={size}" for size in ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")),
   *(f"t5:size={size}" for size in ("mini", "small", "base", "large", "3b", "11b")),
   *(f"t5:size=v1_1-{size}" for size in ("small", "base", "large", "xl", "xxl")), "t5:size=mini,consecutive",
-  "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "orpo", "reward",
+  "sft", "dpo", "dpo:loss=ipo", "dpo:loss=simpo", "orpo", "kto", "reward",
   "distill", "distilbert", "lottery",
-  "ppo", "ppo:preset=instructgpt", *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
+  "ppo", "ppo:preset=instructgpt", "ppo:text=x",
+  *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "images", "images:digits=mnist,vision=2", "scenes",
   "glue", "glue:task=stsb", "superglue", "superglue:task=wsc", "ner", "elmo_ner", "squad",
 ]  # fmt: skip

@@ -33,7 +33,7 @@ class PolicyReward:
     rows = min(self.prompts, len(context.data.validation))
     (batch,) = context.data.validate(context.tokenizer, rows, 1)
     there = batch["weights"].any(axis=1)
-    batch = {key: batch[key][there] for key in task.reads(1, 1)}
+    batch = {key: batch[key][there] for key in task.reads(1, 1) if key in batch}
     reference: list[np.ndarray] = []  # rewards of its answers, once known
     rng = jax.random.key(0)
 

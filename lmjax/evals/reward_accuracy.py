@@ -13,6 +13,7 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.base import Context, Measure
 from lmjax.evals.bootstrap import interval, limits
 from lmjax.evals.row_scores import row_scores
+from lmjax.tasks.preferences import segments_of
 from lmjax.tasks.reward import RewardModel
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
@@ -97,13 +98,13 @@ def gain(right_Gx3: np.ndarray) -> float:
 def sums(task: RewardModel, batch: Batch, values_BxL: np.ndarray) -> np.ndarray:
   """Returns the sum of values over the tokens of each answer [B, groups * answers]."""
   numbers = np.arange(1, 1 + task.groups * task.answers)
-  return np.einsum("bln,bl->bn", batch["segments"][..., None] == numbers, values_BxL)
+  return np.einsum("bln,bl->bn", segments_of(batch)[..., None] == numbers, values_BxL)
 
 
 def pairs_of_groups(task: RewardModel, batches: list[Batch]) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
   """Yields the batch, the row and the pairs of answers of each group, numbered as segments from 0, the better first."""
   for b, batch in enumerate(batches):
-    for row, segments in enumerate(batch["segments"]):
+    for row, segments in enumerate(segments_of(batch)):
       there = {int(segment) - 1 for segment in np.unique(segments)}
       for group in range(task.groups):
         answers = [n for n in range(group * task.answers, (group + 1) * task.answers) if n in there]

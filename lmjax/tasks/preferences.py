@@ -6,6 +6,7 @@ the segment g * answers + k + 1 (see `lmjax.data.objectives.preferences`).
 
 import dataclasses
 import itertools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +28,7 @@ class Comparisons(Base):
 
   def __post_init__(self):
     if self.model.kind != "decoder":
-      raise ValueError(f"comparisons are learned by decoders, not by the kind {self.model.kind!r}")
+      raise ValueError(f"policies learn from comparisons if they are decoders, not of the kind {self.model.kind!r}")
 
   def spec(self, batch: int, length: int) -> Spec:
     integers = ("inputs", "targets", "positions", "segments")
@@ -40,7 +41,7 @@ class Comparisons(Base):
   def sums(self, batch: Batch, values_BxL: jax.Array) -> jax.Array:
     """Returns the sum of values over the tokens of each answer, float32 [B, groups, answers]."""
     numbers = jnp.arange(1, 1 + self.groups * self.answers)[None, None]
-    own_BxLxN = (batch["segments"][..., None] == numbers).astype(jnp.float32)
+    own_BxLxN = (segments_of(batch)[..., None] == numbers).astype(jnp.float32)
     sums_BxN = jnp.einsum("bln,bl->bn", own_BxLxN, values_BxL.astype(jnp.float32), precision="highest")
     return sums_BxN.reshape(-1, self.groups, self.answers)
 
@@ -58,3 +59,8 @@ class Comparisons(Base):
     exist = exists_BxGxK[..., np.array(worse)].astype(jnp.float32)
     number = jnp.sum(exist, axis=-1, keepdims=True)
     return exist / jnp.maximum(number, 1), jnp.sum((number > 0).astype(jnp.float32))
+
+
+def segments_of(batch: Batch) -> Any:
+  """Returns the segments of answers [B, L]: of the targets, where a row has sources and targets."""
+  return batch["decoder_segments" if "decoder_segments" in batch else "segments"]

@@ -6,6 +6,7 @@ import types
 
 from lmjax.data.sources.chosen import ChosenDialogues
 from lmjax.data.sources.dialogues import JsonDialogues
+from lmjax.data.sources.judgements import JsonJudgements
 from lmjax.data.sources.preferences import JsonPreferences
 from lmjax.inference.chat import Chat
 
@@ -24,7 +25,11 @@ def make(folder: pathlib.Path) -> None:
     {"prompt": MESSAGES[:1], "answers": ["b", "c", "d"]},
     {"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: a\n\nAssistant: c"},
   ]
-  for name, records in (("dialogues", dialogues), ("comparisons", comparisons)):
+  judgements = [
+    {"prompt": "a", "completion": "b", "label": True},
+    {"prompt": MESSAGES[:1], "completion": MESSAGES[1:], "label": False},
+  ]
+  for name, records in (("dialogues", dialogues), ("comparisons", comparisons), ("judgements", judgements)):
     (folder / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     (folder / f"{name}.json").write_text(json.dumps(records, indent=1))
   (folder / "saved.json").write_text(json.dumps({"messages": MESSAGES}))
@@ -32,7 +37,8 @@ def make(folder: pathlib.Path) -> None:
 
 def read(folder: pathlib.Path) -> None:
   """Reads all of them."""
-  for kind, name in ((JsonDialogues, "dialogues"), (JsonPreferences, "comparisons"), (ChosenDialogues, "comparisons")):
+  kinds = [(kind, "comparisons") for kind in (JsonPreferences, ChosenDialogues, JsonJudgements)]
+  for kind, name in (*kinds, (JsonDialogues, "dialogues"), (JsonJudgements, "judgements")):
     for form in ("jsonl", "json"):
       source = kind(str(folder / f"{name}.{form}"), system="s")
       for i in range(len(source)):

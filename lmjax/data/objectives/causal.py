@@ -5,9 +5,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from lmjax.data.concatenate import Concatenate
 from lmjax.data.documents import Documents
 from lmjax.data.packer import Packer
-from lmjax.data.packing import Concatenate, FirstFitText, TextBuckets, Windows
+from lmjax.data.packing import FirstFitText, TextBuckets, Windows
 from lmjax.data.pipeline import Reader
 from lmjax.data.schedule import proportions, schedule
 from lmjax.data.sources.base import BadRecord, read_document

@@ -117,6 +117,13 @@ def _cut(encoded: ChatIds) -> ChatIds:
   return ChatIds(encoded.ids[:size], encoded.answer[:size])
 
 
+def last(encoded: ChatIds) -> ChatIds:
+  """Returns a dialogue of which only the last answer counts, not those that are part of the prompt."""
+  ids, answer = encoded
+  numbers = np.cumsum(np.diff(answer, prepend=False) & answer)  # of the answer that a token belongs to
+  return ChatIds(ids, answer & (numbers == numbers[-1]))
+
+
 def place(items: Iterable[tuple[int, tuple[np.ndarray, np.ndarray]]], length: int) -> Row:
   """Returns the row that holds dialogues: inputs, targets, positions, segments and weights, each [L].
 

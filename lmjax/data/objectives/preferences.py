@@ -10,11 +10,12 @@ from lmjax.data.chat.format import ASSISTANT, ChatIds
 from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.documents import Documents
 from lmjax.data.first_fit import GROUP_ROWS, FirstFit
-from lmjax.data.objectives.chats import ChatDocuments, Chats, place, shorten
+from lmjax.data.objectives.chats import ChatDocuments, Chats, last, place, shorten
 from lmjax.data.packer import Document, Packer, Row
 from lmjax.data.sources.base import Source
 from lmjax.data.sources.preferences import Preference
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.utils import names
 from lmjax.utils.errors import UserError
 
 
@@ -41,6 +42,12 @@ class Preferences(Chats):
   def shared(self, tokenizer: Tokenizer | None = None) -> dict[str, Any]:
     return {"answers": self.answers, "groups": self.groups}
 
+  def for_model(self, model: Any) -> "Preferences":
+    if model.kind == "decoder":
+      return self
+    reader: Preferences = names.load("lmjax.data.objectives.preferences_by_kind:reader_for")(self, model.kind)
+    return reader
+
   def messages(self, document: Any) -> Sequence[str]:
     if not isinstance(document, Preference):
       raise UserError("data: the rows need preferences: use a source of lmjax.data.sources.preferences")
@@ -54,9 +61,13 @@ class Preferences(Chats):
 
 
 class PreferenceDocuments(ChatDocuments):
-  """Preferences as their prompts with each answer: ids [T], and which of them are the answer [T]."""
+  """Preferences as their prompts with each answer: ids [T], and which of them are the answer [T].
+
+  before: ids that come first.
+  """
 
   requires = "preferences"
+  before: tuple[int, ...] = ()
 
   def encode_chat(self, document: Preference) -> Any:
     most = self.reader.answers  # type: ignore[attr-defined]
@@ -66,12 +77,15 @@ class PreferenceDocuments(ChatDocuments):
     def encode(prompt: Sequence[Message]) -> list[ChatIds]:
       return [last(self.chat.encode([*prompt, Message(ASSISTANT, answer)])) for answer in document.answers]
 
-    length = self.reader.length // most
+    length, before = self.reader.length // most - len(self.before), len(self.before)
     encoded = shorten(document.prompt, encode, length - 1)
     if len({ids.tobytes() for ids, _ in encoded}) < len(encoded):
       raise ChatError(f"its answers are the same in their first {length:,} tokens")
     # One more target, without weight, so that the model reads the last token: a reward model scores its vector.
-    read = [ChatIds(np.append(ids, 0), np.append(answer, False)) for ids, answer in encoded]
+    read = [
+      ChatIds(np.concatenate([self.before, ids, [0]]).astype(np.int32), np.pad(answer, (before, 1)))
+      for ids, answer in encoded
+    ]
     return read, len("".join(document.answers).encode("utf-8"))
 
 
@@ -92,10 +106,3 @@ class PreferenceRows(FirstFit):
       (group * self.answers + k, own) for group, (content, _) in enumerate(items) for k, own in enumerate(content, 1)
     )
     return place(numbered, self.length) | {"bytes": np.float64(sum(size for _, size in items))}
-
-
-def last(encoded: ChatIds) -> ChatIds:
-  """Returns a dialogue of which only the last answer counts, not those that are part of the prompt."""
-  ids, answer = encoded
-  numbers = np.cumsum(np.diff(answer, prepend=False) & answer)  # of the answer that a token belongs to
-  return ChatIds(ids, answer & (numbers == numbers[-1]))

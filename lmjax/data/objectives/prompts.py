@@ -32,6 +32,11 @@ class AnswerText:
       return ends_of(self.tokenizer)
     return ChatPrompts(self.tokenizer, self.template, NOW).ends
 
+  @property
+  def start(self) -> int:
+    """The id that the decoder of an encoder-decoder reads first."""
+    return self.tokenizer.start
+
   def decode(self, ids: Iterable[int]) -> str:
     """Returns the text of ids, without what ends an answer."""
     return self.tokenizer.decode([int(i) for i in ids if int(i) not in self.ends])

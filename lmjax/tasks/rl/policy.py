@@ -12,7 +12,7 @@ import numpy as np
 
 from lmjax.data.batch import Batch
 from lmjax.data.objectives.prompts import AnswerText
-from lmjax.models.base import Table
+from lmjax.models.base import GENERATES, Table
 from lmjax.tasks.base import Collected, Frozen, FrozenModel, Spec
 from lmjax.tasks.reference import WithReference
 from lmjax.tasks.rl.advantages import last_tokens, masked_mean
@@ -55,8 +55,8 @@ class Policy(WithReference):
   collects = True
 
   def __post_init__(self):
-    if self.model.kind != "decoder":
-      raise ValueError(f"answers are written by decoders, not by the kind {self.model.kind!r}")
+    if self.model.kind not in GENERATES:
+      raise ValueError(f"answers are written by decoders and encoder-decoders, not by the kind {self.model.kind!r}")
     if not self.temperature > 0:
       raise ValueError(f"temperature must be above 0, not {self.temperature}")
     if min(self.samples, self.minibatches, self.epochs) < 1:
@@ -103,7 +103,11 @@ class Policy(WithReference):
 
   def spec(self, batch: int, length: int) -> Spec:
     rows = max(batch * self.samples // self.minibatches, 1)
-    spec = {key: jax.ShapeDtypeStruct((rows, length), jnp.int32) for key in ("inputs", "positions", "segments")}
+    read = {"": length}  # tokens that encoder and decoder read, see `Rollout.rows`
+    if self.model.kind == "encoder_decoder":
+      read = {"": length - self.answer_tokens, "decoder_": 1 + self.answer_tokens}
+    shapes = {part + key: (rows, read[part]) for part in read for key in ("inputs", "positions", "segments")}
+    spec = {key: jax.ShapeDtypeStruct(shape, jnp.int32) for key, shape in shapes.items()}
     per_token = {"targets": jnp.int32} | dict.fromkeys(("weights", *self.experience_keys()), jnp.float32)
     spec |= {key: jax.ShapeDtypeStruct((rows, self.answer_tokens), dtype) for key, dtype in per_token.items()}
     return spec | {key: jax.ShapeDtypeStruct((rows,), jnp.float32) for key in (SCALE if self.normalise else ())}
@@ -150,8 +154,9 @@ class Policy(WithReference):
     assert self.text is not None, "the data sets it"
     repeated = {key: np.repeat(value, samples or self.samples, axis=0) for key, value in prompts.items()}
     seeds = np.asarray(jax.random.bits(rng, (len(repeated["inputs"]),), jnp.uint32))
+    text, tokens = self.text, self.answer_tokens
     return write_answers(
-      self.model, self.compute(params), repeated, seeds, self.answer_tokens, self.temperature, self.text.ends
+      self.model, self.compute(params), repeated, seeds, tokens, self.temperature, text.ends, text.start
     )
 
   def texts(self, rollout: Rollout) -> list[tuple[str, str]]:
@@ -223,7 +228,7 @@ class Policy(WithReference):
     for epoch in jax.random.split(order, self.epochs):
       shuffled = np.asarray(jax.random.permutation(epoch, len(mask)))
       for own in np.split(shuffled, self.minibatches):
-        part = self.minibatch({key: rows[key][own] for key in keys})
+        part = self.minibatch({key: rows[key][own] for key in keys if key in rows})
         yield Collected(on_mesh(part), metrics)
 
 

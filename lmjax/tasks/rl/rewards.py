@@ -61,7 +61,20 @@ class ModelReward(Reward):
   def scores(self, model: FrozenModel | None, batches: Sequence[Batch], texts: Texts) -> np.ndarray:
     if model is None or not isinstance(model.task, RewardModel):
       raise UserError(f"config.task.rewards: {self.path} is not a run of a reward model")
+    pairs = model.task.model.kind == "encoder_decoder"
+    if any(pairs != ("decoder_inputs" in batch) for batch in batches):
+      raise UserError(f"config.task.rewards: {self.path} and the policy must both be encoder-decoders, or neither")
+    if model.task.model.kind == "encoder":
+      batches = [_after(batch, model.task.start) for batch in batches]
     return np.concatenate([whole(_model_scores(model.task, model.params, on_mesh(batch))) for batch in batches])
+
+
+def _after(batch: Batch, start: int) -> Batch:
+  """Returns rows [N, 1 + L] of which the first token, [CLS], is at position 0, wherever the padding is."""
+  before = {"inputs": start, "segments": 1, "positions": 0}
+  rows = {key: np.pad(batch[key], ((0, 0), (1, 0)), constant_values=value) for key, value in before.items()}
+  rows["positions"][:, 1:] += 1
+  return rows
 
 
 @functools.partial(jax.jit, static_argnums=0)

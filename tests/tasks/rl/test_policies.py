@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from lmjax.decode.sample import prefill
-from lmjax.tasks.base import weighted_sum
+from lmjax.tasks.base import FrozenModel, weighted_sum
 from lmjax.tasks.rl.grpo import GRPO
 from lmjax.tasks.rl.ppo import PPO
 from lmjax.tasks.rl.rewards import FunctionReward, PatternReward
@@ -43,15 +43,22 @@ def collected(task, params, prompts, carry=None, seed=3):
   )
 
 
-@pytest.mark.parametrize("family", ["GPT", "Llama", "LSTM"])
+@pytest.mark.parametrize("family", ["GPT", "Llama", "LSTM", "T5"])
 def test_log_probabilities_are_those_of_the_sampler(family):
-  """Of the prefill and the cache, token by token, for prompts of several lengths; and of a row without padding."""
+  """Of the prefill and the cache, token by token, for prompts of several lengths; and of a row without padding.
+
+  A source may have its padding on either side. The policy and a reference that is the same are equal.
+  """
   task, params, prompts, rollout = made(family=family, temperature=0.7)
   batch = {key: jnp.asarray(value) for key, value in rollout.rows().items()}
   _, log_probs, entropy = jax.jit(task.policy)(params, batch)
   model, own = task.model, params["model"]
   tokens, valid = jnp.asarray(rollout.prompts), jnp.asarray(rollout.valid)
-  hidden, cache = jax.jit(lambda p, t, v: prefill(model, p, t, v, t.shape[1] + 8, None))(own, tokens, valid)
+  source = None
+  if family == "T5":
+    source, tokens = (tokens, valid), jnp.full((ROWS, 1), task.text.start)
+    valid = jnp.ones_like(tokens, bool)
+  hidden, cache = jax.jit(lambda p, t, v, s: prefill(model, p, t, v, t.shape[1] + 8, s))(own, tokens, valid, source)
   extend = jax.jit(lambda p, c, t, v: model.apply({"params": p}, c, t, v, method="extend"))
   x = hidden[:, -1:]
   for t in range(task.answer_tokens):
@@ -70,6 +77,12 @@ def test_log_probabilities_are_those_of_the_sampler(family):
   start = int(np.argmax(np.asarray(row["segments"])[0] > 0))
   short = row | {key: row[key][:, start:] for key in ("inputs", "positions", "segments")}
   np.testing.assert_allclose(task.policy(params, short)[1][0], log_probs[1], atol=1e-5)
+  if source:
+    right = row | {key: jnp.roll(row[key], -start, axis=1) for key in ("inputs", "positions", "segments")}
+    np.testing.assert_allclose(task.policy(params, right)[1][0], log_probs[1], atol=1e-5)
+  frozen = {"reference": FrozenModel(task, params)}
+  measured = jax.jit(dataclasses.replace(task, reference="somewhere").measure)(params, frozen, batch)
+  np.testing.assert_array_equal(measured["reference_log_probs"], measured["old_log_probs"])
 
 
 def test_an_answer_ends_with_the_first_end_token():
@@ -93,10 +106,10 @@ def test_answers_to_a_prompt_follow_each_other_and_differ():
   np.testing.assert_array_equal(rollout.answers, again.answers)
 
 
-@pytest.mark.parametrize("kind", [PPO, GRPO])
-def test_the_first_update_has_a_ratio_of_1(kind):
+@pytest.mark.parametrize(("kind", "family"), [(PPO, "GPT"), (GRPO, "GPT"), (PPO, "T5")])
+def test_the_first_update_has_a_ratio_of_1(kind, family):
   """And the batches have the keys and shapes of the spec, every row once in each epoch."""
-  task, params, prompts, _ = made(kind, samples=2, minibatches=2, epochs=2)
+  task, params, prompts, _ = made(kind, family, samples=2, minibatches=2, epochs=2)
   parts = collected(task, params, prompts)
   assert len(parts) == 4
   spec = task.spec(ROWS, LENGTH)
