@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from scipy.special import stdtrit
 
 from lmjax import experiment as experiments
 from lmjax.compression import masks
+from lmjax.inference.table import DisplayTable
 from lmjax.logs import read_metrics
 from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
 from lmjax.storage import compressed
@@ -44,6 +47,19 @@ class Rates:
       if not 0 < rate < 1:
         raise ValueError(f"a rate is above 0 and below 1, not {rate} for {pattern!r}")
 
+  @classmethod
+  def parse(cls, given: Sequence[str], structure: str) -> "Rates":
+    """Returns the rates of options `PATTERN=RATE` or `RATE`; 0.2 of all kernels where there are none.
+
+    Raises:
+      UserError: one of them is not a rate.
+    """
+    try:
+      parts = (text.rpartition("=") for text in given)
+      return cls(tuple((at or "^model/", float(rate)) for at, _, rate in parts) or (("^model/", 0.2),), structure)
+    except ValueError as error:
+      raise UserError(f"lottery: --rate: {error}") from error
+
   def of(self, name: str) -> float | None:
     """Returns the rate of a kernel; None where it is not pruned."""
     if not name.endswith("kernel"):
@@ -70,6 +86,13 @@ class Rates:
 def weights_of(run: epath.PathLike, step: int | None = None) -> Arrays:
   """Returns the parameters of a run at a step, the latest by default, by path names."""
   return {name: jnp.asarray(np.asarray(array)) for name, array in RunFolder(run, step).parameters().items()}
+
+
+@functools.lru_cache(maxsize=1)  # all arms of a round have one mask
+def masks_after(run: epath.Path, rates: Rates, rounds: int) -> Arrays:
+  """Returns the masks of a round, from the final weights of the run of the round before."""
+  boxes = pytree.named_leaves(RunFolder(run).named, is_leaf=is_partitioned)
+  return rates.masks(boxes, weights_of(run), rounds)
 
 
 def new_weights(settings: Mapping[str, Any], run: epath.PathLike) -> Arrays:
@@ -131,6 +154,43 @@ def curve(run: epath.PathLike, metric: str) -> dict[int, float]:
 def steps_to(values: Mapping[int, float], limit: float) -> int | None:
   """Returns the first step at which a loss is at or below a limit; None where it never is."""
   return next((step for step, value in values.items() if value <= limit), None)
+
+
+def comparison(rows: Sequence[Mapping[str, Any]], metric: str) -> DisplayTable:
+  """Returns the mean final loss of each arm over the seeds, and how far each control is above the ticket.
+
+  The differences are paired by seed, with the half of their 95 % interval by Student's t.
+
+  Args:
+    rows: see `plot`.
+  """
+  controls = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm not in (TICKET, DENSE)]
+  losses: dict[tuple[int, str], dict[int, float]] = {}
+  shares: dict[int, list[float]] = {}
+  for row in rows:
+    losses.setdefault((row["round"], row["arm"]), {})[row["seed"]] = row["loss"]
+    shares.setdefault(row["round"], []).append(row["remaining"])
+  lines = []
+  for number, kept in shares.items():
+    ticket = losses[number, TICKET if number else DENSE]
+    cells = [f"{float(np.mean(kept)):.1%}", f"{float(np.mean(list(ticket.values()))):.4f}"]
+    for arm in controls:
+      other = losses.get((number, arm), {})
+      change = np.array([other[seed] - ticket[seed] for seed in other if seed in ticket])
+      cells.append(f"{float(np.mean(list(other.values()))):.4f}" if other else "")
+      cells.append(_with_interval(change) if other else "")
+    lines.append((str(number), *cells))
+  names = tuple(name for arm in controls for name in (arm, "above the ticket"))
+  return DisplayTable(
+    f"{metric}: means of {len({row['seed'] for row in rows})} seeds", ("round", "weights", TICKET, *names), tuple(lines)
+  )
+
+
+def _with_interval(change: np.ndarray) -> str:
+  if len(change) < 2:
+    return f"{change.mean():+.4f}"
+  half = stdtrit(len(change) - 1, 0.975) * change.std(ddof=1) / len(change) ** 0.5
+  return f"{change.mean():+.4f} +- {half:.4f}"
 
 
 def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> None:
