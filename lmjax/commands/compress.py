@@ -43,6 +43,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--group", type=int, default=0, help="inputs that share a scale; default all of an output")
   parser.add_argument("--asymmetric", action="store_true", help="an offset for each scale")
   parser.add_argument("--gptq", action="store_true", help="round by what kernels read, instead of to the nearest")
+  parser.add_argument("--awq", action="store_true", help="multiply the inputs that matter before they are rounded")
   parser.add_argument("--tables", choices=(*DTYPES, "none"), default="int8", help="the type of vocabulary tables")
   parser.add_argument("--table_group", type=int, default=64, help="values of a row that share a scale; 0 is all")
   parser.add_argument("--prune", choices=SCORES, help="what the values are ranked by that become zero")
@@ -50,7 +51,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--structure", help="what is compared: layer, output, global, or N:M with N of M kept")
   parser.add_argument("--targets", help="a regular expression for the kernels; default all of them")
   parser.add_argument(
-    "--calibration", metavar="FILE", help="a text file for the model to read: wanda, sparsegpt, GPTQ, taylor"
+    "--calibration", metavar="FILE", help="a text file for the model to read: wanda, sparsegpt, GPTQ, AWQ, taylor"
   )
   parser.add_argument("--tokens", type=int, default=8192, help="of the calibration text")
   parser.add_argument("--seed", type=int, default=0, help="of random scores and of the places in the text")

@@ -1,7 +1,9 @@
 """The methods that the options of `lmjax compress` name."""
 
 import argparse
+from typing import Any
 
+from lmjax.compression.awq import AWQ
 from lmjax.compression.gptq import GPTQ
 from lmjax.compression.method import Method
 from lmjax.compression.one_shot import OneShot
@@ -20,7 +22,7 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
     raise UserError("compress: --score needs --remove")
   if not options.prune and (options.sparsity is not None or options.structure is not None):
     raise UserError("compress: --sparsity and --structure need --prune")
-  for name, default in dict(group=0, asymmetric=False, gptq=False, tables="int8", table_group=64).items():
+  for name, default in dict(group=0, asymmetric=False, gptq=False, awq=False, tables="int8", table_group=64).items():
     if not options.quantize and getattr(options, name) != default:
       raise UserError(f"compress: --{name} needs --quantize")
   if options.tokens < 1:
@@ -33,9 +35,9 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
     raise UserError("compress: give --quantize or --prune, or --remove")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
-    raise UserError("compress: --prune wanda, sparsegpt and --gptq need --calibration, a text file")
+    raise UserError("compress: --prune wanda, sparsegpt, --gptq and --awq need --calibration, a text file")
   if options.calibration and not needing and not any(removal.needs_batches for removal in removals):
-    raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq and --score taylor")
+    raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq, --awq and --score taylor")
   return removals, methods
 
 
@@ -46,7 +48,7 @@ def _removals(options: argparse.Namespace) -> list[Remove]:
 
 def _methods(options: argparse.Namespace) -> list[Method]:
   methods: list[Method] = []
-  targets = {} if options.targets is None else {"targets": options.targets}
+  targets: dict[str, Any] = {} if options.targets is None else {"targets": options.targets}
   if options.prune:
     structure = options.structure or ("output" if options.prune == "wanda" else "layer")
     if ":" in structure and options.sparsity is not None:
@@ -55,7 +57,8 @@ def _methods(options: argparse.Namespace) -> list[Method]:
     methods.append(OneShot(sparsity, options.prune, structure, seed=options.seed, **targets))
   if options.quantize:
     tables = "" if options.tables == "none" else options.tables
-    method = GPTQ if options.gptq else Quantize
+    method = AWQ if options.awq else GPTQ if options.gptq else Quantize
+    targets |= {"gptq": options.gptq} if options.awq else {}
     methods.append(
       method(options.quantize, options.group, not options.asymmetric, tables, options.table_group, **targets)
     )

@@ -9,6 +9,7 @@ import pytest
 
 from lmjax import notebook, storage
 from lmjax.__main__ import main
+from lmjax.compression.awq import AWQ
 from lmjax.compression.quantize import QTensor, Quantize
 from lmjax.inference.before_after import rows_of
 from lmjax.inference.compress import compress
@@ -158,13 +159,16 @@ FAST = ["GPT", *(pytest.param(family, marks=pytest.mark.long) for family in ("T5
 
 
 @pytest.mark.parametrize("family", FAST)
-@pytest.mark.parametrize("settings", [Quantize(), Quantize("int4", 8, False), Quantize("float8_e4m3fn")], ids=str)
+@pytest.mark.parametrize(
+  "settings", [Quantize(), Quantize("int4", 8, False), Quantize("float8_e4m3fn"), AWQ("int4", 8)]
+)
 def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
   """Bit for bit, for every type of value."""
   task = tiny_task(family)
   named = pytree.named_leaves(named_parameters(task, 4, 16), is_leaf=is_partitioned)
   params = pytree.named_leaves(init_params(task, fake_batch(task)))
-  made = settings.apply(task, {name: box.replace(value=params[name]) for name, box in named.items()})
+  boxes = {name: box.replace(value=params[name]) for name, box in named.items()}
+  made = settings.apply(task, boxes, fake_batch(task))
   made["model/odd"] = jnp.where(jnp.arange(35).reshape(5, 7) % 3 == 0, 1.5, 0.0)  # a bit for each, and a byte cut off
   arrays = {name: array for path, value in made.items() for name, array in tensors_of(path, value).items()}
   shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
