@@ -22,7 +22,7 @@ def sum_terms(context: Context, batches: list[Batch]) -> Callable[[Tree], dict[s
   """
   task = context.task
   rows = len(batches[0]["weights"])
-  keys = task.spec(rows, context.data.length)
+  keys = task.reads(rows, context.data.length)
   check(batches[0], keys)
   batches = [{key: batch[key] for key in keys} for batch in batches]
   start = task.initial_carry(rows)
