@@ -47,6 +47,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--tables", choices=(*DTYPES, "none"), default="int8", help="the type of vocabulary tables")
   parser.add_argument("--table_group", type=int, default=64, help="values of a row that share a scale; 0 is all")
   parser.add_argument("--prune", choices=SCORES, help="what the values are ranked by that become zero")
+  parser.add_argument("--mask", metavar="MODEL", help="kernels become zero where those of another saved model are")
   parser.add_argument("--sparsity", type=float, help="the fraction of values that become zero; default 0.5")
   parser.add_argument("--structure", help="what is compared: layer, output, global, or N:M with N of M kept")
   parser.add_argument("--targets", help="a regular expression for the kernels; default all of them")

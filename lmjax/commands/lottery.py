@@ -88,7 +88,7 @@ class _Seed:
       return train(settings, self.dense)
     start = self.folder / str(number) / f"{arm}_start"
     if not start.exists():
-      fresh = lottery.new_weights(self.settings | {"seed": self.settings["seed"] + FRESH}, self.dense)
+      fresh = lottery.new_weights(self.settings | {"seed": self.settings["seed"] + FRESH}, self.dense, True)
       rewound, at = self.rewind, self.dense
       weights = lottery.weights_of(at, rewound) if rewound else lottery.new_weights(self.settings, at)
       seed = self.settings["seed"] + FRESH + number

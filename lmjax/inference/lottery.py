@@ -20,6 +20,7 @@ from lmjax.logs import read_metrics
 from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
 from lmjax.storage import compressed
 from lmjax.storage.run import RunFolder
+from lmjax.storage.start import load
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError, one_line
 
@@ -95,10 +96,17 @@ def masks_after(run: epath.Path, rates: Rates, rounds: int) -> Arrays:
   return rates.masks(boxes, weights_of(run), rounds)
 
 
-def new_weights(settings: Mapping[str, Any], run: epath.PathLike) -> Arrays:
-  """Returns the parameters that a run of a config starts with; run: whose folder has the tokenizer."""
+def new_weights(settings: Mapping[str, Any], run: epath.PathLike, scratch: bool = False) -> Arrays:
+  """Returns the parameters that a run of a config starts with: those of its `start`, or from its seed.
+
+  Args:
+    run: whose folder has the tokenizer.
+    scratch: all of them from its seed, whatever `start` says.
+  """
   built = experiments.build(copy.deepcopy(dict(settings)), run)
-  return pytree.named_leaves(built.state().params)
+  use = built.start.path and not scratch
+  loaded = load(built.start, built.named, built.layout)[0] if use else {}
+  return pytree.named_leaves(built.init()[0](loaded).params)
 
 
 def write_start(
@@ -202,7 +210,9 @@ def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> No
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(10, 4), layout="constrained")
-  for axes, key, label in zip(figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to it"), strict=True):
+  for axes, key, label in zip(
+    figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to that of the dense model"), strict=True
+  ):
     for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != DENSE):
       points: dict[float, list[float]] = {}
       for row in rows:
@@ -212,6 +222,10 @@ def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> No
       axes.plot(x, [np.mean(points[value]) for value in x], "o-", label=arm.replace("_", " "), markersize=3)
       axes.fill_between(x, [min(points[v]) for v in x], [max(points[v]) for v in x], alpha=0.2)
     axes.set(xscale="log", xlabel="remaining weights", ylabel=label)
+    least = min(row["remaining"] for row in rows)
+    ticks = [share for share in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001) if share >= least] or [1.0]
+    axes.set_xticks(ticks, [f"{share:.1%}".replace(".0", "") for share in ticks])
+    axes.minorticks_off()
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     if axes.lines:

@@ -9,6 +9,7 @@ from lmjax.compression.method import Method
 from lmjax.compression.one_shot import OneShot
 from lmjax.compression.quantize import Quantize
 from lmjax.compression.remove import Remove
+from lmjax.compression.same_zeros import SameZeros
 from lmjax.utils.errors import UserError
 
 
@@ -32,7 +33,7 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
   except ValueError as error:
     raise UserError(f"compress: {error}") from error
   if not methods and not removals:
-    raise UserError("compress: give --quantize or --prune, or --remove")
+    raise UserError("compress: give --quantize or --prune, or --remove or --mask")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
     raise UserError("compress: --prune wanda, sparsegpt, --gptq and --awq need --calibration, a text file")
@@ -49,6 +50,8 @@ def _removals(options: argparse.Namespace) -> list[Remove]:
 def _methods(options: argparse.Namespace) -> list[Method]:
   methods: list[Method] = []
   targets: dict[str, Any] = {} if options.targets is None else {"targets": options.targets}
+  if options.mask:
+    methods.append(SameZeros(options.mask, **targets))
   if options.prune:
     structure = options.structure or ("output" if options.prune == "wanda" else "layer")
     if ":" in structure and options.sparsity is not None:
