@@ -30,6 +30,7 @@ COMMANDS = {
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
   "predict": "labels of texts, by a model that classifies",
+  "teacher": "write what a teacher predicts, for distillation without it",
   "compress": "quantize and prune a trained model",
   "lottery": "find sparse networks that train well from their start",
   "convert": "convert models to and from Hugging Face's format",

@@ -53,7 +53,10 @@ COMMANDS = {  # of each command that writes: its arguments, and whether it creat
   "suite": (("evaluate", "--workdir", "{model}", "--suite", "{suite}", "--output", "{output}"), True),
   "predict": (("predict", "--workdir", "{classifier}", "--input", "{text}", "--output", "{output}"), False),
   "report": (("report", "{run}", "--output", "{output}"), False),
-  "compress": (("compress", "--workdir", "{model}", "--output", "{output}", "--quantize", "int8"), True),
+  "compress": (
+    ("compress", "--workdir", "{model}", "--output", "{output}", "--quantize", "int8", "--measure", ""),
+    True,
+  ),
   "seeds": (("seeds", *DEBUG, "--seeds", "0", "--workdir", "{output}"), True),
 }  # fmt: skip
 TASK = {"task": "colours", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": "t.jsonl"}},

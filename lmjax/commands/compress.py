@@ -14,17 +14,16 @@ import json
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
-from lmjax.compression.gptq import GPTQ
-from lmjax.compression.method import Method
-from lmjax.compression.one_shot import SCORES, OneShot
-from lmjax.compression.quantize import DTYPES, Quantize
+from lmjax.compression.one_shot import SCORES
+from lmjax.compression.quantize import DTYPES
 from lmjax.compression.remove import SCORES as REMOVAL_SCORES
-from lmjax.compression.remove import STRUCTURES, Remove
+from lmjax.compression.remove import STRUCTURES
+from lmjax.inference.before_after import WHAT, check, measure
 from lmjax.inference.compress import compress, task_batches, windows
+from lmjax.inference.methods import choose
 from lmjax.inference.output import show
 from lmjax.logs import console
 from lmjax.storage.compressed import refuse_existing
-from lmjax.utils.errors import UserError
 from lmjax.utils.files import write
 
 
@@ -44,59 +43,30 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--group", type=int, default=0, help="inputs that share a scale; default all of an output")
   parser.add_argument("--asymmetric", action="store_true", help="an offset for each scale")
   parser.add_argument("--gptq", action="store_true", help="round by what kernels read, instead of to the nearest")
+  parser.add_argument("--awq", action="store_true", help="multiply the inputs that matter before they are rounded")
   parser.add_argument("--tables", choices=(*DTYPES, "none"), default="int8", help="the type of vocabulary tables")
   parser.add_argument("--table_group", type=int, default=64, help="values of a row that share a scale; 0 is all")
   parser.add_argument("--prune", choices=SCORES, help="what the values are ranked by that become zero")
+  parser.add_argument("--mask", metavar="MODEL", help="kernels become zero where those of another saved model are")
   parser.add_argument("--sparsity", type=float, help="the fraction of values that become zero; default 0.5")
   parser.add_argument("--structure", help="what is compared: layer, output, global, or N:M with N of M kept")
   parser.add_argument("--targets", help="a regular expression for the kernels; default all of them")
   parser.add_argument(
-    "--calibration", metavar="FILE", help="a text file for the model to read: wanda, sparsegpt, GPTQ, taylor"
+    "--calibration", metavar="FILE", help="a text file for the model to read: wanda, sparsegpt, GPTQ, AWQ, taylor"
   )
   parser.add_argument("--tokens", type=int, default=8192, help="of the calibration text")
   parser.add_argument("--seed", type=int, default=0, help="of random scores and of the places in the text")
-  parser.add_argument("--report", metavar="FILE", help="a JSON file for the sizes and the error of each parameter")
+  parser.add_argument("--measure", default=",".join(WHAT), help="before and after; empty for nothing")
+  parser.add_argument("--config", help="of a model that is not a run: a config whose evaluators measure it")
+  parser.add_argument("--report", metavar="FILE", help="a JSON file for all that is printed")
   options = parse(parser, arguments)
   refuse_existing(options.output)
-  targets = {} if options.targets is None else {"targets": options.targets}
-  if options.score and not options.remove:
-    raise UserError("compress: --score needs --remove")
-  methods: list[Method] = []
-  if not options.prune and (options.sparsity is not None or options.structure is not None):
-    raise UserError("compress: --sparsity and --structure need --prune")
-  for name in ("group", "asymmetric", "gptq", "tables", "table_group"):
-    if not options.quantize and getattr(options, name) != parser.get_default(name):
-      raise UserError(f"compress: --{name} needs --quantize")
-  if options.tokens < 1:
-    raise UserError(f"compress: --tokens must be at least 1, not {options.tokens}")
-  try:
-    removals = [
-      Remove(what, float(fraction), options.score or "magnitude", options.seed)
-      for what, _, fraction in (text.partition("=") for text in options.remove)
-    ]
-    if options.prune:
-      structure = options.structure or ("output" if options.prune == "wanda" else "layer")
-      if ":" in structure and options.sparsity is not None:
-        raise UserError(f"compress: {structure} has a sparsity of its own: leave out --sparsity")
-      sparsity = 0.5 if options.sparsity is None else options.sparsity
-      methods.append(OneShot(sparsity, options.prune, structure, seed=options.seed, **targets))
-    if options.quantize:
-      tables = "" if options.tables == "none" else options.tables
-      method = GPTQ if options.gptq else Quantize
-      methods.append(
-        method(options.quantize, options.group, not options.asymmetric, tables, options.table_group, **targets)
-      )
-  except ValueError as error:
-    raise UserError(f"compress: {error}") from error
-  if not methods and not removals:
-    raise UserError("compress: give --quantize or --prune, or --remove")
+  removals, methods = choose(options)
   needing = any(method.needs_inputs for method in methods)
-  if needing and not options.calibration:
-    raise UserError("compress: --prune wanda, sparsegpt and --gptq need --calibration, a text file")
   taylor = any(removal.needs_batches for removal in removals)
-  if options.calibration and not needing and not taylor:
-    raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq and --score taylor")
+  what = [name for name in options.measure.split(",") if name]
   saved = storage.open(options.workdir, options.step)
+  check(what, saved, options.config)
   record, inputs, batches = {}, None, []
   if taylor:
     batches = task_batches(saved, options.calibration, options.tokens, options.seed)
@@ -108,7 +78,10 @@ def main(arguments: list[str]) -> int:
   show(report.table().rich())
   for line in report.lines():
     console.print(line)
-  if options.report:
-    write(options.report, json.dumps(dataclasses.asdict(report), indent=2) + "\n")
   console.print(f"{options.output}: written")
+  measured = measure(saved, options.output, what, options.config)
+  if what:
+    show(measured.table().rich())
+  if options.report:
+    write(options.report, json.dumps(dataclasses.asdict(report) | dataclasses.asdict(measured), indent=2) + "\n")
   return 0

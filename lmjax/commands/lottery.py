@@ -9,6 +9,7 @@ mask; and, as round 0, the dense model. Run the same command again to resume; fi
 are in lottery.json and lottery.png.
 """
 
+import argparse
 import copy
 import json
 from typing import Any
@@ -21,11 +22,9 @@ from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.commands.seeds import parse_seeds
 from lmjax.inference import lottery
 from lmjax.inference.lottery import CONTROLS, DENSE, TICKET, Rates
-from lmjax.logs import console
-from lmjax.parallel.sharding import is_partitioned
-from lmjax.storage.run import RunFolder
+from lmjax.inference.output import show
 from lmjax.train import train
-from lmjax.utils import files, pytree
+from lmjax.utils import files, trust
 from lmjax.utils.errors import UserError
 
 FRESH = 1_000_003  # added to the seed of new weights and of random masks
@@ -45,13 +44,19 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--controls", default=",".join(CONTROLS), help="arms besides the ticket; empty for none")
   parser.add_argument("--metric", default="validation_loss", help="that is compared, of the config's evaluators")
   options, overrides = parse_overrides(parser, arguments)
-  rates, workdir = _rates(options.rate, options.structure), epath.Path(options.workdir)
+  rates, workdir = Rates.parse(options.rate, options.structure), epath.Path(options.workdir)
   arms = [TICKET, *filter(None, options.controls.split(","))]
   if unknown := [arm for arm in arms[1:] if arm not in CONTROLS]:
     raise UserError(f"lottery: --controls are {' and '.join(CONTROLS)}, not {unknown[0]!r}")
   settings = configs.load(options.config, overrides)
   if options.rounds < 1 or not 0 <= options.rewind < settings["steps"]:
     raise UserError(f"lottery: --rounds is at least 1, and --rewind from 0 to below {settings['steps']} steps")
+  with trust.trusting(*trust.named(settings)):  # the runs name the classes of the user's own config
+    return _run(options, settings, workdir, rates, arms)
+
+
+def _run(options: argparse.Namespace, settings: dict, workdir: epath.Path, rates: Rates, arms: list[str]) -> int:
+  """Trains what is not trained, writes and prints the results, and returns the exit code."""
   rows: list[dict[str, Any]] = []
   for seed in parse_seeds(options.seeds):
     runs = _Seed(settings | {"seed": seed}, workdir / str(seed), rates, options.rewind, options.metric)
@@ -63,10 +68,7 @@ def main(arguments: list[str]) -> int:
         jax.clear_caches()  # each run compiles its own step
         files.write(workdir / "lottery.json", json.dumps(rows, indent=2) + "\n")
   lottery.plot(rows, options.metric, workdir / "lottery.png")
-  for row in rows:
-    steps = "not reached" if row["steps"] is None else f"reached at step {row['steps']}"
-    console.print(f"seed {row['seed']} round {row['round']} {row['arm']}: {row['remaining']:.1%} of the weights, "
-                  f"{options.metric} {row['loss']:.4f}; that of the dense model {steps}")  # fmt: skip
+  show(lottery.comparison(rows, options.metric).rich())
   return 0
 
 
@@ -86,10 +88,9 @@ class _Seed:
       return train(settings, self.dense)
     start = self.folder / str(number) / f"{arm}_start"
     if not start.exists():
-      fresh = lottery.new_weights(self.settings | {"seed": self.settings["seed"] + FRESH}, self.dense)
-      weights = (
-        lottery.weights_of(self.dense, self.rewind) if self.rewind else lottery.new_weights(self.settings, self.dense)
-      )
+      fresh = lottery.new_weights(self.settings | {"seed": self.settings["seed"] + FRESH}, self.dense, True)
+      rewound, at = self.rewind, self.dense
+      weights = lottery.weights_of(at, rewound) if rewound else lottery.new_weights(self.settings, at)
       seed = self.settings["seed"] + FRESH + number
       lottery.write_start(start, self.dense, arm, weights, self.masks(number), fresh, seed)
     settings |= {"start": {"path": str(start), "new": "^$"}}
@@ -98,23 +99,18 @@ class _Seed:
 
   def masks(self, number: int) -> dict[str, jax.Array]:
     """Returns the masks of a round, from the weights at the end of the round before."""
-    if not number:
-      return {}
     before = self.dense if number == 1 else self.folder / str(number - 1) / TICKET
-    boxes = pytree.named_leaves(RunFolder(self.dense).named, is_leaf=is_partitioned)
-    return self.rates.masks(boxes, lottery.weights_of(before), number)
+    return lottery.masks_after(before, self.rates, number) if number else {}
 
   def row(self, number: int, arm: str) -> dict[str, Any]:
     """Returns what is compared of a finished run."""
     limit = list(lottery.curve(self.dense, self.metric).values())[-1]
     values = lottery.curve(self.folder / str(number) / arm, self.metric)
     kept = lottery.remaining(self.masks(number))
-    return {"arm": arm, "remaining": kept, "loss": list(values.values())[-1], "steps": lottery.steps_to(values, limit)}
-
-
-def _rates(given: list[str], structure: str) -> Rates:
-  try:
-    rates = tuple((pattern or "^model/", float(rate)) for pattern, _, rate in (text.rpartition("=") for text in given))
-    return Rates(rates or (("^model/", 0.2),), structure)
-  except ValueError as error:
-    raise UserError(f"lottery: --rate: {error}") from error
+    return {
+      "arm": arm,
+      "remaining": kept,
+      "loss": list(values.values())[-1],
+      "best": min(values.values()),
+      "steps": lottery.steps_to(values, limit),
+    }

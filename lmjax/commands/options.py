@@ -10,7 +10,7 @@ from lmjax.commands.values import Help, home, number, some_path
 from lmjax.utils.errors import UserError, did_you_mean
 
 # The options whose values are texts; all others may be paths.
-TEXTS = ("text", "controls", "prompt", "prompt_name", "stop", "pattern", "targets", "turn", "system")
+TEXTS = ("text", "controls", "measure", "prompt", "prompt_name", "stop", "pattern", "targets", "turn", "system")
 PARSER = "--parser"  # the argument that asks for the parser of a command
 Rules = Mapping[str, str]
 NOTHING: Rules = {}

@@ -2,26 +2,19 @@
 
 import dataclasses
 import functools
-import math
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.compression import masks
-from lmjax.compression.calibrate import calibrate
-from lmjax.compression.quantize import DTYPES, QTensor, Quantize
-from lmjax.layers.leaves import Parameter
-from lmjax.parallel.sharding import LogicallyPartitioned
-from lmjax.tasks.base import Task
-from lmjax.utils.errors import UserError
+from lmjax.compression.by_inputs import ByInputs, Rounded
+from lmjax.compression.quantize import DTYPES
 
 CLIPS = tuple(1 - i / 40 for i in range(20))  # of the range of a group that its integers cover
 ROWS = 64  # inputs that are rounded before the others are changed
 
 
 @dataclasses.dataclass(frozen=True)
-class GPTQ(Quantize):
+class GPTQ(ByInputs):
   """Rounding that keeps the outputs for given inputs (Frantar et al., 2023, arXiv:2210.17323).
 
   H = X^T X + damping * mean(diag H) I of what a kernel reads. Inputs are rounded in the order of their diag H, the
@@ -33,34 +26,14 @@ class GPTQ(Quantize):
 
   def __post_init__(self):
     super().__post_init__()
-    if not self.dtype.startswith("int"):
-      raise ValueError(f"GPTQ rounds to integers, not to {self.dtype}")
     if not self.damping > 0:
       raise ValueError(f"the damping is above 0, not {self.damping}")
 
-  @property
-  def needs_inputs(self) -> bool:
-    return True
+  def observe(self, x_TxI: jax.Array) -> jax.Array:
+    return hessian(x_TxI)
 
-  def apply(
-    self, task: Task, params: dict[str, LogicallyPartitioned], inputs: Mapping[str, jax.Array] | None = None
-  ) -> dict[str, Parameter]:
-    rounded = super().apply(task, params)
-    if inputs is None:
-      raise UserError("quantize: GPTQ needs calibration data")
-    targets = {name for name, leaf in rounded.items() if isinstance(leaf, QTensor) and name.endswith("kernel")}
-    return rounded | calibrate(task, params, targets, inputs, hessian, self._change)[0]
-
-  def _change(self, name: str, kernel: jax.Array, axes: tuple[str | None, ...], hessian_IxI: jax.Array) -> QTensor:
-    plan = self.settings(name, LogicallyPartitioned(kernel, axes))
-    assert plan is not None
-    counts = plan[0]
-    weights_IxO = masks.matrices(kernel, axes)[0]
-    groups = math.prod(counts) // weights_IxO.shape[1]
-    values, scale, offset = _round(weights_IxO, hessian_IxI, groups, self.dtype, self.symmetric, self.damping)
-    return QTensor(
-      values.reshape(kernel.shape), scale.reshape(counts), None if self.symmetric else offset.reshape(counts)
-    )
+  def round(self, weights_IxO: jax.Array, statistic: jax.Array, groups: int) -> Rounded:
+    return *round_in_turn(weights_IxO, statistic, groups, self.dtype, self.symmetric, self.damping), None
 
 
 @jax.jit
@@ -80,7 +53,9 @@ def inverse_factor(hessian_IxI: jax.Array, damping: float) -> jax.Array:
   return jnp.linalg.cholesky(jax.scipy.linalg.cho_solve(factor, eye)).T
 
 
-def _grid(x_GxKxO: jax.Array, weights_GxK: jax.Array, dtype: str, symmetric: bool) -> tuple[jax.Array, jax.Array]:
+def clipped_grid(
+  x_GxKxO: jax.Array, weights_GxK: jax.Array, dtype: str, symmetric: bool, clips: tuple[float, ...] = CLIPS
+) -> tuple[jax.Array, jax.Array]:
   """Returns scales and offsets [G, 1, O] of groups: of the clipped ranges, those with the least weighted error."""
   top = DTYPES[dtype]
   low, high = (reduce(x_GxKxO, 1, keepdims=True) for reduce in (jnp.min, jnp.max))
@@ -98,29 +73,32 @@ def _grid(x_GxKxO: jax.Array, weights_GxK: jax.Array, dtype: str, symmetric: boo
   def better(best, clip):
     error, scale, offset = best
     new_scale, new_offset = grid(clip)
-    lost = x_GxKxO - _nearest(x_GxKxO, new_scale, new_offset, dtype, symmetric) * new_scale - new_offset
+    lost = x_GxKxO - nearest(x_GxKxO, new_scale, new_offset, dtype, symmetric) * new_scale - new_offset
     new = jnp.sum(weights_GxK[..., None] * jnp.square(lost), 1, keepdims=True)
     pick = lambda one, other: jnp.where(new < error, one, other)  # noqa: E731
     return (pick(new, error), pick(new_scale, scale), pick(new_offset, offset)), None
 
   start = (jnp.full_like(low, jnp.inf), *grid(1.0))
-  (_, scale, offset), _ = jax.lax.scan(better, start, jnp.asarray(CLIPS))
+  (_, scale, offset), _ = jax.lax.scan(better, start, jnp.asarray(clips))
   return scale, offset
 
 
-def _nearest(x: jax.Array, scale: jax.Array, offset: jax.Array, dtype: str, symmetric: bool) -> jax.Array:
+def nearest(x: jax.Array, scale: jax.Array, offset: jax.Array, dtype: str, symmetric: bool) -> jax.Array:
+  """Returns the nearest integers that the type has, as floats."""
   top = DTYPES[dtype]
   return jnp.clip(jnp.round((x - offset) / scale), -top - (not symmetric), top)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))
-def _round(
+def round_in_turn(
   weights_IxO: jax.Array, hessian_IxI: jax.Array, groups: int, dtype: str, symmetric: bool, damping: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Returns integers [I, O], and scales and offsets [groups, O]."""
   inputs, outputs = weights_IxO.shape
   importance_I = jnp.diagonal(hessian_IxI)
-  scale, offset = _grid(weights_IxO.reshape(groups, -1, outputs), importance_I.reshape(groups, -1), dtype, symmetric)
+  scale, offset = clipped_grid(
+    weights_IxO.reshape(groups, -1, outputs), importance_I.reshape(groups, -1), dtype, symmetric
+  )
   order = jnp.argsort(-importance_I)
   scale_IxO, offset_IxO = (jnp.repeat(x[:, 0], inputs // groups, axis=0)[order] for x in (scale, offset))
   upper_IxI = inverse_factor(hessian_IxI[order][:, order], damping)
@@ -135,7 +113,7 @@ def _round(
 
     def row(i, carry):
       part, integers, errors = carry
-      q = _nearest(part[i], scale_RxO[i], offset_RxO[i], dtype, symmetric)
+      q = nearest(part[i], scale_RxO[i], offset_RxO[i], dtype, symmetric)
       error = (part[i] - q * scale_RxO[i] - offset_RxO[i]) / u_RxR[i, i]
       return part - u_RxR[i][:, None] * error[None], integers.at[i].set(q), errors.at[i].set(error)
 

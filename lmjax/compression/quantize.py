@@ -23,16 +23,19 @@ DTYPES = {"int8": 127, "int4": 7, "float8_e4m3fn": 448, "float8_e5m2": 57344}
 
 
 class QTensor(Leaf, struct.PyTreeNode):
-  """A kernel or table values * scale + offset.
+  """A kernel or table (values * scale + offset) / factor.
 
   values: int8, int4 or float8, in the shape of the parameter. scale, offset: float32, of the same rank; a dimension of
   size c has one number for each of c equal blocks of the parameter's dimension. 1 is a single block, and a dimension of
   the parameter's own size has a number for every index. offset: None where the values are symmetric around zero.
+  factor: None, or for each input of a kernel what its weights were multiplied by before they were rounded; 1 in the
+  dimensions of the outputs.
   """
 
   values: jax.Array
   scale: jax.Array
   offset: jax.Array | None = None
+  factor: jax.Array | None = None
 
   def dense(self, dtype: jnp.dtype) -> jax.Array:
     values, scale, offset = self.values.astype(jnp.float32), self.scale, self.offset
@@ -40,7 +43,8 @@ class QTensor(Leaf, struct.PyTreeNode):
       values, scale = _split(values, self.scale.shape), _split(scale, self.scale.shape)
       offset = None if offset is None else _split(offset, self.scale.shape)
     x = values * scale if offset is None else values * scale + offset
-    return x.reshape(self.values.shape).astype(dtype)
+    x = x.reshape(self.values.shape)
+    return (x if self.factor is None else x / self.factor).astype(dtype)
 
   def cast(self, dtype: jnp.dtype) -> "QTensor":
     return self  # its values have a type of their own, and the scales stay float32

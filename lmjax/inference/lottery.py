@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,13 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
+from scipy.special import stdtrit
 
 from lmjax import experiment as experiments
 from lmjax.compression import masks
+from lmjax.inference.table import DisplayTable
 from lmjax.logs import read_metrics
 from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
 from lmjax.storage import compressed
 from lmjax.storage.run import RunFolder
+from lmjax.storage.start import load
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError, one_line
 
@@ -43,6 +47,19 @@ class Rates:
     for pattern, rate in self.rates:
       if not 0 < rate < 1:
         raise ValueError(f"a rate is above 0 and below 1, not {rate} for {pattern!r}")
+
+  @classmethod
+  def parse(cls, given: Sequence[str], structure: str) -> "Rates":
+    """Returns the rates of options `PATTERN=RATE` or `RATE`; 0.2 of all kernels where there are none.
+
+    Raises:
+      UserError: one of them is not a rate.
+    """
+    try:
+      parts = (text.rpartition("=") for text in given)
+      return cls(tuple((at or "^model/", float(rate)) for at, _, rate in parts) or (("^model/", 0.2),), structure)
+    except ValueError as error:
+      raise UserError(f"lottery: --rate: {error}") from error
 
   def of(self, name: str) -> float | None:
     """Returns the rate of a kernel; None where it is not pruned."""
@@ -72,10 +89,24 @@ def weights_of(run: epath.PathLike, step: int | None = None) -> Arrays:
   return {name: jnp.asarray(np.asarray(array)) for name, array in RunFolder(run, step).parameters().items()}
 
 
-def new_weights(settings: Mapping[str, Any], run: epath.PathLike) -> Arrays:
-  """Returns the parameters that a run of a config starts with; run: whose folder has the tokenizer."""
+@functools.lru_cache(maxsize=1)  # all arms of a round have one mask
+def masks_after(run: epath.Path, rates: Rates, rounds: int) -> Arrays:
+  """Returns the masks of a round, from the final weights of the run of the round before."""
+  boxes = pytree.named_leaves(RunFolder(run).named, is_leaf=is_partitioned)
+  return rates.masks(boxes, weights_of(run), rounds)
+
+
+def new_weights(settings: Mapping[str, Any], run: epath.PathLike, scratch: bool = False) -> Arrays:
+  """Returns the parameters that a run of a config starts with: those of its `start`, or from its seed.
+
+  Args:
+    run: whose folder has the tokenizer.
+    scratch: all of them from its seed, whatever `start` says.
+  """
   built = experiments.build(copy.deepcopy(dict(settings)), run)
-  return pytree.named_leaves(built.state().params)
+  use = built.start.path and not scratch
+  loaded = load(built.start, built.named, built.layout)[0] if use else {}
+  return pytree.named_leaves(built.init()[0](loaded).params)
 
 
 def write_start(
@@ -133,6 +164,43 @@ def steps_to(values: Mapping[int, float], limit: float) -> int | None:
   return next((step for step, value in values.items() if value <= limit), None)
 
 
+def comparison(rows: Sequence[Mapping[str, Any]], metric: str) -> DisplayTable:
+  """Returns the mean final loss of each arm over the seeds, and how far each control is above the ticket.
+
+  The differences are paired by seed, with the half of their 95 % interval by Student's t.
+
+  Args:
+    rows: see `plot`.
+  """
+  controls = [arm for arm in dict.fromkeys(row["arm"] for row in rows) if arm not in (TICKET, DENSE)]
+  losses: dict[tuple[int, str], dict[int, float]] = {}
+  shares: dict[int, list[float]] = {}
+  for row in rows:
+    losses.setdefault((row["round"], row["arm"]), {})[row["seed"]] = row["loss"]
+    shares.setdefault(row["round"], []).append(row["remaining"])
+  lines = []
+  for number, kept in shares.items():
+    ticket = losses[number, TICKET if number else DENSE]
+    cells = [f"{float(np.mean(kept)):.1%}", f"{float(np.mean(list(ticket.values()))):.4f}"]
+    for arm in controls:
+      other = losses.get((number, arm), {})
+      change = np.array([other[seed] - ticket[seed] for seed in other if seed in ticket])
+      cells.append(f"{float(np.mean(list(other.values()))):.4f}" if other else "")
+      cells.append(_with_interval(change) if other else "")
+    lines.append((str(number), *cells))
+  names = tuple(name for arm in controls for name in (arm, "above the ticket"))
+  return DisplayTable(
+    f"{metric}: means of {len({row['seed'] for row in rows})} seeds", ("round", "weights", TICKET, *names), tuple(lines)
+  )
+
+
+def _with_interval(change: np.ndarray) -> str:
+  if len(change) < 2:
+    return f"{change.mean():+.4f}"
+  half = stdtrit(len(change) - 1, 0.975) * change.std(ddof=1) / len(change) ** 0.5
+  return f"{change.mean():+.4f} +- {half:.4f}"
+
+
 def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> None:
   """Draws the final loss, and the steps to the dense model's, over the remaining weights: means and extremes of seeds.
 
@@ -142,7 +210,9 @@ def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> No
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(10, 4), layout="constrained")
-  for axes, key, label in zip(figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to it"), strict=True):
+  for axes, key, label in zip(
+    figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to that of the dense model"), strict=True
+  ):
     for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != DENSE):
       points: dict[float, list[float]] = {}
       for row in rows:
@@ -152,6 +222,10 @@ def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> No
       axes.plot(x, [np.mean(points[value]) for value in x], "o-", label=arm.replace("_", " "), markersize=3)
       axes.fill_between(x, [min(points[v]) for v in x], [max(points[v]) for v in x], alpha=0.2)
     axes.set(xscale="log", xlabel="remaining weights", ylabel=label)
+    least = min(row["remaining"] for row in rows)
+    ticks = [share for share in (1.0, 0.5, 0.2, 0.1, 0.05, 0.02, 0.01, 0.001) if share >= least] or [1.0]
+    axes.set_xticks(ticks, [f"{share:.1%}".replace(".0", "") for share in ticks])
+    axes.minorticks_off()
     axes.invert_xaxis()
     axes.grid(alpha=0.3)
     if axes.lines:

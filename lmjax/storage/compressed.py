@@ -2,7 +2,7 @@
 
 config.json             `compression`: what was done, to which model; and the run's config (`run`), or the model,
                         its task and its length
-compressed.safetensors  a parameter is one tensor, or NAME/values, NAME/scale and NAME/offset of a quantized one, or
+compressed.safetensors  a parameter is one tensor, or NAME/values, /scale, /offset and /factor of a quantized one, or
                         NAME/nonzero and NAME/mask (a bit for each value) of a pruned one
 tokenizer/, source/     the tokenizer; of a Hugging Face folder or a GGUF file, its other files
 """
@@ -24,6 +24,7 @@ from flax import traverse_util
 from lmjax import config as configs
 from lmjax import experiment as experiments
 from lmjax import sections
+from lmjax.compression.lora import first_output
 from lmjax.compression.quantize import QTensor, names_on
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Tokenizer
@@ -156,7 +157,9 @@ class CompressedFolder(SavedModel):
         stored = f"{list(values.shape)} with scales {list(scale.shape)}"
         raise UserError(f"{self.path / WEIGHTS} has {name} as {stored}, not {list(shape)}")
       offset = self._tensor(f"{name}/offset", "float32", scale.shape) if f"{name}/offset" in self._tensors else None
-      return QTensor(values, scale, offset)
+      wide = tuple(n if i < first_output(self._boxes[name].names) else 1 for i, n in enumerate(shape))
+      factor = self._tensor(f"{name}/factor", "float32", wide) if f"{name}/factor" in self._tensors else None
+      return QTensor(values, scale, offset, factor)
     if f"{name}/mask" not in self._tensors:
       return self._tensor(name, "float32 bfloat16", shape)
     size = int(np.prod(shape, dtype=np.int64))
@@ -258,7 +261,8 @@ def tensors_of(name: str, value: Parameter) -> dict[str, np.ndarray]:
   if isinstance(value, QTensor):
     values = pack(value.values) if value.values.dtype == jnp.int4 else np.asarray(value.values)
     parts = {"values": values, "scale": np.asarray(value.scale)}
-    parts |= {} if value.offset is None else {"offset": np.asarray(value.offset)}
+    others = {"offset": value.offset, "factor": value.factor}
+    parts |= {part: np.asarray(array) for part, array in others.items() if array is not None}
     return {f"{name}/{part}": array for part, array in parts.items()}
   array = np.asarray(value)
   mask = array.reshape(-1) != 0

@@ -72,7 +72,7 @@ class Distill(Base):
 
   @property
   def terms(self) -> dict[str, float]:  # type: ignore[override]  # here they depend on fields
-    own = {_named(name): self.hard_weight * weight for name, weight in self.task.terms.items()}
+    own = {named(name): self.hard_weight * weight for name, weight in self.task.terms.items()}
     return own | {name: getattr(self, f"{name}_weight") for name in self._learned}
 
   @property
@@ -114,8 +114,8 @@ class Distill(Base):
     return self.task.scored(params, batch, rng)
 
   def counts(self, batch: Batch) -> dict[str, jax.Array]:
-    own = {_named(name): count for name, count in self.task.counts(batch).items()}
-    counts = {"soft": lambda: jnp.sum(_weights(batch)), "hidden": lambda: jnp.sum(_real(batch))}
+    own = {named(name): count for name, count in self.task.counts(batch).items()}
+    counts = {"soft": lambda: jnp.sum(weights_of(batch)), "hidden": lambda: jnp.sum(_real(batch))}
     counts["attention"] = counts["hidden"]
     return own | {name: counts[name]() for name in self._learned}
 
@@ -128,14 +128,14 @@ class Distill(Base):
       UserError: the teacher reads other tokens, lacks a head, or has another width or other layers or heads.
     """
     model = frozen[TEACHER]
-    student = _OnePass(self.task, params, rng, self._taps)
-    teacher = _OnePass(dataclasses.replace(self.task, model=model.task.model), model.params, None, self._taps)
-    self._check(teacher, batch)
+    student = OnePass(self.task, params, rng, self._taps)
+    teacher = OnePass(dataclasses.replace(self.task, model=model.task.model), model.params, None, self._taps)
+    self.check(teacher, batch)
     own, _ = student.task.loss(params, {}, {}, batch, rng=rng)
-    terms = {_named(name): mean for name, mean in own.items()}
+    terms = {named(name): mean for name, mean in own.items()}
     if self.soft_weight:
       score = self._tokens if predicts_tokens(self.task) else self._rows
-      weights = _weights(batch)
+      weights = weights_of(batch)
       terms["soft"] = Mean(jnp.sum(weights * score(student, teacher, batch)), jnp.sum(weights))
     if self._taps:
       hidden = student.hidden(batch), teacher.hidden(batch)
@@ -145,19 +145,19 @@ class Distill(Base):
         terms[name] = Mean(jnp.sum(real * compare(params, *self._pairs(name, *hidden))), jnp.sum(real))
     return terms, carry
 
-  def _tokens(self, student: "_OnePass", teacher: "_OnePass", batch: Batch) -> jax.Array:
+  def _tokens(self, student: "OnePass", teacher: "OnePass", batch: Batch) -> jax.Array:
     """Returns the divergence of words at each token that the task scores."""
     x, table, _ = student.task.scored(student.params, batch, student.rng)
     y, other, _ = teacher.task.scored(teacher.params, batch)
     return divergences.words(x, table, y, other, self.model.config.vocabulary, self.temperature, self.chunk)
 
-  def _rows(self, student: "_OnePass", teacher: "_OnePass", batch: Batch) -> jax.Array:
+  def _rows(self, student: "OnePass", teacher: "OnePass", batch: Batch) -> jax.Array:
     """Returns the divergence of a head's classes, or the squared difference of its number."""
     scores, wanted = student.outputs(batch).logits, teacher.outputs(batch).logits
     assert scores is not None and wanted is not None
     if scores.shape[-1] == 1:
       return jnp.square(scores - wanted)[..., 0]
-    if scores.ndim == _weights(batch).ndim + 1:
+    if scores.ndim == weights_of(batch).ndim + 1:
       return divergences.classes(wanted, scores, self.temperature)
     # Of each token, whether a span starts or ends there: two distributions over the tokens of a row.
     wanted, scores = (jnp.where(batch["segments"][..., None] > 0, x, -1e9).swapaxes(1, 2) for x in (wanted, scores))
@@ -197,7 +197,7 @@ class Distill(Base):
     first, second = (jnp.asarray(numbers) for numbers in zip(*pairs, strict=True))
     return own[first].astype(jnp.float32), jax.lax.stop_gradient(others[second]).astype(jnp.float32)
 
-  def _check(self, teacher: "_OnePass", batch: Batch) -> None:
+  def check(self, teacher: "OnePass", batch: Batch) -> None:
     """Raises UserError where the teacher does not compute the task of the student."""
     read, known = self.model.config.vocabulary, teacher.task.model.config.vocabulary
     if read != known:
@@ -213,7 +213,7 @@ class Distill(Base):
         )
 
 
-class _OnePass:
+class OnePass:
   """A task whose model is applied to a batch once, with taps, however often its methods ask for that."""
 
   def __init__(self, task: Task, params: Tree, rng: jax.Array | None, taps: tuple[str, ...]):
@@ -248,12 +248,12 @@ def _remembers(task: Task) -> bool:
   return bool(jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(1))))
 
 
-def _named(name: str) -> str:
+def named(name: str) -> str:
   """Returns the name of a task's own term; `loss` is the sum of all."""
   return "hard" if name == "loss" else name
 
 
-def _weights(batch: Batch) -> jax.Array:
+def weights_of(batch: Batch) -> jax.Array:
   """Returns the weights of what a task scores: rows, or tokens."""
   return batch["row_weights"] if "row_weights" in batch else batch["weights"]
 

@@ -9,7 +9,9 @@ import pytest
 
 from lmjax import notebook, storage
 from lmjax.__main__ import main
+from lmjax.compression.awq import AWQ
 from lmjax.compression.quantize import QTensor, Quantize
+from lmjax.inference.before_after import rows_of
 from lmjax.inference.compress import compress
 from lmjax.layers.leaves import dense, is_leaf
 from lmjax.parallel.mesh import MeshShape
@@ -21,6 +23,7 @@ from lmjax.testing import fake_batch, init_params
 from lmjax.utils import pytree
 from tests.families import tiny_task
 
+UNMEASURED = ["--measure", ""]
 DEBUG = ["--config", "configs/quickstart.py:debug", "--config.steps=1"]
 
 
@@ -52,6 +55,14 @@ def test_a_run_is_compressed_and_opened_by_every_command(run, tmp_path, capsys):
   printed = capsys.readouterr().out
   assert "of float32" in printed and "kernel" in printed
   report = json.loads((tmp_path / "report.json").read_text())
+  assert "milliseconds, 32 x 32 tokens" in printed and report["latency"].keys() == {"1", "32"}
+  assert all(len(pair) == 2 and min(pair) > 0 for pair in report["latency"].values())
+  for path, place in ((run, 0), (small, 1)):
+    assert main(["evaluate", "--workdir", str(path), "--output", str(tmp_path / "metrics.json")]) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert {name: pair[place] for name, pair in report["evaluation"].items()} == pytest.approx(
+      {name: value for name, value in metrics.items() if name != "step"}
+    )
   assert all(0 < error < 0.02 for error in report["errors"].values()) and report["bytes_after"] < size(small)
   assert report["bytes_after"] < 0.32 * report["bytes_before"]
   saved = storage.open(small)
@@ -62,7 +73,6 @@ def test_a_run_is_compressed_and_opened_by_every_command(run, tmp_path, capsys):
   assert (
     main(["generate", "--workdir", str(small), "--prompt", "The", "--max_new_tokens", "4", "--dtype", "bfloat16"]) == 0
   )
-  assert main(["evaluate", "--workdir", str(small)]) == 0
   assert main(["show", str(small), "--values"]) == 0
   assert main(["show", str(small), "--verify"]) == 0
   opened = notebook.load(small)
@@ -77,11 +87,11 @@ def test_a_run_is_compressed_and_opened_by_every_command(run, tmp_path, capsys):
 def test_methods_are_combined_and_compressed_again(run, tmp_path):
   """A pruned copy can be quantized, and its zeros stay; a quantized one cannot."""
   sparse, both = tmp_path / "sparse", tmp_path / "both"
-  assert (
-    main(["compress", "--workdir", str(run), "--output", str(sparse), "--prune", "magnitude", "--sparsity", "0.7"]) == 0
-  )
+  pruned = ["--output", str(sparse), "--prune", "magnitude", "--sparsity", "0.7"]
+  assert main(["compress", "--workdir", str(run), *pruned, *UNMEASURED]) == 0
   assert size(sparse) < 0.75 * sum(leaf.bytes for leaf in storage.open(run).leaves.values())
-  assert main(["compress", "--workdir", str(sparse), "--output", str(both), "--quantize", "int4", "--group", "16"]) == 0
+  quantized = ["--output", str(both), "--quantize", "int4", "--group", "16"]
+  assert main(["compress", "--workdir", str(sparse), *quantized, *UNMEASURED]) == 0
   names = [name for name in storage.open(both).parameters() if name.endswith("kernel") and name.startswith("model/")]
   for path in (sparse, both):
     params = storage.open(path).parameters()
@@ -149,13 +159,16 @@ FAST = ["GPT", *(pytest.param(family, marks=pytest.mark.long) for family in ("T5
 
 
 @pytest.mark.parametrize("family", FAST)
-@pytest.mark.parametrize("settings", [Quantize(), Quantize("int4", 8, False), Quantize("float8_e4m3fn")], ids=str)
+@pytest.mark.parametrize(
+  "settings", [Quantize(), Quantize("int4", 8, False), Quantize("float8_e4m3fn"), AWQ("int4", 8)]
+)
 def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
   """Bit for bit, for every type of value."""
   task = tiny_task(family)
   named = pytree.named_leaves(named_parameters(task, 4, 16), is_leaf=is_partitioned)
   params = pytree.named_leaves(init_params(task, fake_batch(task)))
-  made = settings.apply(task, {name: box.replace(value=params[name]) for name, box in named.items()})
+  boxes = {name: box.replace(value=params[name]) for name, box in named.items()}
+  made = settings.apply(task, boxes, fake_batch(task))
   made["model/odd"] = jnp.where(jnp.arange(35).reshape(5, 7) % 3 == 0, 1.5, 0.0)  # a bit for each, and a byte cut off
   arrays = {name: array for path, value in made.items() for name, array in tensors_of(path, value).items()}
   shapes = {name: (array.dtype, array.shape) for name, array in arrays.items()}
@@ -199,6 +212,8 @@ def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
     (["--gptq", "--prune", "random"], "--gptq needs --quantize"),
     (["--gptq", "--quantize", "int4"], "need --calibration"),
     (["--gptq", "--quantize", "float8_e5m2", "--calibration", "x"], "rounds to integers"),
+    (["--quantize", "int8", "--measure", "speed"], "--measure is latency and evaluation"),
+    (["--quantize", "int8", "--measure", "latency", "--config", "x.py"], "--config is for --measure evaluation"),
   ],
 )
 def test_errors_are_one_line_and_write_nothing(folder, tmp_path, capsys, options, message):
@@ -206,6 +221,16 @@ def test_errors_are_one_line_and_write_nothing(folder, tmp_path, capsys, options
   error = capsys.readouterr().err.strip()
   assert message in error and "\n" not in error
   assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("family", ["GPT", "BERT", "T5", "LSTM", "ELMo"])
+def test_rows_that_are_timed_are_whole(family):
+  """A task of every family computes scores of them, and none is padding."""
+  task = tiny_task(family)
+  params = jax.eval_shape(lambda: init_params(task, fake_batch(task)))
+  batch = rows_of(task, 3, 8)
+  assert jax.eval_shape(task.forward, params, batch).logits.shape[0] == 3
+  assert all(jnp.all(batch[key] == 1) for key in batch if key.endswith("segments"))
 
 
 def test_nothing_is_overwritten(folder, tmp_path, capsys):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.compression.gptq import CLIPS, GPTQ, _round
+from lmjax.compression.gptq import CLIPS, GPTQ, round_in_turn
 from lmjax.compression.quantize import DTYPES, QTensor, Quantize, quantize
 from lmjax.parallel.sharding import is_partitioned
 from lmjax.state import named_parameters
@@ -52,7 +52,7 @@ def test_it_is_gptq_of_numpy_and_keeps_the_outputs(symmetric, groups):
   x[:, 3] = 0.0
   weights, hessian = rng.standard_normal((16, 5)), x.T @ x
   arguments = (jnp.asarray(weights, jnp.float32), jnp.asarray(hessian, jnp.float32), groups)
-  values, scale, offset = _round(*arguments, "int4", symmetric, 0.01)
+  values, scale, offset = round_in_turn(*arguments, "int4", symmetric, 0.01)
   leaf = QTensor(values, scale, None if symmetric else offset)
   dense = np.asarray(leaf.dense(jnp.float32), np.float64)
   expected = numpy_gptq(weights, hessian, groups, DTYPES["int4"], symmetric, 0.01)
@@ -67,7 +67,7 @@ def test_more_inputs_than_a_block():
   x = rng.standard_normal((300, 40)) @ rng.standard_normal((40, 128)) + 0.5 * rng.standard_normal((300, 128))
   weights, hessian = rng.standard_normal((128, 3)), x.T @ x
   arguments = (jnp.asarray(weights, jnp.float32), jnp.asarray(hessian, jnp.float32), 2)
-  values, scale, offset = _round(*arguments, "int4", False, 0.01)
+  values, scale, offset = round_in_turn(*arguments, "int4", False, 0.01)
   dense = np.asarray(QTensor(values, scale, offset).dense(jnp.float32))
   expected = numpy_gptq(weights, hessian, 2, 7, False, 0.01)
   # A value in the middle of two may go to either in float32, and those after it then make up for something else.

@@ -151,3 +151,14 @@ def test_arms_start_from_what_they_are_called_by_and_a_second_command_repeats_no
   assert capsys.readouterr().out.count("is finished") == 2  # the dense model and the ticket of the first round
   assert all(path.stat().st_mtime_ns == time for path, time in times.items())
   assert RunFolder(folder / "0" / "2" / "ticket").step == 2 and len(times) == 4
+
+
+def test_controls_are_compared_with_the_ticket_of_their_seed():
+  rows = [dict(seed=seed, round=0, arm="dense", remaining=1.0, loss=1.0) for seed in (0, 1, 2)]
+  for seed, (ticket, control) in enumerate([(1.0, 2.0), (3.0, 4.5), (5.0, 5.5)]):
+    rows += [dict(seed=seed, round=1, arm="ticket", remaining=0.8, loss=ticket)]
+    rows += [dict(seed=seed, round=1, arm="random_mask", remaining=0.8, loss=control)]
+  table = lottery.comparison(rows, "loss")
+  assert table.rows[0] == ("0", "100.0%", "1.0000", "", "")
+  # The differences 1, 1.5 and 0.5 have a standard deviation of 0.5, and Student's t of two degrees is 4.3027.
+  assert table.rows[1] == ("1", "80.0%", "3.0000", "4.0000", f"+1.0000 +- {4.3027 * 0.5 / 3**0.5:.4f}")

@@ -176,7 +176,7 @@ def test_a_run_loses_heads_by_its_own_data_and_is_trained_further(tmp_path, caps
   run, small, tuned = tmp_path / "run", tmp_path / "small", tmp_path / "tuned"
   train = ["train", "--config", "configs/quickstart.py:debug", "--config.steps=1", "--config.evals.every=0"]
   assert main([*train, "--workdir", str(run)]) == 0
-  command = ["compress", "--workdir", str(run), "--score", "taylor", "--tokens", "1024"]
+  command = ["compress", "--workdir", str(run), "--score", "taylor", "--tokens", "1024", "--measure", ""]
   assert main([*command, "--output", str(small), "--remove", "heads=0.5", "--remove", "layers=0.5"]) == 0
   assert "before" in capsys.readouterr().out
   assert main(["generate", "--workdir", str(small), "--prompt", "The", "--max_new_tokens", "2"]) == 0

@@ -36,7 +36,7 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, init_state, tiny_decoder
-from tests.fuzz import dialogues, documents, examples, images, suites
+from tests.fuzz import dialogues, documents, examples, images, scores, suites
 from tests.fuzz.documents import TEXT
 from tests.storage import test_gguf
 from tests.storage.adapters import random_adapter
@@ -368,6 +368,7 @@ READERS = {
   "lines": Reader(documents.make_lines, documents.read_lines, ("*",)),
   "texts": Reader(documents.make_texts, documents.read_texts, ("*",)),
   "examples": Reader(examples.make, examples.read, ("*",)),
+  "scores": Reader(scores.make, scores.read, ("*",)),
   "dialogues": Reader(dialogues.make, dialogues.read, ("*",)),
   "images": Reader(images.make, images.read, ("*",)),
 }  # fmt: skip

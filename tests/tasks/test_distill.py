@@ -339,6 +339,7 @@ def test_the_head_of_a_projection_is_not_exported(teacher, tmp_path):
   assert "heads/projection/kernel" in str(storage.open(student).leaves)
   assert not any("projection" in name for name in RunFolder(student).named["heads"])
   small = tmp_path / "small"
-  assert main(["compress", "--workdir", str(student), "--output", str(small), "--quantize", "int8"]) == 0
+  command = ["compress", "--workdir", str(student), "--output", str(small), "--quantize", "int8"]
+  assert main([*command, "--measure", ""]) == 0
   assert type(storage.open(small).task) is CausalLM
   assert main(["generate", "--workdir", str(small), "--prompt", "The", "--max_new_tokens", "2"]) == 0

@@ -1,0 +1,68 @@
+"""The methods that the options of `lmjax compress` name."""
+
+import argparse
+from typing import Any
+
+from lmjax.compression.awq import AWQ
+from lmjax.compression.gptq import GPTQ
+from lmjax.compression.method import Method
+from lmjax.compression.one_shot import OneShot
+from lmjax.compression.quantize import Quantize
+from lmjax.compression.remove import Remove
+from lmjax.compression.same_zeros import SameZeros
+from lmjax.utils.errors import UserError
+
+
+def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
+  """Returns the removals, and the methods in the order in which they are applied.
+
+  Raises:
+    UserError: an option has no effect, contradicts another, or has a value that it cannot have.
+  """
+  if options.score and not options.remove:
+    raise UserError("compress: --score needs --remove")
+  if not options.prune and (options.sparsity is not None or options.structure is not None):
+    raise UserError("compress: --sparsity and --structure need --prune")
+  for name, default in dict(group=0, asymmetric=False, gptq=False, awq=False, tables="int8", table_group=64).items():
+    if not options.quantize and getattr(options, name) != default:
+      raise UserError(f"compress: --{name} needs --quantize")
+  if options.tokens < 1:
+    raise UserError(f"compress: --tokens must be at least 1, not {options.tokens}")
+  try:
+    removals, methods = _removals(options), _methods(options)
+  except ValueError as error:
+    raise UserError(f"compress: {error}") from error
+  if not methods and not removals:
+    raise UserError("compress: give --quantize or --prune, or --remove or --mask")
+  needing = any(method.needs_inputs for method in methods)
+  if needing and not options.calibration:
+    raise UserError("compress: --prune wanda, sparsegpt, --gptq and --awq need --calibration, a text file")
+  if options.calibration and not needing and not any(removal.needs_batches for removal in removals):
+    raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq, --awq and --score taylor")
+  return removals, methods
+
+
+def _removals(options: argparse.Namespace) -> list[Remove]:
+  parts = (text.partition("=") for text in options.remove)
+  return [Remove(what, float(fraction), options.score or "magnitude", options.seed) for what, _, fraction in parts]
+
+
+def _methods(options: argparse.Namespace) -> list[Method]:
+  methods: list[Method] = []
+  targets: dict[str, Any] = {} if options.targets is None else {"targets": options.targets}
+  if options.mask:
+    methods.append(SameZeros(options.mask, **targets))
+  if options.prune:
+    structure = options.structure or ("output" if options.prune == "wanda" else "layer")
+    if ":" in structure and options.sparsity is not None:
+      raise UserError(f"compress: {structure} has a sparsity of its own: leave out --sparsity")
+    sparsity = 0.5 if options.sparsity is None else options.sparsity
+    methods.append(OneShot(sparsity, options.prune, structure, seed=options.seed, **targets))
+  if options.quantize:
+    tables = "" if options.tables == "none" else options.tables
+    method = AWQ if options.awq else GPTQ if options.gptq else Quantize
+    targets |= {"gptq": options.gptq} if options.awq else {}
+    methods.append(
+      method(options.quantize, options.group, not options.asymmetric, tables, options.table_group, **targets)
+    )
+  return methods
