@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 TASKS = ["scikit-learn", "scipy", "seqeval"]  # metrics of downstream tasks
 EVAL = ["pyyaml", "jinja2", "rouge-score"]  # files and metrics of evaluation tasks
+RETRIEVAL = ["faiss-cpu", "bm25s"]  # search in vectors, and BM25
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocs<2", "mkdocstrings[python]"]
 
 setup(
@@ -58,6 +59,7 @@ setup(
       *DOCS,
       *EVAL,
       *TASKS,
+      *RETRIEVAL,
       "flatbuffers",
     ],
     "export": ["flatbuffers"],
@@ -76,6 +78,7 @@ setup(
     "hub": ["huggingface_hub"],
     "gguf": ["gguf>=0.19"],
     "tasks": TASKS,
+    "retrieval": RETRIEVAL,
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],
     "wandb": ["wandb"],

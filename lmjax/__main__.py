@@ -29,6 +29,8 @@ COMMANDS = {
   "evaluate": "evaluate a trained model",
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
+  "index": "an index of documents",
+  "ask": "answers from an index of documents, with their sources",
   "predict": "labels of texts, by a model that classifies",
   "compress": "quantize and prune a trained model",
   "lottery": "find sparse networks that train well from their start",
@@ -118,6 +120,7 @@ def _prepare_process(command: list[str]) -> None:
     ["generate"],
     ["chat"],
     ["embed"],
+    ["index"],
   ):
     keep_memory()
 
