@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
   add("--workdir", help="the reader: a run of configs/squad.py, a folder with its head, or a model that chats")
   add("--encoder", help="where the encoder of the index is now; default where it was")
   add("--top", type=int, least=1, most=100, default=5, help="number of chunks")
-  add("--threshold", type=float, least=-1, most=1, default=THRESHOLD, help="similarity of the best chunk, at least")
+  add("--threshold", type=float, most=1, default=THRESHOLD, help="similarity of the best chunk, at least; 0: any")
   add("--template", default="", help="of a model that chats: chatml, plain, or a Jinja file; default its own")
   add("--max_new_tokens", type=int, least=1, default=128, help="of the answer of a model that chats")
   add("--json", action="store_true", help="print one JSON object")
@@ -64,19 +64,19 @@ def main(arguments: list[str]) -> int:
   return 0
 
 
-def _print(found: Answer, hits: list[Hit], as_json: bool) -> None:
+def _print(reply: Answer, hits: list[Hit], as_json: bool) -> None:
   sources = []
-  for number, citation in enumerate(found.citations, 1):
+  for number, citation in enumerate(reply.citations, 1):
     hit, place = hits[citation.hit], citation._asdict() | {"hit": citation.hit + 1}
     sources.append({"number": number, "file": hit.chunk.file} | place | {"similarity": round(hit.similarity, 4)})
   if as_json:
-    print(json.dumps({"answer": found.text or None, "sources": sources}, ensure_ascii=False))
+    print(json.dumps({"answer": reply.text or None, "sources": sources}, ensure_ascii=False))
     return
   if not sources:
     print(NONE)
     return
-  if found.text:
-    print(f"{found.text} [{', '.join(str(source['hit']) for source in sources)}]\n")
+  if reply.text:
+    print(f"{reply.text} [{', '.join(str(source['hit']) for source in sources)}]\n")
   for source in sources:
     place = f"{source['file']}:{source['line']}"
     at = f"characters {source['start']:,} to {source['end']:,}, similarity {source['similarity']:.2f}"

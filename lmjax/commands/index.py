@@ -10,14 +10,14 @@ resumes. Needs pip install 'lmjax[retrieval]'.
 
 import importlib.util
 import itertools
-import os
+import re
 
 from etils import epath
 
 from lmjax.commands.options import new_parser, parse
 from lmjax.inference.indexing import Builder
 from lmjax.inference.progress import ProgressBar
-from lmjax.inference.retrieval import Settings, open_encoder
+from lmjax.inference.retrieval import NAME, Settings, open_encoder
 from lmjax.logs import console
 from lmjax.parallel.run_lock import only_run
 from lmjax.parallel.sharding import use_layout
@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     builder = Builder(epath.Path(output), settings, encoder)
     with ProgressBar("index", 1, unit="files") as progress:
       for summary in builder.run(options.files):
-        progress.update(summary.files, builder.found, f"{summary.chunks:,} chunks")
+        progress.update(summary.files, builder.total, f"{summary.chunks:,} chunks")
   for record in itertools.islice(summary.skipped, 5):
     console.print(f"skipped: {record.where} {record.why}")
   more = f", {len(summary.skipped):,} skipped" if summary.skipped else ""
@@ -73,6 +73,7 @@ def check_libraries(command: str) -> None:
 
 
 def _others(folder: epath.Path) -> list[str]:
-  """Returns the files of a folder that is not an index; one that was interrupted early has a lock or a shard alone."""
+  """Returns the files of a folder that is not an index; one that was interrupted early has a lock and a shard alone."""
   names = [path.name for path in folder.iterdir()]
-  return [] if "index.json" in names else [n for n in names if n != "run.lock" and not os.path.splitext(n)[0].isdigit()]
+  own = re.compile(r"run\.lock|\d{6}\.(npy|jsonl)|\..*\.part")
+  return [] if NAME in names else [name for name in names if not own.fullmatch(name)]

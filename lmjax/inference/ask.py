@@ -135,9 +135,9 @@ def make_reader(loaded: LoadedModel, path: epath.PathLike, template: str = "", m
 def answer(question: str, hits: Sequence[Hit], reader: Reader | None, threshold: float = THRESHOLD) -> Answer:
   """Returns the answer of a reader; without one, all hits are the sources of an answer without text.
 
-  No answer, and no sources, where no hit has a similarity of at least `threshold`.
+  No answer, and no sources, where no hit has a similarity of at least `threshold`; 0 is none.
   """
-  if not hits or max(hit.similarity for hit in hits) < threshold:
+  if not hits or (threshold and max(hit.similarity for hit in hits) < threshold):
     return Answer("")
   if reader is None:
     return Answer("", tuple(of_hit(hits, i) for i in range(len(hits))))

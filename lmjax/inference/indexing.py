@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,7 @@ class Builder:
 
   def __post_init__(self):
     self.skipped: list[BadRecord] = []
-    self.embedded = self.found = 0
+    self.embedded = self.total = 0
     self.contents = Contents(self.settings, {}, ())
     if not (self.folder / NAME).exists():
       return
@@ -84,7 +85,7 @@ class Builder:
   def run(self, patterns: Sequence[str]) -> Iterator[Summary]:
     """Yields what has been done, after each file."""
     paths = list(dict.fromkeys(expand_paths(patterns, SUFFIXES)))
-    self.found = len(paths)
+    self.total = len(paths)
     present: dict[str, str] = {}
     waiting: list[tuple[Document, int, Chunk]] = []
     ended: dict[str, str] = {}
@@ -209,6 +210,7 @@ class Builder:
     import bm25s
 
     corpus = [words(chunk.text) for shard in self.contents.shards for chunk in read_chunks(self.folder, shard)]
+    logging.getLogger("bm25s").setLevel(logging.WARNING)
     model = bm25s.BM25()
     model.index(corpus, show_progress=False)
     name = f"bm25-{xxhash.xxh3_64_hexdigest(json.dumps(self.contents.shards).encode())}"
@@ -225,6 +227,6 @@ class Builder:
     with files.writing(self.folder):
       for path in self.folder.iterdir():
         if path.name.startswith("bm25-") and path.name != self.contents.bm25:
-          path.rmtree()
+          epath.Path(path).rmtree()
         elif path.suffix in (".npy", ".jsonl") and path.stem.isdigit() and path.name not in known:
           path.unlink()

@@ -225,14 +225,14 @@ class Index:
 
     folder = files.inside(self.folder, self.contents.bm25)
     try:
-      found = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
-      scores = found.scores
+      model = bm25s.BM25.load(str(folder), mmap=True, show_progress=False)
+      scores = model.scores
       whole = len(scores["indptr"]) and int(scores["num_docs"]) == self.contents.rows
     except Exception as error:  # whatever a corrupt file makes of it
       raise UserError(f"{folder} cannot be read: {reason(error)}; {AGAIN}") from error
     if not whole:
       raise UserError(f"{folder} is of other chunks; {AGAIN}")
-    return found
+    return model
 
   def by_words(self, questions: Sequence[str], top: int = DEPTH) -> list[list[tuple[int, float]]]:
     """Returns the best rows of each question with their BM25 scores (Robertson & Zaragoza, 2009), best first."""
