@@ -6,6 +6,7 @@ from setuptools import find_packages, setup
 
 TASKS = ["scikit-learn", "scipy", "seqeval"]  # metrics of downstream tasks
 EVAL = ["pyyaml", "jinja2", "rouge-score"]  # files and metrics of evaluation tasks
+RETRIEVAL = ["faiss-cpu", "bm25s"]  # search in vectors, and BM25
 DOCS = ["mkdocs-material>=9.5,<10", "mkdocs<2", "mkdocstrings[python]"]
 
 setup(
@@ -59,6 +60,7 @@ setup(
       *DOCS,
       *EVAL,
       *TASKS,
+      *RETRIEVAL,
       "flatbuffers",
     ],
     "export": ["flatbuffers"],
@@ -78,6 +80,7 @@ setup(
     "hub": ["huggingface_hub"],
     "gguf": ["gguf>=0.19"],
     "tasks": TASKS,
+    "retrieval": RETRIEVAL,
     "plan": ["libtpu==0.0.52"],
     "energy": ["codecarbon"],
     "wandb": ["wandb"],

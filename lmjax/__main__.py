@@ -29,6 +29,8 @@ COMMANDS = {
   "evaluate": "evaluate a trained model",
   "embed": "embeddings of tokens, sequences and pairs",
   "fill": "predict masked tokens",
+  "index": "an index of documents",
+  "ask": "answers from an index of documents, with their sources",
   "predict": "labels of texts, by a model that classifies",
   "teacher": "write what a teacher predicts, for distillation without it",
   "compress": "quantize and prune a trained model",
@@ -119,6 +121,7 @@ def _prepare_process(command: list[str]) -> None:
     ["generate"],
     ["chat"],
     ["embed"],
+    ["index"],
   ):
     keep_memory()
 

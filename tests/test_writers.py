@@ -51,6 +51,9 @@ COMMANDS = {  # of each command that writes: its arguments, and whether it creat
     ("evaluate", "--workdir", "{model}", "--config", "configs/gpt2.py:size=124m,debug", "--output", "{output}"), False,
   ),
   "suite": (("evaluate", "--workdir", "{model}", "--suite", "{suite}", "--output", "{output}"), True),
+  "index": (
+    ("index", "--files", "{text}", "--workdir", "{classifier}", "--tokens", "9", "--output", "{output}"), True,
+  ),
   "predict": (("predict", "--workdir", "{classifier}", "--input", "{text}", "--output", "{output}"), False),
   "report": (("report", "{run}", "--output", "{output}"), False),
   "compress": (
@@ -156,7 +159,7 @@ def test_what_cannot_be_written_is_one_line(name, obstacle, given, capsys):
   assert code == 2 and error.startswith("lmjax: ") and error.count("\n") == 1, error
   assert str(output)[:200] in error or name in error
   left = {path: content for path, content in tree(place).items() if before.get(path, b"none") != content}
-  if obstacle == "full" and name in ("train", "seeds", "suite", "prepare"):  # which resume what they began
+  if obstacle == "full" and name in ("train", "seeds", "suite", "prepare", "index"):  # which resume what they began
     assert all(not content for content in left.values()), left
   else:
     assert not left and tree(place) == before
