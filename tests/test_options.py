@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import re
 
 import pytest
 
@@ -141,7 +142,8 @@ def test_prose_of_help_fits_the_terminal_and_examples_are_whole(columns, parsers
   monkeypatch.setenv("COLUMNS", str(columns))
   for command, parser in parsers.items():
     lines = parser.format_help().splitlines()
-    wide = [line for line in lines if len(line) > columns and "lmjax " not in line and "{" not in line]
+    copied = set(re.findall(r"^(?:    |lmjax |echo ).*$", parser.description, re.MULTILINE))  # examples
+    wide = [line for line in lines if len(line) > columns and line not in copied and "{" not in line]
     assert not wide, command
     examples = [e for e in map(str.strip, parser.description.splitlines()) if e.startswith(f"lmjax {command} --")]
     assert not set(examples) - set(map(str.strip, lines)), command

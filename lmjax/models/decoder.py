@@ -134,8 +134,8 @@ class Decoder(nn.Module):
     ids_BxL, positions_BxL = batch["inputs"], positions_of(batch)
     prefix_BxL = batch["prefix"] > 0 if "prefix" in batch else None
     mask = Mask(batch.get("segments"), None, batch.get("allowed"), None, prefix_BxL, causal=True, window=self._window)
-    mask = prepare_mask(mask, ids_BxL.shape[1])
-    x_BxLxD, tapped = self.stack(self.embed_batch(batch, positions_BxL), positions_BxL, mask, taps)
+    x_BxLxD, mask = self.embed_batch(batch, positions_BxL), prepare_mask(mask, ids_BxL.shape[1])
+    x_BxLxD, tapped = self.stack(x_BxLxD, positions_BxL, mask, taps)
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
     if self.is_initializing() and self.config.unembed_bias:
@@ -146,19 +146,20 @@ class Decoder(nn.Module):
     """Returns the final vectors [B, L, D] of prompts and the cache that holds them; padding has segment 0."""
     ids_BxL, valid_BxL = batch["inputs"], batch["segments"] > 0
     prefix_BxL = batch["prefix"] > 0 if "prefix" in batch else valid_BxL if self.config.prefix else None
-    return self._extend(self.init_cache(len(ids_BxL), max_tokens), batch, valid_BxL, prefix_BxL)
+    return self.extend(self.init_cache(len(ids_BxL), max_tokens), ids_BxL, valid_BxL, prefix_BxL, **batch)
 
   def extend(
-    self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array, prefix_BxL: jax.Array | None = None
+    self, cache: Cache, tokens_BxL: jax.Array, valid_BxL: jax.Array, prefix_BxL: jax.Array | None = None, **batch
   ) -> tuple[jax.Array, Cache]:
-    """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache."""
-    return self._extend(cache, {"inputs": tokens_BxL}, valid_BxL, prefix_BxL)
+    """Returns the final vectors [B, L, D] of tokens that follow those in the cache, and the extended cache.
 
-  def _extend(self, cache, batch, valid_BxL, prefix_BxL):
+    Args:
+      batch: what is read of a batch besides its tokens.
+    """
     cache, positions_BxL, mask_BxLxM = cache.reserve(valid_BxL, prefix_BxL)
     if self._window:
       mask_BxLxM &= window_mask(positions_BxL, cache.positions_BxM, self._window)
-    x_BxLxD = self.embed_batch(batch, positions_BxL)
+    x_BxLxD = self.embed_batch({**batch, "inputs": tokens_BxL}, positions_BxL)
     x_BxLxD, cache = self.stack.extend(x_BxLxD, positions_BxL, Mask(allowed_BxLxM=mask_BxLxM), cache)
     return self.final_norm(x_BxLxD), cache.advance(x_BxLxD.shape[1])
 
@@ -191,13 +192,9 @@ class Decoder(nn.Module):
     return params | {"stack": {"layers": decode_layout(params["stack"]["layers"], self.config.depth)}}
 
   def embed_batch(self, batch: Mapping[str, jax.Array], positions_BxL: jax.Array) -> jax.Array:
-    """Returns the input [B, L, D] of the first layer, of a batch; a subclass may read more than its tokens."""
-    return self.embed_tokens(batch["inputs"], positions_BxL)
-
-  def embed_tokens(self, tokens_BxL: jax.Array, positions_BxL: jax.Array) -> jax.Array:
-    """Returns the input [B, L, D] of the first layer."""
+    """Returns the input [B, L, D] of the first layer; a subclass may read more of a batch than its tokens."""
     dtype = jnp.dtype(self.config.dtype)
-    x_BxLxD = self.embed(tokens_BxL, dtype)
+    x_BxLxD = self.embed(batch["inputs"], dtype)
     if self.config.embed_scale != 1:
       x_BxLxD *= self.config.embed_scale
     if self.config.rotary is None:

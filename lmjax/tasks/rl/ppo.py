@@ -45,7 +45,7 @@ class PPO(Policy):
   value: `head`, or `reward`: a network that starts as the first reward model, which has the policy's shape. What is
   trained and saved is the difference of its parameters from the reward model's, 0 at first; no head of the policy's.
   pretraining: gamma of PPO-ptx, the coefficient of -log p, the mean over tokens, of a row of text for each prompt (see
-  `lmjax.data.objectives.prompts_with_text`), of whose tokens the data sets the number, text_tokens.
+  `lmjax.data.objectives.prompts_with_text`), of whose tokens the data sets the number. text_tokens: that number.
 
   Metrics: kl, of a whole answer to the reference; clip_fraction and value_clip_fraction, the tokens whose gradient is
   cut off; policy_kl, between the policy that learns and the one that wrote the answers; explained_variance of R by V.
