@@ -20,7 +20,7 @@ from lmjax.compression.remove import SCORES as REMOVAL_SCORES
 from lmjax.compression.remove import STRUCTURES
 from lmjax.inference.before_after import WHAT, check, measure
 from lmjax.inference.compress import compress, task_batches, windows
-from lmjax.inference.methods import choose
+from lmjax.inference.methods import TOKENS, choose
 from lmjax.inference.output import show
 from lmjax.logs import console
 from lmjax.storage.compressed import refuse_existing
@@ -54,7 +54,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument(
     "--calibration", metavar="FILE", help="a text file for the model to read: wanda, sparsegpt, GPTQ, AWQ, taylor"
   )
-  parser.add_argument("--tokens", type=int, default=8192, help="of the calibration text")
+  parser.add_argument("--tokens", type=int, least=1, default=TOKENS, help="of the calibration text")
   parser.add_argument("--seed", type=int, default=0, help="of random scores and of the places in the text")
   parser.add_argument("--measure", default=",".join(WHAT), help="before and after; empty for nothing")
   parser.add_argument("--config", help="of a model that is not a run: a config whose evaluators measure it")

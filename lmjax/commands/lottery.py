@@ -57,6 +57,7 @@ def main(arguments: list[str]) -> int:
 
 def _run(options: argparse.Namespace, settings: dict, workdir: epath.Path, rates: Rates, arms: list[str]) -> int:
   """Trains what is not trained, writes and prints the results, and returns the exit code."""
+  lottery.check_before(settings, rates, options.metric)
   rows: list[dict[str, Any]] = []
   for seed in parse_seeds(options.seeds):
     runs = _Seed(settings | {"seed": seed}, workdir / str(seed), rates, options.rewind, options.metric)

@@ -2,7 +2,8 @@
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from lmjax.storage.base import SavedModel
 from lmjax.storage.run import RunFolder
 from lmjax.tasks.base import Base
 from lmjax.utils import files, pytree
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import UserError, one_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +77,7 @@ def compress(
   boxes: dict[str, LogicallyPartitioned] = pytree.named_leaves(saved.named, is_leaf=is_partitioned)
   layout = Layout.build(MeshShape().build(jax.local_devices()[:1]), "ddp")
   arrays: dict[str, jax.Array] = pytree.named_leaves(saved.arrays(saved.named, layout))
+  _check_targets(methods, boxes)
   parameters_before = sum(box.size() for box in boxes.values())
   config, removed = saved.task.model.config, {}
   changes = {"dtype": "float32"} | ({"remat": "none"} if hasattr(config, "remat") else {})
@@ -106,6 +108,17 @@ def compress(
   before = sum(leaf.bytes for leaf in saved.leaves.values())
   after = (epath.Path(output).expanduser() / compressed.WEIGHTS).stat().length
   return Report(parameters, parameters_before, nonzero, before, after, errors)
+
+
+def _check_targets(methods: Sequence[Method], names: Iterable[str]) -> None:
+  """Raises UserError where the pattern that a user gave a method matches no kernel of a model."""
+  kernels = [name for name in names if name.endswith("kernel")]
+  for method in methods:
+    pattern = getattr(method, "targets", None)
+    given = pattern != getattr(type(method), "targets", None)  # the default of a dataclass
+    if pattern and given and not any(re.search(pattern, name) for name in kernels):
+      known = one_line(", ".join(kernels))
+      raise UserError(f"compress: --targets {pattern} matches no kernel of this model, which has {known}")
 
 
 def task_batches(saved: SavedModel, file: epath.PathLike | None, tokens: int, seed: int) -> list[dict[str, jax.Array]]:

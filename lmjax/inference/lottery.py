@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,6 +15,7 @@ from scipy.special import stdtrit
 
 from lmjax import experiment as experiments
 from lmjax.compression import masks
+from lmjax.compression.method import check_pattern
 from lmjax.inference.table import DisplayTable
 from lmjax.logs import read_metrics
 from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
@@ -45,6 +46,7 @@ class Rates:
     if self.structure == "global" and len(self.rates) > 1:
       raise ValueError("a global ranking has a single rate")
     for pattern, rate in self.rates:
+      check_pattern(pattern)
       if not 0 < rate < 1:
         raise ValueError(f"a rate is above 0 and below 1, not {rate} for {pattern!r}")
 
@@ -67,21 +69,39 @@ class Rates:
       return None
     return next((rate for pattern, rate in self.rates if re.search(pattern, name)), None)
 
+  def kernels(self, names: Iterable[str]) -> dict[str, float]:
+    """Returns the rates of the kernels among some parameters.
+
+    Raises:
+      UserError: no kernel matches.
+    """
+    rates = {name: rate for name in names if (rate := self.of(name)) is not None}
+    if not rates:
+      kernels = one_line(", ".join(name for name in names if name.endswith("kernel")))
+      raise UserError(f"lottery: the rates match no kernel; those of this model: {kernels}")
+    return rates
+
   def masks(self, boxes: Mapping[str, LogicallyPartitioned], weights: Arrays, rounds: int) -> Arrays:
     """Returns which weights remain after some rounds: those with the largest magnitude, a zero being the smallest.
 
     Raises:
       UserError: no kernel matches.
     """
-    rates = {name: rate for name in boxes if (rate := self.of(name)) is not None}
-    if not rates:
-      kernels = one_line(", ".join(name for name in boxes if name.endswith("kernel")))
-      raise UserError(f"lottery: the rates match no kernel; those of this model: {kernels}")
+    rates = self.kernels(boxes)
     scores = {name: jnp.abs(weights[name]) for name in rates}
     lost = {name: 1 - (1 - rate) ** rounds for name, rate in rates.items()}
     if self.structure == "global":
       return {name: ~gone for name, gone in masks.removed_globally(scores, next(iter(lost.values()))).items()}
     return {name: ~masks.removed(scores[name], boxes[name].names, "layer", lost[name]) for name in rates}
+
+
+def check_before(settings: Mapping[str, Any], rates: Rates, metric: str) -> None:
+  """Raises UserError where no kernel of a config's model has a rate, or no evaluator logs the metric."""
+  built = experiments.build(copy.deepcopy(dict(settings)), None, jax.devices())
+  rates.kernels(pytree.named_leaves(built.named, is_leaf=is_partitioned))
+  if not any(metric.startswith(f"{name}_") for name in built.evaluators):
+    known = ", ".join(f"{name}_..." for name in built.evaluators) or "none"
+    raise UserError(f"lottery: --metric {metric} is not one of the config's evaluators, which log {known}")
 
 
 def weights_of(run: epath.PathLike, step: int | None = None) -> Arrays:

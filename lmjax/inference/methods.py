@@ -12,6 +12,8 @@ from lmjax.compression.remove import Remove
 from lmjax.compression.same_zeros import SameZeros
 from lmjax.utils.errors import UserError
 
+TOKENS = 8192  # of the calibration text, by default
+
 
 def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
   """Returns the removals, and the methods in the order in which they are applied.
@@ -26,8 +28,6 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
   for name, default in dict(group=0, asymmetric=False, gptq=False, awq=False, tables="int8", table_group=64).items():
     if not options.quantize and getattr(options, name) != default:
       raise UserError(f"compress: --{name} needs --quantize")
-  if options.tokens < 1:
-    raise UserError(f"compress: --tokens must be at least 1, not {options.tokens}")
   try:
     removals, methods = _removals(options), _methods(options)
   except ValueError as error:
@@ -39,12 +39,26 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
     raise UserError("compress: --prune wanda, sparsegpt, --gptq and --awq need --calibration, a text file")
   if options.calibration and not needing and not any(removal.needs_batches for removal in removals):
     raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq, --awq and --score taylor")
+  reads = needing or any(removal.needs_batches for removal in removals)
+  if options.tokens != TOKENS and not reads:
+    raise UserError(f"compress: --tokens {options.tokens} has no effect without --calibration or --score taylor")
+  if options.seed and not reads and "random" not in (options.score, options.prune):
+    raise UserError(f"compress: --seed {options.seed} has no effect: nothing here is random")
   return removals, methods
 
 
 def _removals(options: argparse.Namespace) -> list[Remove]:
-  parts = (text.partition("=") for text in options.remove)
-  return [Remove(what, float(fraction), options.score or "magnitude", options.seed) for what, _, fraction in parts]
+  removals: dict[str, Remove] = {}
+  for text in options.remove:
+    what, _, fraction = text.partition("=")
+    try:
+      value = float(fraction)
+    except ValueError:
+      raise UserError(f"compress: --remove {text}: give WHAT=FRACTION, such as heads=0.5") from None
+    if what in removals:
+      raise UserError(f"compress: --remove {what} is given twice")
+    removals[what] = Remove(what, value, options.score or "magnitude", options.seed)
+  return list(removals.values())
 
 
 def _methods(options: argparse.Namespace) -> list[Method]:

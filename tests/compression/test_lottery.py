@@ -162,3 +162,21 @@ def test_controls_are_compared_with_the_ticket_of_their_seed():
   assert table.rows[0] == ("0", "100.0%", "1.0000", "", "")
   # The differences 1, 1.5 and 0.5 have a standard deviation of 0.5, and Student's t of two degrees is 4.3027.
   assert table.rows[1] == ("1", "80.0%", "3.0000", "4.0000", f"+1.0000 +- {4.3027 * 0.5 / 3**0.5:.4f}")
+
+
+@pytest.mark.parametrize(
+  "options, words",
+  [
+    (["--rate", "nothing=0.5"], "match no kernel"),
+    (["--rate", "(=0.5"], "not a regular expression"),
+    (["--metric", "accuracy"], "is not one of the config's evaluators, which log validation_..."),
+    (["--controls", "other"], "not 'other'"),
+    (["--seeds", "3:1"], "give FIRST:END"),
+    (["--rewind", "9999"], "below 20 steps"),
+  ],
+)
+def test_what_cannot_be_is_noticed_before_a_run_starts(options, words, tmp_path, capsys):
+  command = ["lottery", "--config", "configs/lottery.py:debug", "--workdir", str(tmp_path / "runs"), *options]
+  assert main(command) == 2 and not (tmp_path / "runs").exists()
+  errors = capsys.readouterr().err.strip()
+  assert words in errors and "\n" not in errors
