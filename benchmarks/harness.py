@@ -2,11 +2,13 @@
 
     python benchmarks/harness.py --model FOLDER --data DATA --limit 20
     python benchmarks/harness.py --model FOLDER --data DATA --limit 50 --time
+    python benchmarks/harness.py --model FOLDER --text FILE --bytes 200000 --time
 
 FOLDER: a Hugging Face folder; DATA: that of `lmjax evaluate --data`. For each task, one JSON line: the largest relative
 difference of a log-likelihood, and how many items have another choice. --time: seconds of the log-likelihoods of PIQA,
-float32, 2 threads, each program alone after one run of the same requests, in turn: lmjax, then the harness at batch
-sizes 1, 8, 16 and 32. Loading and intervals are not counted.
+or with --text of the first bytes of a text file as one document, in windows as long as the model. float32, 2 threads,
+each program alone after one run of the same requests, in turn: lmjax, then the harness at batch sizes 1, 8, 16 and 32.
+Loading and intervals are not counted.
 """
 
 import argparse
@@ -71,27 +73,36 @@ def compare(model: HFLM, loaded, options: argparse.Namespace, folder: pathlib.Pa
 
 def measure(model: HFLM, options: argparse.Namespace) -> None:
   """Prints the seconds of both programs for the same requests."""
+  if options.text:
+    text = pathlib.Path(options.text).read_bytes()[: options.bytes].decode("utf-8", "ignore")
+    compete(model, options, "loglikelihood_rolling", [Instance("loglikelihood_rolling", {}, (text,), 0)])
+    return
   rows = [json.loads(line) for line in (pathlib.Path(options.data) / "eval_piqa/valid.jsonl").open()][: options.limit]
   pairs = [(f"Question: {row['goal']}\nAnswer:", " " + row[key]) for row in rows for key in ("sol1", "sol2")]
-  requests = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
+  compete(model, options, "loglikelihood", [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)])
+
+
+def compete(model: HFLM, options: argparse.Namespace, method: str, requests: list[Instance]) -> None:
+  """Prints the seconds of both programs for the same requests, in turn."""
   own = HarnessModel(options.model)
   for turn in range(options.turns + 1):  # the first compiles
     for batch in (None, 1, 8, 16, 32) if turn else (None, 32):
       scorer = own if batch is None else model
       model.batch_size_per_gpu = batch or 1
       began = time.perf_counter()
-      scorer.loglikelihood(requests, disable_tqdm=True)
+      values = getattr(scorer, method)(requests, disable_tqdm=True)
       if turn:
-        seconds = round(time.perf_counter() - began, 2)
-        print(
-          json.dumps({"program": "lmjax" if batch is None else f"hf, batch {batch}", "seconds": seconds}), flush=True
-        )
+        seconds, program = round(time.perf_counter() - began, 2), "lmjax" if batch is None else f"hf, batch {batch}"
+        total = float(np.sum([value[0] if isinstance(value, tuple) else value for value in values]))
+        print(json.dumps({"program": program, "seconds": seconds, "log_likelihood": total}), flush=True)
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument("--model", required=True)
-  parser.add_argument("--data", required=True)
+  parser.add_argument("--data")
+  parser.add_argument("--text")
+  parser.add_argument("--bytes", type=int, default=200_000)
   parser.add_argument("--limit", type=int, default=20)
   parser.add_argument("--turns", type=int, default=2)
   parser.add_argument("--time", action="store_true")
