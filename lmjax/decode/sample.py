@@ -16,6 +16,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 Array = jax.Array | np.ndarray
+PART = 1024  # tokens of a prompt that are read together, so that attention's memory does not grow with the prompt
 STEP = 16  # prompts and sources are padded to a multiple of this length, so that few lengths are compiled
 
 
@@ -173,12 +174,16 @@ def prefill(
   model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int,
   source: tuple[jax.Array, jax.Array] | jax.Array | None,
 ) -> tuple[jax.Array, Tree]:  # fmt: skip
-  """Returns the final vectors [B, L, D] of prompts, and a cache with space for `max_tokens` that contains them.
+  """Returns final vectors [B, L, D], and a cache with space for `max_tokens` that contains prompts.
+
+  The vectors are those of all tokens, or of the last one alone where a long prompt is read in parts of `PART` tokens.
 
   Args:
     source: ids that the encoder reads [B, M] and which of them are valid [B, M]; of a decoder, patches of images
       [B, I, C], or None.
   """
+  if source is None and tokens_BxL.shape[1] > PART and _in_parts(model):
+    return _prefill_parts(model, params, tokens_BxL, valid_BxL, max_tokens)
   prompt: dict = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
   if source is not None and model.kind == "decoder":
     prompt |= {"embeddings": source}
@@ -187,3 +192,26 @@ def prefill(
     prompt = {f"decoder_{key}": value for key, value in prompt.items()}
     prompt |= {"inputs": tokens_BxM, "segments": valid_BxM.astype(jnp.int32)}
   return model.apply({"params": params}, prompt, max_tokens, method="prefill")
+
+
+def _in_parts(model: nn.Module) -> bool:
+  """Returns whether a model may read a prompt in parts: not if what comes later changes how the first ones are read."""
+  rotary, prefix = (getattr(model.config, name, None) for name in ("rotary", "prefix"))
+  return model.kind == "decoder" and not prefix and getattr(rotary, "scaling", "none") not in ("dynamic", "longrope")
+
+
+def _prefill_parts(
+  model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int
+) -> tuple[jax.Array, Tree]:
+  """Returns the final vector [B, 1, D] of the last token of prompts, and their cache."""
+  first = (tokens_BxL.shape[1] - 1) % PART + 1
+  prompt = {"inputs": tokens_BxL[:, :first], "segments": valid_BxL[:, :first].astype(jnp.int32)}
+  _, cache = model.apply({"params": params}, prompt, max_tokens, method="prefill")
+
+  def extend(cache, part):
+    hidden, cache = model.apply({"params": params}, cache, *part, method="extend")
+    return cache, hidden[:, -1:]
+
+  split = lambda x: x[:, first:].reshape(len(x), -1, PART).swapaxes(0, 1)  # noqa: E731
+  cache, last = jax.lax.scan(extend, cache, (split(tokens_BxL), split(valid_BxL)))
+  return last[-1], cache

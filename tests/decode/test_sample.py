@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 
 from lmjax.data.tokenizers.base import Bytes
+from lmjax.decode import sample as decoding
 from lmjax.decode.logits import Sampling
-from lmjax.decode.sample import Sampler
+from lmjax.decode.sample import Sampler, prefill
 from lmjax.inference.stream_text import StreamedText
+from lmjax.layers.positions import Rotary
+from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.utils.errors import UserError
+from tests.families import tiny_task
 from tests.models.test_decoder import SHAPES, made
 
 PROMPTS = [[3, 1, 4, 1, 5], [9], [2, 6, 5]]
@@ -142,3 +146,30 @@ def test_text_comes_in_complete_characters_and_ends_at_a_stop():
   assert "".join(chunks) + text.finish() == "é🦙 ENgo " and text.stopped
   assert chunks[0] == "" and chunks[1] == "é", "half a character waits"
   assert "\ufffd" not in "".join(chunks)
+
+
+@pytest.mark.parametrize("length", [5, 8, 11])
+@pytest.mark.parametrize("family", ["GPT", "Llama", "LSTM"])
+def test_a_prompt_that_is_read_in_parts_continues_as_one_that_is_read_whole(family, length, monkeypatch):
+  """Whatever the padding: in the first row it fills more than one part."""
+  task = tiny_task(family, vocabulary=50, length=16)
+  params = init_params(task, fake_batch(task))["model"]
+  tokens = jax.random.randint(jax.random.key(0), (2, length), 0, 50)
+  valid = jnp.arange(length)[None] >= jnp.array([[length - 2], [1]])
+  whole = prefill(task.model, params, tokens, valid, 16, None)
+  monkeypatch.setattr(decoding, "PART", 4)
+  parts = prefill(task.model, params, tokens, valid, 16, None)
+  assert parts[0].shape[1] == 1, "it was read in parts"
+  np.testing.assert_allclose(parts[0][:, -1], whole[0][:, -1], atol=1e-5)
+  more = [task.model.apply({"params": params}, cache, tokens[:, :1], valid[:, -1:], method="extend")[0]
+          for _, cache in (parts, whole)]  # fmt: skip
+  np.testing.assert_allclose(*more, atol=1e-5)
+
+
+def test_a_prompt_is_read_whole_where_its_end_changes_its_beginning(monkeypatch):
+  monkeypatch.setattr(decoding, "PART", 4)
+  for changes in ({"prefix": True}, {"rotary": Rotary(scaling="dynamic", factor=2.0, original=4)}):
+    model = tiny_decoder(**changes)
+    tokens = jnp.arange(1, 11)[None]
+    params = init_params(model, {"inputs": tokens})["params"]
+    assert prefill(model, params, tokens, tokens > 0, 16, None)[0].shape[1] == 10
