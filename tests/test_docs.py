@@ -14,6 +14,7 @@ from lmjax.utils import renames
 from tests.conftest import ROOT
 
 PAGES = [ROOT / "docs" / page for page in re.findall(r"\S+\.md", (ROOT / "mkdocs.yml").read_text())]
+TOUR = ROOT / "docs" / "tour.md"  # its commands take hours
 FILES = [ROOT / "README.md", *sorted((ROOT / "configs").glob("*.py")), *sorted((ROOT / "launch").glob("*.sh")), *PAGES]
 SMALL = ["--config.steps=2", *(f"--config.model.{key}={value}" for key, value in config.TINY.items())]
 
@@ -80,6 +81,8 @@ def test_the_site_runs(folder, lmjax):
   """Every page in order: commands and snippets, except those that need another library, which the next test runs."""
   ran = set()
   for page in PAGES:
+    if page == TOUR:
+      continue
     names: dict = {}
     for language, block in re.findall(r"```(bash|python)\n(.*?)```", page.read_text(), re.DOTALL):
       if language == "python":
@@ -91,6 +94,23 @@ def test_the_site_runs(folder, lmjax):
           assert main(arguments) == 0, arguments
         ran.add(arguments[0])
   assert ran == set(COMMANDS)
+
+
+@pytest.mark.docs
+@pytest.mark.slow
+def test_the_tour_runs(folder):
+  """Every command of the tour, of debug size."""
+  small = {"evaluate": ["--limit", "4"], "lottery": ["--rounds", "1", "--seeds", "0:1"], "embed": ["--batch", "2"]}
+  ran = set()
+  for arguments in commands("\n".join(blocks(TOUR, "bash"))):
+    if arguments[0] in ("train", "lottery", "prepare"):
+      at = 2  # the config
+      arguments[at] += (",debug" if ":" in arguments[at] else ":debug") * ("debug" not in arguments[at])
+    more = small.get(arguments[0], [])
+    kept = [a for i, a in enumerate(arguments) if not {a, arguments[i - 1]} & {m for m in more if m.startswith("--")}]
+    assert main([*kept, *more]) == 0, arguments
+    ran.add(arguments[0])
+  assert len(ran) > 10
 
 
 def needs_another_library(arguments):
