@@ -114,7 +114,7 @@ def _cut_json(data: dict[str, Any], new: dict[int, int]) -> None:
 
 
 def _renumber_template(value: Any, new: dict[int, int]) -> None:
-  """Renumbers the special tokens that surround a text, in place."""
+  """Renumbers the special tokens that surround text, in place."""
   if isinstance(value, list):
     for item in value:
       _renumber_template(item, new)
