@@ -80,7 +80,8 @@ def main(arguments: list[str]) -> int:
   smaller = used_tokens(saved, options.vocabulary) if options.vocabulary else None
   record |= {"vocabulary": options.vocabulary} if options.vocabulary else {}
   report = compress(saved, options.output, methods, record, inputs, removals, batches, smaller)
-  show(report.table().rich())
+  if report.errors:
+    show(report.table().rich())
   for line in report.lines():
     console.print(line)
   console.print(f"{options.output}: written")
