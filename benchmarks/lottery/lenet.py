@@ -6,8 +6,8 @@
 folder: t10k-images-idx3-ubyte.gz and t10k-labels-idx1-ubyte.gz. The network has 266,610 parameters. Of the 10,000 test
 images, in a random order that is always the same, 8,000 are trained on and 2,000 are tested on; the paper has 55,000
 and 10,000. Adam with a learning rate of 0.0012, batches of 60 and new weights by Glorot's normal distribution are the
-paper's; 800 steps are not its 50,000. debug: 40 steps. Hardware: two CPU cores, beside other work. Time and result of 5 seeds: 35
-minutes; the ticket beats both controls, see benchmarks/notes/compression.md.
+paper's; 800 steps are not its 50,000. debug: 40 steps. Hardware: two CPU cores, beside other work. Time and result of 5
+seeds: 45 minutes; the ticket beats both controls, see benchmarks/notes/compression.md.
 """
 
 import dataclasses

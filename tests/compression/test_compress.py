@@ -2,6 +2,7 @@
 
 import functools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from lmjax import notebook, storage
 from lmjax.__main__ import main
 from lmjax.compression.awq import AWQ
 from lmjax.compression.quantize import QTensor, Quantize
-from lmjax.inference.before_after import computed, rows_of
+from lmjax.inference.before_after import computed, latencies, rows_of
 from lmjax.inference.compress import compress
 from lmjax.layers.leaves import dense, is_leaf
 from lmjax.parallel.mesh import MeshShape
@@ -234,6 +235,14 @@ def test_rows_that_are_timed_are_whole(family):
   vectors, scores = jax.eval_shape(functools.partial(computed, task), params, batch)
   assert vectors.shape[:2] == (3, 8) and (scores is None) == (family == "vectors")
   assert all(jnp.all(batch[key] == 1) for key in batch if key.endswith("segments"))
+
+
+def test_int4_models_are_timed(folder, tmp_path):
+  compress(storage.open(folder), tmp_path / "small", [Quantize("int4", 16)])
+  layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
+  saved = storage.open(tmp_path / "small")
+  loaded = SimpleNamespace(task=saved.task, params=saved.leaf_params(layout), layout=layout)
+  assert all(seconds > 0 for seconds in latencies([loaded, loaded], 1, 8))
 
 
 def test_nothing_is_overwritten(folder, tmp_path, capsys):
