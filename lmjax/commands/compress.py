@@ -6,7 +6,8 @@
     lmjax compress --workdir model.gguf --output sparse --prune wanda --structure 2:4 --calibration text.txt
     lmjax compress --workdir runs/gpt2 --output smaller --remove heads=0.5 --remove mlp=0.25 --score taylor
 
-The copy is opened by every command that opens the model. First comes --remove, then --prune, then --quantize.
+The copy is opened by every command that opens the model. First comes --vocabulary, then
+--remove, --mask, --prune and --quantize.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from lmjax.compression.quantize import DTYPES
 from lmjax.compression.remove import SCORES as REMOVAL_SCORES
 from lmjax.compression.remove import STRUCTURES
 from lmjax.inference.before_after import WHAT, check, measure
-from lmjax.inference.compress import compress, task_batches, windows
+from lmjax.inference.compress import compress, task_batches, used_tokens, windows
 from lmjax.inference.methods import TOKENS, choose
 from lmjax.inference.output import show
 from lmjax.logs import console
@@ -38,6 +39,8 @@ def main(arguments: list[str]) -> int:
   parser.add_argument(
     "--remove", action="append", metavar="WHAT=FRACTION", default=[], help=f"make {', '.join(STRUCTURES)} fewer"
   )
+  vocabulary = "a text file: tokens that it does not use leave the tokenizer and the tables; several in turn"
+  parser.add_argument("--vocabulary", action="append", metavar="FILE", default=[], help=vocabulary)
   parser.add_argument("--score", choices=REMOVAL_SCORES, help="what is removed first; default magnitude")
   parser.add_argument("--quantize", choices=tuple(DTYPES), help="the type of kernels")
   parser.add_argument("--group", type=int, default=0, help="inputs that share a scale; default all of an output")
@@ -74,8 +77,11 @@ def main(arguments: list[str]) -> int:
   if needing:
     inputs = windows(saved, options.calibration, options.tokens, options.seed)
     record |= {"calibration": {"file": options.calibration, "tokens": int(inputs["inputs"].size), "seed": options.seed}}
-  report = compress(saved, options.output, methods, record, inputs, removals, batches)
-  show(report.table().rich())
+  smaller = used_tokens(saved, options.vocabulary) if options.vocabulary else None
+  record |= {"vocabulary": options.vocabulary} if options.vocabulary else {}
+  report = compress(saved, options.output, methods, record, inputs, removals, batches, smaller)
+  if report.errors:
+    show(report.table().rich())
   for line in report.lines():
     console.print(line)
   console.print(f"{options.output}: written")

@@ -62,5 +62,5 @@ class SameZeros:
       zeros += int(gone.sum())
       changed[name] = jnp.where(gone, 0.0, params[name].value)
     if not zeros:
-      raise UserError(f"prune: {self.mask} has no zeros in its kernels; give a pruned model")
+      raise UserError(f"prune: {self.mask} has no zeros in its kernels, so it is not a mask; give a pruned model")
     return changed

@@ -1,6 +1,7 @@
 """What a change of a model does to its speed and to its own evaluation: both models, measured in turn."""
 
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from lmjax.storage.base import LoadedModel, SavedModel
 from lmjax.storage.run import RunFolder
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError
+from lmjax.utils.pytree import Tree
 
 WHAT = ("latency", "evaluation")
 ROWS, TOKENS, REPEATS = (1, 32), 32, 5
@@ -28,7 +30,7 @@ ROWS, TOKENS, REPEATS = (1, 32), 32, 5
 class BeforeAfter:
   """Two values of each quantity, before and after.
 
-  latency: seconds of a forward pass with the scores of the task by its rows, of `tokens` tokens each; a median.
+  latency: seconds of a forward pass, with scores where the task has any, by its rows of `tokens` tokens; a median.
   evaluation: by the names of metrics.
   """
 
@@ -81,17 +83,23 @@ def latencies(models: Sequence[LoadedModel], rows: int, tokens: int) -> tuple[fl
   for loaded in models:
     with use_layout(loaded.layout):
       batch = rows_of(loaded.task, rows, tokens)
-      forward = lambda params, batch, task=loaded.task: task.forward(params, batch).logits  # noqa: E731
-      run = jax.jit(forward).lower(loaded.params, batch).compile()
+      run = jax.jit(functools.partial(computed, loaded.task))  # not ahead of time, which refuses int4
       jax.block_until_ready(run(loaded.params, batch))
     runs.append((run, loaded.params, batch))
   seconds: list[list[float]] = [[] for _ in runs]
   for _ in range(REPEATS):
-    for taken, (run, params, batch) in zip(seconds, runs, strict=True):
-      start = time.perf_counter()
-      jax.block_until_ready(run(params, batch))
-      taken.append(time.perf_counter() - start)
+    for taken, loaded, (run, params, batch) in zip(seconds, models, runs, strict=True):
+      with use_layout(loaded.layout):
+        start = time.perf_counter()
+        jax.block_until_ready(run(params, batch))
+        taken.append(time.perf_counter() - start)
   return tuple(statistics.median(taken) for taken in seconds)
+
+
+def computed(task: Task, params: Tree, batch: Batch) -> tuple[jax.Array, jax.Array | None]:
+  """Returns the final vectors, and the scores where the task has any."""
+  outputs = task.forward(params, batch)
+  return outputs.hidden, outputs.logits
 
 
 def rows_of(task: Task, rows: int, tokens: int) -> Batch:

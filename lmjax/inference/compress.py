@@ -13,6 +13,9 @@ from etils import epath
 
 from lmjax.compression.method import Method
 from lmjax.compression.remove import Remove
+from lmjax.compression.vocabulary import keep_rows
+from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.cut import cut
 from lmjax.inference.table import DisplayTable
 from lmjax.layers.leaves import Parameter, dense
 from lmjax.parallel.mesh import MeshShape
@@ -58,7 +61,7 @@ class Report:
 def compress(
   saved: SavedModel, output: epath.PathLike, methods: Sequence[Method], record: Mapping[str, Any] | None = None,
   inputs: Mapping[str, jax.Array] | None = None, removals: Sequence[Remove] = (),
-  batches: Sequence[Mapping[str, jax.Array]] = (),
+  batches: Sequence[Mapping[str, jax.Array]] = (), vocabulary: tuple[Tokenizer, Sequence[int]] | None = None,
 ) -> Report:  # fmt: skip
   """Writes a saved model to a new folder with methods applied to its parameters, one after the other.
 
@@ -67,6 +70,7 @@ def compress(
     inputs: a batch for methods that look at what the model reads; see `windows`.
     removals: come before the methods, and change the model's config.
     batches: of the task, for removals by Taylor scores; see `task_batches`.
+    vocabulary: a smaller tokenizer and the old ids of its tokens, see `cut`; comes first.
 
   Raises:
     UserError: the output is there already, or a method cannot be applied; nothing is written then.
@@ -83,6 +87,17 @@ def compress(
   changes = {"dtype": "float32"} | ({"remat": "none"} if hasattr(config, "remat") else {})
   model = type(saved.task.model)(dataclasses.replace(config, **changes))
   task = dataclasses.replace(saved.task, model=model)
+  tokenizer = None
+  if vocabulary:
+    tokenizer, kept = vocabulary
+    start = getattr(task, "start", 0)  # of a decoder that reads the source once more
+    if task.model.kind == "encoder_decoder" and (start >= len(kept) or kept[start] != start):
+      raise UserError(f"compress: the decoder starts with the token {start}, whose id would change")
+    boxed = {name: box.replace(value=arrays[name]) for name, box in boxes.items()}
+    boxes = keep_rows(boxed, kept, config.vocabulary)
+    arrays, removed = {name: box.value for name, box in boxes.items()}, {"vocabulary": len(kept)}
+    model = type(model)(dataclasses.replace(model.config, **removed))
+    task = dataclasses.replace(task, model=model)
   for removal in removals:
     changed, arrays = removal.apply(
       task, {name: box.replace(value=arrays[name]) for name, box in boxes.items()}, batches
@@ -96,7 +111,7 @@ def compress(
     params = method.apply(task, boxed, inputs)
   described = [compressed.describe(method) for method in (*removals, *methods)]
   source = {"source": str(saved.path), "step": saved.step}
-  compressed.save(output, saved, params, source | {"methods": described} | dict(record or {}), removed)
+  compressed.save(output, saved, params, source | {"methods": described} | dict(record or {}), removed, tokenizer)
   errors, nonzero = {}, 0
   for name, value in params.items():
     new = dense(value, jnp.float32)[: boxes[name].rows]
@@ -119,6 +134,18 @@ def _check_targets(methods: Sequence[Method], names: Iterable[str]) -> None:
     if pattern and given and not any(re.search(pattern, name) for name in kernels):
       known = one_line(", ".join(kernels))
       raise UserError(f"compress: --targets {pattern} matches no kernel of this model, which has {known}")
+
+
+def used_tokens(saved: SavedModel, paths: Sequence[epath.PathLike]) -> tuple[Tokenizer, list[int]]:
+  """Returns a tokenizer with the tokens that text files need, as a whole and line by line; see `cut`.
+
+  Raises:
+    UserError: a file cannot be read, or the model has no tokenizer that can be cut.
+  """
+  if saved.tokenizer is None:
+    raise UserError(f"compress: {saved.path} has no tokenizer, so its vocabulary cannot be cut")
+  texts = [files.read_text(path) for path in paths]
+  return cut(saved.tokenizer, [*texts, *(line for text in texts for line in text.splitlines())])
 
 
 def task_batches(saved: SavedModel, file: epath.PathLike | None, tokens: int, seed: int) -> list[dict[str, jax.Array]]:

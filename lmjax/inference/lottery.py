@@ -224,6 +224,8 @@ def _with_interval(change: np.ndarray) -> str:
 def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> None:
   """Draws the final loss, and the steps to the dense model's, over the remaining weights: means and extremes of seeds.
 
+  There is no point where a seed does not get to the loss of the dense model.
+
   Args:
     rows: one for each seed, round and arm: `arm`, `remaining`, `loss`, `steps`.
   """
@@ -234,11 +236,11 @@ def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> No
     figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to that of the dense model"), strict=True
   ):
     for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != DENSE):
-      points: dict[float, list[float]] = {}
+      points: dict[float, list[Any]] = {}
       for row in rows:
-        if row["arm"] in (arm, DENSE) and row[key] is not None:
+        if row["arm"] in (arm, DENSE):
           points.setdefault(round(row["remaining"], 4), []).append(row[key])
-      x = sorted(points, reverse=True)
+      x = sorted((share for share, values in points.items() if None not in values), reverse=True)
       axes.plot(x, [np.mean(points[value]) for value in x], "o-", label=arm.replace("_", " "), markersize=3)
       axes.fill_between(x, [min(points[v]) for v in x], [max(points[v]) for v in x], alpha=0.2)
     axes.set(xscale="log", xlabel="remaining weights", ylabel=label)

@@ -32,8 +32,10 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
     removals, methods = _removals(options), _methods(options)
   except ValueError as error:
     raise UserError(f"compress: {error}") from error
-  if not methods and not removals:
-    raise UserError("compress: give --quantize or --prune, or --remove or --mask")
+  if not (methods or removals or options.vocabulary):
+    raise UserError("compress: give --quantize or --prune, or --remove, --mask or --vocabulary")
+  if options.vocabulary and (options.calibration or options.score == "taylor"):
+    raise UserError("compress: cut the --vocabulary first, by a command of its own: other methods read its tokens")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
     raise UserError("compress: --prune wanda, sparsegpt, --gptq and --awq need --calibration, a text file")

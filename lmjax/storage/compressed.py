@@ -36,7 +36,7 @@ from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.bilm import MAX_WORDS, BilmFolder
-from lmjax.storage.huggingface.companions import companions
+from lmjax.storage.huggingface.companions import TOKENIZER, companions
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import add_generation_settings, load_tokenizer
 from lmjax.storage.placement import layout_of
@@ -108,8 +108,10 @@ class CompressedFolder(SavedModel):
 
   @functools.cached_property
   def tokenizer(self) -> Tokenizer | None:
+    if (self.path / "tokenizer").exists():
+      return registry.load(self.path / "tokenizer")
     if self.folder == self.path:
-      return registry.load(self.path / "tokenizer") if (self.path / "tokenizer").exists() else None
+      return None
     config = self.task.model.config
     tokenizer = load_tokenizer(self.folder, config.vocabulary)
     if tokenizer:
@@ -286,7 +288,7 @@ def describe(value: Any) -> Any:
 
 def save(
   folder: epath.PathLike, source: SavedModel, params: dict[str, Parameter], record: dict[str, Any],
-  changes: dict[str, Any],
+  changes: dict[str, Any], tokenizer: Tokenizer | None = None,
 ) -> None:  # fmt: skip
   """Writes a compressed model; the folder appears when it is complete.
 
@@ -295,6 +297,7 @@ def save(
     params: by path names.
     record: plain data for the section `compression` of config.json.
     changes: settings of the model that differ from the source's.
+    tokenizer: in place of the source's.
 
   Raises:
     UserError: the folder is there already, or cannot be written.
@@ -318,27 +321,40 @@ def save(
     )
     settings |= {"model": config, "task": describe(source.task), "length": length}
   with files.new_folder(folder) as part:
-    for name, content in _companions(source).items():
+    for name, content in _companions(source, tokenizer is None).items():
       (part / name).parent.mkdir(parents=True, exist_ok=True)
       files.write(part / name, content)
-    if not (part / "source").exists() and source.tokenizer is not None:
-      source.tokenizer.save(part / "tokenizer")
+    own = tokenizer or (None if (part / "source").exists() else source.tokenizer)
+    if own is not None:
+      own.save(part / "tokenizer")
     tensors = {name: array for path, value in params.items() for name, array in tensors_of(path, value).items()}
     write(part / WEIGHTS, {name: (array.dtype, array.shape) for name, array in tensors.items()}, tensors.values())
     files.write(part / "config.json", json.dumps(settings, indent=2))
 
 
-def _companions(source: SavedModel) -> dict[str, str | bytes]:
-  """Returns what the files of a Hugging Face folder besides its weights contain, by their names in the copy."""
+def _companions(source: SavedModel, tokenizer: bool) -> dict[str, str | bytes]:
+  """Returns what the files of a Hugging Face folder besides its weights contain, by their names in the copy.
+
+  Args:
+    tokenizer: whether the files of its tokenizer are among them.
+  """
   if isinstance(source, CompressedFolder):
-    return {name: files.read_bytes(file) for name, file in checksums.walk(source.path).items() if "source/" in name[:7]}
+    kept = ("source/", "tokenizer/")[: 1 + ((source.path / "source").exists() and tokenizer)]
+    walked = {name: file for name, file in checksums.walk(source.path).items() if name.startswith(kept)}
+    return {name: files.read_bytes(file) for name, file in walked.items() if tokenizer or not _is_tokenizer(name)}
   if not isinstance(source, HuggingFaceFolder):
     return {}
   with source.tokenizer_folder() as folder:
-    kept = {n: f if isinstance(f, str) else files.read_bytes(f) for n, f in companions(folder).items()}
-  return {f"source/{name}": content for name, content in kept.items()} | {
-    "source/config.json": json.dumps(source.config, indent=2)
-  }
+    beside = companions(folder, tokenizer).items()
+    contents = {n: f if isinstance(f, str) else files.read_bytes(f) for n, f in beside}
+  contents |= {"config.json": json.dumps(source.config, indent=2)}
+  return {f"source/{name}": content for name, content in contents.items() if tokenizer or not _is_tokenizer(name)}
+
+
+def _is_tokenizer(name: str) -> bool:
+  """Returns whether a file of a Hugging Face folder is one of the tokenizer, or has ids of its tokens."""
+  file = name.removeprefix("source/")
+  return file.startswith((*TOKENIZER, "generation_config")) or file.endswith((".model", ".spm", ".tiktoken"))
 
 
 def refuse_existing(folder: epath.PathLike) -> None:

@@ -1,6 +1,8 @@
 """lmjax compress: the copy opens as the model does, is smaller, and nothing is written after an error."""
 
+import functools
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ from lmjax import notebook, storage
 from lmjax.__main__ import main
 from lmjax.compression.awq import AWQ
 from lmjax.compression.quantize import QTensor, Quantize
-from lmjax.inference.before_after import rows_of
+from lmjax.inference.before_after import computed, latencies, rows_of
 from lmjax.inference.compress import compress
 from lmjax.layers.leaves import dense, is_leaf
 from lmjax.parallel.mesh import MeshShape
@@ -19,6 +21,7 @@ from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import named_parameters
 from lmjax.storage import huggingface, safetensors
 from lmjax.storage.compressed import WEIGHTS, CompressedFolder, describe, tensors_of
+from lmjax.tasks.encode import Encode
 from lmjax.testing import fake_batch, init_params
 from lmjax.utils import pytree
 from tests.families import tiny_task
@@ -227,14 +230,23 @@ def test_errors_are_one_line_and_write_nothing(folder, tmp_path, capsys, options
   assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("family", ["GPT", "BERT", "T5", "LSTM", "ELMo"])
+@pytest.mark.parametrize("family", ["GPT", "BERT", "T5", "LSTM", "ELMo", "vectors"])
 def test_rows_that_are_timed_are_whole(family):
-  """A task of every family computes scores of them, and none is padding."""
-  task = tiny_task(family)
+  """A task of every family computes something of them, and none is padding."""
+  task = Encode(tiny_task("BERT").model) if family == "vectors" else tiny_task(family)
   params = jax.eval_shape(lambda: init_params(task, fake_batch(task)))
   batch = rows_of(task, 3, 8)
-  assert jax.eval_shape(task.forward, params, batch).logits.shape[0] == 3
+  vectors, scores = jax.eval_shape(functools.partial(computed, task), params, batch)
+  assert vectors.shape[:2] == (3, 8) and (scores is None) == (family == "vectors")
   assert all(jnp.all(batch[key] == 1) for key in batch if key.endswith("segments"))
+
+
+def test_int4_models_are_timed(folder, tmp_path):
+  compress(storage.open(folder), tmp_path / "small", [Quantize("int4", 16)])
+  layout = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp")
+  saved = storage.open(tmp_path / "small")
+  loaded = SimpleNamespace(task=saved.task, params=saved.leaf_params(layout), layout=layout)
+  assert all(seconds > 0 for seconds in latencies([loaded, loaded], 1, 8))
 
 
 def test_nothing_is_overwritten(folder, tmp_path, capsys):
