@@ -81,13 +81,13 @@ def _with_rollouts(run: Experiment, report: dict[str, Any], update: Compiled, pa
   updates = task.minibatches * task.epochs
   learning = {"bytes_per_device": update.total, "fits": update.fits, "per_rollout": updates}
   learning |= {"seconds": report["seconds_per_step"], "bound_by": report["bound_by"]}
-  found = {"learning": learning}
+  own = {"learning": learning}
   for name, (compiled, seconds) in parts.items():
     bound_by, least = max(seconds, key=seconds.get), max(seconds.values())
-    found[name] = {"bytes_per_device": compiled.total, "fits": compiled.fits, "seconds": least, "bound_by": bound_by}
-    found[name] |= {"per_rollout": task.minibatches if name == "scoring" else 1}
-  total = sum(part["seconds"] * part["per_rollout"] for part in found.values())
-  return {"parts": found, "seconds_per_step": total / updates}
+    own[name] = {"bytes_per_device": compiled.total, "fits": compiled.fits, "seconds": least, "bound_by": bound_by}
+    own[name] |= {"per_rollout": task.minibatches if name == "scoring" else 1}
+  total = sum(part["seconds"] * part["per_rollout"] for part in own.values())
+  return {"parts": own, "seconds_per_step": total / updates}
 
 
 def find_largest_batch(

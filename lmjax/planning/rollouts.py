@@ -34,14 +34,14 @@ def parts_of(run: Experiment, target: Topology, capacity: float) -> dict[str, tu
   if not isinstance(run.task, Policy):
     return {}
   state, frozen = run.state(abstract=True).split()
-  found = {}
+  parts = {}
   for name, (function, spec) in {"rollout": _rollout(run, run.task), "scoring": _scoring(run, run.task)}.items():
     start, batch = time.perf_counter(), run.layout.abstract_batch(spec)
     # What is resident counts, whether this part reads it or not.
     lowered = jax.jit(function, keep_unused=True).lower(state, frozen, batch)
     compiled = compile_step(lowered, capacity, target.slices, start)
-    found[name] = compiled, _seconds(run, target, compiled, name, function, (state, frozen, spec))
-  return found
+    parts[name] = compiled, _seconds(run, target, compiled, name, function, (state, frozen, spec))
+  return parts
 
 
 def _rollout(run: Experiment, task: Policy) -> Part:
