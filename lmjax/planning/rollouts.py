@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler
 from lmjax.experiment import Experiment
+from lmjax.parallel.sharding import count_parameters
 from lmjax.planning.aot import Compiled, Topology, compile_step
 from lmjax.planning.flops import count
 from lmjax.state import FrozenState, TrainState
@@ -89,7 +90,9 @@ def _seconds(
   plain = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
   seconds = {"compute": count(function, *plain).executed(run.task.model.causal) / target.count / chip.flops}
   passes = run.task.answer_tokens if name == "rollout" else 1  # type: ignore[attr-defined]  # a Policy's
-  weights = 2 * run.parameters / run.layout.num_shards("heads")
+  weights = (
+    2 * count_parameters(run.named["model"] if name == "rollout" else run.named) / run.layout.num_shards("heads")
+  )
   seconds["memory"] = passes * weights / chip.bandwidth
   for moved in (compiled.collectives or {}).values():
     seconds["links"] = seconds.get("links", 0.0) + (moved["bytes"] - moved["network_bytes"]) / chip.links
