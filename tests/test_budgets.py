@@ -18,7 +18,7 @@ FORBIDDEN = ("tensorflow", "torch", "transformers", "clu")
 # Docstrings, comments and blank lines are not counted: no explanation is left out to meet a budget. A part of each
 # budget stays free, so that a feature has room.
 TRUNK_LINES, CONFIG_LINES = 3500, 2000
-ROLLOUT_LINES = 1100  # besides these of a run that learns from its own answers, which it also samples and scores
+ROLLOUT_LINES = 1050  # besides these of a run that learns from its own answers, which it also samples and scores
 TOKENIZERS = ("lmjax.data.tokenizers.bpe", "lmjax.data.tokenizers.subword")  # of a config's algorithm, the longest
 TRUNK_FREE, CONFIG_FREE = 0.10, 0.10
 

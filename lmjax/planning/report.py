@@ -18,6 +18,7 @@ from lmjax.parallel.sharding import use_layout
 from lmjax.planning.aot import Compiled, Topology, compile_step
 from lmjax.planning.estimate import estimate, executed_flops, stored_bytes
 from lmjax.planning.flops import FORMULA, Flops, train_step_flops
+from lmjax.planning.rollouts import parts_of
 from lmjax.state import TrainState
 from lmjax.storage.start import attach_sources
 from lmjax.utils.errors import UserError
@@ -43,7 +44,9 @@ def make_report(
   capacity = target.chip.memory if target.chip else math.inf
   compiled = _compile(run, target, jit_step, capacity, start) if target.compiles else estimate(run, capacity)
   useful = train_step_flops(run.task, run.batch, run.data.length, run.models)
-  return {
+  with use_layout(run.layout):
+    parts = parts_of(run, target, capacity) if target.compiles else {}
+  report = {
     "parameters": run.parameters,
     "trained": _trained(run),
     "topology": f"{target.name}:{'x'.join(map(str, target.grid)) or target.count}",
@@ -61,11 +64,30 @@ def make_report(
       "total": compiled.total,
       "capacity": None if math.isinf(capacity) else int(capacity),
     },
-    "fits": compiled.fits,
+    "fits": compiled.fits and all(part.fits for part, _ in parts.values()),
     "flops_per_step": {"full_attention": useful.full, "causal_attention": useful.causal, "formula": FORMULA},
     "collectives": compiled.collectives,
     "compile_seconds": round(compiled.seconds, 1),
   } | _least_time(run, target, compiled, useful)
+  return report | (_with_rollouts(run, report, compiled, parts) if parts else {})
+
+
+def _with_rollouts(run: Experiment, report: dict[str, Any], update: Compiled, parts: dict[str, Any]) -> dict[str, Any]:
+  """Returns what changes in a report where each rollout is written and scored before some updates.
+
+  A step is an update with its share of the rollout; `seconds_of` and the rest describe the update alone.
+  """
+  task: Any = run.task
+  updates = task.minibatches * task.epochs
+  learning = {"bytes_per_device": update.total, "fits": update.fits, "per_rollout": updates}
+  learning |= {"seconds": report["seconds_per_step"], "bound_by": report["bound_by"]}
+  own = {"learning": learning}
+  for name, (compiled, seconds) in parts.items():
+    bound_by, least = max(seconds, key=seconds.get), max(seconds.values())
+    own[name] = {"bytes_per_device": compiled.total, "fits": compiled.fits, "seconds": least, "bound_by": bound_by}
+    own[name] |= {"per_rollout": task.minibatches if name == "scoring" else 1}
+  total = sum(part["seconds"] * part["per_rollout"] for part in own.values())
+  return {"parts": own, "seconds_per_step": total / updates}
 
 
 def find_largest_batch(

@@ -33,9 +33,14 @@ def report_table(report: dict[str, Any]) -> Table:
   if report["collectives"] is None:
     reason = "the step does not fit" if report["method"] == "compiled" else "the step is not compiled"
     table.add_row("collectives", f"unknown: {reason}")
+  for name, part in report.get("parts", {}).items():
+    verdict = "fits" if part["fits"] else "DOES NOT FIT"
+    times = f"{part['per_rollout']} x at least {part['seconds']:.3f} s, bound by {part['bound_by']}"
+    table.add_row(name, f"{part['bytes_per_device'] / 1e6:,.0f} MB per device: {verdict}; in a rollout {times}")
   if report["seconds_per_step"] is not None:
     each = ", ".join(f"{name} {seconds:.3f} s" for name, seconds in report["seconds_of"].items())
-    table.add_row("step", f"at least {report['seconds_per_step']:.3f} s, bound by {report['bound_by']} ({each})")
+    shared = " with its share of a rollout; alone" if "parts" in report else ","
+    table.add_row("step", f"at least {report['seconds_per_step']:.3f} s{shared} bound by {report['bound_by']} ({each})")
     bound = report["utilisation_bound"]
     table.add_row("utilisation", f"at most {bound['full_attention']:.1%}, causal {bound['causal_attention']:.1%}")
   _add_run(table, report["run"])

@@ -37,7 +37,7 @@ def test_frozen_models_reach_the_task(run):
   class Shifted:
     """A task whose loss is that of the run plus a frozen constant."""
 
-    spec, initial_carry = run.task.spec, run.task.initial_carry
+    reads, initial_carry = run.task.reads, run.task.initial_carry
 
     def loss(self, params, frozen, carry, batch):
       terms, carry = run.task.loss(params, {}, carry, batch)

@@ -65,6 +65,13 @@ def test_a_reward_is_that_of_the_answer_alone_in_training_and_in_a_rollout(famil
     written.append((prompt, ids))
     wanted.append(rewards[row].ravel()[number - 1])
   assert len(written) == 6
+  prompt, ids = written[0]
+  alone = {"inputs": [tokenizer.start, *prompt, *ids]}
+  if decoder:
+    alone = {"inputs": prompt, "decoder_inputs": [tokenizer.start, *ids]}
+  alone = {key: jnp.asarray(value)[None] for key, value in alone.items()}
+  vectors = jax.jit(lambda p: task.hidden(p, alone).tokens)(params)[:, -1 if decoder else 0]
+  np.testing.assert_allclose(task.head("reward", params, vectors)[0, 0], wanted[0], atol=1e-5)
   prompts, valid, answers = np.zeros((6, 64), np.int32), np.zeros((6, 64), bool), np.full((6, 24), -1, np.int32)
   for i, (prompt, ids) in enumerate(written):
     prompts[i, -len(prompt) :], valid[i, -len(prompt) :], answers[i, : len(ids)] = prompt, True, ids
