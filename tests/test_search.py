@@ -76,7 +76,7 @@ def test_poor_trials_are_pruned_and_equal_ones_run_once(tmp_path, monkeypatch):
 
 def test_an_interrupted_trial_is_resumed_and_one_that_fails_does_not_end_a_search(tmp_path, monkeypatch):
   monkeypatch.setattr(search, "POLL", 0.02)
-  run = trials(tmp_path, "optim.peak_lr=1:2")
+  run = trials(tmp_path, "optim.peak_lr=1.0:2.0")
   with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
     patch.setattr(search, "read_metrics", lambda folder: (_ for _ in ()).throw(KeyboardInterrupt))
     search.run_trials(study(tmp_path, run), run._replace(prune=True), 1, None, None)
