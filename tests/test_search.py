@@ -84,8 +84,8 @@ def test_an_interrupted_trial_is_resumed_and_one_that_fails_does_not_end_a_searc
   search.run_trials(study(tmp_path, run), run, 2, None, None)
   states = [(trial.state.name, trial.params == first) for trial in study(tmp_path, run).trials[:2]]
   assert states == [("FAIL", True), ("COMPLETE", True)]
-  failing = run._replace(command=[sys.executable, "-c", "import sys; sys.exit(2)"])
-  search.run_trials(study(tmp_path, run), failing, 3, None, None)
+  failing = run._replace(command=[sys.executable, "-c", "import sys; sys.exit(2)"], workdir=tmp_path / "new")
+  search.run_trials(study(tmp_path, run), failing, 4, None, None)
   assert study(tmp_path, run).trials[-1].state.name == "FAIL"
 
 

@@ -16,6 +16,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 Array = jax.Array | np.ndarray
+CHUNK = 512  # tokens of a prompt that are computed together: attention over a longer one takes memory of its square
 STEP = 16  # prompts and sources are padded to a multiple of this length, so that few lengths are compiled
 
 
@@ -172,14 +173,42 @@ def prefill(
   model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int,
   source: tuple[jax.Array, jax.Array] | None,
 ) -> tuple[jax.Array, Tree]:  # fmt: skip
-  """Returns the final vectors [B, L, D] of prompts, and a cache with space for `max_tokens` that contains them.
+  """Returns the final vectors [B, T, D] of the last tokens of prompts, and a cache for `max_tokens` that contains them.
+
+  T is L, or `CHUNK` for a decoder that reads a longer prompt in parts. A prompt whose tokens attend to later ones, or
+  whose rotation depends on its length, is read as a whole.
 
   Args:
     source: ids that the encoder reads [B, M] and which of them are valid [B, M]; None for a decoder.
   """
+  config, length = model.config, tokens_BxL.shape[1]
+  scaling = getattr(getattr(config, "rotary", None), "scaling", "none")
+  apart = model.kind == "decoder" and not getattr(config, "prefix", False) and scaling not in ("dynamic", "longrope")
+  if apart and length > CHUNK and source is None:
+    return _prefill_in_chunks(model, params, tokens_BxL, valid_BxL, max_tokens)
   prompt = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
   if source is not None:
     tokens_BxM, valid_BxM = source
     prompt = {f"decoder_{key}": value for key, value in prompt.items()}
     prompt |= {"inputs": tokens_BxM, "segments": valid_BxM.astype(jnp.int32)}
   return model.apply({"params": params}, prompt, max_tokens, method="prefill")
+
+
+def _prefill_in_chunks(
+  model: nn.Module, params: Tree, tokens_BxL: jax.Array, valid_BxL: jax.Array, max_tokens: int
+) -> tuple[jax.Array, Tree]:
+  """Returns the final vectors of the last chunk, and the cache; the first chunk has what is left over."""
+  first = tokens_BxL.shape[1] % CHUNK or CHUNK
+  _, cache = prefill(model, params, tokens_BxL[:, :first], valid_BxL[:, :first], max_tokens, None)
+
+  def chunks(x_BxL: jax.Array) -> jax.Array:
+    return x_BxL[:, first:].reshape(len(x_BxL), -1, CHUNK).swapaxes(0, 1)
+
+  def step(cache: Tree, chunk: tuple[jax.Array, jax.Array]) -> tuple[Tree, jax.Array]:
+    hidden, cache = model.apply({"params": params}, cache, *chunk, method="extend")
+    return cache, hidden
+
+  tokens, valid = chunks(tokens_BxL), chunks(valid_BxL)
+  cache, _ = jax.lax.scan(lambda cache, chunk: (step(cache, chunk)[0], None), cache, (tokens[:-1], valid[:-1]))
+  cache, hidden = step(cache, (tokens[-1], valid[-1]))
+  return hidden, cache

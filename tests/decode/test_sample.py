@@ -142,3 +142,29 @@ def test_text_comes_in_complete_characters_and_ends_at_a_stop():
   assert "".join(chunks) + text.finish() == "é🦙 ENgo " and text.stopped
   assert chunks[0] == "" and chunks[1] == "é", "half a character waits"
   assert "\ufffd" not in "".join(chunks)
+
+
+@pytest.mark.parametrize("rotary", [False, True])
+def test_a_prompt_in_chunks_is_continued_like_a_whole_one(rotary, monkeypatch):
+  """Of several lengths, with a chunk that is padding in one row; its memory does not grow with the square."""
+  shape = next(own for own in SHAPES.values() if bool(own.get("rotary")) == rotary)
+  model, params = made(**{**shape, "length": 64})
+  rng = np.random.default_rng(0)
+  prompts = [rng.integers(0, 50, size).tolist() for size in (45, 7, 32)]
+  sampler = Sampler(model, 64, Sampling(temperature=0))
+  params = sampler.prepare(params)
+  whole = sample(sampler, params, prompts)
+
+  def use(chunk):
+    monkeypatch.setattr("lmjax.decode.sample.CHUNK", chunk)
+    jax.clear_caches()
+
+  use(10)
+  assert (sample(sampler, params, prompts) == whole).all()
+  if rotary:  # learned positions end at 64
+    inputs, sizes = (np.zeros((1, 2048), np.int32), np.ones((1, 2048), bool), np.zeros(1, np.uint32)), {}
+    for chunk in (128, 2048):
+      use(chunk)
+      compiled = Sampler._prefill.lower(sampler, params, *inputs, 2064, None).compile()
+      sizes[chunk] = compiled.memory_analysis().temp_size_in_bytes
+    assert sizes[128] < sizes[2048] / 4
