@@ -8,8 +8,8 @@ start: a run folder, a Hugging Face folder or a GGUF file. train, validation: fi
 the part of the articles of `train` to train on, such as `:80%`; the others are for validation if there is no file.
 negatives: hard ones of each question, by BM25 (pip install 'lmjax[retrieval]'). The paper has batches of 128 questions
 with one hard negative, 40 epochs, and a rate of 1e-5 for BERT-Base, without normalised vectors (task.normalize=False,
-task.temperature=1.0). Hardware: two CPU cores for a small
-encoder, 15 minutes for 48 steps. Result: benchmarks/notes/retrieval.md.
+task.temperature=1.0). Hardware: two CPU cores for a small encoder, 15 minutes for 48 steps. Expected result: see
+benchmarks/notes/retrieval.md.
 """
 
 from ml_collections import ConfigDict

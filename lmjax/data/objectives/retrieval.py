@@ -21,8 +21,10 @@ class Retrieval(Labelled):
   """A row for each question: itself in segment 1, its paragraph in segment 2, and hard negatives in further ones.
 
   Hard negatives are the paragraphs of the same source that BM25 finds for the question and that have none of its
-  answers (Karpukhin et al., 2020, arXiv:2004.04906, section 3.2); a row may have fewer. question_length: tokens of a
-  question at most; the paragraphs share the rest of `length` equally.
+  answers (Karpukhin et al., 2020, arXiv:2004.04906, section 3.2).
+
+  negatives: hard ones of a row; it may have fewer. question_length: tokens of a question at most; the paragraphs share
+  the rest of `length` equally.
   """
 
   negatives: int = 1
