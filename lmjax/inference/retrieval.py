@@ -230,7 +230,13 @@ class Index:
 
   def by_words(self, questions: Sequence[str], top: int = DEPTH) -> list[list[tuple[int, float]]]:
     """Returns the best rows of each question with their BM25 scores (Robertson & Zaragoza, 2009), best first."""
-    return [bm25.best(self._bm25, question, top) for question in questions]
+    try:
+      best = [bm25.best(self._bm25, question, top) for question in questions]
+    except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
+      raise UserError(f"{self.folder / self.contents.bm25} cannot be read: {reason(error)}; {AGAIN}") from error
+    if any(not 0 <= row < self.contents.rows for own in best for row, _ in own):
+      raise UserError(f"{self.folder / self.contents.bm25} is of other chunks; {AGAIN}")
+    return best
 
   def search(self, questions: Sequence[str], queries_QxD: np.ndarray, top: int) -> Iterator[list[Hit]]:
     """Yields the best chunks of each question, of both rankings fused."""

@@ -36,7 +36,7 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, init_state, tiny_decoder
-from tests.fuzz import dialogues, documents, examples, suites
+from tests.fuzz import dialogues, documents, examples, indexes, suites
 from tests.fuzz.documents import TEXT
 from tests.storage import test_gguf
 from tests.storage.adapters import random_adapter
@@ -368,5 +368,6 @@ READERS = {
   "lines": Reader(documents.make_lines, documents.read_lines, ("*",)),
   "texts": Reader(documents.make_texts, documents.read_texts, ("*",)),
   "examples": Reader(examples.make, examples.read, ("*",)),
+  "index": Reader(indexes.make, indexes.read, ("*.json*", "*.npy", "bm25-*/*"), 0.5),
   "dialogues": Reader(dialogues.make, dialogues.read, ("*",)),
 }  # fmt: skip
