@@ -170,8 +170,8 @@ def build(
   data = data.for_model(model)
   task = sections.build(settings["task"], "task", None, Base, model=model, **data.shared(tokenizer))
   carried = jax.tree.leaves(jax.eval_shape(lambda: task.initial_carry(batch)))
-  if optimizer.microbatches > 1 and any(leaf.shape[:1] == (batch,) for leaf in carried):
-    raise UserError("config.optim.microbatches must be 1 for tasks that carry state between batches")
+  if optimizer.microbatches > 1 and (task.whole_batch or any(leaf.shape[:1] == (batch,) for leaf in carried)):
+    raise UserError("config.optim.microbatches must be 1 for tasks that carry state or compare the rows of a batch")
   run = Experiment(
     seed=seed,
     steps=steps,

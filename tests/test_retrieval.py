@@ -15,7 +15,8 @@ from lmjax.data.tokenizers.base import Bytes
 from lmjax.inference import ask
 from lmjax.inference.chunks import Chunk, chunks_of, counter
 from lmjax.inference.indexing import Builder
-from lmjax.inference.retrieval import Hit, Index, Settings, fuse, open_encoder, words
+from lmjax.inference.retrieval import Hit, Index, Settings, fuse, open_encoder
+from lmjax.utils.bm25 import words
 from lmjax.utils.errors import UserError
 from tests.storage.huggingface_folders import write_classifier, write_model
 

@@ -4,6 +4,7 @@ lmjax plan --config configs/llama.py:size=7b --topology v5e:16x16
 lmjax plan --config configs/llama.py:size=7b --topology v5e-256 --fit --tokens 2e12 --json
 lmjax plan --config configs/gpt2.py --topology h100:8          (counted: GPUs have no compiler for absent devices)
 lmjax plan --strubell                                          (the published energy table, recomputed)
+lmjax plan --trend --output trend.png                          (published models over time, and their compute)
 """
 
 import argparse
@@ -12,10 +13,11 @@ import math
 from typing import Any
 
 from lmjax import config as configs
-from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.commands.options import new_parser, parse_overrides, refuse
+from lmjax.commands.values import new_file
 from lmjax.inference.output import show
 from lmjax.logs import console
-from lmjax.planning import energy, tables
+from lmjax.planning import energy, tables, trend
 from lmjax.planning.aot import parse_topology
 from lmjax.planning.hardware import PUE
 from lmjax.planning.report import alternatives, find_largest_batch, make_report
@@ -39,7 +41,13 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--price", type=float, help="dollars per device and hour")
   parser.add_argument("--json", action="store_true", help="print the report as JSON")
   parser.add_argument("--strubell", action="store_true", help="the table of Strubell et al. (2019), recomputed")
+  parser.add_argument("--trend", action="store_true", help="published models over time, and their training compute")
+  parser.add_argument("--output", type=new_file, help="a PNG file to draw the trend in")
   options, overrides = parse_overrides(parser, arguments)
+  refuse(parser, options, {}, {"trend": "output"})
+  if options.trend:
+    _print_trend(options.output, options.json)
+    return 0
   if options.strubell:
     _print_strubell(options.json)
     return 0
@@ -83,6 +91,16 @@ def _report(options: argparse.Namespace, overrides: dict[str, str]) -> dict[str,
   steps = math.ceil(options.tokens / tokens_per_step) if options.tokens else settings["steps"]
   costs = energy.run_costs(report, target, steps, options.pue, options.region, options.watts, options.price)
   return {"config": options.config} | report | {"run": costs}
+
+
+def _print_trend(output: str | None, as_json: bool) -> None:
+  rows = trend.trend_rows()
+  if output:
+    trend.draw_trend(rows, output)
+  if as_json:
+    print(json.dumps(rows, indent=2))
+  else:
+    show(tables.trend_table(rows))
 
 
 def _print_strubell(as_json: bool) -> None:

@@ -16,7 +16,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
 Array = jax.Array | np.ndarray
-PART = 1024  # tokens of a prompt that are read together, so that attention's memory does not grow with the prompt
+PART = 512  # tokens of a prompt that are read together, so that attention's memory does not grow with the prompt
 STEP = 16  # prompts and sources are padded to a multiple of this length, so that few lengths are compiled
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import json
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -24,9 +23,8 @@ from lmjax.inference.retrieval import (
   read_chunks,
   read_contents,
   read_vectors,
-  words,
 )
-from lmjax.utils import files
+from lmjax.utils import bm25, files
 from lmjax.utils.errors import UserError, reason
 
 ROWS = 1024  # of a shard: an interrupted command loses the work of fewer chunks
@@ -207,12 +205,8 @@ class Builder:
       return
     if not self.contents.rows:
       raise UserError(f"index: the files have no text; the last: {self.skipped[-1] if self.skipped else 'empty'}")
-    import bm25s
-
-    corpus = [words(chunk.text) for shard in self.contents.shards for chunk in read_chunks(self.folder, shard)]
-    logging.getLogger("bm25s").setLevel(logging.WARNING)
-    model = bm25s.BM25()
-    model.index(corpus, show_progress=False)
+    shards = self.contents.shards
+    model = bm25.build(chunk.text for shard in shards for chunk in read_chunks(self.folder, shard))
     name = f"bm25-{xxhash.xxh3_64_hexdigest(json.dumps(self.contents.shards).encode())}"
     with files.new_folder(self.folder / name) as folder:
       model.save(str(folder), show_progress=False)

@@ -21,7 +21,7 @@ from lmjax.data.tokenizers.base import fingerprint
 from lmjax.inference.chunks import Chunk
 from lmjax.inference.embed import Embedder, make_embedder
 from lmjax.storage.base import LoadedModel
-from lmjax.utils import files, pytree
+from lmjax.utils import bm25, files, pytree
 from lmjax.utils.errors import UserError, reason
 from lmjax.utils.fields import Fields
 
@@ -29,7 +29,6 @@ NAME, FORMAT = "index.json", 1
 DEPTH = 100  # hits of each list that is fused
 OFFSET = 60  # of ranks, in the fused score
 AGAIN = "remove the folder of the index, and repeat its lmjax index command"
-WORD = re.compile(r"\w+")
 
 
 class Hit(NamedTuple):
@@ -152,11 +151,6 @@ def read_contents(folder: epath.Path) -> Contents:
   return Contents(settings, known, tuple(shards), bm25)
 
 
-def words(text: str) -> list[str]:
-  """Returns the words that BM25 compares: lower case, without punctuation."""
-  return WORD.findall(text.lower())
-
-
 def fuse(rankings: Sequence[Sequence[int]]) -> list[tuple[int, float]]:
   """Returns rows with their scores, sum over rankings of 1 / (60 + rank), best first.
 
@@ -236,15 +230,12 @@ class Index:
 
   def by_words(self, questions: Sequence[str], top: int = DEPTH) -> list[list[tuple[int, float]]]:
     """Returns the best rows of each question with their BM25 scores (Robertson & Zaragoza, 2009), best first."""
-    best: list[list[tuple[int, float]]] = []
-    for question in questions:
-      known = [word for word in words(question) if word in self._bm25.vocab_dict]
-      if not known:
-        best.append([])
-        continue
-      k = min(top, self.contents.rows)
-      rows, scores = self._bm25.retrieve([known], k=k, show_progress=False, backend_selection="numpy")
-      best.append([(int(row), float(score)) for row, score in zip(rows[0], scores[0], strict=True) if score > 0])
+    try:
+      best = [bm25.best(self._bm25, question, top) for question in questions]
+    except (ValueError, IndexError, TypeError, KeyError, OverflowError) as error:
+      raise UserError(f"{self.folder / self.contents.bm25} cannot be read: {reason(error)}; {AGAIN}") from error
+    if any(not 0 <= row < self.contents.rows for own in best for row, _ in own):
+      raise UserError(f"{self.folder / self.contents.bm25} is of other chunks; {AGAIN}")
     return best
 
   def search(self, questions: Sequence[str], queries_QxD: np.ndarray, top: int) -> Iterator[list[Hit]]:

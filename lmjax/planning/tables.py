@@ -73,3 +73,19 @@ def strubell_table(rows: list[dict[str, Any]]) -> Table:
     cells += ["-".join(f"{dollars:,.0f}" for dollars in column["usd"]) for column in columns]
     table.add_row(*cells)
   return table
+
+
+def trend_table(rows: list[dict[str, Any]]) -> Table:
+  """Returns the table of `planning.trend.trend_rows`; what was not published stays empty."""
+  table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+  left = ("date", "model", "arXiv", "hardware")
+  for name in ("date", "model", "arXiv", "parameters", "preset", "tokens", "FLOPs, 6ND", "hardware", "MWh", "t CO2e"):
+    table.add_column(name, justify="left" if name in left else "right")
+  for row in rows:
+    size, tokens, count = row["parameters"], row["tokens"], row["preset_parameters"]
+    cells = [row["date"], row["name"], row["paper"], f"{size / 1e9:,.1f} B" if size >= 1e9 else f"{size / 1e6:,.0f} M"]
+    cells += [f"{count:,}" if count else "", f"{tokens / 1e9:,.0f} B" if tokens else ""]
+    cells += [f"{row['flops']:.2e}" if row["flops"] else "", row["hardware"]]
+    energy = (row["mwh"], row["tonnes"])
+    table.add_row(*cells, *("" if x is None else f"{x:,.3g}" if x < 100 else f"{x:,.0f}" for x in energy))
+  return table

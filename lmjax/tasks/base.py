@@ -78,6 +78,7 @@ class Base:
   model: nn.Module
 
   terms: ClassVar[Mapping[str, float]] = {"loss": 1.0}
+  whole_batch: ClassVar[bool] = False  # whether the loss compares rows, so that microbatches would change it
   collects: ClassVar[bool] = False  # whether `collect` makes batches of its own
 
   def spec(self, batch: int, length: int) -> Spec:
@@ -117,10 +118,7 @@ class Base:
     row = {key: value[:1] for key, value in batch.items()}
     x = jnp.zeros((1, 1, self.model.config.width))
     new = {name: head.init(key, x) for (name, head), key in zip(heads.items(), rest, strict=True)}
-    return {
-      "model": self.model.init(first, row)["params"],
-      "heads": {name: variables["params"] for name, variables in new.items()},
-    }
+    return {"model": self.model.init(first, row)["params"], "heads": {k: v["params"] for k, v in new.items()}}
 
   def initial_carry(self, batch: int) -> Tree:
     """Returns what the task remembers from step to step."""

@@ -173,3 +173,16 @@ def test_a_prompt_is_read_whole_where_its_end_changes_its_beginning(monkeypatch)
     tokens = jnp.arange(1, 11)[None]
     params = init_params(model, {"inputs": tokens})["params"]
     assert prefill(model, params, tokens, tokens > 0, 16, None)[0].shape[1] == 10
+
+
+def test_the_memory_of_a_long_prompt_does_not_grow_with_its_square(monkeypatch):
+  model = tiny_decoder(rotary=Rotary(), length=2064)
+  params = init_params(model, {"inputs": jnp.zeros((1, 8), jnp.int32)})["params"]
+  sampler, sizes = Sampler(model, 2064, Sampling(temperature=0)), {}
+  prompt = np.zeros((1, 2048), np.int32), np.ones((1, 2048), bool), np.zeros(1, np.uint32)
+  for part in (128, 2048):
+    monkeypatch.setattr(decoding, "PART", part)
+    jax.clear_caches()
+    compiled = Sampler._prefill.lower(sampler, params, *prompt, 2064, None).compile()
+    sizes[part] = compiled.memory_analysis().temp_size_in_bytes
+  assert sizes[128] < sizes[2048] / 4

@@ -36,7 +36,7 @@ from lmjax.storage.safetensors import Tensors
 from lmjax.storage.sources import NAME, check_sources, record_sources
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.testing import init_params, init_state, tiny_decoder
-from tests.fuzz import dialogues, documents, examples, images, scores, suites
+from tests.fuzz import dialogues, documents, examples, images, indexes, scores, suites
 from tests.fuzz.documents import TEXT
 from tests.storage import test_gguf
 from tests.storage.adapters import random_adapter
@@ -369,6 +369,7 @@ READERS = {
   "texts": Reader(documents.make_texts, documents.read_texts, ("*",)),
   "examples": Reader(examples.make, examples.read, ("*",)),
   "scores": Reader(scores.make, scores.read, ("*",)),
+  "index": Reader(indexes.make, indexes.read, ("*.json*", "*.npy", "bm25-*/*"), 0.5),
   "dialogues": Reader(dialogues.make, dialogues.read, ("*",)),
   "images": Reader(images.make, images.read, ("*",)),
 }  # fmt: skip

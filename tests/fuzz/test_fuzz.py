@@ -24,7 +24,7 @@ NAMES = (
   "tokenizer sentencepiece_bpe", "tokenizer characters", "tokenizer bytes", "tokenizer words", "tokenizer sentinels",
   "tokenizer merges", "tokenizer vocabulary", "prepared", "unfinished", "safetensors", "huggingface",
   "adapter", "huggingface bert", "flax", "gguf", "gguf llama", "modules", "bilm", "checkpoint", "prompts", "lines",
-  "texts", "examples", "dialogues", "scores", "compressed", "suite",
+  "texts", "examples", "dialogues", "scores", "compressed", "suite", "index", "images",
 )  # fmt: skip
 SECONDS = 120  # without an answer
 
