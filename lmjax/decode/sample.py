@@ -205,8 +205,7 @@ def _prefill_parts(
 ) -> tuple[jax.Array, Tree]:
   """Returns the final vector [B, 1, D] of the last token of prompts, and their cache."""
   first = (tokens_BxL.shape[1] - 1) % PART + 1
-  prompt = {"inputs": tokens_BxL[:, :first], "segments": valid_BxL[:, :first].astype(jnp.int32)}
-  _, cache = model.apply({"params": params}, prompt, max_tokens, method="prefill")
+  _, cache = prefill(model, params, tokens_BxL[:, :first], valid_BxL[:, :first], max_tokens, None)
 
   def extend(cache, part):
     hidden, cache = model.apply({"params": params}, cache, *part, method="extend")
