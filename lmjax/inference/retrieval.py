@@ -255,7 +255,9 @@ def read_vectors(folder: epath.Path, shard: Shard) -> np.ndarray:
   try:
     with files.reading(file):
       vectors = np.load(file, mmap_mode=None if files.is_remote(file) else "r", allow_pickle=False)
-  except (ValueError, EOFError) as error:
+  except UserError:
+    raise
+  except Exception as error:  # whatever numpy makes of a corrupt header
     raise UserError(f"{file} cannot be read: {reason(error)}; {AGAIN}") from error
   if vectors.ndim != 2 or len(vectors) != shard.rows or vectors.dtype != np.float32:
     raise UserError(f"{file} does not have the vectors of {shard.rows:,} chunks; {AGAIN}")
