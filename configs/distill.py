@@ -39,7 +39,7 @@ def get_config(argument: str = "") -> ConfigDict:
   settings["data"]["tokenizer"] = tokenizer_section(choice.teacher, model, **settings["data"]["tokenizer"])
   settings = ConfigDict(settings)
   if choice.debug:
-    like_teacher = settings.model, settings.data.tokenizer
+    like_teacher = ConfigDict(settings.model.to_dict()), settings.data.tokenizer  # `debug` changes the model in place
     config.debug(settings)
     if choice.teacher:
       settings.model, settings.data.tokenizer = like_teacher

@@ -100,7 +100,7 @@ def test_the_site_runs(folder, lmjax):
 @pytest.mark.slow
 def test_the_tour_runs(folder):
   """Every command of the tour, of debug size."""
-  small = {"evaluate": ["--limit", "4"], "lottery": ["--rounds", "1", "--seeds", "0:1"], "embed": ["--batch", "2"]}
+  small = {"evaluate": ["--limit", "4"], "lottery": ["--rounds", "1", "--seeds", "0:1"], "index": ["--tokens", "24"]}
   ran = set()
   for arguments in commands("\n".join(blocks(TOUR, "bash"))):
     if arguments[0] in ("train", "lottery", "prepare"):

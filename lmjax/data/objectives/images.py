@@ -31,7 +31,7 @@ class ImageText(Reader):
 
   @classmethod
   def debug(cls, settings: dict[str, Any]) -> dict[str, Any]:
-    return super().debug(settings) | {"length": settings["length"]}
+    return super().debug(settings) | {"length": max(settings["length"], 160)}  # of an image, and of bytes
 
   def for_model(self, model: Any) -> Reader:
     if not hasattr(model.config, "patches"):
