@@ -1,7 +1,8 @@
 """Log-likelihoods of rows: shared contexts once, sorted by length, padded to few shapes, on any mesh."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -74,32 +75,11 @@ class Likelihood:
     if self.task.model.kind not in ("decoder", "encoder", "encoder_decoder", "bidirectional_lm"):
       raise UserError(f"evaluate: suites do not score {type(self.task.model).__name__} models yet")
 
-    def score(params: Tree, batch: Batch, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-      """Returns log p [B, T] of targets at some positions [B, T], and whether they are the most probable tokens."""
-      if self.task.model.kind == "bidirectional_lm":
-        return self._both_directions(params, batch, at, targets)
-      x, table, _ = self.task.scored(params, batch)
-      return _scores(_at(x, at), table, targets, self.task.model.config.vocabulary)
-
-    replicated = self.layout.sharding()
-    object.__setattr__(self, "_score", jit(score, out_shardings=(replicated, replicated)))
-
   @property
   def _shares(self) -> bool:
     """Whether a batch may say what attends to what: the places of a row are then not what separates its tokens."""
     model = self.task.model
     return isinstance(model, Decoder) and not (model.config.window or model.config.window_layers)
-
-  def _both_directions(
-    self, params: Tree, batch: Batch, at: jax.Array, targets: jax.Array
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns the mean log p of ELMo's directions [B, T], and whether the words are the most probable ones forwards."""
-    both, width = self.task.hidden(params, batch).tokens, self.task.model.config.width
-    # Each word lies between two others: forwards, the one before it predicts it, backwards the one after it.
-    forwards, backwards = _at(both[:, :-2, :width], at), _at(both[:, 2:, width:], at)
-    table, size = self.task.head("softmax", params, forwards), self.task.model.config.vocabulary
-    log_probs, best = _scores(forwards, table, targets, size)
-    return (log_probs + _scores(backwards, table, targets, size)[0]) / 2, best
 
   def groups(self, rows: Sequence[Row]) -> list[Group]:
     """Returns the rows that are computed together: those that follow the same context, where the model allows it."""
@@ -205,12 +185,39 @@ class Likelihood:
 
   def _each(self, params: Tree, rows: Sequence[Row]) -> Iterator[tuple[list[int], list[np.ndarray], list[np.ndarray]]]:
     """Yields numbers of rows, log p of their targets, and whether greedy decoding gives each of them."""
+    score = compiled(self.task, self.layout)
     for batch, at, targets, where in self.batches(rows):
       own = self.layout.sharding("batch", None, shape=at.shape)
       placed = jax.device_put((batch, at, targets), (self.layout.batch(batch), own, own))
-      log_probs, best = map(np.asarray, self._score(params, *placed))  # type: ignore[attr-defined]
+      log_probs, best = map(np.asarray, score(params, *placed))
       cut = lambda x: [x[b, first:end] for _, b, first, end in where]  # noqa: B023, E731
       yield [number for number, *_ in where], cut(log_probs), cut(best)
+
+
+@functools.lru_cache(4)
+def compiled(task: Task, layout: Layout) -> Callable[..., tuple[jax.Array, jax.Array]]:
+  """Returns what scores a batch; the same for all suites of a model, so that each shape is compiled once."""
+
+  def score(params: Tree, batch: Batch, at: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns log p [B, T] of targets at some positions [B, T], and whether they are the most probable tokens."""
+    if task.model.kind == "bidirectional_lm":
+      return _both_directions(task, params, batch, at, targets)
+    x, table, _ = task.scored(params, batch)
+    return _scores(_at(x, at), table, targets, task.model.config.vocabulary)
+
+  return jit(score, out_shardings=(layout.sharding(), layout.sharding()))
+
+
+def _both_directions(
+  task: Task, params: Tree, batch: Batch, at: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Returns the mean log p of ELMo's directions [B, T], and whether the words are the most probable ones forwards."""
+  both, width = task.hidden(params, batch).tokens, task.model.config.width
+  # Each word lies between two others: forwards, the one before it predicts it, backwards the one after it.
+  forwards, backwards = _at(both[:, :-2, :width], at), _at(both[:, 2:, width:], at)
+  table, size = task.head("softmax", params, forwards), task.model.config.vocabulary
+  log_probs, best = _scores(forwards, table, targets, size)
+  return (log_probs + _scores(backwards, table, targets, size)[0]) / 2, best
 
 
 def _context(row: Row) -> int:
