@@ -1,7 +1,5 @@
 """AWQ: the factors are those of plain numpy, and the inputs that matter keep the outputs closer than rounding."""
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -89,7 +87,6 @@ def test_every_family(family):
 
 
 def test_the_option_gives_both_methods():
-  options = dict(remove=[], score=None, prune=None, sparsity=None, structure=None, targets=None, tokens=8, seed=0)
-  options |= dict(quantize="int4", group=16, asymmetric=True, tables="none", table_group=64, calibration="x")
-  made = choose(argparse.Namespace(**options, awq=True, gptq=True))[1]
-  assert made == [AWQ("int4", 16, False, "", 64, gptq=True)]
+  given = "--quantize int4 --group 16 --asymmetric --tables none --calibration x --awq --gptq"
+  options = parser_of("compress").parse_args(["--workdir", "in", "--output", "out", *given.split()])
+  assert choose(options)[1] == [AWQ("int4", 16, False, "", 64, gptq=True)]
