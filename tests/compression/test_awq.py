@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.commands.options import parser_of
 from lmjax.compression.awq import AWQ, _factor, _moments
 from lmjax.compression.quantize import QTensor, Quantize, quantize
 from lmjax.inference.methods import choose
