@@ -76,7 +76,7 @@ def _locked(workdir: str) -> Iterator[None]:
 def this_process() -> str:
   """Returns who runs this process: number, user, host, start and command."""
   now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-  user = os.environ.get("USER") or os.getuid()
+  user = os.environ.get("USER") or f"user {os.getuid()}"
   return f"process {os.getpid()} of {user} on {socket.gethostname()} since {now}: {shlex.join(sys.orig_argv)[:500]}"
 
 
