@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 
 from lmjax.data import packing
+from lmjax.data.concatenate import Concatenate
 from lmjax.data.objectives.causal import Text
 from lmjax.data.sources import python_docs
 from lmjax.data.sources.base import BadRecord
@@ -212,7 +213,7 @@ def test_streams_must_fit(files):
 
 def test_a_row_of_padding_when_there_is_no_more():
   documents = [(np.arange(5), 12), (np.zeros(0, np.int32), 0)]
-  for packer in (packing.Concatenate(8), packing.FirstFitText(8)):
+  for packer in (Concatenate(8), packing.FirstFitText(8)):
     row, position = packer.row(documents.__getitem__, (0, 0))
     assert row["weights"].tolist() == [1] * 4 + [0] * 4 and row["bytes"] == 12
     row, _ = packer.row(documents.__getitem__, position)

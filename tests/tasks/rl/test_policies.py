@@ -47,7 +47,7 @@ def collected(task, params, prompts, carry=None, seed=3):
 def test_log_probabilities_are_those_of_the_sampler(family):
   """Of the prefill and the cache, token by token, for prompts of several lengths; and of a row without padding.
 
-  A source may have its padding on either side. The policy and a reference that is the same are equal.
+  A source may have its padding on either side. The policy and a reference that is the same agree to the last bits.
   """
   task, params, prompts, rollout = made(family=family, temperature=0.7)
   batch = {key: jnp.asarray(value) for key, value in rollout.rows().items()}
@@ -82,7 +82,8 @@ def test_log_probabilities_are_those_of_the_sampler(family):
     np.testing.assert_allclose(task.policy(params, right)[1][0], log_probs[1], atol=1e-5)
   frozen = {"reference": FrozenModel(task, params)}
   measured = jax.jit(dataclasses.replace(task, reference="somewhere").measure)(params, frozen, batch)
-  np.testing.assert_array_equal(measured["reference_log_probs"], measured["old_log_probs"])
+  # Up to the order of sums: XLA fuses the reference's row, which needs no entropy, in its own way.
+  np.testing.assert_allclose(measured["reference_log_probs"], measured["old_log_probs"], rtol=5e-7)
 
 
 def test_an_answer_ends_with_the_first_end_token():
