@@ -201,6 +201,7 @@ def make_study(storage: str, name: str, axes: Sequence[Axis], sampler: str, seed
     UserError: the study of the storage has another space.
   """
   import optuna
+  import sqlalchemy  # a connection is closed after its use: the folder may be removed, and Python 3.13 warns otherwise
 
   optuna.logging.set_verbosity(optuna.logging.CRITICAL)
   samplers: dict[str, Callable[[], Any]] = {
@@ -211,8 +212,9 @@ def make_study(storage: str, name: str, axes: Sequence[Axis], sampler: str, seed
   warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats
   again = optuna.storages.RetryHeartbeatStaleTrialCallback(max_retry=3, inherit_intermediate_values=False)
   database = optuna.storages.RDBStorage(
-    storage, heartbeat_interval=10, grace_period=60, heartbeat_stale_trial_callback=again
-  )
+    storage, {"poolclass": sqlalchemy.NullPool}, heartbeat_interval=10, grace_period=60,
+    heartbeat_stale_trial_callback=again,
+  )  # fmt: skip
   pruner = optuna.pruners.MedianPruner(n_startup_trials=4) if prune else optuna.pruners.NopPruner()
   study = optuna.create_study(
     storage=database, study_name=name, sampler=samplers[sampler](), pruner=pruner, load_if_exists=True
