@@ -293,6 +293,13 @@ def distil(teacher, workdir, *options, steps=2):
   return main(["train", *arguments, "--config.evals.every=0", "--workdir", str(workdir)])
 
 
+def test_debug_leaves_a_student_the_size_that_its_teacher_gives_it(tmp_path):
+  small = ["--config", "configs/quickstart.py:debug", "--config.evals.every=0", "--config.steps=1"]
+  assert main(["train", *small, "--workdir", str(tmp_path / "teacher")]) == 0
+  full, debug = (config.load(f"configs/distill.py:teacher={tmp_path / 'teacher'}{more}") for more in ("", ",debug"))
+  assert debug["model"] == full["model"] and full["model"]["depth"] == 1 and debug["start"] == full["start"]
+
+
 @pytest.mark.long
 def test_a_student_starts_from_some_layers_and_is_used_without_its_teacher(teacher, tmp_path, monkeypatch):
   """Every command opens it as a model of the task, although the teacher is gone; training needs the teacher."""
