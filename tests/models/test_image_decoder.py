@@ -70,6 +70,10 @@ def test_answers_with_a_cache_are_those_of_the_full_pass_whatever_the_padding(ch
   prompt = batch["inputs"][:, :-2]
   tokens = jnp.concatenate([jnp.full((1, 3), 8), prompt], axis=1)  # padded on the left
   valid = jnp.ones(tokens.shape, bool).at[0, :3].set(False)
+  inputs = {"inputs": tokens, "segments": valid.astype(jnp.int32), "embeddings": batch["embeddings"]}
+  read, _ = model.apply({"params": params}, inputs, 24, method="prefill")
+  whole = outputs(model, params, batch)[:, : prompt.shape[1]]
+  np.testing.assert_allclose(read[:, 3:], whole, atol=1e-5)  # of all places, those of the image too
   prepared = sampler.prepare(params)
   drawn = sampler.continuations(prepared, tokens, valid, new, np.zeros(1, np.uint32), new, batch["embeddings"])
   ids, full = np.concatenate(list(drawn), axis=1)[0], batch["inputs"][:, :-2]
