@@ -49,6 +49,7 @@ LEGEND = {
   "decoder_inputs": Key("BT", "int32", "token", "ids that the decoder reads"),
   "decoder_positions": Key("BT", "int32", "position", "position of each target token in its own target"),
   "decoder_segments": Key("BT", "int32", "segment", "number of the packed pair of a target token, as in `segments`"),
+  "decoder_allowed": Key("BTT", "bool", "token_type", "which earlier tokens of its row a token of a target attends to"),
   "characters": Key("BLC", "int32", "character", "characters of the words read left to right, 0 for padding"),
   "reverse_characters": Key("BLC", "int32", "character", "characters of the words read right to left"),
   "reverse_targets": Key("BL", "int32", "previous_token", "ids to predict for the words read right to left"),

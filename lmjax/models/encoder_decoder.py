@@ -119,7 +119,8 @@ class EncoderDecoder(nn.Module):
     length, sources = ids_BxL.shape[1], source_BxMxD.shape[1]
     positions_BxL = positions_of(batch, "decoder_inputs", "decoder_positions")
     cross = prepare_mask(Mask(segments_BxL, batch.get("segments")), length, sources)
-    mask = Mask(segments_BxL, bias_BxHxLxM=self._bias("decoder_bias", length), causal=True)
+    bias_BxHxLxM = self._bias("decoder_bias", length)
+    mask = Mask(segments_BxL, None, batch.get("decoder_allowed"), bias_BxHxLxM, causal=True)
     source = CrossInputs(prepare_mask(mask, length), cross, source_BxMxD)
     x_BxLxD, tapped = self.decoder(self.embed_tokens(ids_BxL, positions_BxL), positions_BxL, source, taps)
     if self.is_initializing() and not self.config.tie_embeddings:

@@ -281,13 +281,34 @@ def test_a_context_that_rows_share_is_computed_once(shape, loaded, monkeypatch):
       np.testing.assert_allclose(tokens[i].sum(), value, rtol=1e-5)
 
 
+@pytest.mark.parametrize("family", ["T5", "Transformer", "BART"])
+def test_a_source_that_rows_share_is_encoded_once(family, loaded, monkeypatch):
+  """The targets side by side neither see nor move each other: their scores are those of rows of their own."""
+  task = tiny_task(family, vocabulary=50)
+  params = init_params(task, fake_batch(task, 1, 8))
+  rows = [Row(source, choice) for choice in CHOICES for source in (CONTEXT, (*CONTEXT, 40), CONTEXT[:4])]
+  score = Likelihood(task, loaded.layout, 32, 0)
+  sizes = sorted(len(group.numbers) for group in score.groups(rows))
+  assert sizes == [1] * len(CHOICES) + [len(CHOICES)] * 2, "a source of few tokens is encoded again"
+  shared, alone = {}, {}
+  for numbers, values in score.each_token(params, rows):
+    shared |= zip(numbers, values, strict=True)
+  monkeypatch.setattr(Likelihood, "_shares", False)
+  for numbers, values in score.each_token(params, rows):
+    alone |= zip(numbers, values, strict=True)
+  for i in range(len(rows)):
+    np.testing.assert_allclose(shared[i], alone[i], rtol=1e-5)
+
+
 def test_what_is_shared_fits_the_model_and_suits_it(loaded):
   task = tiny_task("GPT", vocabulary=50, length=32)
   rows = [Row(CONTEXT + (5,) * 9, (5,) * 10)] * 5
   groups = Likelihood(task, loaded.layout, 32, 0).groups(rows)
   assert [(len(group.numbers), group.tokens) for group in groups] == [(2, 30), (2, 30), (1, 21)]
   assert sorted(i for group in groups for i in group.numbers) == list(range(5))
-  for family, changes in (("GPT", {"window": 4}), ("LSTM", {}), ("T5", {})):
+  groups = Likelihood(tiny_task("T5"), loaded.layout, 32, 0).groups([Row(CONTEXT, (5,) * 12)] * 5)
+  assert [(len(group.numbers), group.tokens, group.targets) for group in groups] == [(2, 12, 24), (2, 12, 24), (1, 12, 12)]
+  for family, changes in (("GPT", {"window": 4}), ("LSTM", {}), ("BERT", {})):
     groups = Likelihood(tiny_task(family, **changes), loaded.layout, 32, 0).groups(rows)
     assert all(len(group.numbers) == 1 for group in groups), family
 

@@ -17,6 +17,7 @@ from lmjax.layers.backend import jit
 from lmjax.layers.leaves import dense
 from lmjax.models.base import Table
 from lmjax.models.decoder import Decoder
+from lmjax.models.encoder_decoder import EncoderDecoder
 from lmjax.parallel.sharding import Layout
 from lmjax.tasks.base import Task
 from lmjax.tasks.encode import Encode
@@ -33,7 +34,8 @@ class Group(NamedTuple):
   """Rows that a row of a batch holds: one, or several continuations after the context that they share.
 
   numbers: of the rows. context: tokens before the first continuation, the last of which predicts the first token of
-  each. tokens: of all. targets: of the rows, of all together, except for an encoder-decoder, where they are the row's.
+  each; of an encoder-decoder, those of the source. tokens: that the model reads, of an encoder-decoder only the source.
+  targets: of all rows together.
   """
 
   numbers: tuple[int, ...]
@@ -79,18 +81,28 @@ class Likelihood:
   def _shares(self) -> bool:
     """Whether a batch may say what attends to what: the places of a row are then not what separates its tokens."""
     model = self.task.model
+    if self._has_source:
+      return isinstance(model, EncoderDecoder)
     return isinstance(model, Decoder) and not (model.config.window or model.config.window_layers)
+
+  @property
+  def _has_source(self) -> bool:
+    return self.task.model.kind == "encoder_decoder"
+
+  def _context(self, row: Row) -> int:
+    """Returns the number of tokens before the first target, or of the source."""
+    return len(row.inputs) - (0 if self._has_source else len(row.targets) - 1)
 
   def groups(self, rows: Sequence[Row]) -> list[Group]:
     """Returns the rows that are computed together: those that follow the same context, where the model allows it."""
     if not self._shares:
-      return [Group((i,), _context(row), len(row.inputs), len(row.targets)) for i, row in enumerate(rows)]
+      return [Group((i,), self._context(row), len(row.inputs), len(row.targets)) for i, row in enumerate(rows)]
     groups: dict[tuple, Group] = {}
     for i, row in enumerate(rows):
-      context = row.inputs[: _context(row)]
-      own = len(row.targets) - 1
+      context = row.inputs[: self._context(row)]
+      own = 0 if self._has_source else len(row.targets) - 1
       key: tuple = context if len(context) >= SHARED else (i, None)
-      if key in groups and groups[key].tokens + own <= self.length:
+      if key in groups and max(groups[key].tokens + own, groups[key].targets + len(row.targets)) <= self.length:
         numbers, _, tokens, targets = groups[key]
         groups[key] = Group((*numbers, i), len(context), tokens + own, targets + len(row.targets))
         continue
@@ -132,8 +144,10 @@ class Likelihood:
       for number in group.numbers:
         end = column + len(rows[number].targets)
         wanted[b, column:end], own = rows[number].targets, np.arange(end - column)
-        if kind in ("encoder", "encoder_decoder"):
+        if kind == "encoder":
           at[b, column:end] = own
+        elif kind == "encoder_decoder":
+          at[b, column:end] = column + own
         else:  # the end of the context, then the places of the continuation
           at[b, column:end] = np.where(own == 0, group.context - 1, after + own - 1)
         where.append((number, b, column, end))
@@ -144,7 +158,8 @@ class Likelihood:
       prefix = {"prefix": _pad([(1,) * group.context for group in groups], size, length)}
     else:
       prefix = {}
-    if any(len(group.numbers) > 1 for group in groups):
+    shared = any(len(group.numbers) > 1 for group in groups)
+    if shared and kind == "decoder":
       return Scored(_shared(rows, groups, size, length) | prefix, at, wanted, where)
     batch = prefix | {"inputs": _pad([row.inputs for row in singles], size, length)}
     batch["segments"] = _pad([(1,) * len(row.inputs) for row in singles], size, length)
@@ -155,11 +170,10 @@ class Likelihood:
       batch["labels"] = wanted[:, :1]
       batch["weights"] = np.ones((size, 1), np.float32)
     elif kind == "encoder_decoder":
-      shifted = [(self.start, *row.targets[:-1]) for row in singles]
-      batch["decoder_inputs"] = _pad(shifted, size, targets)
+      batch |= _decoded([[rows[i].targets for i in group.numbers] for group in groups], size, targets, self.start or 0)
       batch["targets"] = wanted
-      batch["decoder_segments"] = _pad([(1,) * len(row.targets) for row in singles], size, targets)
-      batch["decoder_positions"] = np.broadcast_to(np.arange(targets, dtype=np.int32), (size, targets)).copy()
+      if not shared:
+        del batch["decoder_allowed"]
     else:
       batch["targets"] = np.zeros_like(batch["inputs"])  # which a task reads, but only to return them
     return Scored(batch, at, wanted, where)
@@ -220,11 +234,6 @@ def _both_directions(
   return (log_probs + _scores(backwards, table, targets, size)[0]) / 2, best
 
 
-def _context(row: Row) -> int:
-  """Returns the number of a decoder's tokens before the first target."""
-  return len(row.inputs) - len(row.targets) + 1
-
-
 def _shared(rows: Sequence[Row], groups: Sequence[Group], size: int, length: int) -> Batch:
   """Returns a batch for a decoder: contexts with their continuations, which do not attend to each other."""
   inputs, positions = np.zeros((size, length), np.int32), np.zeros((size, length), np.int32)
@@ -240,6 +249,21 @@ def _shared(rows: Sequence[Row], groups: Sequence[Group], size: int, length: int
       allowed[b, first:end, first:end] = True
       first = end
   return {"inputs": inputs, "positions": positions, "allowed": allowed, "targets": np.zeros_like(inputs)}
+
+
+def _decoded(targets: Sequence[Sequence[Sequence[int]]], size: int, length: int, start: int) -> Batch:
+  """Returns what a decoder reads after a source: the targets of each row side by side, which do not see each other."""
+  inputs, positions, segments = (np.zeros((size, length), np.int32) for _ in range(3))
+  allowed = np.broadcast_to(np.eye(length, dtype=bool), (size, length, length)).copy()
+  for b, row in enumerate(targets):
+    first = 0
+    for own in row:
+      end = first + len(own)
+      inputs[b, first:end], positions[b, first:end] = (start, *own[:-1]), np.arange(len(own))
+      segments[b, first:end], allowed[b, first:end, first:end] = 1, True
+      first = end
+  keys = ("decoder_inputs", "decoder_positions", "decoder_segments", "decoder_allowed")
+  return dict(zip(keys, (inputs, positions, segments, allowed), strict=True))
 
 
 def _at(x: jax.Array, at_BxT: jax.Array) -> jax.Array:
