@@ -60,7 +60,7 @@ class Screen:
     """Prints the size of the data and of the model, and says that the step is compiled, which may take minutes."""
     tokens, devices = run.rows * run.data.length, run.layout.mesh.size
     self._every, self._steps = run.log.every, run.steps
-    self.say(f"data: {_data(run.data, run.tokenizer, tokens, run.steps)}")
+    self.say(f"data: {_data(run.data, run.tokenizer, run.rows, run.steps)}")
     trained = f", {run.trained:,} of them trained" * (run.trained != run.parameters)
     on_each = f", {tokens // devices:,} on each of {devices} devices" * (devices > 1)
     self.say(f"model: {run.parameters:,} parameters{trained}; {tokens:,} tokens a step{on_each}")
@@ -150,17 +150,20 @@ def _name(key: str) -> str:
   return key.removeprefix("validation_").removeprefix("baseline_").replace("_", " ")
 
 
-def _data(data: Reader, tokenizer: Tokenizer, tokens_per_step: int, steps: int) -> str:
+def _data(data: Reader, tokenizer: Tokenizer, rows_per_step: int, steps: int) -> str:
   """Returns the size of the data in words; the number of tokens is estimated from a sample of the documents."""
   documents, count = data.documents(data.source, tokenizer, None, 1), len(data.source)
-  total, end = _tokens(documents, count, time.perf_counter() + SECONDS)
+  total, rows, end = _tokens(documents, count, time.perf_counter() + SECONDS)
   words = f"{count:,} documents, vocabulary of {tokenizer.size:,}"
   if not total:
     return words
   about = "" if end >= count else "about "
+  if getattr(data, "packing", "") == "buckets":  # a document in each row
+    rows = count
+  epochs = steps * rows_per_step / rows if rows else steps * rows_per_step * data.length / total
   return (
     f"{count:,} documents, {about}{total:,} tokens, vocabulary of {tokenizer.size:,}; "
-    f"{steps * tokens_per_step / total:,.3g} epochs in {steps:,} steps"
+    f"{epochs:,.3g} epochs in {steps:,} steps"
   )
 
 
@@ -171,17 +174,18 @@ def _has_licence(source: Source) -> bool:
   return any(isinstance(text, str) and "*** END OF" in text for text in documents)
 
 
-def _tokens(documents: Documents, count: int, until: float) -> tuple[int, int]:
-  """Returns the number of tokens of some documents, estimated, and how many of them were read."""
-  total = read = 0
+def _tokens(documents: Documents, count: int, until: float) -> tuple[int, int, int]:
+  """Returns the number of tokens and of finished rows of some documents, estimated, and how many of them were read."""
+  total = rows = read = 0
   for i in range(0, count, max(count // SAMPLED, 1)):
     document = read_document(documents.source, i, documents.encode)
     if not isinstance(document, BadRecord):
       total += _length(document[0])
+      rows += sum(isinstance(row, dict) for row in document[0]) if isinstance(document[0], list) else 0
     read += 1
     if time.perf_counter() > until:
       break
-  return int(total * count / max(read, 1)), read
+  return int(total * count / max(read, 1)), round(rows * count / max(read, 1)), read
 
 
 def _length(content: Any) -> int:

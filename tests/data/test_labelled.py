@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from lmjax import screen
 from lmjax.data.objectives.arrange import Arrangement
 from lmjax.data.objectives.labelled import Labelled
 from lmjax.data.sources.base import BadRecord
@@ -136,6 +137,12 @@ def test_an_epoch_has_every_example_once_in_the_row_it_fits(tmp_path):
     seen[letter] = seen.get(letter, 0) + 1
   batches.close()
   assert set(seen) == {97 + i for i in range(len(sizes))} and max(seen.values()) - min(seen.values()) <= 2
+
+
+def test_epochs_are_counted_in_examples(tmp_path):
+  """A row holds one example, however short: eight rows a step, twice 16 examples in four steps."""
+  data = reader(tmp_path, "".join(f"{'x' * (i % 5 + 1)}\t{i % 2}\n" for i in range(16)), labels=("0", "1"))
+  assert screen._data(data, Bytes(), 8, 4).endswith("; 2 epochs in 4 steps")
 
 
 def test_rows_of_every_kind():

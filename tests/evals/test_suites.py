@@ -307,7 +307,7 @@ def test_what_is_shared_fits_the_model_and_suits_it(loaded):
   assert [(len(group.numbers), group.tokens) for group in groups] == [(2, 30), (2, 30), (1, 21)]
   assert sorted(i for group in groups for i in group.numbers) == list(range(5))
   groups = Likelihood(tiny_task("T5"), loaded.layout, 32, 0).groups([Row(CONTEXT, (5,) * 12)] * 5)
-  assert [(len(group.numbers), group.tokens, group.targets) for group in groups] == [(2, 12, 24), (2, 12, 24), (1, 12, 12)]
+  assert [(len(g.numbers), g.tokens, g.targets) for g in groups] == [(2, 12, 24), (2, 12, 24), (1, 12, 12)]
   for family, changes in (("GPT", {"window": 4}), ("LSTM", {}), ("BERT", {})):
     groups = Likelihood(tiny_task(family, **changes), loaded.layout, 32, 0).groups(rows)
     assert all(len(group.numbers) == 1 for group in groups), family
