@@ -9,6 +9,7 @@ Prints a JSON line each: the median tokens a second of --repeats rounds, and of 
 
 import argparse
 import json
+import pathlib
 import statistics
 import time
 from collections.abc import Callable
@@ -40,7 +41,7 @@ def of_peer(path: str) -> Callable[[list[list[int]]], int]:
   import ctranslate2
 
   generator = ctranslate2.Generator(path, intra_threads=2, inter_threads=1)
-  names = json.loads(open(f"{path}/vocabulary.json").read())
+  names = json.loads(pathlib.Path(path, "vocabulary.json").read_text())
 
   def run(prompts: list[list[int]]) -> int:
     results = generator.generate_batch(
