@@ -28,7 +28,8 @@ class Chat:
   """A conversation with a decoder; `messages` is its history, which may begin with a system message.
 
   template: of the messages (see `ChatFormat`); by default that of the model's tokenizer. max_new_tokens: of an answer,
-  at most half of the window. seed: of the first answer; each answer has the next one.
+  at most half of the window. seed: of the first answer; each answer has the next one. ids: of the last answer and of
+  all that was read before it, of which the first `prompt` were read.
 
   Raises:
     UserError: the model is not a decoder that writes text, or its tokenizer has no chat template and none is given.
@@ -40,6 +41,8 @@ class Chat:
   max_new_tokens: int = 512
   seed: int = 0
   messages: list[Message] = dataclasses.field(default_factory=list)
+  ids: list[int] = dataclasses.field(default_factory=list)
+  prompt: int = 0
 
   def __post_init__(self):
     task, tokenizer = self.loaded.task, self.loaded.tokenizer
@@ -97,14 +100,20 @@ class Chat:
       ids, text: what `fit` returned, and the message.
     """
     written = StreamedText(self.loaded.tokenizer, ids, [])
+    self.ids, self.prompt = list(ids), len(ids)
     try:
       for drawn in self._sampler.tokens(self._params, [ids], self.max_new_tokens, [self.seed], 1):
+        self.ids += [int(i) for i in drawn[0] if i >= 0]
         yield written.add(int(i) for i in drawn[0] if int(i) not in self._format.ends)
       yield written.finish()
     finally:
       self.seed += 1
       if written.text:
         self.messages += [Message("user", text), Message(ASSISTANT, written.text)]
+
+  def reset(self) -> None:
+    """Removes all messages but that of the system."""
+    self.messages = [message for message in self.messages[:1] if message.role == "system"]
 
   def set_system(self, text: str) -> None:
     """Replaces the system message; an empty one removes it."""
