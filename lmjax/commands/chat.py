@@ -8,10 +8,11 @@
 A message is a line; one that ends with a backslash continues in the next line. Ctrl-C stops the answer, Ctrl-D ends the
 conversation. When it no longer fits the model's window, the oldest turns are dropped, but not the system message.
 
-  /reset              start again, with the same system message
+  /reset              start again, with the same system message and no image
   /system TEXT        set the system message; without TEXT, remove it
   /undo               remove the last message and its answer
   /temperature T      0 is greedy
+  /image FILE         show the model a PNG or JPEG image; without FILE, none
   /save FILE          write the conversation as JSON
   /load FILE          continue one that was saved
   /help               this list

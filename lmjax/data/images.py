@@ -23,7 +23,11 @@ def read_image(path: epath.PathLike, size: int) -> np.ndarray:
   Raises:
     UserError: the file cannot be read, is neither PNG nor JPEG, or has too many pixels.
   """
-  data = files.read_bytes(path)
+  return decode_image(files.read_bytes(path), path, size)
+
+
+def decode_image(data: bytes, path: epath.PathLike, size: int) -> np.ndarray:
+  """Returns what `read_image` does, of the content of a file; path: its name, for messages."""
   try:
     with warnings.catch_warnings():
       warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pixels are counted here

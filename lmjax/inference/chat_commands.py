@@ -5,7 +5,7 @@ import dataclasses
 from lmjax.inference.chat import Chat
 from lmjax.utils.errors import UserError, did_you_mean, reason
 
-COMMANDS = ("/reset", "/system", "/undo", "/temperature", "/save", "/load", "/help")
+COMMANDS = ("/reset", "/system", "/undo", "/temperature", "/image", "/save", "/load", "/help")
 
 
 def run_command(chat: Chat, text: str, known: tuple[str, ...] = COMMANDS) -> str:
@@ -31,5 +31,5 @@ def run_command(chat: Chat, text: str, known: tuple[str, ...] = COMMANDS) -> str
   elif name in ("/reset", "/undo"):
     chat.reset() if name == "/reset" else chat.undo()
   elif name != "/help":
-    {"/system": chat.set_system, "/save": chat.save, "/load": chat.load}[name](value)
+    {"/system": chat.set_system, "/image": chat.show, "/save": chat.save, "/load": chat.load}[name](value)
   return name

@@ -4,6 +4,8 @@ The server listens on 127.0.0.1 alone, and answers only a browser that asks for 
 site, or another name for this address, gets nothing. The page asks no other server for anything.
 """
 
+import base64
+import binascii
 import contextlib
 import json
 import pathlib
@@ -14,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from lmjax.inference import images
 from lmjax.inference.chat import Chat
 from lmjax.inference.chat_commands import run_command
 from lmjax.inference.next_token import NextToken
@@ -23,7 +26,7 @@ from lmjax.utils.errors import UserError, reason
 from lmjax.utils.fields import Fields
 
 HOST, HOSTS = "127.0.0.1", ("127.0.0.1", "localhost")
-COMMANDS = ("/reset", "/system", "/undo", "/temperature")  # those that read and write no files
+COMMANDS = ("/reset", "/system", "/undo", "/temperature", "/image")  # of which /image only removes one
 LONGEST = 32_000_000  # bytes of a request
 TOP = 10  # tokens whose probabilities are shown
 POLICY = (
@@ -77,6 +80,8 @@ class ChatServer(ThreadingHTTPServer):
     chat = self.chat
     messages = [{"role": message.role, "content": message.content} for message in chat.messages]
     return {
+      "images": images.reads_images(chat.loaded),
+      "image": chat.image is not None,
       "messages": messages,
       "temperature": chat.sampling.temperature,
       "model": str(type(chat.loaded.task.model).__name__),
@@ -99,7 +104,7 @@ class ChatServer(ThreadingHTTPServer):
     at = chat.prompt if at is None else at
     if not chat.prompt <= at < len(chat.ids):
       raise UserError(f"position {at} is not one of the answer's, {chat.prompt} to {len(chat.ids) - 1}")
-    params, batch = chat.loaded.params["model"], self.next_token.row(chat.ids[:at])
+    params, batch = chat.loaded.params["model"], self.next_token.row(chat.ids[:at], chat.image)
     p_V = self.next_token.probabilities(params, batch, at - 1)
     best = np.argsort(-p_V)[:TOP].tolist()
     rows = [*best, *([] if chat.ids[at] in best else [chat.ids[at]])]
@@ -152,7 +157,13 @@ class Handler(BaseHTTPRequestHandler):
 
   def do_POST(self) -> None:
     """Sends lines of JSON: the answer to a message while it is written, or the one line of another request."""
-    actions = {"/message": self._message, "/command": self._command, "/look": self._look, "/stop": self._stop}
+    actions = {
+      "/message": self._message,
+      "/command": self._command,
+      "/look": self._look,
+      "/stop": self._stop,
+      "/image": self._image,
+    }
     kind = self.headers.get("Content-Type", "")
     if not self._is_from_here() or kind != "application/json":  # which no other site may send without asking
       return self.send_error(403)
@@ -213,6 +224,16 @@ class Handler(BaseHTTPRequestHandler):
     with self.server.alone() as chat:
       run_command(chat, request.text("text"), COMMANDS)
       chat.ids, chat.prompt = [], 0
+      self._line({"state": self.server.state()})
+
+  def _image(self, request: Fields) -> None:
+    with self.server.alone() as chat:
+      try:
+        data = base64.b64decode(request.text("data"), validate=True)
+      except (ValueError, binascii.Error) as error:
+        raise UserError("the image was not sent as base64") from error
+      chat.show(request.text("name") or "the image", data)
+      chat.ids, chat.prompt = [], 0  # which were written about another image
       self._line({"state": self.server.state()})
 
   def _look(self, request: Fields) -> None:

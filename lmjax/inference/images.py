@@ -3,10 +3,33 @@
 import numpy as np
 from etils import epath
 
-from lmjax.data.images import patches_of, read_image
+from lmjax.data.images import decode_image, patches_of
 from lmjax.data.objectives.images import prompt_ids
 from lmjax.storage.base import LoadedModel
+from lmjax.utils import files
 from lmjax.utils.errors import UserError
+
+
+def reads_images(loaded: LoadedModel) -> bool:
+  """Returns whether a model reads images."""
+  return hasattr(loaded.task.model.config, "patches")
+
+
+def patches(loaded: LoadedModel, data: bytes, name: epath.PathLike) -> np.ndarray:
+  """Returns the patches [I, C] of an image, of which data is the content of the file.
+
+  Raises:
+    UserError: the model reads no images, or the file is not one.
+  """
+  if not reads_images(loaded):
+    raise UserError("an image needs a model that reads images, and this one reads text alone")
+  config = loaded.task.model.config
+  return patches_of(decode_image(data, name, config.image), config.patch)
+
+
+def placed(loaded: LoadedModel, ids: list[int]) -> list[int]:
+  """Returns ids with the places of an image, which are in front."""
+  return [0] * loaded.task.model.config.patches + ids
 
 
 def inputs(loaded: LoadedModel, image: epath.PathLike, prompts: list[str]) -> tuple[np.ndarray, list[list[int]]]:
@@ -15,9 +38,5 @@ def inputs(loaded: LoadedModel, image: epath.PathLike, prompts: list[str]) -> tu
   Raises:
     UserError: the model reads no images, or the file is not one.
   """
-  config = loaded.task.model.config
-  if not hasattr(config, "patches"):
-    raise UserError("generate: --image needs a model that reads images, and this one reads text alone")
-  patches = patches_of(read_image(image, config.image), config.patch)
-  rows = [[0] * config.patches + prompt_ids(loaded.tokenizer, prompt) for prompt in prompts]
-  return np.stack([patches] * len(prompts)), rows
+  one = patches(loaded, files.read_bytes(image), image)
+  return np.stack([one] * len(prompts)), [placed(loaded, prompt_ids(loaded.tokenizer, p)) for p in prompts]

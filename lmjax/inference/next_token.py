@@ -46,12 +46,13 @@ class NextToken:
       raise UserError(f"the attention of {tokens:,} tokens would need {size / 1e9:.1f} GB; ask about fewer tokens")
     return np.asarray(self._attention(params, batch, at), np.float32)
 
-  def row(self, ids: list[int]) -> Tree:
-    """Returns the batch of one row, padded on the right."""
+  def row(self, ids: list[int], image: np.ndarray | None = None) -> Tree:
+    """Returns the batch of one row, padded on the right; image: the patches [I, C] of one in its places among them."""
     width = max(min(-(-len(ids) // STEP) * STEP, self.length), len(ids))
     inputs = np.zeros((1, width), np.int32)
     inputs[0, : len(ids)] = ids
-    return {"inputs": inputs, "segments": (np.arange(width) < len(ids)).astype(np.int32)[None]}
+    batch = {"inputs": inputs, "segments": (np.arange(width) < len(ids)).astype(np.int32)[None]}
+    return batch if image is None else batch | {"embeddings": image[None]}
 
   def _taps(self, params: Tree, batch: Tree) -> Tree:
     return self.model.apply({"params": params}, batch, taps=("attention",)).taps

@@ -87,7 +87,10 @@ class Vision(nn.Module):
 
 
 class ImageDecoder(decoder.Decoder):
-  """A decoder whose batch may have `embeddings`, patches of an image, for the tokens with a 1 in `embedded_mask`."""
+  """A decoder whose batch may have `embeddings`, patches of an image, for the tokens with a 1 in `embedded_mask`.
+
+  Without a mask, they are for the first tokens.
+  """
 
   config: Config
 
@@ -101,11 +104,12 @@ class ImageDecoder(decoder.Decoder):
 
   def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Cache]:
     """Returns the final vectors [B, L, D] of prompts and their cache; an image has the places of the first tokens."""
-    if "embeddings" in batch:
-      valid_BxL = batch["segments"] > 0
-      first_BxL = valid_BxL & (jnp.cumsum(valid_BxL, axis=1) <= self.config.patches)
-      batch = self._with_prefix({**batch, "embedded_mask": first_BxL})
-    return super().prefill(batch, max_tokens)
+    return super().prefill(self._with_prefix(batch), max_tokens)
+
+  def places(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns which tokens [B, L] of prompts are those of an image: the first ones that are no padding."""
+    valid_BxL = batch["segments"] > 0
+    return valid_BxL & (jnp.cumsum(valid_BxL, axis=1) <= self.config.patches)
 
   def embed_batch(self, batch: Mapping[str, jax.Array], positions_BxL: jax.Array) -> jax.Array:
     """Returns the input [B, L, D] of the first layer: tokens, and the vectors of images in their places, in order."""
@@ -119,6 +123,8 @@ class ImageDecoder(decoder.Decoder):
     return constrain(jnp.where(mask_BxL[..., None], placed_BxLxD, x_BxLxD), "batch", "residual_length", None)
 
   def _with_prefix(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    if "embeddings" in batch and "embedded_mask" not in batch:
+      batch = {**batch, "embedded_mask": self.places(batch)}
     if self.config.image_prefix and "embedded_mask" in batch and "prefix" not in batch:
       return {**batch, "prefix": batch["embedded_mask"]}
     return batch
