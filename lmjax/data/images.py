@@ -56,6 +56,11 @@ def as_square(image: Image.Image, size: int) -> np.ndarray:
 
 def patches_of(image: np.ndarray, patch: int) -> np.ndarray:
   """Returns the patches of an image [S, S, 3], row by row, as float32 [I, patch * patch * 3] from -1 to 1."""
+  return (cut(image, patch).astype(np.float32) - GREY[0]) / 128
+
+
+def cut(image: np.ndarray, patch: int) -> np.ndarray:
+  """Returns the patches of an image [S, S, 3], row by row, as [I, patch * patch * 3]."""
   count = image.shape[0] // patch
   parts = image.reshape(count, patch, count, patch, -1).transpose(0, 2, 1, 3, 4)
-  return (parts.reshape(count * count, -1).astype(np.float32) - GREY[0]) / 128
+  return parts.reshape(count * count, -1)

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models.heads import Classifier
+from lmjax.models.image_decoder import ImageDecoder
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
@@ -22,6 +23,7 @@ from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.downstream import START, Downstream
 from lmjax.tasks.encode import Encode
+from lmjax.tasks.image_lm import ImageLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.ranking import Ranking
 from lmjax.tasks.seq2seq import Seq2Seq
@@ -161,4 +163,6 @@ def task_of(loaded: Loaded) -> Task:
     return MaskedLM(model, next_sentence="next_sentence" in heads, activation=loaded.family.masked_activation)
   if model.kind == "encoder" or bare(model, loaded.params):
     return Encode(model)
+  if isinstance(model, ImageDecoder):
+    return ImageLM(model)
   return Seq2Seq(model) if model.kind == "encoder_decoder" else CausalLM(model)
