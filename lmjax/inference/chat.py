@@ -85,7 +85,10 @@ class Chat:
     dropped, system = 0, bool(self.messages[:1]) and self.messages[0].role == "system"
     while True:
       try:
-        ids = self._format.prompt([*self.messages, Message("user", text)])
+        messages = [*self.messages, Message("user", text)]
+        first = next(i for i, message in enumerate(messages) if message.role == "user")
+        messages[first] = dataclasses.replace(messages[first], image=self.image is not None)
+        ids = self._format.prompt(messages)
         ids = ids if self.image is None else self._images.placed(self.loaded, ids)
       except ChatError as error:
         raise UserError(f"chat: {error}") from error
@@ -156,7 +159,7 @@ class Chat:
 
   def save(self, path: epath.PathLike) -> None:
     """Writes the history as a line of JSON, which `JsonDialogues` reads."""
-    messages = [dataclasses.asdict(message) for message in self.messages]
+    messages = [{"role": message.role, "content": message.content} for message in self.messages]
     files.write(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
   def load(self, path: epath.PathLike) -> None:

@@ -4,10 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from lmjax.data.clip_images import pixels_of
 from lmjax.data.images import cut
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.folder import HuggingFaceFolder, task_of
+from lmjax.utils.fields import Fields
 
 pytestmark = [pytest.mark.torch, pytest.mark.filterwarnings("ignore")]
 IMAGE = 45  # the token in the places of an image
@@ -61,3 +64,17 @@ def test_scores_are_those_of_transformers_and_survive_a_copy(tmp_path, changes):
   with torch.no_grad():
     same = back.eval()(input_ids=torch.tensor(ids), pixel_values=image).logits.numpy()
   np.testing.assert_array_equal(same, wanted)
+
+
+@pytest.mark.parametrize(("size", "changes"), [
+  ((40, 31), {}), ((9, 30), {}), ((16, 16), {"do_pad": True}),
+  ((23, 50), {"do_pad": True, "image_mean": [0.5, 0.4, 0.3]}),
+  ((12, 12), {"size": {"height": 8, "width": 8}, "do_center_crop": False}), ((30, 20), {"size": 6, "resample": 2}),
+])  # fmt: skip
+def test_pixels_are_those_of_transformers(size, changes):
+  module = pytest.importorskip("transformers.models.llava.image_processing_pil_llava")
+  settings = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}} | changes
+  image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size, 3)).astype(np.uint8))
+  wanted = module.LlavaImageProcessorPil(**settings)(image, return_tensors="np")["pixel_values"][0]
+  own = pixels_of(image, 8, Fields(settings, "preprocessor_config.json"))
+  np.testing.assert_allclose(own, wanted.transpose(1, 2, 0), atol=1e-5)
