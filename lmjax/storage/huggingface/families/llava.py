@@ -22,8 +22,8 @@ STRATEGIES = ("default", "full")
 TEXT, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model.", "multi_modal_projector."
 # How the parts are called since transformers 4.52, and what the published folders call them.
 SPELLINGS = (
-  (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."), (r"^model\.language_model\.", TEXT + "model."),
-  (r"^lm_head\.", TEXT + "lm_head."), (r"^vision_tower\.(?!vision_model\.)", TOWER),
+  (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
+  (r"^model\.language_model\.(?!model\.|lm_head\.)", TEXT + "model."), (r"^lm_head\.", TEXT + "lm_head."), (r"^vision_tower\.(?!vision_model\.)", TOWER),
 )  # fmt: skip
 
 
