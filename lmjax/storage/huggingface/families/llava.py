@@ -23,8 +23,10 @@ TEXT, TOWER, PROJECTOR = "language_model.", "vision_tower.vision_model.", "multi
 # How the parts are called since transformers 4.52, and what the published folders call them.
 SPELLINGS = (
   (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
-  (r"^model\.language_model\.(?!model\.|lm_head\.)", TEXT + "model."), (r"^lm_head\.", TEXT + "lm_head."), (r"^vision_tower\.(?!vision_model\.)", TOWER),
-)  # fmt: skip
+  (r"^model\.language_model\.(?!model\.|lm_head\.)", f"{TEXT}model."),
+  (r"^lm_head\.", f"{TEXT}lm_head."),
+  (r"^vision_tower\.(?!vision_model\.)", TOWER),
+)
 
 
 def spelling(name: str) -> str:
