@@ -174,6 +174,7 @@ def test_a_browser_talks_without_an_error_or_another_request(server, tmp_path):
     page.wait("document.querySelectorAll('#next tr').length >= 10")
     messages = page.evaluate("[...document.querySelectorAll('.message')].map(m => m.textContent)")
     assert messages == ["hello <b>you</b>", server.chat.messages[1].content]
+    assert page.evaluate("getComputedStyle(document.querySelector('#picture')).display") == "none", "it reads no images"
     page.wait("!document.querySelector('#send').disabled")
     choose = "const s = document.querySelector('#layer'); s.value = '1'; s.dispatchEvent(new Event('change'));"
     before = page.evaluate("document.querySelector('#tokens').innerHTML")

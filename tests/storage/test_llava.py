@@ -15,6 +15,8 @@ from lmjax.data.tokenizers.bpe import BPE
 from lmjax.decode.logits import Sampling
 from lmjax.inference.chat import Chat
 from lmjax.models.llava import Config, Llava
+from lmjax.parallel.sharding import count_parameters
+from lmjax.state import named_parameters
 from lmjax.storage import huggingface
 from lmjax.tasks.image_lm import ImageLM
 from lmjax.testing import init_params
@@ -38,8 +40,9 @@ def folder(tmp_path_factory):
   shape = SHAPE | LAYERS | LLAMA | dict(depth=2, kv_heads=2, length=128, vocabulary=tokenizer.size, image_token=token)
   task = ImageLM(Llava(Config(**(shape | vision))))
   batch = {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in task.spec(1, 16).items()}
-  params = nn.unbox(init_params(task, batch))
-  params = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+  shapes = nn.unbox(jax.eval_shape(task.model.init, jax.random.key(0), batch)["params"])
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: (rng.normal(size=x.shape) * 0.3).astype(np.float32), {"model": shapes, "heads": {}})
   huggingface.save(path, task.model, params, tokenizer)
   sizes = {"size": {"shortest_edge": 8}, "crop_size": {"height": 8, "width": 8}}
   (path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.5, 0.5, 0.5]} | sizes))
@@ -111,8 +114,8 @@ def test_other_models_are_refused_in_a_line(changes, message):
     huggingface.families.FAMILIES["llava"].from_hf(Fields(changes, "config.json"))
 
 
-def test_a_published_config_is_read():
-  """The keys of llava-hf/llava-1.5-7b-hf."""
+def test_a_published_config_is_read(capsys):
+  """The keys of llava-hf/llava-1.5-7b-hf, all of them known, and the published number of parameters."""
   text = dict(model_type="llama", max_position_embeddings=4096, rms_norm_eps=1e-5, vocab_size=32064)
   vision = dict(model_type="clip_vision_model", hidden_size=1024, image_size=336, intermediate_size=4096,
                 num_attention_heads=16, num_hidden_layers=24, patch_size=14, projection_dim=768)  # fmt: skip
@@ -120,6 +123,13 @@ def test_a_published_config_is_read():
   keys |= dict(vision_feature_select_strategy="default", text_config=text, vision_config=vision)
   config = huggingface.families.FAMILIES["llava"].from_hf(Fields(keys, "config.json"))
   assert (config.vectors, config.width, config.depth, config.epsilon) == (576, 4096, 32, 1e-5)
+  assert count_parameters(named_parameters(ImageLM(Llava(config)), 1, 1)) == 7_063_427_072
+  assert capsys.readouterr().err == ""
+
+
+def test_formats_of_text_alone_refuse_it(folder, tmp_path, capsys):
+  assert main(["convert", "--input", str(folder), "--output", str(tmp_path / "a.gguf")]) == 2
+  assert capsys.readouterr().err.count("\n") == 1 and not (tmp_path / "a.gguf").exists()
 
 
 def test_an_image_decoder_without_an_equivalent_is_refused(tmp_path):
