@@ -14,6 +14,7 @@ from lmjax.data.tokenizers.base import ends_of
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler, pad_prompts
+from lmjax.decode.shared_prefix import PrefixSampler
 from lmjax.inference.stream_text import StreamedText, beam_texts, continue_texts, stream
 from lmjax.layers.leaves import is_leaf
 from lmjax.storage.base import LoadedModel
@@ -74,7 +75,7 @@ class Generator:
     excluded = getattr(self.loaded.tokenizer, "excluded", ())
     if self.beams:
       return Beam(model, max_tokens, self.beams, self.length_penalty, end, excluded)
-    return Sampler(model, max_tokens, dataclasses.replace(self.sampling, excluded=excluded), end)
+    return PrefixSampler(model, max_tokens, dataclasses.replace(self.sampling, excluded=excluded), end)
 
   @functools.cached_property
   def _params(self) -> Tree:
