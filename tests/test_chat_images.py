@@ -16,6 +16,7 @@ from lmjax.inference.chat_commands import run_command
 from lmjax.tasks.image_lm import ImageLM
 from lmjax.testing import init_params
 from lmjax.utils.errors import UserError
+from tests.browser import BROWSER, browser
 from tests.families import tiny_image_decoder
 from tests.storage.test_gguf_tokenizers import special_folder
 from tests.test_chat import TEMPLATE
@@ -106,3 +107,23 @@ def test_an_image_that_is_sent_to_the_page(loaded, pictures):
     assert "base64" in request(server, "/image", {"name": "x", "data": "?"})[1][0]["error"]
     assert "not a PNG" in request(server, "/image", {"name": "x", "data": "aGVsbG8="})[1][0]["error"]
     assert not request(server, "/command", {"text": "/image"})[1][0]["state"]["image"]
+
+
+@pytest.mark.skipif(not BROWSER, reason="needs Chromium")
+def test_a_file_that_is_chosen_in_a_browser_is_shown(loaded, pictures, tmp_path):
+  chat = Chat(loaded, sampling=Sampling(0.0), max_new_tokens=4)
+  with serving(chat) as server, browser(tmp_path / "profile") as page:
+    page.call("Page.navigate", url=f"http://127.0.0.1:{server.server_port}/")
+    page.wait("document.querySelector('#picture') && !document.querySelector('#picture').hidden")
+    root = page.call("DOM.getDocument")["root"]["nodeId"]
+    field = page.call("DOM.querySelector", nodeId=root, selector="#image")["nodeId"]
+    (tmp_path / "text.png").write_text("not an image")
+    page.call("DOM.setFileInputFiles", nodeId=field, files=[str(tmp_path / "text.png")])
+    page.wait("document.querySelector('#notice').innerText.includes('not a PNG')")
+    page.wait("!document.querySelector('#send').disabled")
+    page.call("DOM.setFileInputFiles", nodeId=field, files=[str(pictures[0])])
+    page.wait("document.querySelector('#notice').innerText === '' && !document.querySelector('#send').disabled")
+    own = Chat(loaded)
+    own.show(pictures[0])
+    np.testing.assert_array_equal(chat.image, own.image)
+    assert not page.errors()
