@@ -40,8 +40,8 @@ def transpose(params: Tree) -> Tree:
   """Returns the parameters of one layer as products of single tokens read them fastest on the platform."""
 
   def leaf(name, value):
-    if leaves.is_leaf(value) or not name.endswith("kernel"):
-      return value
+    if leaves.is_leaf(value) or not name.endswith("kernel") or (value.ndim == 3 and name.startswith("mlp/")):
+      return value  # the kernels of experts are not read by products of single tokens
     inputs = 2 if name.endswith("out/kernel") else 1  # axes summed over: heads and head size, or one
     return Transposed(value.reshape(math.prod(value.shape[:inputs]), -1).T, value.shape)
 

@@ -5,7 +5,7 @@ arXiv:2302.13971; Llama 3 (2024), arXiv:2407.21783.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -109,11 +109,8 @@ class Decoder(nn.Module):
       scale_by_layer=c.scale_by_layer, score_scale=c.score_scale, score_cap=c.score_cap, window=c.window,
       window_layers=c.window_layers, window_rotary=c.window_rotary,
     )  # fmt: skip
-    mlp = partial(
-      Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias or c.mlp_bias, scale=scale
-    )
     block = partial(
-      Block, norm=norm, attention=attention, mlp=mlp, post=c.post_norm, parallel=c.parallel, shared_norm=c.shared_norm,
+      Block, norm=norm, attention=attention, mlp=self.make_mlp(scale), post=c.post_norm, parallel=c.parallel, shared_norm=c.shared_norm,
       output_norms=c.output_norms, residual_scale=c.residual_scale, dropout=c.dropout,
     )  # fmt: skip
     self.embed = Embed(c.vocabulary, c.width)
@@ -128,6 +125,13 @@ class Decoder(nn.Module):
     if c.unembed_bias:
       self.unembed_bias = VocabularyBias(c.vocabulary)
     self.drop = nn.Dropout(c.dropout)
+
+  def make_mlp(self, scale: float) -> Callable[..., nn.Module]:
+    """Returns the constructor of a layer's MLP; scale: of its output projection's initial values."""
+    c = self.config
+    return partial(
+      Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias or c.mlp_bias, scale=scale
+    )
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""

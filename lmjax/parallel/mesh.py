@@ -21,7 +21,7 @@ from lmjax.utils.errors import UserError
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-BATCH = ("batch", ("data", "fsdp"))
+BATCH = (("batch", ("data", "fsdp", "expert")), ("experts", ("expert",)))
 MODEL = (
   ("vocabulary", ("model",)),
   ("heads", ("model",)),
@@ -31,11 +31,11 @@ MODEL = (
 )
 
 RULES: dict[str, Rules] = {
-  "ddp": (BATCH,),
-  "fsdp": (BATCH, ("width", ("fsdp",))),
-  "tp": (BATCH, *MODEL),
-  "fsdp_tp": (BATCH, *MODEL, ("width", ("fsdp",))),
-  "sequence": (BATCH, ("length", ("sequence",)), ("residual_length", ("sequence",)), ("width", ("fsdp", "sequence"))),
+  "ddp": BATCH,
+  "fsdp": (*BATCH, ("width", ("fsdp", "expert"))),
+  "tp": (*BATCH, *MODEL),
+  "fsdp_tp": (*BATCH, *MODEL, ("width", ("fsdp", "expert"))),
+  "sequence": (*BATCH, ("length", ("sequence",)), ("residual_length", ("sequence",)), ("width", ("fsdp", "sequence"))),
 }
 
 
@@ -51,12 +51,13 @@ class MeshShape:
   only axis that spans slices.
   """
 
-  negative: ClassVar = ("data", "fsdp", "sequence", "model")  # the fields that may be below 0 in a config
+  negative: ClassVar = ("data", "fsdp", "sequence", "model", "expert")  # the fields that may be below 0 in a config
 
   data: int = -1
   fsdp: int = 1
   sequence: int = 1
   model: int = 1
+  expert: int = 1  # the parts of the experts of a layer; each also has rows of its own
 
   def build(self, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices` (default: all), with every axis in Auto mode.
@@ -85,7 +86,7 @@ class MeshShape:
       if shape["data"] % slices:
         raise UserError(f"mesh {shape}: data must be a multiple of the {slices} slices, which only this axis spans")
       inner = (shape["data"] // slices, *list(shape.values())[1:])
-      hybrid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices)
+      hybrid = mesh_utils.create_hybrid_device_mesh(inner, (slices, *[1] * 4), devices)
       return Mesh(hybrid, tuple(shape), axis_types=auto)
     if len(set(devices)) < len(devices):  # copies of one device, which stand for absent ones in `planning`
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
