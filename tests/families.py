@@ -59,7 +59,7 @@ def tiny_image_decoder(**changes) -> image_decoder.ImageDecoder:
   return image_decoder.ImageDecoder(image_decoder.Config(**shape))
 
 
-def tiny_expert_lm(coefficients=(0.02, 0.001), **changes) -> ExpertLM:
+def tiny_expert_lm(balance=0.02, router_z=0.001, **changes) -> ExpertLM:
   """Returns the task of a decoder of 2 layers with 4 experts, of which a token has 2."""
   shape = SHAPE | LAYERS | LLAMA | dict(depth=2, kv_heads=2, mlp=32, experts=4) | changes
-  return ExpertLM(expert_decoder.ExpertDecoder(expert_decoder.Config(**shape)), *coefficients)
+  return ExpertLM(expert_decoder.ExpertDecoder(expert_decoder.Config(**shape)), balance=balance, router_z=router_z)

@@ -66,11 +66,13 @@ class ExpertLM(CausalLM):
     chosen_NxBxLxA, _ = route(scores_NxBxLxX, chosen, config.normalize)
     assigned_NxBxLxX = jnp.sum(jax.nn.one_hot(chosen_NxBxLxA, experts), axis=3)
 
-    def row_mean(values_NxBxLxX):
-      return jnp.einsum("nblx,bl->nbx", values_NxBxLxX, real_BxL) / jnp.maximum(tokens_B, 1)[:, None]
+    share_BxL = real_BxL / jnp.maximum(tokens_B, 1)[:, None]
 
-    load_NxBxX, share_NxBxX = row_mean(assigned_NxBxLxX), row_mean(jax.nn.softmax(scores_NxBxLxX, axis=-1))
-    balance_NxB = experts * jnp.sum(load_NxBxX * share_NxBxX, axis=-1)
+    def row_mean(values_NxBxLxX):
+      return jnp.einsum("nblx,bl->nbx", values_NxBxLxX, share_BxL)
+
+    load_NxBxX, p_NxBxX = row_mean(assigned_NxBxLxX), row_mean(jax.nn.softmax(scores_NxBxLxX, axis=-1))
+    balance_NxB = experts * jnp.sum(load_NxBxX * p_NxBxX, axis=-1)
     z_NxBxL = jax.nn.logsumexp(scores_NxBxLxX, axis=-1) ** 2
     max_load_NxB = jnp.max(load_NxBxX, axis=-1) * experts / chosen
 
