@@ -56,6 +56,6 @@ MIXTRAL = dataclasses.replace(
 QWEN3_MOE = dataclasses.replace(
   MIXTRAL, hf_prefix="Qwen3Moe", config_keys=QWEN_KEYS, defaults=QWEN_DEFAULTS,
   read=reader(QWEN_DEFAULTS, 4, _read_qwen), write=writer("qwen3_moe", _write_qwen), weights=_qwen_weights,
-  irrelevant=f"{LOSSES} intermediate_size max_window_layers",
+  aliases=dict(num_local_experts="num_experts"), irrelevant=f"{LOSSES} intermediate_size max_window_layers",
   only=LLAMA.only | dict(decoder_sparse_step=(1,), mlp_only_layers=([],)),
 )  # fmt: skip
