@@ -1,7 +1,8 @@
 """A tiny task of every model family, for tests that hold for all of them."""
 
 from lmjax.layers.positions import Rotary
-from lmjax.models import bart, deberta, elmo, encoder, encoder_decoder, expert_decoder, image_decoder, modernbert, recurrent
+from lmjax.models import bart, deberta, elmo, encoder, encoder_decoder, image_decoder, modernbert, recurrent
+from lmjax.models.expert_decoder import Config, ExpertDecoder
 from lmjax.tasks.base import Task
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
@@ -62,4 +63,4 @@ def tiny_image_decoder(**changes) -> image_decoder.ImageDecoder:
 def tiny_expert_lm(balance=0.02, router_z=0.001, **changes) -> ExpertLM:
   """Returns the task of a decoder of 2 layers with 4 experts, of which a token has 2."""
   shape = SHAPE | LAYERS | LLAMA | dict(depth=2, kv_heads=2, mlp=32, experts=4) | changes
-  return ExpertLM(expert_decoder.ExpertDecoder(expert_decoder.Config(**shape)), balance=balance, router_z=router_z)
+  return ExpertLM(ExpertDecoder(Config(**shape)), balance=balance, router_z=router_z)

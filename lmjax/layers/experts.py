@@ -17,7 +17,7 @@ from lmjax.layers.einsum import Kernel
 from lmjax.layers.mlp import ACTIVATIONS
 from lmjax.parallel.sharding import current_layout
 
-NAMES = {name: ("experts", "width", "mlp") for name in ("up", "gate")} | {"down": ("experts", "mlp", "width")}
+NAMES = dict.fromkeys(("up", "gate"), ("experts", "width", "mlp")) | {"down": ("experts", "mlp", "width")}
 
 
 class Experts(nn.Module):
@@ -53,7 +53,7 @@ class Experts(nn.Module):
 def route(scores: jax.Array, chosen: int, normalize: bool) -> tuple[jax.Array, jax.Array]:
   """Returns the experts of each token and their weights, both [..., A], of the router's scores [..., X].
 
-    weight_e = p_e / sum over the chosen of p if normalized, else p_e;  p = softmax(scores)
+  weight_e = p_e / sum over the chosen of p if normalized, else p_e;  p = softmax(scores)
   """
   weights, experts = jax.lax.top_k(jax.nn.softmax(scores, axis=-1), chosen)
   return experts, weights / jnp.sum(weights, axis=-1, keepdims=True) if normalize else weights

@@ -110,8 +110,8 @@ class Decoder(nn.Module):
       window_layers=c.window_layers, window_rotary=c.window_rotary,
     )  # fmt: skip
     block = partial(
-      Block, norm=norm, attention=attention, mlp=self.make_mlp(scale), post=c.post_norm, parallel=c.parallel, shared_norm=c.shared_norm,
-      output_norms=c.output_norms, residual_scale=c.residual_scale, dropout=c.dropout,
+      Block, norm=norm, attention=attention, mlp=self.make_mlp(scale), post=c.post_norm, parallel=c.parallel,
+      shared_norm=c.shared_norm, output_norms=c.output_norms, residual_scale=c.residual_scale, dropout=c.dropout,
     )  # fmt: skip
     self.embed = Embed(c.vocabulary, c.width)
     if c.rotary is None:

@@ -13,9 +13,9 @@ import jax
 from lmjax import config, experiment
 from lmjax.compression.base import Identity
 from lmjax.experiment import Experiment
+from lmjax.models.active import active_parameters
 from lmjax.parallel.mesh import MORE_SHARDS
 from lmjax.parallel.sharding import use_layout
-from lmjax.models.active import active_parameters
 from lmjax.planning.aot import Compiled, Topology, compile_step
 from lmjax.planning.estimate import estimate, executed_flops, stored_bytes
 from lmjax.planning.flops import FORMULA, Flops, train_step_flops

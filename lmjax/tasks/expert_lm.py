@@ -41,7 +41,7 @@ class ExpertLM(CausalLM):
     if not (0 <= self.balance < float("inf") and 0 <= self.router_z < float("inf")):
       raise ValueError(f"balance and router_z are at least 0, not {self.balance} and {self.router_z}")
     if not hasattr(config := self.model.config, "experts"):
-      raise ValueError(f"{type(self.model).__name__} has no experts: use CausalLM, or ExpertDecoder, not {config!r:.40}")
+      raise ValueError(f"a model with {type(config).__module__}.Config has no experts: use CausalLM or ExpertDecoder")
 
   @property
   def terms(self) -> dict[str, float]:  # type: ignore[override]  # here they depend on fields

@@ -14,7 +14,7 @@ from lmjax.utils import pytree
 from tests.families import tiny_expert_lm
 from tests.multidevice.rules import alone
 
-# (mesh, rules, experts): the experts split, with all that splits the rest; and 3 experts, which 4 devices do not divide.
+# (mesh, rules, experts): the experts split, with all that splits the rest; and 3 of them, which 4 do not divide.
 MESHES = (
   (MeshShape(expert=4), "ddp", 4),
   (MeshShape(data=1, fsdp=2, expert=2, model=2), "fsdp_tp", 4),

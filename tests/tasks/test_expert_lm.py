@@ -8,9 +8,9 @@ import pytest
 from lmjax.compression.base import Identity
 from lmjax.optim import Optimizer
 from lmjax.state import FrozenState, TrainState
+from lmjax.tasks.expert_lm import ExpertLM
 from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.train import make_step
-from lmjax.tasks.expert_lm import ExpertLM
 from tests.families import tiny_expert_lm
 
 SCORES = np.random.default_rng(0).normal(size=(2, 3, 6, 4)).astype(np.float32)

@@ -16,10 +16,9 @@ from lmjax.storage.huggingface.families.t5 import MT5, T5
 __all__ = ["FAMILIES", "Family", "note"]
 
 FAMILIES: dict[str, Family] = {
-  "openai-gpt": GPT1, "gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "mixtral": MIXTRAL, "qwen2": QWEN2, "qwen3": QWEN3,
+  "openai-gpt": GPT1, "gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3,
   "granite": GRANITE, "phi3": PHI3, "gemma": GEMMA, "gemma2": GEMMA2, "gemma3_text": GEMMA3, "opt": OPT,
-  "qwen3_moe": QWEN3_MOE,
-  "gpt_neox": GPT_NEOX, "phi": PHI,
+  "gpt_neox": GPT_NEOX, "phi": PHI, "mixtral": MIXTRAL, "qwen3_moe": QWEN3_MOE,
   "bert": BERT, "roberta": ROBERTA, "xlm-roberta": XLM_ROBERTA, "camembert": CAMEMBERT, "distilbert": DISTILBERT,
   "electra": ELECTRA, "albert": ALBERT, "deberta-v2": DEBERTA, "modernbert": MODERNBERT,
   "t5": T5, "mt5": MT5, "bart": BART, "marian": MARIAN,
