@@ -86,8 +86,7 @@ def main(arguments: list[str]) -> int:
       draft=storage.open(options.draft).load(options.dtype) if options.draft else None, proposed=options.draft_tokens,
     )  # fmt: skip
     if options.window:
-      half = f"the last {loaded.length // 2:,} to {loaded.length:,} tokens"
-      print(f"lmjax: what has more than {loaded.length:,} tokens continues from {half}", file=sys.stderr)
+      print(f"lmjax: text continues from the last {loaded.length // 2:,} to {loaded.length:,} tokens", file=sys.stderr)
     with use_layout(loaded.layout):
       if options.output:
         records = (

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from lmjax.compression.lora import first_output
+from lmjax.compression.lora import first_output, stacked_axes
 from lmjax.compression.method import check_pattern
 from lmjax.layers import leaves
 from lmjax.layers.leaves import Leaf, Parameter
@@ -174,5 +174,5 @@ class Quantize:
       return (block_counts(shape, range(1, len(shape)), self.table_group), self.tables, True) if self.tables else None
     if not name.endswith("kernel") or not re.search(self.targets, name):
       return None
-    inputs = range(int(names[0] == "layers"), first_output(names))
+    inputs = range(stacked_axes(names), first_output(names))
     return block_counts(shape, inputs, self.group), self.dtype, self.symmetric

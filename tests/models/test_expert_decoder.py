@@ -8,12 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lmjax.compression.lora import LoRA
+from lmjax.compression.masks import removed
+from lmjax.compression.quantize import Quantize
 from lmjax.layers.experts import Experts, mix, permute, route
+from lmjax.layers.leaves import is_leaf
 from lmjax.models.active import active_parameters
 from lmjax.models.expert_decoder import PRESETS, Config, ExpertDecoder
-from lmjax.parallel.sharding import count_parameters
+from lmjax.parallel.sharding import count_parameters, is_partitioned
 from lmjax.planning.flops import count
-from lmjax.testing import init_params
+from lmjax.testing import fake_batch, init_params
+from lmjax.utils.pytree import named_leaves
 from tests.families import tiny_expert_lm
 
 WIDTH, MLP, EXPERTS, CHOSEN = 8, 12, 4, 2
@@ -177,6 +182,30 @@ def test_packed_documents_never_meet():
   together = model.apply({"params": params}, batch).tokens
   for alone, part in ((first, together[:, :7]), (second, together[:, 7:])):
     np.testing.assert_allclose(model.apply({"params": params}, {"inputs": alone}).tokens, part, atol=1e-5)
+
+
+def test_every_expert_is_compressed_and_adapted_by_itself():
+  """Scales of int8 kernels, factors of LoRA and the values that pruning removes are those of one expert."""
+  boxed = (task := tiny_expert_lm()).init(jax.random.key(0), fake_batch(task, 1, 8))
+  name, target = "model/stack/layers/mlp/down/kernel", "mlp/(up|gate|down)/kernel"
+  named = named_leaves(boxed, is_leaf=is_partitioned)
+  kernel_NxXxFxD = named[name].value
+  scaled = named | {name: named[name].replace(value=kernel_NxXxFxD * jnp.arange(1, 5)[None, :, None, None])}
+  rounded = Quantize(targets=target).apply(task, scaled)[name]
+  assert rounded.scale.shape[:2] == (2, 4)
+  np.testing.assert_allclose(rounded.dense(jnp.float32), scaled[name].value, atol=float(rounded.scale.max()) / 2)
+
+  lora = LoRA(targets=target, rank=2)
+  trained, _, frozen = lora.init(boxed)
+  trained = jax.tree.map(lambda box: box.value + 0.1, trained, is_leaf=is_partitioned)
+  frozen = jax.tree.map(lambda box: box.value, frozen, is_leaf=is_partitioned)
+  leaf = named_leaves(lora.forward(trained, {}, frozen), is_leaf=is_leaf)[name]
+  assert leaf.a.shape == (2, 4, 32, 2) and leaf.b.shape == (2, 4, 2, 32)
+  wanted = leaf.base + leaf.scale * jnp.einsum("nxfr,nxrd->nxfd", leaf.a, leaf.b)
+  np.testing.assert_allclose(leaf.dense(jnp.float32), wanted, atol=1e-5)
+
+  lost = removed(jnp.abs(scaled[name].value), scaled[name].names, "layer", 0.5)
+  assert (lost.mean(axis=(2, 3)) == 0.5).all(), "as many of each expert, although their values differ in size"
 
 
 @pytest.mark.parametrize(("name", "total", "active"), [
