@@ -19,7 +19,11 @@ setup(
   python_requires=">=3.11",
   packages=[*find_packages(include=["lmjax", "lmjax.*"]), "lmjax.configs"],
   package_dir={"lmjax.configs": "configs"},  # so that the wheel has them, too
-  package_data={"lmjax.evals.suites": ["tasks/*.yaml"], "lmjax.data.chat": ["*.jinja"]},
+  package_data={
+    "lmjax.evals.suites": ["tasks/*.yaml"],
+    "lmjax.data.chat": ["*.jinja"],
+    "lmjax.layers.kernels": ["*.cc"],
+  },
   install_requires=[
     "jax>=0.10.1,!=0.11.0,<0.13",
     "flax>=0.12.8,<0.13",

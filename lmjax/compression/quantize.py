@@ -10,11 +10,18 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+<<<<<<< HEAD
 from lmjax.compression.lora import first_output, stacked_axes
+=======
+from lmjax.compression.int8_rows import Int8Rows
+from lmjax.compression.lora import first_output
+>>>>>>> main
 from lmjax.compression.method import check_pattern
 from lmjax.layers import leaves
+from lmjax.layers.backend import platform
 from lmjax.layers.leaves import Leaf, Parameter
-from lmjax.parallel.sharding import Layout, LogicallyPartitioned
+from lmjax.layers.transposed import as_matrix, of_experts
+from lmjax.parallel.sharding import Layout, LogicallyPartitioned, current_layout
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError, one_line
 
@@ -57,6 +64,21 @@ class QTensor(Leaf, struct.PyTreeNode):
     flat = lambda x: None if x is None else x.reshape(-1, x.shape[-1])  # noqa: E731
     rows = QTensor(flat(values), flat(row(self.scale)), flat(offset))
     return rows.dense(dtype).reshape(values.shape)
+
+  def for_decoding(self, name: str) -> Leaf:
+    """Returns integers of one layer, or of a table, as `Int8Rows` on a single CPU; otherwise the leaf as it is."""
+    layout, table = current_layout(), name.endswith("table")
+    alone = platform() == "cpu" and (layout is None or layout.mesh.size == 1)
+    if not (alone and self.values.dtype in (jnp.int8, jnp.int4) and (table or re.search(r"layers/\d+/", name))):
+      return self
+    apart = name.endswith("out/kernel") and self.scale.shape[1] > 1 and self.scale.shape[0] < self.values.shape[0]
+    if apart or of_experts(name, self.values):
+      return self  # the inputs of a group do not lie next to each other
+    matrix = lambda x: None if x is None else x if table else as_matrix(name, x)  # noqa: E731
+    values = matrix(self.values.astype(jnp.int8))
+    factor = None if self.factor is None else jnp.broadcast_to(matrix(self.factor), (1, values.shape[1]))
+    shape = None if table else self.values.shape
+    return Int8Rows(values, shape, matrix(self.scale), matrix(self.offset), factor)
 
   def scores(self, x: jax.Array) -> jax.Array:
     if self.offset is not None or self.scale.shape[1] != 1:

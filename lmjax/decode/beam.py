@@ -12,7 +12,7 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.logits import exclude
-from lmjax.decode.sample import is_end, pad_prompts, pad_sources, prefill
+from lmjax.decode.sample import is_end, pad_prompts, pad_sources, prefill, prepare
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.pytree import Tree
 
@@ -56,7 +56,7 @@ class Beam:
 
   def prepare(self, params: Tree) -> Tree:
     """Returns the parameters in the layout that is fastest for decoding; call once."""
-    return jax.jit(self.model.decode_layout)(params)
+    return prepare(self.model, params)
 
   def search(
     self,

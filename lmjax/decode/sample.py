@@ -11,7 +11,9 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.logits import Sampling
+from lmjax.layers import leaves
 from lmjax.parallel.sharding import constrain
+from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -46,7 +48,7 @@ class Sampler:
 
   def prepare(self, params: Tree) -> Tree:
     """Returns the parameters in the layout that is fastest for decoding; call once."""
-    return jax.jit(self.model.decode_layout)(params)
+    return prepare(self.model, params)
 
   def tokens(
     self, params: Tree, prompts: Sequence[Sequence[int]], new: int, seeds: Sequence[int], every: int = 1,
@@ -103,13 +105,8 @@ class Sampler:
   @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
   def _extend(self, params, decoding, count):
     def one(decoding, _):
-      hidden, cache = self.model.apply(
-        {"params": params},
-        decoding.cache,
-        jnp.maximum(decoding.tokens_B, 0)[:, None],
-        decoding.alive_B[:, None],
-        method="extend",
-      )
+      tokens, valid = jnp.maximum(decoding.tokens_B, 0)[:, None], decoding.alive_B[:, None]
+      hidden, cache = self.model.apply({"params": params}, decoding.cache, tokens, valid, method="extend")
       decoding = self._draw(params, decoding.replace(cache=cache), hidden[:, -1])
       return decoding, decoding.tokens_B
 
@@ -127,6 +124,12 @@ class Sampler:
     if self.sampling.repetition_penalty != 1:
       seen_BxV = seen_BxV.at[jnp.arange(len(drawn_B)), drawn_B].set(True)
     return _Decoding(decoding.cache, constrain(tokens_B), keys[:, 0], seen_BxV, constrain(alive_B))
+
+
+def prepare(model: nn.Module, params: Tree) -> Tree:
+  """Returns the parameters of a model in the layout that is fastest for decoding."""
+  fastest = lambda name, value: value.for_decoding(name) if leaves.is_leaf(value) else value  # noqa: E731
+  return jax.jit(lambda params: pytree.map_named(fastest, model.decode_layout(params), is_leaf=leaves.is_leaf))(params)
 
 
 def is_end(tokens: jax.Array, end: int | tuple[int, ...] | None) -> jax.Array:

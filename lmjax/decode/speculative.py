@@ -14,7 +14,7 @@ from flax import linen as nn
 from flax import struct
 
 from lmjax.decode.logits import Sampling
-from lmjax.decode.sample import is_end, pad_prompts, prefill
+from lmjax.decode.sample import is_end, pad_prompts, prefill, prepare
 from lmjax.layers.cache import Cache
 from lmjax.parallel.sharding import constrain
 from lmjax.utils.errors import UserError
@@ -72,7 +72,7 @@ class SpeculativeSampler:
       raise UserError("generate: a draft does not know a repetition penalty; leave out one of both")
     for model, name in ((self.model, "model"), (self.draft, "draft")):
       if not (model.kind == "decoder" and hasattr(model.config, "kv_heads")):
-        raise UserError(f"generate: the {name} is no decoder with attention, whose cache forgets what is not accepted")
+        raise UserError(f"generate: the {name} is not a decoder with attention, the only kind that drafts and is drafted for")
     if self.model.config.vocabulary != self.draft.config.vocabulary:
       raise UserError(
         f"generate: the draft has {self.draft.config.vocabulary:,} token ids and the model "
@@ -84,7 +84,7 @@ class SpeculativeSampler:
   def prepare(self, params: Tree) -> Tree:
     """Returns the parameters (of the model, of the draft) in the layout that is fastest for decoding; call once."""
     target, draft = params
-    return jax.jit(self.model.decode_layout)(target), jax.jit(self.draft.decode_layout)(draft)
+    return prepare(self.model, target), prepare(self.draft, draft)
 
   def tokens(
     self, params: Tree, prompts: Sequence[Sequence[int]], new: int, seeds: Sequence[int], every: int = 1,
@@ -110,7 +110,7 @@ class SpeculativeSampler:
     rows: list[list[int]] = [[int(token)] for token in np.asarray(state.tokens_B)]
     alive, yielded = np.asarray(state.left_B) > 0, 0
     while True:
-      # A row that ended has -1 for as long as others go on.
+      # A row that ended has -1 until all have ended.
       ready = min((len(row) for row, going in zip(rows, alive, strict=True) if going), default=max(map(len, rows)))
       if ready > yielded:
         part = [row[yielded:ready] for row in rows]

@@ -138,7 +138,7 @@ class Generator:
 
 
 def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
-  """Returns whether two tokenizers give the same ids to a text with words, numbers, accents and marks."""
+  """Returns whether two tokenizers give the same ids to words, numbers, accents and marks."""
   sample = "The quick brown fox, 1234567890 times;\n\tnaïve façades ≈ π, and ((x) => {return -x;})"
   return one.size == other.size and list(one.encode(sample)) == list(other.encode(sample))
 

@@ -81,15 +81,15 @@ def mix(
   expert_axes, inner_axes = _axes(specs["up"][0]), _axes(specs["up"][2])
   tokens = layout.spec("batch", "length", None, shape=x_BxLxD.shape)
   rows = _axes(tokens[0])
-  scattered = tuple(axis for axis in rows if axis in expert_axes)
+  shared = tuple(axis for axis in rows if axis in expert_axes)
   gathered = PartitionSpec(tuple(axis for axis in rows if axis not in expert_axes) or None, *tokens[1:])
 
   def device(x, chosen, weights, kernels):
     first = jax.lax.axis_index(expert_axes) * len(kernels["up"]) if expert_axes else 0
     y = local(x, chosen, weights, kernels, first)
-    summed = tuple(axis for axis in (*expert_axes, *inner_axes) if axis not in scattered)
+    summed = tuple(axis for axis in (*expert_axes, *inner_axes) if axis not in shared)
     y = jax.lax.psum(y, summed) if summed else y
-    return jax.lax.psum_scatter(y, scattered, tiled=True) if scattered else y
+    return jax.lax.psum_scatter(y, shared, tiled=True) if shared else y
 
   call = jax.shard_map(
     device, mesh=layout.mesh, in_specs=(gathered, gathered, gathered, specs), out_specs=tokens, check_vma=False

@@ -48,6 +48,10 @@ class Leaf:
     """Returns the leaf as a model in training reads it; make_rng: gives a key for its dropout."""
     return self
 
+  def for_decoding(self, name: str) -> "Leaf":
+    """Returns the leaf as decoding reads it for every token; name: its path in the tree."""
+    return self
+
   @classmethod
   def axes(cls, component: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """Returns the logical axes of a component by those of the parameter that the leaf replaces."""

@@ -68,13 +68,11 @@ class Stack(nn.Module):
     def layer(number, x_BxLxD, inputs):
       params, rng = inputs
       rngs = {} if rng is None else {"dropout": rng}
-      outputs: Any = self._block().apply(
-        {"params": params}, x_BxLxD, positions_BxL, mask, layer=number, tap="attention" in taps, rngs=rngs,
-        mutable="taps",
-      )  # fmt: skip
-      (y, _, weights), sown = outputs
-      found = {"hidden": y, "attention": weights} | sown.get("taps", {}).get("mlp", {})
-      return y, {key: value for key, value in found.items() if key in taps}
+      (y, _, weights), sown = self._block().apply(
+        {"params": params}, x_BxLxD, positions_BxL, mask, None, number, "attention" in taps, rngs=rngs, mutable="taps"
+      )
+      values = {"hidden": y, "attention": weights} | sown.get("taps", {}).get("mlp", {})
+      return y, {key: value for key, value in values.items() if key in taps}
 
     if REMAT[self.remat] is not None:
       layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan, static_argnums=(0,))

@@ -81,7 +81,7 @@ class MeshShape:
     # With Explicit axes, jax's default, every einsum would need an output sharding.
     auto = (AxisType.Auto,) * len(shape)
     # GPU hosts count as slices too, but any axis may span them.
-    slices = len({device.slice_index for device in devices}) if _sliced(devices[0]) else 1
+    slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
     if slices > 1:
       if shape["data"] % slices:
         raise UserError(f"mesh {shape}: data must be a multiple of the {slices} slices, which only this axis spans")
@@ -91,7 +91,3 @@ class MeshShape:
     if len(set(devices)) < len(devices):  # copies of one device, which stand for absent ones in `planning`
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto, devices=devices)
-
-
-def _sliced(device: jax.Device) -> bool:
-  return device.platform == "tpu" and getattr(device, "slice_index", None) is not None

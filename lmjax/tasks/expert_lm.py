@@ -40,7 +40,8 @@ class ExpertLM(CausalLM):
   def __post_init__(self):
     if not (0 <= self.balance < float("inf") and 0 <= self.router_z < float("inf")):
       raise ValueError(f"balance and router_z are at least 0, not {self.balance} and {self.router_z}")
-    if not hasattr(config := self.model.config, "experts"):
+    config = self.model.config
+    if not hasattr(config, "experts"):
       raise ValueError(f"a model with {type(config).__module__}.Config has no experts: use CausalLM or ExpertDecoder")
 
   @property

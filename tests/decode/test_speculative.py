@@ -136,7 +136,7 @@ def test_what_cannot_draft_is_refused():
   model = tiny_decoder()
   for draft, changes, message in (
     (tiny_decoder(vocabulary=60), {}, "60 token ids and the model 50"),
-    (tiny_task("LSTM").model, {}, "no decoder with attention"),
+    (tiny_task("LSTM").model, {}, "not a decoder with attention"),
     (model, dict(count=0), "at least 1 token"),
     (model, dict(sampling=Sampling(repetition_penalty=2.0)), "repetition penalty"),
   ):
