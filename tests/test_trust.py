@@ -208,7 +208,11 @@ def test_what_a_folder_can_name_is_known():
     Tokenizer: "tokenizers",
   }
   packages = {key: rf"data\.({value})" for key, value in packages.items()}
-  packages |= {Evaluator: r"evals|decode\.(beam:Beam|sample:Sampler|speculative:SpeculativeSampler)", ParamTransform: "compression", Base: "tasks"}
+  packages |= {
+    Evaluator: r"evals|decode\.(beam:Beam|sample:Sampler|speculative:SpeculativeSampler)",
+    ParamTransform: "compression",
+    Base: "tasks",
+  }
   assert found.pop(Clean) == {"lmjax.data.sources.text:gutenberg_body"}
   for expected, names in found.items():
     assert len(names) > 1 and all(re.match(rf"lmjax\.({packages[expected]})", name) for name in names), names

@@ -10,17 +10,13 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-<<<<<<< HEAD
-from lmjax.compression.lora import first_output, stacked_axes
-=======
 from lmjax.compression.int8_rows import Int8Rows
-from lmjax.compression.lora import first_output
->>>>>>> main
+from lmjax.compression.lora import first_output, stacked_axes
 from lmjax.compression.method import check_pattern
 from lmjax.layers import leaves
 from lmjax.layers.backend import platform
 from lmjax.layers.leaves import Leaf, Parameter
-from lmjax.layers.transposed import as_matrix, of_experts
+from lmjax.layers.transposed import as_matrix
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned, current_layout
 from lmjax.tasks.base import Task
 from lmjax.utils.errors import UserError, one_line
@@ -72,7 +68,7 @@ class QTensor(Leaf, struct.PyTreeNode):
     if not (alone and self.values.dtype in (jnp.int8, jnp.int4) and (table or re.search(r"layers/\d+/", name))):
       return self
     apart = name.endswith("out/kernel") and self.scale.shape[1] > 1 and self.scale.shape[0] < self.values.shape[0]
-    if apart or of_experts(name, self.values):
+    if apart or ("mlp/" in name and self.values.ndim == 3):  # all experts of a layer
       return self  # the inputs of a group do not lie next to each other
     matrix = lambda x: None if x is None else x if table else as_matrix(name, x)  # noqa: E731
     values = matrix(self.values.astype(jnp.int8))

@@ -72,7 +72,7 @@ class SpeculativeSampler:
       raise UserError("generate: a draft does not know a repetition penalty; leave out one of both")
     for model, name in ((self.model, "model"), (self.draft, "draft")):
       if not (model.kind == "decoder" and hasattr(model.config, "kv_heads")):
-        raise UserError(f"generate: the {name} is not a decoder with attention, the only kind that drafts and is drafted for")
+        raise UserError(f"generate: the {name} is not a decoder with attention; generate without a draft")
     if self.model.config.vocabulary != self.draft.config.vocabulary:
       raise UserError(
         f"generate: the draft has {self.draft.config.vocabulary:,} token ids and the model "

@@ -34,8 +34,8 @@ class ExpertDecoder(decoder.Decoder):
 
   config: Config
 
-  def make_mlp(self, scale: float) -> Callable[..., nn.Module]:
-    c = self.config
+  def make_mlp(self, c: Config, scale: float) -> Callable[..., nn.Module]:  # type: ignore[override]  # its own config
+    """Returns the constructor of a layer's experts; scale: of their output projections' initial values."""
     return partial(
       Experts, width=c.width, mlp=c.mlp, experts=c.experts, chosen=c.chosen, activation=c.activation,
       gated=c.gated_mlp, normalize=c.normalize, scale=scale,
