@@ -7,10 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 
 from lmjax.compression.lora import LoRA
 from lmjax.compression.masks import removed
 from lmjax.compression.quantize import Quantize
+from lmjax.decode.sample import prepare
 from lmjax.layers.experts import Experts, mix, permute, route
 from lmjax.layers.leaves import is_leaf
 from lmjax.models.active import active_parameters
@@ -194,6 +196,13 @@ def test_every_expert_is_compressed_and_adapted_by_itself():
   rounded = Quantize(targets=target).apply(task, scaled)[name]
   assert rounded.scale.shape[:2] == (2, 4)
   np.testing.assert_allclose(rounded.dense(jnp.float32), scaled[name].value, atol=float(rounded.scale.max()) / 2)
+
+  quantized = Quantize(targets=target, group=16).apply(task, named)
+  tree = unflatten_dict({k: getattr(v, "value", v) for k, v in quantized.items()}, sep="/")["model"]
+  hidden = task.model.apply({"params": tree}, {"inputs": tokens(1, 4)}).tokens
+  prompt = {"inputs": tokens(1, 4), "segments": jnp.ones((1, 4), jnp.int32)}
+  part, _ = task.model.apply({"params": prepare(task.model, tree)}, prompt, 8, method="prefill")
+  np.testing.assert_allclose(part, hidden, atol=1e-5)
 
   lora = LoRA(targets=target, rank=2)
   trained, _, frozen = lora.init(boxed)
