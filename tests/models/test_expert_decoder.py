@@ -120,8 +120,11 @@ def test_the_flops_are_those_of_the_chosen_experts():
   _, params, x = made()
   kernels = {name: jnp.asarray(params[name]["kernel"]) for name in ("up", "gate", "down")}
   chosen, weights = np.zeros((3, 5, CHOSEN), np.int32), np.ones((3, 5, CHOSEN), np.float32)
-  flops = count(lambda k: mix(jnp.asarray(x), jnp.asarray(chosen), jnp.asarray(weights), k, "silu"), kernels)
+  forward = lambda k, x: mix(x, jnp.asarray(chosen), jnp.asarray(weights), k, "silu")  # noqa: E731
+  flops = count(forward, kernels, jnp.asarray(x))
   assert flops.weights == 3 * 2 * 15 * CHOSEN * WIDTH * MLP and flops.attention == 0
+  both = count(jax.grad(lambda k, x: forward(k, x).sum(), argnums=(0, 1)), kernels, jnp.asarray(x))
+  assert both.weights == 3 * flops.weights, "the gradient of a kernel takes as much as the product"
 
 
 # The decoder.
