@@ -68,9 +68,8 @@ class Sampler:
       UserError: a prompt and its continuation exceed `max_tokens`, or a prompt is empty.
     """
     if new >= 1:
-      tokens, valid = pad_prompts(prompts, new, self.max_tokens)
-      seeds, source = np.asarray(seeds, np.uint32), pad_sources(sources)
-      yield from self.continuations(params, tokens, valid, new, seeds, every, source)
+      padded, source = pad_prompts(prompts, new, self.max_tokens), pad_sources(sources)
+      yield from self.continuations(params, *padded, new, np.asarray(seeds, np.uint32), every, source)
 
   def continuations(
     self, params: Tree, tokens: Array, valid: Array, new: int, seeds: Array, every: int = 1,
@@ -96,11 +95,13 @@ class Sampler:
   @functools.partial(jax.jit, static_argnums=(0, 5))
   def _prefill(self, params, tokens_BxL, valid_BxL, seeds_B, max_tokens, source):
     rngs_B = jax.vmap(jax.random.key)(seeds_B)
-    hidden, cache = prefill(self.model, params, tokens_BxL, valid_BxL, max_tokens, source)
-    rows = jnp.arange(len(tokens_BxL))[:, None]
+    hidden, cache = self._read(params, tokens_BxL, valid_BxL, max_tokens, source)
     seen = jnp.zeros((len(tokens_BxL), self.model.config.vocabulary), bool)
-    seen = seen.at[rows, tokens_BxL].max(valid_BxL)
+    seen = seen.at[jnp.arange(len(tokens_BxL))[:, None], tokens_BxL].max(valid_BxL)
     return self._draw(params, _Decoding(cache, tokens_BxL[:, -1], rngs_B, seen, valid_BxL[:, -1]), hidden[:, -1])
+
+  def _read(self, *prompts):
+    return prefill(self.model, *prompts)
 
   @functools.partial(jax.jit, static_argnums=(0, 3), donate_argnums=2)
   def _extend(self, params, decoding, count):
@@ -185,7 +186,7 @@ def prefill(
     source: ids that the encoder reads [B, M] and which of them are valid [B, M]; of a decoder, patches of images
       [B, I, C], or None.
   """
-  if source is None and tokens_BxL.shape[1] > PART and _in_parts(model):
+  if source is None and tokens_BxL.shape[1] > PART and reads_parts(model):
     return _prefill_parts(model, params, tokens_BxL, valid_BxL, max_tokens)
   prompt: dict = {"inputs": tokens_BxL, "segments": valid_BxL.astype(jnp.int32)}
   if source is not None and model.kind == "decoder":
@@ -197,7 +198,7 @@ def prefill(
   return model.apply({"params": params}, prompt, max_tokens, method="prefill")
 
 
-def _in_parts(model: nn.Module) -> bool:
+def reads_parts(model: nn.Module) -> bool:
   """Returns whether a model may read a prompt in parts: not if what comes later changes how the first ones are read."""
   rotary, prefix = (getattr(model.config, name, None) for name in ("rotary", "prefix"))
   return model.kind == "decoder" and not prefix and getattr(rotary, "scaling", "none") not in ("dynamic", "longrope")

@@ -14,6 +14,7 @@ from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler, pad_prompts
+from lmjax.decode.shared_prefix import PrefixSampler
 from lmjax.decode.speculative import Counts, SpeculativeSampler
 from lmjax.inference.stream_text import StreamedText, beam_texts, continue_texts, stream
 from lmjax.layers.leaves import is_leaf
@@ -85,7 +86,7 @@ class Generator:
     sampling = dataclasses.replace(self.sampling, excluded=excluded)
     if self.draft:
       return SpeculativeSampler(model, self.draft.task.model, max_tokens, sampling, end, self.proposed)
-    return Sampler(model, max_tokens, sampling, end)
+    return PrefixSampler(model, max_tokens, sampling, end)
 
   @property
   def draft_counts(self) -> Counts:
