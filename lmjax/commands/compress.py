@@ -47,6 +47,8 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--asymmetric", action="store_true", help="an offset for each scale")
   parser.add_argument("--gptq", action="store_true", help="round by what kernels read, instead of to the nearest")
   parser.add_argument("--awq", action="store_true", help="multiply the inputs that matter before they are rounded")
+  parser.add_argument("--activations", action="store_true", help="with int8: round what kernels read, too (w8a8)")
+  parser.add_argument("--smooth", action="store_true", help="--activations after SmoothQuant")
   parser.add_argument("--tables", choices=(*DTYPES, "none"), default="int8", help="the type of vocabulary tables")
   parser.add_argument("--table_group", type=int, default=64, help="values of a row that share a scale; 0 is all")
   parser.add_argument("--prune", choices=SCORES, help="what the values are ranked by that become zero")

@@ -59,4 +59,4 @@ class ByInputs(Quantize):
       split = first_output(axes)
       factor = factor.reshape(kernel.shape[:split] + (1,) * (kernel.ndim - split))
     offset = None if self.symmetric else offset.reshape(counts)
-    return QTensor(values.reshape(kernel.shape), scale.reshape(counts), offset, factor)
+    return self.mark(name, QTensor(values.reshape(kernel.shape), scale.reshape(counts), offset, factor))

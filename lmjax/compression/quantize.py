@@ -32,13 +32,15 @@ class QTensor(Leaf, struct.PyTreeNode):
   size c has one number for each of c equal blocks of the parameter's dimension. 1 is a single block, and a dimension of
   the parameter's own size has a number for every index. offset: None where the values are symmetric around zero.
   factor: None, or for each input of a kernel what its weights were multiplied by before they were rounded; 1 in the
-  dimensions of the outputs.
+  dimensions of the outputs. activations: what an int8 kernel reads is rounded to int8, too: each vector symmetrically,
+  by its own largest magnitude; such products have no gradient. A kernel then has one scale for each output.
   """
 
   values: jax.Array
   scale: jax.Array
   offset: jax.Array | None = None
   factor: jax.Array | None = None
+  activations: bool = struct.field(pytree_node=False, default=False)
 
   def dense(self, dtype: jnp.dtype) -> jax.Array:
     values, scale, offset = self.values.astype(jnp.float32), self.scale, self.offset
@@ -52,6 +54,23 @@ class QTensor(Leaf, struct.PyTreeNode):
   def cast(self, dtype: jnp.dtype) -> "QTensor":
     return self  # its values have a type of their own, and the scales stay float32
 
+  def einsum(self, equation: str, x: jax.Array) -> jax.Array:
+    """Returns the product; with rounded activations, of int8 with int8, added in int32."""
+    if not self.activations:
+      return super().einsum(equation, x)
+    letters, outputs = equation.split(",")[1].split("->")
+    count = sum(letter not in outputs for letter in letters)  # axes that are summed over, the last ones of x
+    axes = tuple(range(x.ndim - count, x.ndim))
+    x_f32 = x.astype(jnp.float32)
+    if self.factor is not None:
+      x_f32 /= self.factor.reshape((1,) * (x.ndim - count) + self.values.shape[:count])
+    steps = jnp.max(jnp.abs(x_f32), axes, keepdims=True) / DTYPES["int8"]
+    rounded = jnp.round(x_f32 / jnp.where(steps > 0, steps, 1.0)).astype(jnp.int8)
+    y = jnp.einsum(equation, rounded, self.values, preferred_element_type=jnp.int32).astype(jnp.float32)
+    own = self.scale.shape[count:]
+    y *= steps.reshape(steps.shape[: x.ndim - count] + (1,) * len(own))
+    return (y * self.scale.reshape((1,) * (y.ndim - len(own)) + own)).astype(x.dtype)
+
   def take(self, ids: jax.Array, dtype: jnp.dtype) -> jax.Array:
     """Returns rows; only these are widened."""
     row = lambda array: jnp.take(array, ids if array.shape[0] > 1 else jnp.zeros_like(ids), axis=0, mode="clip")  # noqa: E731
@@ -64,7 +83,7 @@ class QTensor(Leaf, struct.PyTreeNode):
   def for_decoding(self, name: str) -> Leaf:
     """Returns integers of one layer, or of a table, as `Int8Rows` on a single CPU; otherwise the leaf as it is."""
     layout, table = current_layout(), name.endswith("table")
-    alone = platform() == "cpu" and (layout is None or layout.mesh.size == 1)
+    alone = platform() == "cpu" and (layout is None or layout.mesh.size == 1) and not self.activations
     if not (alone and self.values.dtype in (jnp.int8, jnp.int4) and (table or re.search(r"layers/\d+/", name))):
       return self
     apart = name.endswith("out/kernel") and self.scale.shape[1] > 1 and self.scale.shape[0] < self.values.shape[0]
@@ -144,7 +163,7 @@ class Quantize:
   dtype: of kernels: int8, int4, float8_e4m3fn or float8_e5m2. group: inputs of an output that share a scale; 0 is all
   of them. symmetric: no offset. tables: the type of vocabulary tables; empty leaves them as they are. table_group:
   values of a row that share a scale; 0 is all of them. targets: a regular expression that is searched in the paths of
-  kernels.
+  kernels. activations: what int8 kernels read is rounded to int8 as well, in each product (see `QTensor`).
   """
 
   dtype: str = "int8"
@@ -153,8 +172,11 @@ class Quantize:
   tables: str = "int8"
   table_group: int = 64
   targets: str = "kernel$"
+  activations: bool = False
 
   def __post_init__(self):
+    if self.activations and (self.dtype != "int8" or self.group or not self.symmetric):
+      raise ValueError("rounded activations need int8 kernels with one symmetric scale for each output")
     for dtype in (self.dtype, *([self.tables] if self.tables else [])):
       if dtype not in DTYPES:
         raise ValueError(f"the type is one of {', '.join(DTYPES)}, not {dtype!r}")
@@ -183,7 +205,14 @@ class Quantize:
     if not plan:
       kernels = one_line(", ".join(name for name in params if name.endswith("kernel")))
       raise UserError(f"quantize: {self.targets!r} matches no kernel; those of this model: {kernels}")
-    return {name: quantize(box.value, *plan[name]) if name in plan else box.value for name, box in params.items()}
+    return {
+      name: self.mark(name, quantize(box.value, *plan[name])) if name in plan else box.value
+      for name, box in params.items()
+    }
+
+  def mark(self, name: str, leaf: QTensor) -> QTensor:
+    """Returns a quantized parameter that rounds what it reads, if it is a kernel and that is wanted."""
+    return leaf.replace(activations=self.activations and name.endswith("kernel"))
 
   def settings(self, name: str, box: LogicallyPartitioned) -> tuple[tuple[int, ...], str, bool] | None:
     """Returns the shape of the scales of a parameter, its type, and whether that is symmetric; None if it stays."""

@@ -28,6 +28,11 @@ class QuantizeAware(Quantize):
     UserError: no kernel matches `targets`.
   """
 
+  def __post_init__(self):
+    super().__post_init__()
+    if self.activations:
+      raise ValueError("activations are not rounded in training")
+
   def init(self, params: Tree) -> tuple[Tree, Tree, Tree]:
     named = pytree.named_leaves(params, is_leaf=is_partitioned)
     plan = {name: settings for name, box in named.items() if (settings := self.settings(name, box)) is not None}

@@ -10,6 +10,7 @@ from lmjax.compression.one_shot import OneShot
 from lmjax.compression.quantize import Quantize
 from lmjax.compression.remove import Remove
 from lmjax.compression.same_zeros import SameZeros
+from lmjax.compression.smooth_quant import SmoothQuant
 from lmjax.utils.errors import UserError
 
 TOKENS = 8192  # of the calibration text, by default
@@ -25,7 +26,8 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
     raise UserError("compress: --score needs --remove")
   if not options.prune and (options.sparsity is not None or options.structure is not None):
     raise UserError("compress: --sparsity and --structure need --prune")
-  for name, default in dict(group=0, asymmetric=False, gptq=False, awq=False, tables="int8", table_group=64).items():
+  unset = dict.fromkeys(("asymmetric", "gptq", "awq", "activations", "smooth"), False)
+  for name, default in (unset | dict(group=0, tables="int8", table_group=64)).items():
     if not options.quantize and getattr(options, name) != default:
       raise UserError(f"compress: --{name} needs --quantize")
   try:
@@ -38,9 +40,9 @@ def choose(options: argparse.Namespace) -> tuple[list[Remove], list[Method]]:
     raise UserError("compress: cut the --vocabulary first, by a command of its own: other methods read its tokens")
   needing = any(method.needs_inputs for method in methods)
   if needing and not options.calibration:
-    raise UserError("compress: --prune wanda, sparsegpt, --gptq and --awq need --calibration, a text file")
+    raise UserError("compress: --prune wanda, sparsegpt, --gptq, --awq, --smooth need --calibration, a text file")
   if options.calibration and not needing and not any(removal.needs_batches for removal in removals):
-    raise UserError("compress: --calibration is for --prune wanda and sparsegpt, --gptq, --awq and --score taylor")
+    raise UserError("compress: --calibration is for --prune wanda, sparsegpt, --gptq, --awq, --smooth, --score taylor")
   reads = needing or any(removal.needs_batches for removal in removals)
   if options.tokens != TOKENS and not reads:
     raise UserError(f"compress: --tokens {options.tokens} has no effect without --calibration or --score taylor")
@@ -76,8 +78,11 @@ def _methods(options: argparse.Namespace) -> list[Method]:
     methods.append(OneShot(sparsity, options.prune, structure, seed=options.seed, **targets))
   if options.quantize:
     tables = "" if options.tables == "none" else options.tables
-    method = AWQ if options.awq else GPTQ if options.gptq else Quantize
+    if options.smooth and (options.awq or options.gptq):
+      raise UserError("compress: --smooth is a way of its own: leave out --awq and --gptq")
+    method = SmoothQuant if options.smooth else AWQ if options.awq else GPTQ if options.gptq else Quantize
     targets |= {"gptq": options.gptq} if options.awq else {}
+    targets |= {"activations": True} if options.activations else {}
     methods.append(
       method(options.quantize, options.group, not options.asymmetric, tables, options.table_group, **targets)
     )

@@ -2,7 +2,8 @@
 
 config.json             `compression`: what was done, to which model; and the run's config (`run`), or the model,
                         its task and its length
-compressed.safetensors  a parameter is one tensor, or NAME/values, /scale, /offset and /factor of a quantized one, or
+compressed.safetensors  a parameter is one tensor, or NAME/values, /scale, /offset and /factor of a quantized one (and
+                        /activations, if what it reads is rounded, too), or
                         NAME/nonzero and NAME/mask (a bit for each value) of a pruned one
 tokenizer/, source/     the tokenizer; of a Hugging Face folder or a GGUF file, its other files
 """
@@ -161,7 +162,7 @@ class CompressedFolder(SavedModel):
       offset = self._tensor(f"{name}/offset", "float32", scale.shape) if f"{name}/offset" in self._tensors else None
       wide = tuple(n if i < first_output(self._boxes[name].names) else 1 for i, n in enumerate(shape))
       factor = self._tensor(f"{name}/factor", "float32", wide) if f"{name}/factor" in self._tensors else None
-      return QTensor(values, scale, offset, factor)
+      return QTensor(values, scale, offset, factor, activations=f"{name}/activations" in self._tensors)
     if f"{name}/mask" not in self._tensors:
       return self._tensor(name, "float32 bfloat16", shape)
     size = int(np.prod(shape, dtype=np.int64))
@@ -263,7 +264,8 @@ def tensors_of(name: str, value: Parameter) -> dict[str, np.ndarray]:
   if isinstance(value, QTensor):
     values = pack(value.values) if value.values.dtype == jnp.int4 else np.asarray(value.values)
     parts = {"values": values, "scale": np.asarray(value.scale)}
-    others = {"offset": value.offset, "factor": value.factor}
+    rounded = np.ones(1, np.uint8) if value.activations else None
+    others = {"offset": value.offset, "factor": value.factor, "activations": rounded}
     parts |= {part: np.asarray(array) for part, array in others.items() if array is not None}
     return {f"{name}/{part}": array for part, array in parts.items()}
   array = np.asarray(value)
