@@ -16,6 +16,7 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.evals.samples import generates
 from lmjax.experiment import Experiment
 from lmjax.logs import console
+from lmjax.models.active import active_parameters
 from lmjax.utils.errors import one_line
 from lmjax.utils.files import read_json
 
@@ -63,7 +64,9 @@ class Screen:
     self.say(f"data: {_data(run.data, run.tokenizer, run.rows, run.steps)}")
     trained = f", {run.trained:,} of them trained" * (run.trained != run.parameters)
     on_each = f", {tokens // devices:,} on each of {devices} devices" * (devices > 1)
-    self.say(f"model: {run.parameters:,} parameters{trained}; {tokens:,} tokens a step{on_each}")
+    used = active_parameters(run.named, run.task.model.config)
+    active = f", {used:,} of them used by a token" * (used != run.parameters)
+    self.say(f"model: {run.parameters:,} parameters{active}{trained}; {tokens:,} tokens a step{on_each}")
     for line in (*run.layout.replicated(run.named), *_surprises(run, first, self._before.get("steps"))):
       self.say(line)
     if any(_has_licence(source) for source in (run.data.source, run.data.validation)):

@@ -2,9 +2,11 @@
 
 from lmjax.layers.positions import Rotary
 from lmjax.models import bart, deberta, elmo, encoder, encoder_decoder, image_decoder, modernbert, recurrent
+from lmjax.models.expert_decoder import Config, ExpertDecoder
 from lmjax.tasks.base import Task
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
 from lmjax.tasks.causal_lm import CausalLM
+from lmjax.tasks.expert_lm import ExpertLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.testing import tiny_decoder
@@ -56,3 +58,9 @@ def tiny_image_decoder(**changes) -> image_decoder.ImageDecoder:
   """Returns a decoder that reads images of 8 x 8 pixels in 4 patches."""
   shape = SHAPE | LAYERS | dict(depth=2, image=8, patch=4) | changes
   return image_decoder.ImageDecoder(image_decoder.Config(**shape))
+
+
+def tiny_expert_lm(balance=0.02, router_z=0.001, **changes) -> ExpertLM:
+  """Returns the task of a decoder of 2 layers with 4 experts, of which a token has 2."""
+  shape = SHAPE | LAYERS | LLAMA | dict(depth=2, kv_heads=2, mlp=32, experts=4) | changes
+  return ExpertLM(ExpertDecoder(Config(**shape)), balance=balance, router_z=router_z)

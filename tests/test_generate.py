@@ -43,6 +43,22 @@ def test_streamed_printed_and_written_continuations_are_the_same(folder, tmp_pat
   assert notebook.load(folder).generate("the", new=8, seed=1) == records[1]["text"]
 
 
+def test_a_draft_changes_the_speed_alone(folder, tmp_path, capsys):
+  assert generate(folder, "--prompt", "the", "--prompt", "a fox", "--temperature", 0) == 0
+  wanted = capsys.readouterr().out
+  assert generate(folder, "--prompt", "the", "--prompt", "a fox", "--temperature", 0, "--draft", folder) == 0
+  shown = capsys.readouterr()
+  assert shown.out == wanted and "of 16 drafted tokens were accepted; 3.50 tokens a step of the model" in shown.err
+  tokenizer = train("bpe", ["pack my box with five dozen liquor jugs " * 20], 300)
+  model = tiny_decoder(vocabulary=tokenizer.size, length=32)
+  params = init_params(model, {"inputs": jnp.zeros((1, 4), jnp.int32)})["params"]
+  huggingface.save(tmp_path / "other", model, {"model": params, "heads": {}}, tokenizer)
+  assert generate(folder, "--prompt", "the", "--draft", tmp_path / "other") == 2
+  assert "another vocabulary" in capsys.readouterr().err
+  assert generate(folder, "--prompt", "the", "--draft_tokens", 2) == 2
+  assert generate(folder, "--prompt", "the", "--draft", folder, "--beams", 2) == 2
+
+
 def test_beams_are_printed_best_first(folder, capsys):
   assert generate(folder, "--prompt", "the", "--beams", 2, "--num_samples", 2) == 0
   lines = capsys.readouterr().out

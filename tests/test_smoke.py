@@ -16,7 +16,8 @@ from tests.conftest import ROOT
 
 VARIANTS = [
   "gpt", "quickstart", "shakespeare_char", "text", "lstm", "lstm:size=large", "elmo", "elmo:size=original", "scan",
-  "llama:size=7b", "llama:size=8b", "transformer:size=base", "transformer:size=big", "transformer:multi30k",
+  "llama:size=7b", "llama:size=8b", "mixtral:size=8x7b", "mixtral:size=8x22b",
+  "transformer:size=base", "transformer:size=big", "transformer:multi30k",
   *(f"bert:size={size}" for size in ("mini", "tiny", "small", "medium", "base", "large")),
   *(f"gpt2:size={size}" for size in ("124m", "355m", "774m", "1558m")),
   *(f"gpt3:size={size}" for size in ("125m", "350m", "760m", "1.3b", "2.7b", "6.7b", "13b", "175b")),
@@ -32,6 +33,7 @@ VARIANTS = [
 # The sizes of a family share all their code: these take the step, of the others the state is built.
 STEPPED = (
   "gpt", "quickstart", "shakespeare_char", "text", "lstm", "elmo:size=original", "scan", "llama:size=7b",
+  "mixtral:size=8x7b",
   "transformer:size=base", "gpt2:size=124m", "bert:size=mini", "t5:size=mini", "t5:size=v1_1-small",
   "glue", "ner", "elmo_ner", "squad", "images", "retriever",
 )  # fmt: skip

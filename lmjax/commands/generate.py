@@ -3,6 +3,7 @@
     lmjax generate --workdir runs/quickstart --prompt "Return the" --num_samples 3 --temperature 0.8
     lmjax generate --workdir runs/quickstart --prompts_file prompts.jsonl --output continued.jsonl
     lmjax generate --workdir runs/m30k --prompt "A man sleeps." --beams 4
+    lmjax generate --workdir runs/large --draft runs/small --prompt "Once" --draft_tokens 6
     lmjax generate --workdir runs/images --image picture.png --prompt "describe" --temperature 0
 
 A prompts file has one prompt per line, plain or as a JSON object with a `prompt`. The output has one JSON object per
@@ -25,8 +26,9 @@ from lmjax.utils.errors import UserError
 BESIDE = {
   "image": "beams window parse_special",
   "beams": "temperature top_k top_p min_p repetition_penalty stop seed",
+  "draft": "beams image repetition_penalty",
 }  # what has no effect with it
-NEEDS = {"beams": "length_penalty", "temperature": "top_k top_p min_p"}
+NEEDS = {"beams": "length_penalty", "temperature": "top_k top_p min_p", "draft": "draft_tokens"}
 
 
 def main(arguments: list[str]) -> int:
@@ -51,9 +53,11 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--repetition_penalty", type=float, default=1.0, help="divides scores of tokens before")
   parser.add_argument("--beams", type=int, default=0, help="beam search with so many beams, instead of sampling")
   parser.add_argument(
-    "--length_penalty", type=float, most=100, default=0.6, help="of beam search; 0 prefers short continuations"
+    "--length_penalty", type=float, most=100, default=0.6, help="of beam search; 0 prefers short ones"
   )
   parser.add_argument("--stop", action="append", default=[], help="a string before which a continuation ends")
+  parser.add_argument("--draft", help="a smaller model of the same vocabulary, which proposes tokens to this one")
+  parser.add_argument("--draft_tokens", type=int, least=1, most=64, default=4, help="that it proposes at a time")
   parser.add_argument("--window", action="store_true", help="continue beyond the model's length, forgetting the start")
   parser.add_argument("--parse_special", action="store_true", help="read special tokens in prompts as such")
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
@@ -79,22 +83,24 @@ def main(arguments: list[str]) -> int:
     generator = Generator(
       loaded, sampling, new, options.beams, options.length_penalty, tuple(options.stop),
       options.seed, options.dtype, options.parse_special, window=options.window,
+      draft=storage.open(options.draft).load(options.dtype) if options.draft else None, proposed=options.draft_tokens,
     )  # fmt: skip
     if options.window:
-      half = f"the last {loaded.length // 2:,} to {loaded.length:,} tokens"
-      print(f"lmjax: what has more than {loaded.length:,} tokens continues from {half}", file=sys.stderr)
+      print(f"lmjax: text continues from the last {loaded.length // 2:,} to {loaded.length:,} tokens", file=sys.stderr)
     with use_layout(loaded.layout):
       if options.output:
         records = (
           {"prompt": prompt, "sample": sample, "text": text}
           for group in tracked(groups, "generate", len(groups), "batches")
-          for (prompt, sample), text in zip(group, _texts(generator, group, options.image), strict=True)
+          for (prompt, sample), text in zip(group, generator.texts(group, options.image), strict=True)
         )
         write_jsonl(options.output, records)
       elif len(rows) == 1 and not options.beams:
         _stream(generator, rows, options.image)
       else:
         _print(generator, groups, options.image)
+    if options.draft:
+      print(f"lmjax: {generator.draft_counts}", file=sys.stderr)
   return 0
 
 
@@ -107,14 +113,8 @@ def _stream(generator: Generator, rows: list[Row], image: str | None) -> None:
   print()
 
 
-def _texts(generator: Generator, rows: list[Row], image: str | None) -> list[str]:
-  if image:
-    return ["".join(parts) for parts in zip(*generator.about_image(image, rows), strict=True)]
-  return generator.texts(rows)
-
-
 def _print(generator: Generator, groups: list[list[Row]], image: str | None) -> None:
   for group in groups:
-    for (prompt, sample), text in zip(group, _texts(generator, group, image), strict=True):
+    for (prompt, sample), text in zip(group, generator.texts(group, image), strict=True):
       between = "\n" if generator.beams or image else ""
       print(f"--- {'best' if generator.beams else 'sample'} {sample}\n{prompt}{between}{text}")

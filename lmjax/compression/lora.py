@@ -23,8 +23,8 @@ RANK = "r"  # its letter in equations, which are written in capitals
 class LowRank(Leaf, struct.PyTreeNode):
   """A kernel base + scale * a b, whose product with x is x base + scale * (x a) b.
 
-  base: [*inputs, *outputs]. a: [*inputs, R]. b: [R, *outputs]. In stacked layers all three have a leading axis. Rows of
-  a table are its inputs.
+  base: [*inputs, *outputs]. a: [*inputs, R]. b: [R, *outputs]. In stacked layers all three have a leading axis, and so
+  have those of experts. Rows of a table are its inputs.
   """
 
   base: jax.Array
@@ -38,14 +38,14 @@ class LowRank(Leaf, struct.PyTreeNode):
   def axes(cls, component: str, names: tuple[str | None, ...]) -> tuple[str | None, ...]:
     """Returns the logical axes of a component; the axis of the rank is never sharded."""
     split = first_output(names)
-    stacked = names[: int(names[0] == "layers")]
+    stacked = names[: stacked_axes(names)]
     return {"base": names, "a": (*names[:split], None), "b": (*stacked, None, *names[split:])}[component]
 
   def dense(self, dtype: jnp.dtype) -> jax.Array:
     product = lambda a, b: jnp.tensordot(a, b, 1, preferred_element_type=jnp.float32)  # noqa: E731
-    stacked = self.a.ndim + self.b.ndim - 2 > self.base.ndim
-    change = (jax.vmap(product) if stacked else product)(self.a, self.b)
-    return (self.base.astype(jnp.float32) + self.scale * change).astype(dtype)
+    for _ in range(self.a.ndim + self.b.ndim - 2 - self.base.ndim):  # layers, experts
+      product = jax.vmap(product)
+    return (self.base.astype(jnp.float32) + self.scale * product(self.a, self.b)).astype(dtype)
 
   def cast(self, dtype: jnp.dtype) -> "LowRank":
     return self.replace(base=self.base.astype(dtype), a=self.a.astype(dtype), b=self.b.astype(dtype))
@@ -78,12 +78,17 @@ class LowRank(Leaf, struct.PyTreeNode):
     return leaves.scores(x, self.base) + self.scale * leaves.scores(low, self.a)
 
 
+def stacked_axes(names: tuple[str | None, ...]) -> int:
+  """Returns how many leading axes of a parameter count kernels of their own: layers, and the experts of each."""
+  return next((i for i, name in enumerate(names) if name not in ("layers", "experts")), len(names))
+
+
 def first_output(names: tuple[str | None, ...]) -> int:
   """Returns the index of a kernel's first output axis, by the logical names of its axes.
 
   Its inputs are one axis, or two: heads and the size of a head, the characters of a filter and their vectors.
   """
-  stacked = int(names[0] == "layers")
+  stacked = stacked_axes(names)
   return stacked + (2 if len(names) - stacked > 2 and names[stacked] in ("heads", None) else 1)
 
 
@@ -99,7 +104,7 @@ class LoRA:
 
   targets: the kernels and tables that get factors, by default those of the paper: W_q and W_v.
   rank, alpha: of the factors; rank_pattern, alpha_pattern: {pattern: value} for some of the targets.
-  dropout: of the vectors that A reads, in training; a table's factors have none, as in PEFT.
+  dropout: of the vectors that A reads, in training; a table's factors have none, as in PEFT, nor have those of experts.
   train: the other parameters that are trained; all others are frozen.
   dtype: of what is frozen, float32 or bfloat16; norms stay float32.
   seed: of the factors; a config's own seed where the config names the transform.
@@ -161,7 +166,7 @@ class LoRA:
   def _factors(self, name: str, parameter: LogicallyPartitioned) -> dict[str, LogicallyPartitioned]:
     """Returns new factors of a kernel or table, with their axis names."""
     names, shape = parameter.names, parameter.value.shape
-    stacked, split, rank = int(names[0] == "layers"), first_output(names), self.rank_of(name)
+    stacked, split, rank = stacked_axes(names), first_output(names), self.rank_of(name)
     shapes = {"a": (*shape[:split], rank), "b": (*shape[:stacked], rank, *shape[split:])}
     inputs = math.prod(shape[stacked:split])
     rng = jax.random.fold_in(jax.random.key(self.seed), zlib.crc32(name.encode()))

@@ -1,12 +1,13 @@
 """Which values of a kernel are removed: scores and structures, as functions of arrays."""
 
+import math
 import re
 import zlib
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.compression.lora import first_output
+from lmjax.compression.lora import first_output, stacked_axes
 from lmjax.utils.errors import UserError
 
 STRUCTURES = ("layer", "output", "global")  # what is compared, besides N:M
@@ -30,12 +31,9 @@ def kept_of(structure: str) -> tuple[int, int]:
 
 
 def matrices(array: jax.Array, names: tuple[str | None, ...]) -> jax.Array:
-  """Returns a kernel as [layers, inputs, outputs]; one layer where it is not stacked."""
-  layers, split = int(names[0] == "layers"), first_output(names)
-  inputs = 1
-  for size in array.shape[layers:split]:
-    inputs *= size
-  return array.reshape(array.shape[0] if layers else 1, inputs, -1)
+  """Returns a kernel as [layers, inputs, outputs]; one layer where it is not stacked, each expert as one."""
+  stacked, split = stacked_axes(names), first_output(names)
+  return array.reshape(math.prod(array.shape[:stacked]), math.prod(array.shape[stacked:split]), -1)
 
 
 def lowest(scores: jax.Array, count: int | jax.Array, axis: int) -> jax.Array:

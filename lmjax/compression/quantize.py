@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from lmjax.compression.int8_rows import Int8Rows
-from lmjax.compression.lora import first_output
+from lmjax.compression.lora import first_output, stacked_axes
 from lmjax.compression.method import check_pattern
 from lmjax.layers import leaves
 from lmjax.layers.backend import platform
@@ -86,7 +86,8 @@ class QTensor(Leaf, struct.PyTreeNode):
     alone = platform() == "cpu" and (layout is None or layout.mesh.size == 1) and not self.activations
     if not (alone and self.values.dtype in (jnp.int8, jnp.int4) and (table or re.search(r"layers/\d+/", name))):
       return self
-    if name.endswith("out/kernel") and self.scale.shape[1] > 1 and self.scale.shape[0] < self.values.shape[0]:
+    apart = name.endswith("out/kernel") and self.scale.shape[1] > 1 and self.scale.shape[0] < self.values.shape[0]
+    if apart or ("mlp/" in name and self.values.ndim == 3):  # all experts of a layer
       return self  # the inputs of a group do not lie next to each other
     matrix = lambda x: None if x is None else x if table else as_matrix(name, x)  # noqa: E731
     values = matrix(self.values.astype(jnp.int8))
@@ -220,5 +221,5 @@ class Quantize:
       return (block_counts(shape, range(1, len(shape)), self.table_group), self.tables, True) if self.tables else None
     if not name.endswith("kernel") or not re.search(self.targets, name):
       return None
-    inputs = range(int(names[0] == "layers"), first_output(names))
+    inputs = range(stacked_axes(names), first_output(names))
     return block_counts(shape, inputs, self.group), self.dtype, self.symmetric

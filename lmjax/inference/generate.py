@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from lmjax.data.tokenizers.base import ends_of
+from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.beam import Beam
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler, pad_prompts
 from lmjax.decode.shared_prefix import PrefixSampler
+from lmjax.decode.speculative import Counts, SpeculativeSampler
 from lmjax.inference.stream_text import StreamedText, beam_texts, continue_texts, stream
 from lmjax.layers.leaves import is_leaf
 from lmjax.storage.base import LoadedModel
@@ -35,7 +36,8 @@ class Generator:
   ends. seed: of the first sample of each prompt. dtype: of the weights, `bfloat16` to cast them. parse_special: read
   special tokens in a prompt, such as `<|im_start|>`, as what they are instead of as text. truncate: a prompt of a
   decoder loses its beginning where it leaves no space for max_new_tokens, which is otherwise an error. window: a
-  decoder continues beyond its length, where it sees the last half of it to all of it.
+  decoder continues beyond its length, where it sees the last half of it to all of it. draft: a model of the same
+  vocabulary, which proposes tokens; what is drawn is distributed as without it. proposed: tokens of a draft.
   """
 
   loaded: LoadedModel
@@ -49,6 +51,8 @@ class Generator:
   parse_special: bool = False
   truncate: bool = False
   window: bool = False
+  draft: LoadedModel | None = None
+  proposed: int = 4
 
   def __post_init__(self):
     if self.loaded.task.model.kind not in ("decoder", "encoder_decoder"):
@@ -60,6 +64,10 @@ class Generator:
       raise UserError("generate: this model scores no tokens: it is a classifier, or a model without a head")
     if self.window and (self.beams or self.loaded.task.model.kind != "decoder"):
       raise UserError("generate: a window moves over the text of a decoder, and not in beam search")
+    if self.draft and self.beams:
+      raise UserError("generate: a draft is of no use in beam search")
+    if self.draft and not _same_ids(self.loaded.tokenizer, self.draft.tokenizer):
+      raise UserError("generate: the draft has another vocabulary; a draft needs the tokenizer of the model")
     if not 0 <= self.seed < 2**31:
       raise UserError(f"generate: the seed must be at least 0 and below 2^31, not {self.seed}")
     if unsupported := getattr(self.loaded.tokenizer, "unsupported", ""):
@@ -68,18 +76,27 @@ class Generator:
       )
 
   @functools.cached_property
-  def _search(self) -> Sampler | Beam:
+  def _search(self) -> Sampler | SpeculativeSampler | Beam:
     model, max_tokens, end = self.loaded.task.model, self.loaded.length, ends_of(self.loaded.tokenizer)
     if model.kind == "encoder_decoder":
       max_tokens = self.max_new_tokens + 2  # the length limits the source; the target starts with one token or two
     excluded = getattr(self.loaded.tokenizer, "excluded", ())
     if self.beams:
       return Beam(model, max_tokens, self.beams, self.length_penalty, end, excluded)
-    return PrefixSampler(model, max_tokens, dataclasses.replace(self.sampling, excluded=excluded), end)
+    sampling = dataclasses.replace(self.sampling, excluded=excluded)
+    if self.draft:
+      return SpeculativeSampler(model, self.draft.task.model, max_tokens, sampling, end, self.proposed)
+    return PrefixSampler(model, max_tokens, sampling, end)
+
+  @property
+  def draft_counts(self) -> Counts:
+    """How many of the draft's tokens were accepted so far."""
+    return self._search.counts if isinstance(self._search, SpeculativeSampler) else Counts()
 
   @functools.cached_property
   def _params(self) -> Tree:
-    params = self._search.prepare(self.loaded.params["model"])
+    own = self.loaded.params["model"]
+    params = self._search.prepare((own, self.draft.params["model"]) if self.draft else own)
     if self.dtype != "bfloat16":
       return params
     narrow = lambda p: p.cast(jnp.bfloat16) if is_leaf(p) else p.astype(jnp.bfloat16)  # noqa: E731
@@ -107,8 +124,10 @@ class Generator:
     drawn = self._search.continuations(self._params, *padded, self.max_new_tokens, seeds, every, patches)
     return stream([StreamedText(self.loaded.tokenizer, [], list(self.stops)) for _ in rows], drawn)
 
-  def texts(self, rows: list[Row]) -> list[str]:
+  def texts(self, rows: list[Row], image: epath.PathLike | None = None) -> list[str]:
     """Returns the continuation of each row; with beam search, sample 0 of a prompt is the best, 1 the second best."""
+    if image:
+      return ["".join(parts) for parts in zip(*self.about_image(image, rows), strict=True)]
     if self.beams:
       prompts = list(dict.fromkeys(prompt for prompt, _ in rows))
       best = beam_texts(
@@ -117,6 +136,12 @@ class Generator:
       best_by_prompt = dict(zip(prompts, best, strict=True))
       return [best_by_prompt[prompt][sample] for prompt, sample in rows]
     return ["".join(parts) for parts in zip(*self.stream(rows), strict=True)]
+
+
+def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:
+  """Returns whether two tokenizers give the same ids to words, numbers, accents and marks."""
+  sample = "The quick brown fox, 1234567890 times;\n\tnaïve façades ≈ π, and ((x) => {return -x;})"
+  return one.size == other.size and list(one.encode(sample)) == list(other.encode(sample))
 
 
 def read_prompts(path: epath.PathLike) -> list[str]:

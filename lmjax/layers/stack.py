@@ -57,7 +57,10 @@ class Stack(nn.Module):
   def __call__(
     self, x_BxLxD: jax.Array, positions_BxL: jax.Array, mask: Mask, taps: tuple[str, ...] = ()
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L]."""
+    """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L].
+
+    Also what MLPs sow in the collection `taps`, by its own name.
+    """
     layers = self._parameters(x_BxLxD, positions_BxL, mask)
     rng = self.make_rng("dropout") if self.has_rng("dropout") else None
     rngs = None if rng is None else jax.random.split(rng, self.depth)
@@ -65,10 +68,11 @@ class Stack(nn.Module):
     def layer(number, x_BxLxD, inputs):
       params, rng = inputs
       rngs = {} if rng is None else {"dropout": rng}
-      y, _, weights = self._block().apply(
-        {"params": params}, x_BxLxD, positions_BxL, mask, layer=number, tap="attention" in taps, rngs=rngs
+      (y, _, weights), sown = self._block().apply(
+        {"params": params}, x_BxLxD, positions_BxL, mask, None, number, "attention" in taps, rngs=rngs, mutable="taps"
       )
-      return y, {key: value for key, value in (("hidden", y), ("attention", weights)) if key in taps}
+      values = {"hidden": y, "attention": weights} | sown.get("taps", {}).get("mlp", {})
+      return y, {key: value for key, value in values.items() if key in taps}
 
     if REMAT[self.remat] is not None:
       layer = jax.checkpoint(layer, policy=REMAT[self.remat], prevent_cse=not self.scan, static_argnums=(0,))

@@ -44,7 +44,8 @@ def transpose(params: Tree) -> Tree:
   """Returns the parameters of one layer as products of single tokens read them fastest on the platform."""
 
   def leaf(name, value):
-    plain = name.endswith("kernel") and not leaves.is_leaf(value)
+    # The kernels of experts have an axis more, and are not read by products of single tokens.
+    plain = name.endswith("kernel") and not leaves.is_leaf(value) and ("mlp/" not in name or value.ndim == 2)
     return Transposed(as_matrix(name, value), value.shape) if plain else value
 
   return pytree.map_named(leaf, params, is_leaf=leaves.is_leaf) if transposes_kernels() else params

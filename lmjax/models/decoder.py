@@ -5,7 +5,7 @@ arXiv:2302.13971; Llama 3 (2024), arXiv:2407.21783.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -109,12 +109,9 @@ class Decoder(nn.Module):
       scale_by_layer=c.scale_by_layer, score_scale=c.score_scale, score_cap=c.score_cap, window=c.window,
       window_layers=c.window_layers, window_rotary=c.window_rotary,
     )  # fmt: skip
-    mlp = partial(
-      Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias or c.mlp_bias, scale=scale
-    )
     block = partial(
-      Block, norm=norm, attention=attention, mlp=mlp, post=c.post_norm, parallel=c.parallel, shared_norm=c.shared_norm,
-      output_norms=c.output_norms, residual_scale=c.residual_scale, dropout=c.dropout,
+      Block, norm=norm, attention=attention, mlp=self.make_mlp(c, scale), post=c.post_norm, parallel=c.parallel,
+      shared_norm=c.shared_norm, output_norms=c.output_norms, residual_scale=c.residual_scale, dropout=c.dropout,
     )  # fmt: skip
     self.embed = Embed(c.vocabulary, c.width)
     if c.rotary is None:
@@ -128,6 +125,12 @@ class Decoder(nn.Module):
     if c.unembed_bias:
       self.unembed_bias = VocabularyBias(c.vocabulary)
     self.drop = nn.Dropout(c.dropout)
+
+  def make_mlp(self, c: Config, scale: float) -> Callable[..., nn.Module]:
+    """Returns the constructor of a layer's MLP; scale: of its output projection's initial values."""
+    return partial(
+      Mlp, width=c.width, mlp=c.mlp, activation=c.activation, gated=c.gated_mlp, bias=c.bias or c.mlp_bias, scale=scale
+    )
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] (score them with `logits`) and what was tapped (see Stack)."""
@@ -173,8 +176,7 @@ class Decoder(nn.Module):
     table = self.embed.table if self.config.tie_embeddings else self.unembed.table
     logits, cap = vocabulary_logits(x, table, self.config.vocabulary), self.config.logits_cap
     if self.config.unembed_bias:
-      bias_V = self.unembed_bias()[: self.config.vocabulary]
-      logits += jnp.expand_dims(bias_V, tuple(range(logits.ndim - 1)))
+      logits += jnp.broadcast_to(self.unembed_bias()[: self.config.vocabulary], logits.shape)
     return logits if cap is None else cap * jnp.tanh(logits / cap)
 
   def init_cache(self, batch: int, max_tokens: int) -> Cache:
@@ -195,12 +197,10 @@ class Decoder(nn.Module):
     """Returns the input [B, L, D] of the first layer; a subclass may read more of a batch than its tokens."""
     dtype = jnp.dtype(self.config.dtype)
     x_BxLxD = self.embed(batch["inputs"], dtype)
-    if self.config.embed_scale != 1:
-      x_BxLxD *= self.config.embed_scale
+    x_BxLxD = x_BxLxD if self.config.embed_scale == 1 else x_BxLxD * self.config.embed_scale
     if self.config.rotary is None:
       x_BxLxD += self.positions(positions_BxL + self.config.position_offset, dtype)
-    x_BxLxD = constrain(x_BxLxD, "batch", "residual_length", None)
-    return self.drop(x_BxLxD, deterministic=not self.has_rng("dropout"))
+    return self.drop(constrain(x_BxLxD, "batch", "residual_length", None), deterministic=not self.has_rng("dropout"))
 
   def final_norm(self, x_BxLxD: jax.Array) -> jax.Array:
     """Returns the final vectors of the last layer's output: normalized, unless every layer ends with a norm."""

@@ -21,7 +21,7 @@ from lmjax.utils.errors import UserError
 
 Rules = tuple[tuple[str, tuple[str, ...]], ...]
 
-BATCH = ("batch", ("data", "fsdp"))
+BATCH = (("batch", ("data", "fsdp", "expert")), ("experts", ("expert",)))
 MODEL = (
   ("vocabulary", ("model",)),
   ("heads", ("model",)),
@@ -31,11 +31,11 @@ MODEL = (
 )
 
 RULES: dict[str, Rules] = {
-  "ddp": (BATCH,),
-  "fsdp": (BATCH, ("width", ("fsdp",))),
-  "tp": (BATCH, *MODEL),
-  "fsdp_tp": (BATCH, *MODEL, ("width", ("fsdp",))),
-  "sequence": (BATCH, ("length", ("sequence",)), ("residual_length", ("sequence",)), ("width", ("fsdp", "sequence"))),
+  "ddp": BATCH,
+  "fsdp": (*BATCH, ("width", ("fsdp", "expert"))),
+  "tp": (*BATCH, *MODEL),
+  "fsdp_tp": (*BATCH, *MODEL, ("width", ("fsdp", "expert"))),
+  "sequence": (*BATCH, ("length", ("sequence",)), ("residual_length", ("sequence",)), ("width", ("fsdp", "sequence"))),
 }
 
 
@@ -51,12 +51,13 @@ class MeshShape:
   only axis that spans slices.
   """
 
-  negative: ClassVar = ("data", "fsdp", "sequence", "model")  # the fields that may be below 0 in a config
+  negative: ClassVar = ("data", "fsdp", "sequence", "model", "expert")  # the fields that may be below 0 in a config
 
   data: int = -1
   fsdp: int = 1
   sequence: int = 1
   model: int = 1
+  expert: int = 1  # the parts of the experts of a layer; each also has rows of its own
 
   def build(self, devices: list[jax.Device] | None = None) -> Mesh:
     """Returns the mesh over `devices` (default: all), with every axis in Auto mode.
@@ -80,17 +81,13 @@ class MeshShape:
     # With Explicit axes, jax's default, every einsum would need an output sharding.
     auto = (AxisType.Auto,) * len(shape)
     # GPU hosts count as slices too, but any axis may span them.
-    slices = len({device.slice_index for device in devices}) if _sliced(devices[0]) else 1
+    slices = len({getattr(device, "slice_index", None) for device in devices if device.platform == "tpu"}) or 1
     if slices > 1:
       if shape["data"] % slices:
         raise UserError(f"mesh {shape}: data must be a multiple of the {slices} slices, which only this axis spans")
       inner = (shape["data"] // slices, *list(shape.values())[1:])
-      hybrid = mesh_utils.create_hybrid_device_mesh(inner, (slices, 1, 1, 1), devices)
+      hybrid = mesh_utils.create_hybrid_device_mesh(inner, (slices, *[1] * 4), devices)
       return Mesh(hybrid, tuple(shape), axis_types=auto)
     if len(set(devices)) < len(devices):  # copies of one device, which stand for absent ones in `planning`
       return Mesh(np.array(devices).reshape(tuple(shape.values())), tuple(shape), axis_types=auto)
     return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=auto, devices=devices)
-
-
-def _sliced(device: jax.Device) -> bool:
-  return device.platform == "tpu" and getattr(device, "slice_index", None) is not None

@@ -70,13 +70,14 @@ def count(function: Callable[..., Any], *arguments: Any) -> Flops:
 def _count(jaxpr: core.Jaxpr) -> Flops:
   weights = attention = 0.0
   for equation in jaxpr.eqns:
+    left: Any = equation.invars[0].aval if equation.invars else None  # an array's; AbstractValue declares no shape
+    product: Any = equation.outvars[0].aval if equation.outvars else None
+    if equation.primitive.name == "ragged_dot_general":  # of experts, and its gradients: each row by one of them
+      weights += 2.0 * math.prod(left.shape) * product.shape[-1]
     if equation.primitive.name == "dot_general":
       (contracted, _), (batch, _) = equation.params["dimension_numbers"]
-      left: Any = equation.invars[0].aval  # an array's; AbstractValue declares no shape
-      product: Any = equation.outvars[0].aval
       flops = 2.0 * math.prod(product.shape) * math.prod(left.shape[i] for i in contracted)
       weights, attention = (weights, attention + flops) if batch else (weights + flops, attention)
-      continue
     times = equation.params["length"] if equation.primitive.name == "scan" else 1
     for inner in inner_functions(equation.params):
       flops = _count(inner) * times

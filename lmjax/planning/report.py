@@ -13,6 +13,7 @@ import jax
 from lmjax import config, experiment
 from lmjax.compression.base import Identity
 from lmjax.experiment import Experiment
+from lmjax.models.active import active_parameters
 from lmjax.parallel.mesh import MORE_SHARDS
 from lmjax.parallel.sharding import use_layout
 from lmjax.planning.aot import Compiled, Topology, compile_step
@@ -48,6 +49,7 @@ def make_report(
     parts = parts_of(run, target, capacity) if target.compiles else {}
   report = {
     "parameters": run.parameters,
+    "active": active_parameters(run.named, run.task.model.config),
     "trained": _trained(run),
     "topology": f"{target.name}:{'x'.join(map(str, target.grid)) or target.count}",
     "num_slices": target.slices,

@@ -11,6 +11,8 @@ def report_table(report: dict[str, Any]) -> Table:
   size = {k: "-" if v is None else f"{v / 1e6:,.0f} MB" for k, v in report["bytes_per_device"].items()}
   mesh = " ".join(f"{axis}={n}" for axis, n in report["mesh"].items())
   table.add_row("parameters", f"{report['parameters']:,}")
+  if report["active"] != report["parameters"]:
+    table.add_row("active", f"{report['active']:,} parameters, those that a token uses")
   trained = report["trained"]
   if trained["parameters"] != report["parameters"]:
     share = trained["parameters"] / report["parameters"]

@@ -9,6 +9,7 @@ LEGEND = {
   "G": "kv_heads",  # key/value heads
   "K": "head",  # size of a head
   "F": "mlp",
+  "X": "experts",
   "E": "output",  # output width of a head on top of the model; never sharded
   "Q": "gates",  # the four gates of an LSTM cell
   "V": "vocabulary",

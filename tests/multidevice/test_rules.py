@@ -61,6 +61,11 @@ def test_every_family_has_the_same_loss_under_every_rule_set():
   assert output.count("same loss of") == 5 * len(families) and output.count("devices") == 4
 
 
+@pytest.mark.slow
+def test_experts_on_devices_of_their_own_give_the_loss_of_one_device():
+  assert run("experts").count("same loss of experts") == 4
+
+
 @pytest.mark.long
 def test_a_7b_state_is_initialised_in_parts():
   assert "initialised in parts" in run("sharded_init", timeout=200)

@@ -37,16 +37,17 @@ def two_slices():
 @pytest.mark.parametrize(
   "shape, sizes",
   [
-    (MeshShape(), (8, 1, 1, 1)),
-    (MeshShape(data=2, fsdp=-1), (2, 4, 1, 1)),
-    (MeshShape(data=1, fsdp=2, sequence=-1, model=2), (1, 2, 2, 2)),
-    (MeshShape(data=2, fsdp=2, model=-1), (2, 2, 1, 2)),
-    (MeshShape(data=4, model=2), (4, 1, 1, 2)),
+    (MeshShape(), (8, 1, 1, 1, 1)),
+    (MeshShape(data=2, fsdp=-1), (2, 4, 1, 1, 1)),
+    (MeshShape(data=1, fsdp=2, sequence=-1, model=2), (1, 2, 2, 2, 1)),
+    (MeshShape(data=2, fsdp=2, model=-1), (2, 2, 1, 2, 1)),
+    (MeshShape(data=4, model=2), (4, 1, 1, 2, 1)),
+    (MeshShape(data=1, fsdp=-1, expert=4), (1, 2, 1, 1, 4)),
   ],
 )
 def test_one_axis_takes_the_remaining_devices(shape, sizes):
   mesh = shape.build(copies(8))
-  assert mesh.axis_names == ("data", "fsdp", "sequence", "model")
+  assert mesh.axis_names == ("data", "fsdp", "sequence", "model", "expert")
   assert tuple(mesh.shape.values()) == mesh.devices.shape == sizes
   assert set(mesh.axis_types) == {jax.sharding.AxisType.Auto}
 

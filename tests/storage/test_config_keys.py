@@ -23,7 +23,8 @@ CLASSES = {
   "mistral": "MistralForCausalLM", "qwen2": "Qwen2ForCausalLM", "bert": "BertForMaskedLM",
   "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM", "gemma": "GemmaForCausalLM",
   "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "opt": "OPTForCausalLM",
-  "gpt_neox": "GPTNeoXForCausalLM", "phi": "PhiForCausalLM",
+  "gpt_neox": "GPTNeoXForCausalLM", "phi": "PhiForCausalLM", "mixtral": "MixtralForCausalLM",
+  "qwen3_moe": "Qwen3MoeForCausalLM",
   "roberta": "RobertaForMaskedLM", "distilbert": "DistilBertForMaskedLM", "t5": "T5ForConditionalGeneration",
   "xlm-roberta": "XLMRobertaForMaskedLM", "camembert": "CamembertForMaskedLM", "mt5": "MT5ForConditionalGeneration",
   "bart": "BartForConditionalGeneration", "marian": "MarianMTModel",
@@ -63,7 +64,7 @@ VALUES = {
   "embedding_multiplier": (2, 0.5), "logits_scaling": (2, 0.5), "original_max_position_embeddings": (4,),
   "classifier_pooling": ("mean",), "classifier_activation": ("relu",), "pos_att_type": (["c2p"], "p2c", [], None),
   "position_buckets": (2, 0, -1), "max_relative_positions": (3, 6, -1), "norm_rel_ebd": ("none",),
-  "pooler_hidden_act": ("relu",),
+  "pooler_hidden_act": ("relu",), "mlp_only_layers": ([0], None),
   "output_attentions": (), "is_gated_act": (), "model_type": (), "return_dict": (),
 }  # fmt: skip
 # Keys that transformers reads although its config classes do not list them.

@@ -68,6 +68,10 @@ CASES = {
     SHAPES["gpt_neox"] | {"use_parallel_residual": False, "attention_bias": False},
   ),
   "phi": ("PhiForCausalLM", "PhiConfig", SHAPES["phi"]),
+  "mixtral": ("MixtralForCausalLM", "MixtralConfig", SHAPES["mixtral"] | {"sliding_window": 4}),
+  "qwen3_moe": (
+    "Qwen3MoeForCausalLM", "Qwen3MoeConfig", SHAPES["qwen3_moe"] | {"norm_topk_prob": True, "attention_bias": True},
+  ),
   "bert": ("BertForPreTraining", "BertConfig", BERT),
   "bert-masked": ("BertForMaskedLM", "BertConfig", BERT),
   "bert-bare": ("BertModel", "BertConfig", BERT),

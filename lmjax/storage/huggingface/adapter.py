@@ -222,13 +222,14 @@ class Merged:
 
 
 def weights_of(family: Family, config: Any) -> dict[str, WeightMap]:
-  """Returns {name of a tensor: its row of the tables}, of a model with all heads that it can have."""
+  """Returns {name of a tensor: its row of the tables}, of a model with all heads that it can have, without experts."""
   heads = [weight for table in family.heads(config).values() for weight in table]
   scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed, config))
   rows = (*family.weights(config), *scores, *heads)
   return {
     weight.hf.format(layer): weight
     for weight in rows
+    if not weight.of_experts
     for layer in range(depth_of(config, weight) if weight.stacked else 1)
   }
 

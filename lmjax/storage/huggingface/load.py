@@ -230,7 +230,7 @@ def axis_sizes(config: Any) -> dict[str, int]:
   sizes = dict(V=config.vocabulary, D=config.width, E=config.width, F=config.mlp, P=positions)
   sizes["R"] = getattr(config, "embedding", None) or config.width
   sizes |= dict(H=config.heads, G=getattr(config, "kv_heads", config.heads), K=config.head_size)
-  sizes["Q"] = getattr(config, "num_buckets", 0)
+  sizes |= dict(Q=getattr(config, "num_buckets", 0), X=getattr(config, "experts", 0))
   if isinstance(config, encoder.Config):
     sizes["T"] = config.token_types
   if isinstance(config, llava.Config):
@@ -285,16 +285,27 @@ class _Reader:
     """Yields the path and the parameter of each path of a weight, after checking the shape in every layer."""
     layers = depth_of(self.config, weight) if weight.stacked else None
     for layer in range(layers or 1):
-      self.taken.add(weight.hf.format(layer))
+      self.taken.update(weight.hf.format(layer, expert) for expert in self._experts(weight))
       self._arrange(weight, layer)
     rows = padded(self.sizes["V"]) if weight.of_vocabulary else None
     for i, path in enumerate(weight.paths):
       number = i if len(weight.paths) > 1 else None
       yield path, LazyTensor(functools.partial(self._arrange, weight, number=number), layers, rows)
 
+  def _experts(self, weight: WeightMap) -> range:
+    return range(self.config.experts if weight.of_experts else 1)
+
   def _arrange(self, weight: WeightMap, layer: int | None, number: int | None = None) -> np.ndarray:
-    """Returns a tensor in lmjax's arrangement, or one of the parameters in it; a view of the mapped file."""
-    name = weight.hf.format(layer)
+    """Returns a tensor in lmjax's arrangement, or one of the parameters in it; a view of the mapped file.
+
+    The tensors of a layer's experts are read and stacked.
+    """
+    if not weight.of_experts:
+      return self._arrange_one(weight, weight.hf.format(layer), number)
+    names = [weight.hf.format(layer, expert) for expert in self._experts(weight)]
+    return np.stack([self._arrange_one(weight, name, number) for name in names])
+
+  def _arrange_one(self, weight: WeightMap, name: str, number: int | None) -> np.ndarray:
     if name not in self.tensors:
       start = "" if weight.lmjax.startswith(HEADS) else self.tensors.prefix or self.prefix
       raise UserError(f"{self.folder}: the tensor {start}{name} is missing")

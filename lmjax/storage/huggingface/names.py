@@ -72,7 +72,7 @@ def rename(tensors: Any, family: Family, table: Iterable[WeightMap], where: obje
     UserError: two tensors are the same one.
   """
   plain = {name: family.spelling(_plain(name)) for name in tensors}
-  start = _start(set(plain.values()), [weight.hf.format(0) for weight in table])
+  start = _start(set(plain.values()), [weight.hf.format(0, 0) for weight in table])
   known = sorted({prefix for prefix in family.prefix.values() if prefix}, key=len, reverse=True)
   inner = next((p for p in known if start == p or start.endswith("." + p)), "")
   outer = start[: len(start) - len(inner)]
@@ -149,7 +149,7 @@ def families_of(tensors: Iterable[str], families: dict[str, Family], config: Any
     settings = config(family)
     decodes = any(".decoder." in f".{name}" for name in names)
     # A model may have fewer layers than by default.
-    anchors = [w.hf.format(0) for w in family.weights(settings) if not re.match("layers_[1-9]", w.lmjax)]
+    anchors = [w.hf.format(0, 0) for w in family.weights(settings) if not re.match("layers_[1-9]", w.lmjax)]
     anchors = [anchor for anchor in anchors if decodes or not anchor.startswith("decoder.")]
     start = _start(names, anchors)
     heads = {weight.hf for table in family.heads(settings).values() for weight in table} | {family.unembed}

@@ -1,6 +1,7 @@
 """Writes models as Hugging Face folders."""
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -134,15 +135,16 @@ def _tensors_of(weights: Iterable[WeightMap], part: str, flat: dict[str, Any], c
     if weight.layout.startswith("Y"):
       sizes["Y"] = leaves[0].shape[-1]
 
-    def make(layer: int | None, weight=weight, leaves=leaves, sizes=sizes) -> np.ndarray:
+    def make(index: tuple[int, ...], weight=weight, leaves=leaves, sizes=sizes) -> np.ndarray:
       # Indexing first keeps all but one layer of a stacked parameter on disk or on its device.
-      parts = [np.asarray(leaf if layer is None else leaf[layer]) for leaf in leaves]
+      parts = [np.asarray(leaf[index] if index else leaf) for leaf in leaves]
       parts = [part[: config.vocabulary] for part in parts] if weight.of_vocabulary else parts
       return join(parts, weight.layout, sizes)
 
-    for layer in range(depth_of(config, weight)) if weight.stacked else (None,):
-      name = prefix + weight.hf.format(layer)
-      yield name, hf_shape(weight.layout, sizes), (lambda layer=layer, make=make: make(layer))
+    ranges = [range(depth_of(config, weight))] * weight.stacked + [range(sizes["X"])] * weight.of_experts
+    for index in itertools.product(*ranges):  # of a layer, and of an expert
+      name = prefix + weight.hf.format(*index)
+      yield name, hf_shape(weight.layout, sizes), (lambda index=index, make=make: make(index))
 
 
 def family_of(model: nn.Module) -> Family:
@@ -159,7 +161,8 @@ def kind_of(model: nn.Module, first: str = "") -> str:
   Raises:
     UserError: no family has such a model.
   """
-  kinds = [kind for kind, family in FAMILIES.items() if isinstance(model, family.module)]
+  own = type(model.config)  # a decoder of images, or one with experts, has more than a decoder
+  kinds = [kind for kind, family in FAMILIES.items() if isinstance(model, family.module) and family.config is own]
   if not kinds:
     raise UserError(f"{type(model).__name__} models have no Hugging Face equivalent, so they cannot be converted")
   if type(model.config) is decoder.Config:
@@ -192,7 +195,8 @@ def _decoder_type(config: decoder.Config, first: str) -> str:
   """Returns the `model_type` whose config.json of a decoder is read as the same decoder; see `family_of`."""
   wanted = _plain(config)
   best, fewest = "", ["?"] * 100
-  for kind in sorted((kind for kind in FAMILIES if FAMILIES[kind].config is decoder.Config), key=lambda k: k != first):
+  kinds = [kind for kind, family in FAMILIES.items() if family.config is type(config)]
+  for kind in sorted(kinds, key=lambda kind: kind != first):
     try:
       read = FAMILIES[kind].from_hf(Fields(FAMILIES[kind].to_hf(config), "config.json"))
     except UserError:

@@ -166,8 +166,8 @@ def _base_of(path: epath.PathLike) -> epath.Path:
 
 
 def _rows(family: Family, config: Any, params: Tree, prefix: str) -> Iterator[Row]:
-  """Yields the rows of the tables of a model and its heads."""
-  parts = [("model", weight, prefix) for weight in family.weights(config)]
+  """Yields the rows of the tables of a model and its heads, without those of experts."""
+  parts = [("model", weight, prefix) for weight in family.weights(config) if not weight.of_experts]
   scores = (*unembedding(family.unembed), *unembedding_bias(family.unembed, config))
   parts += [("model", weight, "") for weight in scores if weight.lmjax.split("/")[0] in params["model"]]
   parts += [("heads", weight, "") for head in params["heads"] for weight in family.heads(config)[head]]

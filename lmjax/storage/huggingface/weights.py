@@ -21,7 +21,8 @@ class WeightMap(NamedTuple):
 
   lmjax: the path of the parameter below `model` or `heads`; `{query,key}` in it lists several parameters, which the
     tensor holds together and the first axis of the layout's right side counts.
-  hf: the name of the tensor. With `{}` for the number of a layer, the parameter is the stack of all layers.
+  hf: the name of the tensor. With `{}` for the number of a layer, the parameter is the stack of all layers; with a
+    second `{}` for the number of an expert, a layer of it is the stack of all experts, and the layout that of one.
   layout: the axes of the tensor and of the parameter, `tensor -> parameter`. With ` | ` between several, the tensor
     holds one parameter after the other along its first axis, each with its own layout.
   """
@@ -45,6 +46,11 @@ class WeightMap(NamedTuple):
   def stacked(self) -> bool:
     """Whether there is one tensor per layer."""
     return "{}" in self.hf
+
+  @property
+  def of_experts(self) -> bool:
+    """Whether there is one tensor per layer and expert."""
+    return self.hf.count("{}") == 2
 
 
 NORM = (("scale", "weight"), ("bias", "bias"))
@@ -115,6 +121,17 @@ GEMMA2 = (
   *_norm("stack/layers/mlp_norm", "layers.{}.pre_feedforward_layernorm", bias=False),
   *_norm("stack/layers/mlp_output_norm", "layers.{}.post_feedforward_layernorm", bias=False),
 )
+
+
+def experts(module: str, gate: str, up: str, down: str) -> tuple[WeightMap, ...]:
+  """Returns Llama's table with experts for an MLP; module: the name of what has the router and the experts."""
+  dense = tuple(weight for weight in LLAMA if "/mlp/" not in weight.lmjax)
+  names = (f"layers.{{}}.{module}.experts.{{}}.{name}" for name in (gate, up, down))
+  return (*dense, *_dense("stack/layers/mlp/router", f"layers.{{}}.{module}.gate", "X D -> D X"), *_gated(*names))
+
+
+MIXTRAL = experts("block_sparse_moe", "w1", "w3", "w2")
+QWEN_EXPERTS = experts("mlp", "gate_proj", "up_proj", "down_proj")
 QK_NORMS = tuple(
   WeightMap(f"stack/layers/attention/{part}_norm/scale", f"layers.{{}}.self_attn.{part[0]}_norm.weight", "K -> K")
   for part in ("query", "key")
