@@ -3,12 +3,13 @@
 import numpy as np
 from PIL import Image
 
-from lmjax.data.images import as_rgb
+from lmjax.data.images import MOST_PIXELS, as_rgb
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 
 MEAN, DEVIATION = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # of CLIP's colours
 MOST = 4096  # pixels of a side
+RANGE = 1e6  # of numbers that pixels are multiplied with and divided by
 
 
 def pixels_of(image: Image.Image, size: int, settings: Fields) -> np.ndarray:
@@ -42,7 +43,7 @@ def pixels_of(image: Image.Image, size: int, settings: Fields) -> np.ndarray:
     )
   pixels = np.asarray(image, np.float32)
   if settings.boolean("do_rescale", True):
-    pixels = pixels * np.float32(settings.number("rescale_factor", 1 / 255))
+    pixels = pixels * np.float32(settings.number("rescale_factor", 1 / 255, least=-RANGE, most=RANGE))
   if settings.boolean("do_normalize", True):
     pixels = (pixels - np.array(mean, np.float32)) / np.array(deviation, np.float32)
   return pixels.astype(np.float32)
@@ -64,7 +65,7 @@ def _resized(image: Image.Image, size: Fields) -> tuple[int, int]:
     return tuple(size.integer(key, least=1, most=MOST) for key in ("width", "height"))
   short = min(image.size)
   width, height = (int(shortest * side / short) if side != short else shortest for side in image.size)
-  if max(width, height) > 100 * MOST:
+  if width * height > MOST_PIXELS:
     raise UserError(f"an image of {image.width} x {image.height} is too narrow")
   return width, height
 
@@ -77,6 +78,7 @@ def _middle(image: Image.Image, width: int, height: int) -> Image.Image:
 
 def _colours(settings: Fields, key: str, default: tuple[float, ...]) -> tuple[float, ...]:
   values = tuple(settings.sequence(key, (int, float), list(default)))
-  if len(values) != 3 or not np.isfinite(values).all() or (key == "image_std" and min(values) <= 0):
-    raise settings.wrong(key, "three finite numbers, of image_std above 0")
+  least = 1 / RANGE if key == "image_std" else -RANGE
+  if len(values) != 3 or not all(least <= value <= RANGE for value in values):
+    raise settings.wrong(key, f"three numbers from {least:g} to {RANGE:g}")
   return values

@@ -11,6 +11,7 @@ from PIL import Image
 
 from lmjax import storage
 from lmjax.__main__ import main
+from lmjax.data.clip_images import pixels_of
 from lmjax.data.tokenizers.bpe import BPE
 from lmjax.decode.logits import Sampling
 from lmjax.inference.chat import Chat
@@ -137,3 +138,27 @@ def test_an_image_decoder_without_an_equivalent_is_refused(tmp_path):
   batch = {key: jnp.zeros(leaf.shape, leaf.dtype) for key, leaf in task.spec(1, 16).items()}
   with pytest.raises(UserError, match="no Hugging Face equivalent"):
     huggingface.save(tmp_path / "hf", task.model, init_params(task, batch))
+
+
+ODD = (None, True, -1, 0, 1, 3, 10**12, 1e300, float("nan"), "x", [], [1, 2], ["a"] * 3, [0, 0, 0], [1e300] * 3,
+       {}, {"shortest_edge": 0}, {"shortest_edge": 4096}, {"height": 8}, {"height": 8, "width": "x"})  # fmt: skip
+KEYS = (
+  "do_pad do_resize size resample do_center_crop crop_size do_rescale rescale_factor do_normalize image_mean image_std"
+)
+
+
+def test_an_image_that_becomes_too_wide_is_refused():
+  with pytest.raises(UserError, match="too narrow"):
+    pixels_of(Image.new("RGB", (1, 20_000)), 336, Fields({}, "preprocessor_config.json"))
+
+
+@pytest.mark.parametrize("key", KEYS.split())
+def test_odd_settings_of_images_are_used_or_refused_in_a_line(key):
+  image = Image.new("RGB", (9, 12), (240, 30, 10))
+  for value in ODD:
+    try:
+      pixels = pixels_of(image, 8, Fields({key: value}, "preprocessor_config.json"))
+    except UserError as error:
+      assert "\n" not in str(error)
+    else:
+      assert pixels.shape == (8, 8, 3) and np.isfinite(pixels).all(), (key, value)
