@@ -22,6 +22,7 @@ setup(
   package_data={
     "lmjax.evals.suites": ["tasks/*.yaml"],
     "lmjax.data.chat": ["*.jinja"],
+    "lmjax.inference": ["*.html"],
     "lmjax.layers.kernels": ["*.cc"],
   },
   install_requires=[

@@ -22,8 +22,8 @@ jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 LONG = {"ELMo", "LSTM", "Llama", "Transformer"}
 SLOW = {
   "ALBERT", "BART", "DeBERTa", "ModernBERT", "albert", "bart", "byt5", "camembert", "deberta-v2", "distilbert",
-  "electra", "gemma", "gemma2", "gemma3_text", "gpt_neox", "granite", "marian", "mistral", "mixtral", "modernbert",
-  "mt5", "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "roberta", "xlm-roberta",
+  "electra", "gemma", "gemma2", "gemma3_text", "gpt_neox", "granite", "llava", "marian", "mistral", "mixtral",
+  "modernbert", "mt5", "openai-gpt", "opt", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "roberta", "xlm-roberta",
 }  # fmt: skip
 
 

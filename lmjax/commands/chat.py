@@ -3,30 +3,31 @@
     lmjax chat --workdir runs/sft
     lmjax chat --workdir smollm2.gguf --system "Answer in one sentence." --temperature 0
     lmjax chat --workdir runs/sft --message "What is a tree?"
+    lmjax chat --workdir runs/sft --web
 
 A message is a line; one that ends with a backslash continues in the next line. Ctrl-C stops the answer, Ctrl-D ends the
 conversation. When it no longer fits the model's window, the oldest turns are dropped, but not the system message.
 
-  /reset              start again, with the same system message
+  /reset              start again, with the same system message and no image
   /system TEXT        set the system message; without TEXT, remove it
   /undo               remove the last message and its answer
   /temperature T      0 is greedy
+  /image FILE         show the model a PNG or JPEG image; without FILE, none
   /save FILE          write the conversation as JSON
   /load FILE          continue one that was saved
   /help               this list
 """
 
-import dataclasses
+import importlib
 import sys
 
 from lmjax import storage
-from lmjax.commands.options import new_parser, parse
+from lmjax.commands.options import new_parser, parse, refuse
 from lmjax.decode.logits import Sampling
 from lmjax.inference.chat import Chat, typed_messages
+from lmjax.inference.chat_commands import run_command
 from lmjax.parallel.sharding import use_layout
-from lmjax.utils.errors import UserError, did_you_mean, reason
-
-COMMANDS = ("/reset", "/system", "/undo", "/temperature", "/save", "/load", "/help")
+from lmjax.utils.errors import UserError
 
 
 def main(arguments: list[str]) -> int:
@@ -47,7 +48,10 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--top_p", type=float, default=0.95)
   parser.add_argument("--seed", type=int, default=0)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of weights and computation; default the run's")
+  parser.add_argument("--web", action="store_true", help="a page for a browser on this machine, instead")
+  parser.add_argument("--port", type=int, most=65535, default=8765, help="of the page; 0 is any that is free")
   options = parse(parser, arguments)
+  refuse(parser, options, {"web": "message"}, {"web": "port"})
   if options.max_new_tokens < 1:
     raise UserError(f"chat: --max_new_tokens must be at least 1, not {options.max_new_tokens}")
   try:
@@ -58,6 +62,9 @@ def main(arguments: list[str]) -> int:
   with use_layout(loaded.layout):
     chat = Chat(loaded, options.template, sampling, options.max_new_tokens, options.seed)
     chat.set_system(options.system)
+    if options.web:
+      importlib.import_module("lmjax.inference.chat_page").serve(chat, options.port)  # not needed in a terminal
+      return 0
     for text in options.message or typed_messages():
       try:
         _command(chat, text) if text.startswith("/") else _answer(chat, text)
@@ -82,21 +89,5 @@ def _answer(chat: Chat, text: str) -> None:
 
 
 def _command(chat: Chat, text: str) -> None:
-  name, _, value = text.partition(" ")
-  value = value.strip()
-  if name not in COMMANDS:
-    raise UserError(f"no command {name}{did_you_mean(name, COMMANDS)}; /help lists them")
-  if name in ("/save", "/load") and not value:
-    raise UserError(f"{name} needs the name of a file")
-  if name == "/reset":
-    chat.messages = [message for message in chat.messages[:1] if message.role == "system"]
-  elif name == "/temperature":
-    try:
-      chat.sampling = dataclasses.replace(chat.sampling, temperature=float(value))
-    except ValueError as error:
-      raise UserError(f"/temperature: {reason(error)}") from error
-  elif name == "/help":
+  if run_command(chat, text) == "/help":
     print(__doc__[__doc__.index("  /reset") :].rstrip())
-  else:
-    action = {"/system": chat.set_system, "/save": chat.save, "/load": chat.load}.get(name)
-    action(value) if action else chat.undo()

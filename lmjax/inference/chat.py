@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import importlib
 import json
 import sys
 from collections.abc import Generator, Iterator
+from typing import Any
 
+import numpy as np
 from etils import epath
 
 from lmjax.data.chat.format import ASSISTANT
@@ -13,7 +16,7 @@ from lmjax.data.chat.prompts import ChatPrompts
 from lmjax.data.chat.template import ChatError, Message
 from lmjax.data.sources.chat_records import read_messages
 from lmjax.decode.logits import Sampling
-from lmjax.decode.sample import Sampler
+from lmjax.decode.sample import Sampler, pad_prompts
 from lmjax.inference.stream_text import StreamedText
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.base import Base
@@ -28,7 +31,9 @@ class Chat:
   """A conversation with a decoder; `messages` is its history, which may begin with a system message.
 
   template: of the messages (see `ChatFormat`); by default that of the model's tokenizer. max_new_tokens: of an answer,
-  at most half of the window. seed: of the first answer; each answer has the next one.
+  at most half of the window. seed: of the first answer; each answer has the next one. ids: of the last answer and of
+  all that was read before it, of which the first `prompt` were read. image: the patches [I, C] of the
+  image that the model sees, or None.
 
   Raises:
     UserError: the model is not a decoder that writes text, or its tokenizer has no chat template and none is given.
@@ -40,6 +45,9 @@ class Chat:
   max_new_tokens: int = 512
   seed: int = 0
   messages: list[Message] = dataclasses.field(default_factory=list)
+  ids: list[int] = dataclasses.field(default_factory=list)
+  prompt: int = 0
+  image: np.ndarray | None = None
 
   def __post_init__(self):
     task, tokenizer = self.loaded.task, self.loaded.tokenizer
@@ -58,6 +66,10 @@ class Chat:
     return self._sampler.prepare(self.loaded.params["model"])
 
   @property
+  def _images(self) -> Any:
+    return importlib.import_module("lmjax.inference.images")  # what reads them is not needed for text
+
+  @property
   def _sampler(self) -> Sampler:
     sampling = dataclasses.replace(self.sampling, excluded=getattr(self.loaded.tokenizer, "excluded", ()))
     return Sampler(self.loaded.task.model, self.loaded.length, sampling, self._format.ends)
@@ -73,7 +85,11 @@ class Chat:
     dropped, system = 0, bool(self.messages[:1]) and self.messages[0].role == "system"
     while True:
       try:
-        ids = self._format.prompt([*self.messages, Message("user", text)])
+        messages = [*self.messages, Message("user", text)]
+        first = next(i for i, message in enumerate(messages) if message.role == "user")
+        messages[first] = dataclasses.replace(messages[first], image=self.image is not None)
+        ids = self._format.prompt(messages)
+        ids = ids if self.image is None else self._images.placed(self.loaded, ids)
       except ChatError as error:
         raise UserError(f"chat: {error}") from error
       if len(ids) + self.max_new_tokens <= self.loaded.length:
@@ -97,14 +113,39 @@ class Chat:
       ids, text: what `fit` returned, and the message.
     """
     written = StreamedText(self.loaded.tokenizer, ids, [])
+    self.ids, self.prompt = list(ids), len(ids)
+    padded, image = pad_prompts([ids], self.max_new_tokens, self.loaded.length), self.image
+    image = None if image is None else image[None]
+    seeds = np.array([self.seed], np.uint32)
     try:
-      for drawn in self._sampler.tokens(self._params, [ids], self.max_new_tokens, [self.seed], 1):
+      for drawn in self._sampler.continuations(self._params, *padded, self.max_new_tokens, seeds, 1, image):
+        self.ids += [int(i) for i in drawn[0] if i >= 0]
         yield written.add(int(i) for i in drawn[0] if int(i) not in self._format.ends)
       yield written.finish()
     finally:
       self.seed += 1
       if written.text:
         self.messages += [Message("user", text), Message(ASSISTANT, written.text)]
+
+  def show(self, path: epath.PathLike, data: bytes | None = None) -> None:
+    """Shows the model an image, instead of the one before; without a path, none.
+
+    Args:
+      data: the content of the file, where it is not read from the path.
+
+    Raises:
+      UserError: the model reads no images, or the file is not one.
+    """
+    read = files.read_bytes if data is None else lambda path: data
+    images = self._images
+    if path and not images.reads_images(self.loaded):  # before the file is read
+      raise UserError("chat: an image needs a model that reads images, and this one reads text alone")
+    self.image = images.patches(self.loaded, read(path), path) if path else None
+
+  def reset(self) -> None:
+    """Removes the image and all messages but that of the system."""
+    self.image = None
+    self.messages = [message for message in self.messages[:1] if message.role == "system"]
 
   def set_system(self, text: str) -> None:
     """Replaces the system message; an empty one removes it."""
@@ -118,7 +159,7 @@ class Chat:
 
   def save(self, path: epath.PathLike) -> None:
     """Writes the history as a line of JSON, which `JsonDialogues` reads."""
-    messages = [dataclasses.asdict(message) for message in self.messages]
+    messages = [{"role": message.role, "content": message.content} for message in self.messages]
     files.write(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
   def load(self, path: epath.PathLike) -> None:

@@ -14,6 +14,7 @@ ACTIVATIONS = {
   "gelu_tanh": partial(jax.nn.gelu, approximate=True),
   "relu": jax.nn.relu,
   "silu": jax.nn.silu,
+  "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
   "tanh": jnp.tanh,
 }
 
@@ -34,9 +35,7 @@ class Mlp(nn.Module):
     sizes = {"D": self.width, "F": self.mlp}
     activation = ACTIVATIONS[self.activation]
     y_BxLxF = Einsum("BLD,DF->BLF", sizes, self.bias, deviation=self.deviation, name="up")(x_BxLxD)
-    if self.gated:
-      y_BxLxF *= activation(Einsum("BLD,DF->BLF", sizes, self.bias, deviation=self.deviation, name="gate")(x_BxLxD))
-    else:
-      y_BxLxF = activation(y_BxLxF)
+    gate = Einsum("BLD,DF->BLF", sizes, self.bias, deviation=self.deviation, name="gate")
+    y_BxLxF = y_BxLxF * activation(gate(x_BxLxD)) if self.gated else activation(y_BxLxF)
     y_BxLxF = constrain(y_BxLxF, "batch", "length", "mlp")
     return Einsum("BLF,FD->BLD", sizes, self.bias, self.scale, self.deviation, name="down")(y_BxLxF)

@@ -1,8 +1,9 @@
 """A decoder that reads images, too: the vectors of an image are in the places of the first tokens of a row."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +53,11 @@ class Config(decoder.Config):
     return (self.image // self.patch) ** 2
 
   @property
+  def vectors(self) -> int:
+    """The vectors of an image that the decoder reads, which have one place each."""
+    return self.patches
+
+  @property
   def patch_values(self) -> int:
     """The numbers of a patch."""
     return self.patch**2 * CHANNELS
@@ -87,13 +93,17 @@ class Vision(nn.Module):
 
 
 class ImageDecoder(decoder.Decoder):
-  """A decoder whose batch may have `embeddings`, patches of an image, for the tokens with a 1 in `embedded_mask`."""
+  """A decoder whose batch may have `embeddings`, patches of an image, for the tokens with a 1 in `embedded_mask`.
+
+  Without a mask, they are for the first tokens.
+  """
 
   config: Config
+  tower: ClassVar[Callable[[Any], nn.Module]] = Vision
 
   def setup(self):
     super().setup()
-    self.vision = Vision(self.config)
+    self.vision = self.tower(self.config)
 
   def __call__(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> Hidden:
     """Returns the final vectors [B, L, D] and what was tapped, see `Decoder`."""
@@ -101,11 +111,12 @@ class ImageDecoder(decoder.Decoder):
 
   def prefill(self, batch: Mapping[str, jax.Array], max_tokens: int) -> tuple[jax.Array, Cache]:
     """Returns the final vectors [B, L, D] of prompts and their cache; an image has the places of the first tokens."""
-    if "embeddings" in batch:
-      valid_BxL = batch["segments"] > 0
-      first_BxL = valid_BxL & (jnp.cumsum(valid_BxL, axis=1) <= self.config.patches)
-      batch = self._with_prefix({**batch, "embedded_mask": first_BxL})
-    return super().prefill(batch, max_tokens)
+    return super().prefill(self._with_prefix(batch), max_tokens)
+
+  def places(self, batch: Mapping[str, jax.Array]) -> jax.Array:
+    """Returns which tokens [B, L] of prompts are those of an image: the first ones that are no padding."""
+    valid_BxL = batch["segments"] > 0
+    return valid_BxL & (jnp.cumsum(valid_BxL, axis=1) <= self.config.vectors)
 
   def embed_batch(self, batch: Mapping[str, jax.Array], positions_BxL: jax.Array) -> jax.Array:
     """Returns the input [B, L, D] of the first layer: tokens, and the vectors of images in their places, in order."""
@@ -114,11 +125,13 @@ class ImageDecoder(decoder.Decoder):
       return x_BxLxD
     vectors_BxIxD = self.vision(batch["embeddings"].astype(x_BxLxD.dtype))
     mask_BxL = batch["embedded_mask"] > 0
-    number_BxL = jnp.clip(jnp.cumsum(mask_BxL, axis=1) - 1, 0, self.config.patches - 1)
+    number_BxL = jnp.clip(jnp.cumsum(mask_BxL, axis=1) - 1, 0, self.config.vectors - 1)
     placed_BxLxD = jnp.take_along_axis(vectors_BxIxD, number_BxL[..., None], axis=1)
     return constrain(jnp.where(mask_BxL[..., None], placed_BxLxD, x_BxLxD), "batch", "residual_length", None)
 
   def _with_prefix(self, batch: Mapping[str, jax.Array]) -> Mapping[str, jax.Array]:
+    if "embeddings" in batch and "embedded_mask" not in batch:
+      batch = {**batch, "embedded_mask": self.places(batch)}
     if self.config.image_prefix and "embedded_mask" in batch and "prefix" not in batch:
       return {**batch, "prefix": batch["embedded_mask"]}
     return batch

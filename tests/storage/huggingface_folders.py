@@ -47,6 +47,8 @@ SHAPES = {
                             norm_rel_ebd="layer_norm", pad_token_id=0),
   "modernbert": BERT | dict(local_attention=6, pad_token_id=0, cls_token_id=1, sep_token_id=2,
                             bos_token_id=1, eos_token_id=2),
+  "llava": dict(text_config=LLAMA, image_token_index=V - 1, vision_config=dict(
+    image_size=8, patch_size=4, hidden_size=24, intermediate_size=40, num_attention_heads=3, num_hidden_layers=2)),
   "t5": T5, "mt5": T5, "bart": BART, "marian": BART,
 }  # fmt: skip
 
@@ -67,6 +69,8 @@ def _write(kind: str, changes: tuple[tuple[str, object], ...]) -> pathlib.Path:
   model = family.module(family.from_hf(Fields(shape, "config.json")))
   ids = jnp.zeros((1, 4), jnp.int32)
   batch = {"inputs": ids, "decoder_inputs": ids, "segments": ids + 1}
+  if kind == "llava":
+    batch["embeddings"] = jnp.zeros((1, model.config.patches, model.config.patch_values))
   params = {"model": model.init(jax.random.key(0), batch)["params"], "heads": {}}
   if model.kind == "encoder":
     head = MaskedLM(model).heads()["masked_lm"]

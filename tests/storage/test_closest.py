@@ -29,7 +29,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("kind", FAMILIES)
+@pytest.mark.parametrize("kind", sorted(set(FAMILIES) - {"llava"}))  # which reads images, and so resembles none
 def test_a_renamed_family_is_recognised(kind):
   """By its keys: the suggestion reads the config as the same kind of model."""
   family = FAMILIES[kind]

@@ -68,7 +68,7 @@ class ChatFormat:
     if lacking and source == read_template("chatml"):
       why = f"neither a chat template nor the special token {lacking[0]!r} of ChatML, the default"
       raise UserError(f"chat: the tokenizer has {why}; name another template, such as `plain`")
-    self._skeletons: dict[tuple[tuple[str, ...], bool], _Skeleton] = {}
+    self._skeletons: dict[tuple[tuple[tuple[str, bool], ...], bool], _Skeleton] = {}
 
   def encode(self, messages: Sequence[Message], prompt: bool = False) -> ChatIds:
     """Returns the ids of a dialogue, and which of them are the assistant's.
@@ -79,7 +79,7 @@ class ChatFormat:
     Raises:
       ChatError: the template refuses the messages or changes them, or the ids of an answer do not decode to it.
     """
-    roles = tuple(message.role for message in messages)
+    roles = tuple((message.role, message.image) for message in messages)  # what a template writes depends on both
     skeleton = self._skeleton(roles, prompt)
     text = self.template.render(messages, prompt)
     contents = self._contents(text, skeleton, messages)
@@ -89,7 +89,7 @@ class ChatFormat:
     for i, (content, number) in enumerate(zip(contents, skeleton.messages, strict=True)):
       at = sum(map(len, parts))
       end = at + len(content)
-      if roles[number] == ASSISTANT:
+      if roles[number][0] == ASSISTANT:
         start = at - self._before_answer(roles, skeleton, i)
         answers.append((content, start, end, end + self._end_of_turn(literals[i + 1])))
       parts += [content, literals[i + 1]]
@@ -112,9 +112,9 @@ class ChatFormat:
     ):
       raise ChatError("the tokens of an answer do not decode to its text: the template joins them with others")
 
-  def _skeleton(self, roles: tuple[str, ...], prompt: bool) -> _Skeleton:
+  def _skeleton(self, roles: tuple[tuple[str, bool], ...], prompt: bool) -> _Skeleton:
     if (roles, prompt) not in self._skeletons:
-      messages = [Message(role, f"{self._secret}{i}{self._secret}") for i, role in enumerate(roles)]
+      messages = [Message(role, f"{self._secret}{i}{self._secret}", image) for i, (role, image) in enumerate(roles)]
       text = self.template.render(messages, prompt)
       parts = re.split(f"{self._secret}([0-9]+){self._secret}", text)
       self._skeletons[roles, prompt] = _Skeleton(tuple(parts[::2]), tuple(map(int, parts[1::2])))
@@ -136,7 +136,7 @@ class ChatFormat:
       raise ChatError("the chat template writes other text for these messages than for others with the same roles")
     return contents
 
-  def _before_answer(self, roles: tuple[str, ...], skeleton: _Skeleton, i: int) -> int:
+  def _before_answer(self, roles: tuple[tuple[str, bool], ...], skeleton: _Skeleton, i: int) -> int:
     """Returns how many characters the template writes between the start of an answer and its text."""
     own = skeleton.literals[: i + 1]
     try:

@@ -23,10 +23,11 @@ class ChatError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-  """One turn of a dialogue; role: usually system, user or assistant."""
+  """One turn of a dialogue; role: usually system, user or assistant; image: whether one is before the text."""
 
   role: str
   content: str
+  image: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,10 +56,19 @@ def compiled(template: str) -> jinja2.Template:
   return environment.from_string(template)
 
 
+def _message(message: dict[str, Any], template: str) -> dict[str, Any]:
+  """Returns what a template reads of a message: its text, or a list of parts where the template knows images."""
+  image, content = message.pop("image", False), message["content"]
+  if any(name in template for name in ("'image'", '"image"')):
+    message["content"] = [{"type": "image"}] * image + [{"type": "text", "text": content}]
+  return message
+
+
 def render(line: dict[str, Any]) -> str:
   """Returns what the template of a line writes."""
   now = datetime.datetime.fromisoformat(line["now"])
   variables = line["variables"] | {"strftime_now": now.strftime, "tools": None, "documents": None}
+  variables["messages"] = [_message(message, line["template"]) for message in variables.get("messages", ())]
   parts, size = [], 0
   for part in compiled(line["template"]).generate(**variables):
     parts.append(part)

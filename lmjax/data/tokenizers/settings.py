@@ -227,10 +227,11 @@ class Settings:
 
 def chat_template(folder: epath.PathLike) -> str | None:
   """Returns the chat template of a Hugging Face folder: the default one, where there are several."""
-  file, settings = (epath.Path(folder) / name for name in ("chat_template.jinja", "tokenizer_config.json"))
+  names = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")
+  file, older, settings = (epath.Path(folder) / name for name in names)
   if file.exists():
     return read_text(file)
-  template = read_json(settings).get("chat_template") if settings.exists() else None
+  template = next((read_json(f).get("chat_template") for f in (older, settings) if f.exists()), None)
   if isinstance(template, list):
     named = (item for item in template if isinstance(item, dict))
     template = next((item.get("template") for item in named if item.get("name") == "default"), None)

@@ -61,6 +61,8 @@ def _keys(family: Family) -> tuple[set[str], Any]:
 def _has_sizes(family: Family, fields: Fields) -> bool:
   """Returns whether config.json has the sizes of a family under its names."""
   names = {name for key in fields.values if key in fields for name in (key, family.aliases.get(key, key))}
+  if not family.config_keys:  # of parts, which have sizes of their own
+    return False
   return {family.config_keys.get(size, "vocab_size") for size in SIZES} <= names
 
 

@@ -12,6 +12,7 @@ from flax import traverse_util
 
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models.heads import Classifier
+from lmjax.models.image_decoder import ImageDecoder
 from lmjax.state import named_parameters
 from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
@@ -22,10 +23,11 @@ from lmjax.tasks.base import Task
 from lmjax.tasks.causal_lm import CausalLM
 from lmjax.tasks.downstream import START, Downstream
 from lmjax.tasks.encode import Encode
+from lmjax.tasks.image_lm import ImageLM
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.tasks.ranking import Ranking
 from lmjax.tasks.seq2seq import Seq2Seq
-from lmjax.utils import pytree, trust
+from lmjax.utils import files, pytree, trust
 from lmjax.utils.errors import UserError
 from lmjax.utils.fields import Fields
 from lmjax.utils.pytree import Tree
@@ -92,7 +94,17 @@ class HuggingFaceFolder(SavedModel):
     layout = layout_of(overrides)
     task = replace_dtype(self.task, dtype) if dtype else self.task
     params = self.arrays(self.named, layout)
-    return LoadedModel(task, self.tokenizer, task.model.config.length, layout, params, 0, self.config)
+    images = self._preprocessor()
+    settings = self.config | ({"preprocessor_config": images} if images else {})
+    return LoadedModel(task, self.tokenizer, task.model.config.length, layout, params, 0, settings)
+
+  def _preprocessor(self) -> dict[str, Any]:
+    """Returns how images are made what the model reads, by the files that say it; empty where there is none."""
+    for name, key in (("preprocessor_config.json", ""), ("processor_config.json", "image_processor")):
+      settings = files.read_json(self.path / name) if (self.path / name).exists() else {}
+      if settings := settings.get(key) if key else settings:
+        return settings if isinstance(settings, dict) else {}
+    return {}
 
   def files(self) -> dict[str, epath.Path]:
     return {file.name: file for file in (self.path / "config.json", *self._tensors.files)}
@@ -161,4 +173,6 @@ def task_of(loaded: Loaded) -> Task:
     return MaskedLM(model, next_sentence="next_sentence" in heads, activation=loaded.family.masked_activation)
   if model.kind == "encoder" or bare(model, loaded.params):
     return Encode(model)
+  if isinstance(model, ImageDecoder):
+    return ImageLM(model)
   return Seq2Seq(model) if model.kind == "encoder_decoder" else CausalLM(model)

@@ -17,11 +17,12 @@ from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.data.tokenizers.pretrained import read_template
 from lmjax.data.tokenizers.settings import Settings
 from lmjax.layers.einsum import padded
-from lmjax.models import bart, decoder, encoder, encoder_decoder
+from lmjax.models import bart, decoder, encoder, encoder_decoder, llava
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface.closest import closest, common_keys
 from lmjax.storage.huggingface.families import FAMILIES, Family, note
 from lmjax.storage.huggingface.families.base import SCORING
+from lmjax.storage.huggingface.families.llava import vision_sizes
 from lmjax.storage.huggingface.flax_files import FlaxTensors, is_flax
 from lmjax.storage.huggingface.names import Renamed, families_of, rename, resolve_bias, resolve_copies
 from lmjax.storage.huggingface.weights import FINAL_BIAS, WeightMap, arrange, separate, unembedding, unembedding_bias
@@ -232,6 +233,8 @@ def axis_sizes(config: Any) -> dict[str, int]:
   sizes |= dict(Q=getattr(config, "num_buckets", 0), X=getattr(config, "experts", 0))
   if isinstance(config, encoder.Config):
     sizes["T"] = config.token_types
+  if isinstance(config, llava.Config):
+    sizes |= vision_sizes(config)
   return sizes
 
 
@@ -239,6 +242,8 @@ def depth_of(config: Any, weight: WeightMap) -> int:
   """Returns the number of layers of a stacked parameter."""
   if getattr(config, "shared_layers", False):
     return 1
+  if weight.lmjax.startswith("vision/"):
+    return int(config.vision_depth)
   depth = getattr(config, "decoder_depth", None) if weight.lmjax.startswith("decoder/") else None
   return config.depth if depth is None else depth
 

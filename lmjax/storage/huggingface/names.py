@@ -71,7 +71,7 @@ def rename(tensors: Any, family: Family, table: Iterable[WeightMap], where: obje
   Raises:
     UserError: two tensors are the same one.
   """
-  plain = {name: _plain(name) for name in tensors}
+  plain = {name: family.spelling(_plain(name)) for name in tensors}
   start = _start(set(plain.values()), [weight.hf.format(0, 0) for weight in table])
   known = sorted({prefix for prefix in family.prefix.values() if prefix}, key=len, reverse=True)
   inner = next((p for p in known if start == p or start.endswith("." + p)), "")

@@ -11,7 +11,7 @@ from etils import epath
 from flax import linen as nn
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
-from lmjax.models import decoder, encoder_decoder
+from lmjax.models import decoder, encoder_decoder, expert_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.companions import companions
@@ -86,7 +86,10 @@ def _write_config(
     )
   if set(LABELS) & set(heads) or bare:  # there is no unembedding: keep the keys of `settings`
     hf = {key: value for key, value in hf.items() if key not in TIES}
-  hf = family.initial(config) | settings | hf | {"architectures": [family.architecture(heads, bare)]}
+  parts = {
+    key: settings[key] | hf[key] for key in hf if key.endswith("_config") and isinstance(settings.get(key), dict)
+  }
+  hf = family.initial(config) | settings | hf | parts | {"architectures": [family.architecture(heads, bare)]}
   classes = next((heads[head]["scores"]["kernel"].shape[-1] for head in LABELS[:3] if head in heads), 0)
   if classes and len(hf.get("id2label", ())) != classes:
     names = [f"LABEL_{i}" for i in range(classes)]
@@ -162,7 +165,7 @@ def kind_of(model: nn.Module, first: str = "") -> str:
   kinds = [kind for kind, family in FAMILIES.items() if isinstance(model, family.module) and family.config is own]
   if not kinds:
     raise UserError(f"{type(model).__name__} models have no Hugging Face equivalent, so they cannot be converted")
-  if isinstance(model.config, decoder.Config):
+  if own in (decoder.Config, expert_decoder.Config):
     return _decoder_type(model.config, first)
   for kind in sorted(kinds, key=lambda kind: kind != first):
     if FAMILIES[kind].has(model.config):

@@ -10,6 +10,7 @@ from lmjax.storage.huggingface.families.gemma import GEMMA, GEMMA2, GEMMA3
 from lmjax.storage.huggingface.families.gpt import GPT1, GPT2, OPT
 from lmjax.storage.huggingface.families.gpt_neox import GPT_NEOX, PHI
 from lmjax.storage.huggingface.families.llama import GRANITE, LLAMA, MISTRAL, PHI3, QWEN2, QWEN3
+from lmjax.storage.huggingface.families.llava import LLAVA
 from lmjax.storage.huggingface.families.modernbert import MODERNBERT
 from lmjax.storage.huggingface.families.t5 import MT5, T5
 
@@ -18,7 +19,7 @@ __all__ = ["FAMILIES", "Family", "note"]
 FAMILIES: dict[str, Family] = {
   "openai-gpt": GPT1, "gpt2": GPT2, "llama": LLAMA, "mistral": MISTRAL, "qwen2": QWEN2, "qwen3": QWEN3,
   "granite": GRANITE, "phi3": PHI3, "gemma": GEMMA, "gemma2": GEMMA2, "gemma3_text": GEMMA3, "opt": OPT,
-  "gpt_neox": GPT_NEOX, "phi": PHI, "mixtral": MIXTRAL, "qwen3_moe": QWEN3_MOE,
+  "gpt_neox": GPT_NEOX, "phi": PHI, "mixtral": MIXTRAL, "qwen3_moe": QWEN3_MOE, "llava": LLAVA,
   "bert": BERT, "roberta": ROBERTA, "xlm-roberta": XLM_ROBERTA, "camembert": CAMEMBERT, "distilbert": DISTILBERT,
   "electra": ELECTRA, "albert": ALBERT, "deberta-v2": DEBERTA, "modernbert": MODERNBERT,
   "t5": T5, "mt5": MT5, "bart": BART, "marian": MARIAN,

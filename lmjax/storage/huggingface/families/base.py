@@ -83,6 +83,7 @@ class Family:
   irrelevant: keys of config.json that change neither vectors nor scores, besides `IRRELEVANT`.
   only: {key of config.json: the values of it that are supported}, besides `ONLY`.
   ignore_suffixes: endings of the names of tensors that are constants, and are not read.
+  spelling: returns the name of a tensor in the tables, where versions of transformers call it otherwise.
   """
 
   module: type
@@ -109,6 +110,7 @@ class Family:
   irrelevant: str = ""
   only: dict[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
   ignore_suffixes: tuple[str, ...] = ()
+  spelling: Callable[[str], str] = str
 
   def architecture(self, heads: Iterable[str], bare: str = "") -> str:
     """Returns the name of the Hugging Face class with these heads; `bare` is the ending where there are none."""
