@@ -37,7 +37,7 @@ SHAPES = {
   "gemma2": LLAMA | dict(head_dim=16, sliding_window=4, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
   "gemma3_text": LLAMA | dict(head_dim=16, sliding_window=4, sliding_window_pattern=2),
   "opt": {key: value for key, value in BERT.items() if key != "intermediate_size"} | dict(ffn_dim=F),
-  "gpt_neox": BERT, "phi": LLAMA, "mixtral": LLAMA | dict(num_local_experts=4),
+  "gpt_neox": BERT, "phi": LLAMA, "mixtral": LLAMA | dict(num_local_experts=4, num_experts_per_tok=2),
   "qwen3_moe": LLAMA | dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24),
   "bert": BERT, "roberta": BERT, "xlm-roberta": BERT, "camembert": BERT,
   "electra": BERT | dict(embedding_size=16), "albert": BERT | dict(embedding_size=16),

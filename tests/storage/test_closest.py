@@ -17,9 +17,9 @@ NAMES = ("bert4", "t5x", "gpt3", "llamb", "optimus", "unheard-of")
 DECODER = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
 OTHERS = {
   "falcon": (DECODER | dict(layer_norm_epsilon=1e-5, activation="gelu", ffn_hidden_size=128), ("gpt_neox", "phi")),
-  "mixtral": (
-    DECODER | dict(hidden_act="silu", rms_norm_eps=1e-5, num_key_value_heads=2, sliding_window=9, num_experts=8),
-    ("mistral", "qwen2", "llama", "phi3"),
+  "olmoe": (
+    DECODER | dict(hidden_act="silu", rms_norm_eps=1e-5, num_key_value_heads=2, num_experts=8, num_experts_per_tok=2),
+    ("mixtral", "qwen3_moe"),
   ),
   "bloom": (dict(vocab_size=50, hidden_size=32, n_layer=2, n_head=4, layer_norm_epsilon=1e-5), ("gpt2",)),
   "olmo": (

@@ -11,7 +11,7 @@ from etils import epath
 from flax import linen as nn
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
-from lmjax.models import decoder, encoder_decoder
+from lmjax.models import decoder, encoder_decoder, expert_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
 from lmjax.storage.huggingface.companions import companions
@@ -165,7 +165,7 @@ def kind_of(model: nn.Module, first: str = "") -> str:
   kinds = [kind for kind, family in FAMILIES.items() if isinstance(model, family.module) and family.config is own]
   if not kinds:
     raise UserError(f"{type(model).__name__} models have no Hugging Face equivalent, so they cannot be converted")
-  if type(model.config) is decoder.Config:
+  if own in (decoder.Config, expert_decoder.Config):
     return _decoder_type(model.config, first)
   for kind in sorted(kinds, key=lambda kind: kind != first):
     if FAMILIES[kind].has(model.config):
