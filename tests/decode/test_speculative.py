@@ -54,6 +54,7 @@ def test_greedy_tokens_are_those_of_the_model(scale):
     assert counts.steps > 30, "few drafts are accepted"
 
 
+@pytest.mark.slow
 def test_models_of_other_kinds_draft():
   """A learned-position draft of another width for a mixture of experts."""
   model, draft = tiny_expert_lm(length=32).model, tiny_decoder(length=32, depth=1)
