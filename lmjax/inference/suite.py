@@ -28,7 +28,7 @@ from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-VERSION = 3  # of prompts, scores and metrics; a change of what is measured increases it
+VERSION = 4  # of prompts, scores and metrics; a change of what is measured increases it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Evaluation suites: task files, items, rows, scores and files of results."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -230,6 +231,20 @@ def test_a_constant_answer_believes_nothing():
   pairs = {name: score for name, score in report.items() if "pair" in name}
   assert list(pairs) == [f"order={order}, all of a pair right" for order in (1, 2, 3)], "a belief is half of a pair"
   assert [score["items"] for score in pairs.values()] == [21, 20, 20] and not any(s["value"] for s in pairs.values())
+
+
+def test_a_model_that_knows_nothing_is_right_by_chance(loaded, tmp_path):
+  """Where all tokens are equally likely, the order of choices of equal length decides nothing."""
+  pairs = [{"good": f"the {word} runs", "bad": f"the {word} runz"} for word in ("cat", "dog", "horse", "bird")]
+  (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+  (tmp_path / "pairs.yaml").write_text(
+    f"task: pairs\ndataset_path: json\ndataset_kwargs: {{data_files: {{test: {tmp_path}/pairs.jsonl}}}}\n"
+    'test_split: test\noutput_type: multiple_choice\ndoc_to_text: ""\ndoc_to_target: 0\n'
+    'doc_to_choice: "{{[good, bad]}}"\nmetric_list: [{metric: acc}]\n'
+  )
+  uniform = dataclasses.replace(loaded, params=jax.tree.map(jnp.zeros_like, loaded.params))
+  metrics_of = suites.evaluate(uniform, suite(tmp_path / "pairs.yaml", tmp_path / "out"))["tasks"]["pairs"]["metrics"]
+  assert metrics_of["acc"]["value"] == 0.5
 
 
 @pytest.mark.parametrize("family", ["BERT", "T5"])

@@ -23,6 +23,8 @@ def score_choices(item: Item, log_likelihoods: Sequence[float]) -> Record:
 
   log_ratio: log p(first choice) - log p(last choice)
   acc: argmax log p(choice);  acc_norm: argmax log p(choice) / characters;  acc_bytes: the same by bytes
+  Of choices that are equally likely, each counts in part, so that a model that knows nothing gains nothing by their
+  order; lm-evaluation-harness takes the first.
   """
   values = np.asarray(log_likelihoods, np.float64)
   lengths = {
@@ -30,13 +32,14 @@ def score_choices(item: Item, log_likelihoods: Sequence[float]) -> Record:
     "acc_norm": np.array([max(len(choice), 1) for choice in item.choices]),
     "acc_bytes": np.array([max(len(choice.encode()), 1) for choice in item.choices]),
   }
-  predicted = {name: int(np.argmax(values / length)) for name, length in lengths.items()}
+  best = {name: values / length == np.max(values / length) for name, length in lengths.items()}
+  right = np.isin(np.arange(len(values)), item.target)
   scaled = np.exp(values - values.max())
   probabilities = scaled / scaled.sum()
   return {
-    "log_likelihoods": values.tolist(), "predicted": predicted["acc"], "target": list(item.target),
+    "log_likelihoods": values.tolist(), "predicted": int(np.argmax(values)), "target": list(item.target),
     "confidence": float(probabilities.max()), "log_ratio": float(values[0] - values[-1]),
-  } | {name: float(choice in item.target) for name, choice in predicted.items()}  # fmt: skip
+  } | {name: float(right[tied].mean() if tied.any() else 0) for name, tied in best.items()}  # fmt: skip
 
 
 def score_text(log_likelihood: float, greedy: bool) -> Record:
@@ -91,7 +94,7 @@ def _pairs(records: Sequence[Record]) -> np.ndarray:
   """Returns 1 for each pair whose items are all right, else 0."""
   right: dict[Any, float] = {}
   for record in records:
-    right[record["pair"]] = min(right.get(record["pair"], 1.0), record["acc"])
+    right[record["pair"]] = min(right.get(record["pair"], 1.0), float(record["acc"] == 1))
   return np.array(list(right.values()), np.float64)[:, None]
 
 
