@@ -127,10 +127,11 @@ class Sampler:
     return _Decoding(decoding.cache, constrain(tokens_B), keys[:, 0], seen_BxV, constrain(alive_B))
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def prepare(model: nn.Module, params: Tree) -> Tree:
   """Returns the parameters of a model in the layout that is fastest for decoding."""
   fastest = lambda name, value: value.for_decoding(name) if leaves.is_leaf(value) else value  # noqa: E731
-  return jax.jit(lambda params: pytree.map_named(fastest, model.decode_layout(params), is_leaf=leaves.is_leaf))(params)
+  return pytree.map_named(fastest, model.decode_layout(params), is_leaf=leaves.is_leaf)
 
 
 def is_end(tokens: jax.Array, end: int | tuple[int, ...] | None) -> jax.Array:
@@ -169,8 +170,7 @@ def pad_sources(sources: Sequence[Sequence[int]] | None) -> tuple[np.ndarray, np
   tokens = np.zeros((len(sources), -(-max(map(len, sources)) // STEP) * STEP), np.int32)
   valid = np.zeros(tokens.shape, bool)
   for row, source in enumerate(sources):
-    tokens[row, : len(source)] = source
-    valid[row, : len(source)] = True
+    tokens[row, : len(source)], valid[row, : len(source)] = source, True
   return tokens, valid
 
 

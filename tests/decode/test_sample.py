@@ -55,6 +55,15 @@ def test_a_row_does_not_depend_on_other_rows_or_on_every():
   assert sample(sampler, params, [[9], [9]], seeds=[5, 6]).std(axis=0).max() > 0
 
 
+def test_parameters_are_prepared_by_one_program():
+  """Reinforcement learning prepares them before every rollout."""
+  model, params = made()
+  before = decoding.prepare._cache_size()
+  for _ in range(3):
+    Sampler(type(model)(model.config), 16).prepare(params)
+  assert decoding.prepare._cache_size() - before <= 1
+
+
 def test_an_end_token_ends_only_its_row():
   model, params = made()
   free = Sampler(model, 16, Sampling(temperature=0))
