@@ -7,6 +7,7 @@ places of the tokens `image_token`, anywhere in a row.
 import dataclasses
 from collections.abc import Mapping
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +41,8 @@ class Config(image_decoder.Config):
   projector_bias: bool = True
   image_token: int = 32_000  # the id in the places of an image
   image_prefix: bool = False
+
+  negative: ClassVar = ("vision_layer",)  # the fields that may be below 0 in a config
 
   def __post_init__(self):
     super().__post_init__()
