@@ -24,7 +24,7 @@ CLASSES = {
   "qwen3": "Qwen3ForCausalLM", "granite": "GraniteForCausalLM", "phi3": "Phi3ForCausalLM", "gemma": "GemmaForCausalLM",
   "gemma2": "Gemma2ForCausalLM", "gemma3_text": "Gemma3ForCausalLM", "opt": "OPTForCausalLM",
   "gpt_neox": "GPTNeoXForCausalLM", "phi": "PhiForCausalLM", "mixtral": "MixtralForCausalLM",
-  "qwen3_moe": "Qwen3MoeForCausalLM",
+  "qwen3_moe": "Qwen3MoeForCausalLM", "llava": "LlavaForConditionalGeneration",
   "roberta": "RobertaForMaskedLM", "distilbert": "DistilBertForMaskedLM", "t5": "T5ForConditionalGeneration",
   "xlm-roberta": "XLMRobertaForMaskedLM", "camembert": "CamembertForMaskedLM", "mt5": "MT5ForConditionalGeneration",
   "bart": "BartForConditionalGeneration", "marian": "MarianMTModel",
