@@ -18,6 +18,7 @@ from lmjax.storage.base import LoadedModel
 from lmjax.tasks.downstream import Downstream
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.ranking import Ranking
+from lmjax.tasks.retrieval import Retrieval
 from lmjax.tasks.tagging import Tagging
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text
@@ -66,6 +67,8 @@ class Predictor(NamedTuple):
       made = [self.arrangement.words(own) for own in words]
       scores = self._scores([row for row, _ in made], batch)
       return [self._tags(*item) for item in zip(words, scores, (places for _, places in made), strict=True)]
+    if self.arrangement.apart and any(text.other is None for text in texts):
+      raise UserError("predict: each text needs the other, with which it is compared")
     rows = [self.arrangement(text.text, text.other) for text in texts]
     return [self._describe(row) for row in self._scores(rows, batch)]
 
@@ -154,7 +157,9 @@ def make_predictor(loaded: LoadedModel, path: epath.PathLike) -> Predictor:
     if isinstance(task, Ranking):
       alone = dataclasses.replace(loaded, task=dataclasses.replace(task, labels=("0",)))
       return Predictor(alone, "choice", data.arrangement(tokenizer), task.labels)
-    head = "tokens" if isinstance(task, Tagging) else next(iter(task.heads()))
+    if isinstance(task, Retrieval):
+      raise UserError(f"predict: {path} gives vectors, and no label: see lmjax embed and lmjax index")
+    head = "tokens" if isinstance(task, Tagging) else next(iter(task.heads()), "sequence")
     return Predictor(loaded, head, data.arrangement(tokenizer), task.labels, spans)
   if not isinstance(task, Encode) or not task.classifier:
     raise UserError(f"predict: {path} has no head that classifies: its task is {type(task).__name__}")

@@ -76,7 +76,7 @@ def to_program(loaded: LoadedModel) -> tuple[export.Exported, tuple[str, ...]]:
       positions = jax.lax.broadcasted_iota(jnp.int32, target.shape, 1)
       batch |= {"decoder_inputs": target, "decoder_positions": positions, "decoder_segments": jnp.ones_like(target)}
     outputs = task.forward(loaded.params, batch)
-    result = outputs.hidden if outputs.logits is None else outputs.logits
+    result = outputs.hidden if outputs.logits is None or not _has_scores(loaded) else outputs.logits
     return result.astype(jnp.float32)
 
   with use_layout(loaded.layout):
@@ -100,4 +100,7 @@ def _own_decoder(loaded: LoadedModel) -> bool:
 
 
 def _has_scores(loaded: LoadedModel) -> bool:
-  return not isinstance(loaded.task, Encode) or loaded.task.classifier is not None
+  task = loaded.task
+  if isinstance(task, Downstream):
+    return bool(task.heads())  # of what compares vectors, the vectors are wanted
+  return not isinstance(task, Encode) or task.classifier is not None

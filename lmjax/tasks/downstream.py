@@ -123,3 +123,16 @@ def pool(hidden: Hidden, pooling: str, segments_BxL: jax.Array) -> jax.Array:
     return jnp.einsum("bl,bld->bd", (real_BxL & (following != segments_BxL)).astype(x_BxLxD.dtype), x_BxLxD)
   count_B = jnp.maximum(jnp.sum(real_BxL, axis=1), 1)
   return jnp.einsum("bl,bld->bd", real_BxL.astype(x_BxLxD.dtype), x_BxLxD) / count_B[:, None]
+
+
+def segment_means(x_BxLxD: jax.Array, segments_BxL: jax.Array, count: int, normalize: bool) -> jax.Array:
+  """Returns the mean [B, S, D] over the tokens of each of the first `count` segments, float32; 0 of an empty one.
+
+  normalize: scales each to length 1.
+  """
+  own_BxSxL = (segments_BxL[:, None] == jnp.arange(1, count + 1)[None, :, None]).astype(jnp.float32)
+  sums_BxSxD = jnp.einsum("bsl,bld->bsd", own_BxSxL, x_BxLxD.astype(jnp.float32))
+  means_BxSxD = sums_BxSxD / jnp.maximum(jnp.sum(own_BxSxL, axis=2, keepdims=True), 1)
+  if not normalize:
+    return means_BxSxD
+  return means_BxSxD * jax.lax.rsqrt(jnp.maximum(jnp.sum(means_BxSxD**2, axis=2, keepdims=True), 1e-12))

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from lmjax.data.batch import Batch
 from lmjax.tasks.base import FrozenModel, Outputs, Spec
-from lmjax.tasks.downstream import Downstream
+from lmjax.tasks.downstream import Downstream, segment_means
 from lmjax.utils.metrics import Mean
 from lmjax.utils.pytree import Tree
 
@@ -52,12 +52,7 @@ class Retrieval(Downstream):
   def forward(self, params: Tree, batch: Batch, *, rng: jax.Array | None = None, taps: tuple[str, ...] = ()) -> Outputs:
     """Returns the final vectors, and as scores the vector [B, 2 + negatives, D] of each segment."""
     hidden = self.vectors(params, batch, rng)
-    numbers_S = jnp.arange(1, 3 + self.negatives)
-    own_BxSxL = (batch["segments"][:, None] == numbers_S[None, :, None]).astype(jnp.float32)
-    sums_BxSxD = jnp.einsum("bsl,bld->bsd", own_BxSxL, hidden.tokens.astype(jnp.float32))
-    x_BxSxD = sums_BxSxD / jnp.maximum(jnp.sum(own_BxSxL, axis=2, keepdims=True), 1)
-    if self.normalize:
-      x_BxSxD *= jax.lax.rsqrt(jnp.maximum(jnp.sum(x_BxSxD**2, axis=2, keepdims=True), 1e-12))
+    x_BxSxD = segment_means(hidden.tokens, batch["segments"], 2 + self.negatives, self.normalize)
     return Outputs(hidden.tokens, x_BxSxD, hidden.taps, hidden.pooled)
 
   def loss(

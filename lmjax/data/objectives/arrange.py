@@ -2,6 +2,7 @@
 
 encoder: [CLS] A [SEP] B [SEP], with token types. decoder: start A delimiter B extract, for symmetric pairs in both
 orders (Radford et al., 2018). encoder-decoder: A end B end. bidirectional LM: `<S>` A `</S>` B `</S>` as characters.
+A pair may also be read apart, as two segments that do not see each other.
 """
 
 import dataclasses
@@ -26,6 +27,7 @@ class Arrangement:
 
   length: tokens of a row at most. delimiter: text between the two of a pair, for decoders; by default the end token.
   symmetric: whether decoders read a pair in both orders, each in half of the row. characters: of a word, at most.
+  apart: whether the texts of a pair are two segments, each in half of the row.
   """
 
   kind: str
@@ -34,6 +36,7 @@ class Arrangement:
   delimiter: str = ""
   symmetric: bool = False
   characters: int = 50
+  apart: bool = False
 
   def __post_init__(self):
     if self.kind == "bidirectional_lm" and not isinstance(self.tokenizer, Words):
@@ -57,15 +60,17 @@ class Arrangement:
   def __call__(self, text: str, other: str | None = None) -> Row:
     """Returns a row without padding, of arrays [T].
 
-    inputs, token_types, positions, segments (the orders of a pair, from 1), targets and weights (of the next token);
-    and `characters` [T, C] for a model that reads them.
+    inputs, token_types, positions, segments (the orders of a pair, or its texts apart, from 1), targets and weights (of
+    the next token); and `characters` [T, C] for a model that reads them.
 
     Raises:
       UserError: `length` leaves no space for the texts.
     """
     first, second = (None if part is None else self.pieces(part) for part in (text, other))
     orders = [(first, second)]
-    if self.symmetric and self.kind == "decoder" and second is not None:
+    if self.apart and second is not None:
+      orders = [(first, None), (second, None)]
+    elif self.symmetric and self.kind == "decoder" and second is not None:
       orders.append((second, first))
     rows = [self.row(a, b, self.length // len(orders), number) for number, (a, b) in enumerate(orders, 1)]
     return {key: np.concatenate([row[key] for row in rows]) for key in rows[0]}

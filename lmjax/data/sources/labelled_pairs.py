@@ -43,6 +43,15 @@ class PythonDocLabels(PythonDocs):
     return Example(" ".join(words), None, str(int(any("eturn" in word for word in words))), f"python:{index}")
 
 
+class PythonDocComparisons(PythonDocs):
+  """Pairs for debugging: the first 8 words of each document and the next 8, and how many of these are new."""
+
+  def __getitem__(self, index: int) -> Example:  # type: ignore[override]  # pairs, not text
+    words = (super().__getitem__(index).split() + ["a", "b"])[:16]
+    first, second = words[:8] if len(words) == 16 else words[:1], words[8:] or words[1:]
+    return Example(" ".join(first), " ".join(second), str(len(set(second) - set(first))), f"python:{index}")
+
+
 class PythonDocTags(PythonDocs):
   """Sentences for debugging: the first 16 words of each document; those with a capital are tagged."""
 
