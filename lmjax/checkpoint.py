@@ -74,12 +74,9 @@ class Checkpoints:
   """
 
   def __init__(
-    self,
-    workdir: epath.Path,
-    settings: CheckpointConfig = CheckpointConfig(),
-    say: Callable[[str], None] = print,
+    self, workdir: epath.Path, settings: CheckpointConfig = CheckpointConfig(), say: Callable[[str], None] = print,
     may_write: Callable[[], None] = lambda: None,
-  ):
+  ):  # fmt: skip
     self.folder = _folder(workdir)
     self._say, self._may_write = say, may_write
     if jax.process_index() == 0:

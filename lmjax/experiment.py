@@ -127,11 +127,9 @@ class Experiment:
 
 
 def build(
-  settings: dict[str, Any],
-  workdir: epath.PathLike | None = None,
-  devices: list[jax.Device] | None = None,
+  settings: dict[str, Any], workdir: epath.PathLike | None = None, devices: list[jax.Device] | None = None,
   vocabulary: int | None = None,
-) -> Experiment:
+) -> Experiment:  # fmt: skip
   """Returns the experiment of a config's plain data; the tokenizer comes from the run folder where it has one.
 
   Args:

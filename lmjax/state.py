@@ -52,14 +52,9 @@ def named_parameters(task: Base, batch: int, length: int) -> Tree:
 
 
 def make_init(
-  task: Base,
-  tx: optax.GradientTransformation,
-  transform: ParamTransform,
-  layout: Layout,
-  batch: int,
-  length: int,
+  task: Base, tx: optax.GradientTransformation, transform: ParamTransform, layout: Layout, batch: int, length: int,
   seed: int,
-) -> tuple[Callable[[Loaded], TrainState], TrainState]:
+) -> tuple[Callable[[Loaded], TrainState], TrainState]:  # fmt: skip
   """Returns init(loaded) -> a new state, compiled, each array created with its sharding, and the abstract state.
 
   `loaded` parameters take the place of new ones, which are then not computed. The task's frozen models are not in it:

@@ -77,6 +77,7 @@ def test_tpu_pod():
   assert "lmjax\\ train\\ --config" in output and "gs://b/run" in output and "queued-resources delete n" in output
   assert "--node-count 2 --node-prefix n" in launch("tpu_pod.sh", *common, "--slices", 2, *run)
   assert "no shared disk" in launch("tpu_pod.sh", *common, "--", "--config", DEBUG, "--workdir", "w", code=2)
+  assert "LIBTPU_INIT_ARGS" in output and "--xla_enable_async_all_reduce" in output
   assert "checkout" in output and "batch-size all" in output and "--runtime-version v2-alpha-tpuv5-lite" in output
   newer = tuple("v6e-16" if word == "v5litepod-16" else word for word in common)
   assert "--runtime-version v2-alpha-tpuv6e" in launch("tpu_pod.sh", *newer, *run)
@@ -112,6 +113,8 @@ def test_gke():
   assert container["command"] == [
     "lmjax", "train", "--config", DEBUG, "--config.seed=1&2", "--workdir", "gs://b/run"
   ]  # fmt: skip
+  (options,) = container["env"]
+  assert options["name"] == "LIBTPU_INIT_ARGS" and "--xla_enable_async_all_reduce=true" in options["value"]
   assert container["resources"]["limits"] == {"google.com/tpu": 4}
   assert pod["spec"]["nodeSelector"]["cloud.google.com/gke-tpu-topology"] == "4x4"
   kind = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, **pod}

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -39,6 +40,18 @@ class Topology:
   slices: int = 1
 
   @property
+  def wrap(self) -> tuple[bool, ...]:
+    """Along which axes of the grid, of three, the links close a ring.
+
+    On v4 and v5p optical switches close those of whole cubes of 4 x 4 x 4 chips; on v5e and v6e an axis of 16 chips,
+    the length of a pod, has links between its ends. Without them a collective takes about twice as long, and the
+    compiler chooses others.
+    """
+    if len(self.grid) == 3:
+      return (all(size % 4 == 0 for size in self.grid),) * 3
+    return (*(size == 16 for size in self.grid), False)
+
+  @property
   def compiles(self) -> bool:
     """Whether a step can be compiled for these devices on a machine that does not have them."""
     return bool(self.grid)
@@ -53,7 +66,7 @@ class Topology:
     variables["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # several plans may run at the same time
     for name, value in variables.items():
       os.environ.setdefault(name, value)
-    options = {"num_slices": self.slices} if self.slices > 1 else {}
+    options: dict[str, Any] = {"wrap": self.wrap} | ({"num_slices": self.slices} if self.slices > 1 else {})
     if self.name.startswith("v4"):
       options["chip_config_name"] = "megacore"  # one device per chip, as on the hardware
     shape = "x".join(map(str, self.grid))
@@ -175,38 +188,50 @@ def _use_cache(enabled: bool) -> None:
 
 
 def collectives(text: str, slices: int = 1) -> dict[str, dict[str, float]]:
-  """Returns {kind: {count, bytes, network_bytes}} per step and device of an optimized HLO module.
+  """Returns {kind: {count, bytes, network_bytes, beside_bytes}} per step and device of an optimized HLO module.
 
   Collectives in loops count once per iteration. Bytes are what a ring algorithm moves through each of n devices:
   (n - 1) / n of the whole array for all-gather, reduce-scatter and all-to-all, twice that for all-reduce; all of it for
-  collective-permute. network_bytes is the part of them between slices. An asynchronous collective appears in several
-  fused computations with one channel id, and is counted once.
+  collective-permute. network_bytes is the part of them between slices; beside_bytes those that are moved while the
+  device computes: by the schedule, there are operations between their start and their end.
+
+  An asynchronous collective appears in several fused computations, with the channel, the chain and the origin of one,
+  and is counted once. Explicit collectives of a `shard_map` have the channel 1, all of them.
   """
   bodies = {m[1]: m[2] for m in re.finditer(r"^(?:ENTRY )?%?([\w.\-]+) [^\n]*\{\n(.*?)^\}$", text, re.M | re.S)}
   times = _multiplicities(text, bodies)
-  totals = {kind: {"count": 0.0, "bytes": 0.0, "network_bytes": 0.0} for kind in KINDS}
+  totals = {kind: dict.fromkeys(("count", "bytes", "network_bytes", "beside_bytes"), 0.0) for kind in KINDS}
   seen = set()
-  pattern = re.compile(rf"= (.*?) ({'|'.join(KINDS)})(?:-start)?\((.*?)\), (.*)")
+  pattern = re.compile(rf"%([\w.\-]+) = (.*?) ({'|'.join(KINDS)})(-start)?\((.*?)\), (.*)")
   for name, body in bodies.items():
     for line in body.splitlines():
       match = pattern.search(line)
       if not match:
         continue
-      output, kind, _, rest = match.groups()
-      channel = re.search(r"channel_id=(\d+)", rest)
-      key = (kind, channel[1]) if channel else (kind, name, line)
+      own, output, kind, start, _, rest = match.groups()
+      channel, origin = re.search(r"channel_id=(\d+)", rest), re.search(r"metadata=\{.*?\}", rest)
+      chain = re.search(r'chain_id="(\d+)"', rest)
+      key = (kind, channel[1], origin and origin[0], *_shapes(output)) if channel else (kind, name, line)
       if key in seen:
         continue
       seen.add(key)
       size, spanned = _group(rest, slices)
-      whole = _bytes(output)
+      whole = _bytes(output, result=bool(start) and kind != "all-reduce")
       if kind == "reduce-scatter":
         whole *= size
       moved = whole * (1.0 if kind == "collective-permute" else (size - 1) / size) * (2 if kind == "all-reduce" else 1)
+      moved *= times.get(name, 1.0)
       totals[kind]["count"] += times.get(name, 1.0)
-      totals[kind]["bytes"] += times.get(name, 1.0) * moved
-      totals[kind]["network_bytes"] += times.get(name, 1.0) * moved * (spanned - 1) / max(size - 1, 1)
+      totals[kind]["bytes"] += moved
+      totals[kind]["network_bytes"] += moved * (spanned - 1) / max(size - 1, 1)
+      totals[kind]["beside_bytes"] += moved * bool(chain or (start and _computes_beside(body, own)))
   return {kind: total for kind, total in totals.items() if total["count"]}
+
+
+def _computes_beside(body: str, start: str) -> bool:
+  """Returns whether a computation has work between the start of a collective and its end, in the compiler's order."""
+  between = re.search(rf"%{re.escape(start)} = .*?\n(.*?)-done\(.*?%{re.escape(start)}\)", body, re.S)
+  return bool(between and re.search(r" (?:fusion|convolution|dot|custom-call|while|call)\(", between[1]))
 
 
 def _multiplicities(text: str, bodies: dict[str, str]) -> dict[str, float]:
@@ -257,10 +282,16 @@ def _group(rest: str, slices: int) -> tuple[int, int]:
   return groups.shape[1], max(len(set(group)) for group in groups // per_slice)
 
 
-def _bytes(shapes: str) -> int:
-  """Returns the bytes of an HLO shape, or of all shapes of a tuple."""
+def _shapes(text: str) -> list[tuple[str, str]]:
+  """Returns the types and sizes of an HLO shape, or of all shapes of a tuple."""
+  return re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", text)
+
+
+def _bytes(text: str, result: bool = False) -> int:
+  """Returns the bytes of an HLO shape, or of all shapes of a tuple; result: of its second half, the first is input."""
   width = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "f64": 8}
-  return sum(
-    width.get(kind, 4) * math.prod(int(n) for n in size.split(",") if n)
-    for kind, size in re.findall(r"\b([a-z]+\d+|pred)\[([\d,]*)\]", shapes)
-  )
+  shapes = _shapes(text)
+  if result:
+    shapes = [shape for shape in shapes if shape[1]]  # without the counters of the collective
+    shapes = shapes[len(shapes) // 2 :]
+  return sum(width.get(kind, 4) * math.prod(int(n) for n in size.split(",") if n) for kind, size in shapes)

@@ -60,7 +60,7 @@ def train_step_flops(task: Task, rows: int, length: int, models: dict[str, Froze
 def count(function: Callable[..., Any], *arguments: Any) -> Flops:
   """Returns the FLOPs of a function's matrix products, those in loops for every iteration; nothing is computed.
 
-  Products without batch dimensions are counted as products with weights, the others as attention.
+  Products without batch dimensions, or of size 1, are counted as products with weights, the others as attention.
   """
   cpu = MeshShape().build(jax.devices("cpu")[:1])  # where attention is matrix products, not a kernel
   with use_layout(Layout(cpu, ())):
@@ -77,7 +77,8 @@ def _count(jaxpr: core.Jaxpr) -> Flops:
     if equation.primitive.name == "dot_general":
       (contracted, _), (batch, _) = equation.params["dimension_numbers"]
       flops = 2.0 * math.prod(product.shape) * math.prod(left.shape[i] for i in contracted)
-      weights, attention = (weights, attention + flops) if batch else (weights + flops, attention)
+      apart = math.prod(left.shape[i] for i in batch) > 1
+      weights, attention = (weights, attention + flops) if apart else (weights + flops, attention)
     times = equation.params["length"] if equation.primitive.name == "scan" else 1
     for inner in inner_functions(equation.params):
       flops = _count(inner) * times

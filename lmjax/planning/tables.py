@@ -31,7 +31,8 @@ def report_table(report: dict[str, Any]) -> Table:
   table.add_row("FLOPs per step", f"{flops['full_attention']:.4g}, causal {flops['causal_attention']:.4g}")
   table.add_row("", flops["formula"])
   for kind, moved in (report["collectives"] or {}).items():
-    table.add_row(kind, f"{moved['bytes'] / 1e9:,.2f} GB per device and step, in {moved['count']:,.0f} calls")
+    beside = f"; {moved['beside_bytes'] / moved['bytes']:.0%} while the device computes" if moved["bytes"] else ""
+    table.add_row(kind, f"{moved['bytes'] / 1e9:,.2f} GB per device and step, in {moved['count']:,.0f} calls{beside}")
   if report["collectives"] is None:
     reason = "the step does not fit" if report["method"] == "compiled" else "the step is not compiled"
     table.add_row("collectives", f"unknown: {reason}")

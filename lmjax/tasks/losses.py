@@ -9,6 +9,7 @@ import numpy as np
 from lmjax.layers.backend import barrier, einsum_f32
 from lmjax.layers.leaves import dense
 from lmjax.models.base import Table
+from lmjax.parallel.sharding import constrain, current_layout
 from lmjax.tasks.log_probs import table_logits
 
 
@@ -42,13 +43,16 @@ def cross_entropy(
   batch, length = targets_BxL.shape
   chunks = length // chunk if chunk and length % chunk == 0 else 1
 
-  # [B, L, ...] -> [chunks, B * L / chunks, ...]; the batch axis stays whole, so its sharding does.
-  def split(a):
-    a = a.reshape(batch, chunks, length // chunks, *a.shape[2:]).swapaxes(0, 1)
-    return a.reshape(chunks, -1, *a.shape[3:])
+  layout = current_layout()
+  shards = layout.num_shards("batch", batch) if layout else 1
 
-  weights = weights_BxL.astype(jnp.float32)
-  arrays = (split(x_BxLxD), dense(table.values), split(targets_BxL), split(weights), table.bias)
+  # [B, L, ...] -> [chunks, shards, B * L / chunks / shards, ...]: each device keeps its own rows.
+  def split(a):
+    a = a.reshape(shards, batch // shards, chunks, length // chunks, *a.shape[2:])
+    return jnp.moveaxis(a, 2, 0).reshape(chunks, shards, -1, *a.shape[4:])
+
+  weights = split(weights_BxL.astype(jnp.float32))
+  arrays = (split(x_BxLxD), dense(table.values), split(targets_BxL), weights, table.bias)
   loss, nll, correct = _xent(*arrays, (vocabulary, z_loss, smoothing, table.cap))
   return loss, {"nll": jax.lax.stop_gradient(nll), "correct": jax.lax.stop_gradient(correct)}
 
@@ -65,29 +69,32 @@ def _chunk(x_TxD, table_VxD, targets_T, weights_T, bias_V, options):
   nll_T = log_z_T - score_T
   loss = jnp.sum(weights_T * (nll_T + z_loss * log_z_T**2))
   if smoothing:
-    mean_T = jnp.sum(scores_TxV[:, :vocabulary], axis=-1) / vocabulary
-    loss += smoothing * jnp.sum(weights_T * (score_T - mean_T))
+    loss += smoothing * jnp.sum(weights_T * (score_T - jnp.mean(scores_TxV[:, :vocabulary], axis=-1)))
   totals = jnp.stack([loss, jnp.sum(weights_T * nll_T), jnp.sum(weights_T * (score_T >= top_T))])
   slope_TxV = None if cap is None else jnp.nan_to_num(1 - (scores_TxV / cap) ** 2, neginf=0.0)  # of capped scores
   return totals, (exp_TxV, total_T, log_z_T, slope_TxV)
 
 
+def _of_shards(array: jax.Array, shards: int) -> jax.Array:
+  """Returns a table once for the rows of each shard: gathered once, and its gradient added up once."""
+  return constrain(jnp.broadcast_to(array, (shards, *array.shape)), "batch", "vocabulary", None)
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _xent(x, table_VxD, targets, weights, bias, options):
-  def body(totals, inputs):
-    x, targets, weights = inputs
-    return totals + _chunk(x, table_VxD, targets, weights, bias, options)[0], None
-
-  return tuple(jax.lax.scan(body, jnp.zeros(3), (x, targets, weights))[0])
+  tables = _of_shards(table_VxD, x.shape[1])
+  shard = jax.vmap(lambda table, x, targets, weights: _chunk(x, table, targets, weights, bias, options)[0])
+  totals = lambda totals, inputs: (totals + shard(tables, *inputs), None)  # noqa: E731
+  return tuple(jnp.sum(jax.lax.scan(totals, jnp.zeros((x.shape[1], 3)), (x, targets, weights))[0], axis=0))
 
 
 def _xent_forward(x, table_VxD, targets, weights, bias, options):
   vocabulary, z_loss, smoothing, _ = options
+  shards = x.shape[1]
+  tables = _of_shards(table_VxD, shards)
 
-  def body(carry, inputs):
-    totals, d_table, d_bias = carry
-    x, targets, weights = inputs
-    more, (exp_TxV, total, log_z, slope_TxV) = _chunk(x, table_VxD, targets, weights, bias, options)
+  def shard(table_VxD, x, targets, weights):
+    totals, (exp_TxV, total, log_z, slope_TxV) = _chunk(x, table_VxD, targets, weights, bias, options)
     d_scores = exp_TxV * ((1 + 2 * z_loss * log_z) / total)[:, None]
     d_scores -= (1 - smoothing) * jax.nn.one_hot(targets, exp_TxV.shape[-1], dtype=d_scores.dtype)
     if smoothing:
@@ -96,26 +103,32 @@ def _xent_forward(x, table_VxD, targets, weights, bias, options):
       d_scores *= slope_TxV
     d_scores = barrier((d_scores * weights[:, None]).astype(x.dtype))
     d_x = einsum_f32("tv,vd->td", d_scores, table_VxD.astype(x.dtype))
-    d_table += jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
-    if d_bias is not None:
-      d_bias += jnp.sum(d_scores, axis=0, dtype=jnp.float32)
-    return (totals + more, d_table, d_bias), d_x
+    d_table = jnp.einsum("tv,td->vd", d_scores, x, preferred_element_type=jnp.float32)
+    return (totals, d_table, None if bias is None else jnp.sum(d_scores, axis=0, dtype=jnp.float32)), d_x
 
-  start = (jnp.zeros(3), jnp.zeros(table_VxD.shape, jnp.float32), None if bias is None else jnp.zeros(bias.shape))
+  def body(sums, inputs):
+    more, d_x = jax.vmap(shard)(tables, *inputs)
+    totals, d_table, d_bias = jax.tree.map(jnp.add, sums, more)
+    return (totals, constrain(d_table, "batch", "vocabulary", None), d_bias), d_x
+
+  start = (jnp.zeros((shards, 3)), _of_shards(jnp.zeros(table_VxD.shape, jnp.float32), shards),
+           None if bias is None else jnp.zeros((shards, *bias.shape)))  # fmt: skip
   if x.shape[0] == 1:  # no loop, no accumulation
-    (totals, d_table, d_bias), d_x = body(start, (x[0], targets[0], weights[0]))
+    sums, d_x = body(start, (x[0], targets[0], weights[0]))
     d_x = d_x[None]
   else:
-    (totals, d_table, d_bias), d_x = jax.lax.scan(body, start, (x, targets, weights))
-  return tuple(totals), (d_x, d_table.astype(table_VxD.dtype), d_bias, targets.shape)
+    sums, d_x = jax.lax.scan(body, start, (x, targets, weights))
+  totals, d_table, d_bias = jax.tree.map(lambda a: jnp.sum(a, axis=0), sums)
+  d_table = constrain(d_table.astype(table_VxD.dtype), "vocabulary", "width")
+  if shards > 1:  # devices add up now, rather than after the layers, while whole tables would stay in memory
+    d_x, d_table = jax.lax.optimization_barrier((d_x, d_table))
+  return tuple(totals), (d_x, d_table, d_bias, targets.shape)
 
 
 def _xent_backward(options, saved, cotangents):
-  d_x, d_table, d_bias, shape = saved
-  scale = cotangents[0]  # of the loss; the other totals are metrics
-  no_gradient = np.zeros(shape, jax.dtypes.float0)
-  d_bias = None if d_bias is None else d_bias * scale
-  return d_x * scale.astype(d_x.dtype), d_table * scale.astype(d_table.dtype), no_gradient, jnp.zeros(shape), d_bias
+  scale, shape = cotangents[0], saved[3]  # of the loss; the other totals are metrics
+  d_x, d_table, d_bias = jax.tree.map(lambda d: d * scale.astype(d.dtype), saved[:3])
+  return d_x, d_table, np.zeros(shape, jax.dtypes.float0), jnp.zeros(shape), d_bias
 
 
 _xent.defvjp(_xent_forward, _xent_backward)

@@ -18,7 +18,7 @@ from lmjax.models.base import Table
 from lmjax.parallel.sharding import current_layout
 from lmjax.tasks.base import Collected, Frozen, FrozenModel, Spec
 from lmjax.tasks.distill import Distill, OnePass, named, predicts_tokens, weights_of
-from lmjax.tasks.log_probs import table_logits
+from lmjax.tasks.log_probs import map_rows, table_logits
 from lmjax.utils.errors import UserError
 from lmjax.utils.metrics import Mean
 from lmjax.utils.pytree import Tree
@@ -120,16 +120,12 @@ def divergence(scores: jax.Array, ids: jax.Array, log_probs: jax.Array, temperat
 def _by_rows(
   x_BxLxD: jax.Array, table: Table, vocabulary: int, ids: jax.Array, log_probs: jax.Array, temperature: float
 ) -> jax.Array:
-  """Returns the divergence [B, L] of words, one row after the other, again in the backward pass."""
+  """Returns the divergence [B, L] of words, as `map_rows` does."""
 
-  table = table._replace(values=dense(table.values))
-
-  @jax.checkpoint
-  def row(inputs):
-    x_LxD, ids_LxK, log_probs_LxK = inputs
+  def row(table, x_LxD, ids_LxK, log_probs_LxK):
     return divergence(table_logits(x_LxD, table, vocabulary)[:, :vocabulary], ids_LxK, log_probs_LxK, temperature)
 
-  return jax.lax.map(row, (x_BxLxD, ids, log_probs))
+  return map_rows(row, table, x_BxLxD, ids, log_probs)
 
 
 def predictions(distill: Distill, teacher: FrozenModel, batch: Batch, top: int) -> tuple[jax.Array, jax.Array]:

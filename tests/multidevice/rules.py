@@ -14,9 +14,12 @@ from lmjax.compression.base import Identity
 from lmjax.layers.kernels.dispatch import attend
 from lmjax.layers.kernels.mask import Mask
 from lmjax.layers.kernels.splash import splash
+from lmjax.models.base import Table
 from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
+from lmjax.planning.aot import collectives
+from lmjax.tasks.losses import cross_entropy
 from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
 from lmjax.utils import pytree
@@ -71,6 +74,30 @@ def check_splash():
   print("splash under a mesh", flush=True)
 
 
+def check_chunks():
+  """The table's gradient is that of one device, and devices add it up once, not after each chunk of the loss."""
+  rng = np.random.default_rng(0)
+  x, table = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((16, 32, 24), (128, 24)))
+  targets, weights = jnp.asarray(rng.integers(0, 100, (16, 32))), jnp.ones((16, 32))
+
+  def gradients(layout, chunk):
+    with use_layout(layout):
+      loss = lambda x, table: cross_entropy(x, Table(table), targets, weights, 100, 1e-3, chunk)[0]  # noqa: E731
+      spec = (layout.sharding("batch", None, None), layout.sharding("vocabulary", "width", shape=table.shape))
+      step = jax.jit(jax.grad(loss, (0, 1)), in_shardings=spec, out_shardings=spec).lower(x, table).compile()
+      return step(*jax.device_put((x, table), spec)), collectives(step.as_text()).get("all-reduce", {"bytes": 0})
+
+  wanted, _ = gradients(alone(), 4)
+  for rules in MESHES:
+    layout = Layout.build(MESHES[rules].build(), rules)
+    (found, few), (_, many) = (gradients(layout, chunk) for chunk in (16, 4))
+    for a, b in zip(wanted, found, strict=True):
+      np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=rules)
+    if rules in ("ddp", "fsdp"):  # elsewhere the scores of a chunk are added up, too
+      assert many["bytes"] <= few["bytes"], (rules, few, many)
+  print("one sum for all chunks", flush=True)
+
+
 def check_families(names):
   for name in names:
     wanted, _ = losses(alone(), name)
@@ -109,6 +136,7 @@ def check_decoders():
       assert split(state, "model/embed/table") == [rules != "ddp"] * 3, rules
       print("same loss under", rules, values, flush=True)
   check_splash()
+  check_chunks()
   accumulated, _ = losses(Layout.build(MESHES["fsdp"].build(), "fsdp"), "Llama", microbatches=2)
   assert abs(accumulated[0] - wanted[0]) < 0.2, "other dropout, the same loss but for it"
 

@@ -65,6 +65,14 @@ def test_topologies():
   assert parse_topology("v4:4x4x4").count == 64 and parse_topology("v6e-8").grid == (2, 4)
   assert parse_topology("v5e:4x4", 2).count == 32 and not parse_topology("h100:8").compiles
   assert parse_topology("cpu:8").chip is None
+  rings = {
+    "v5e:16x16": (1, 1, 0),
+    "v6e:8x16": (0, 1, 0),
+    "v5e-64": (0, 0, 0),
+    "v5p-128": (1, 1, 1),
+    "v4:2x2x4": (0, 0, 0),
+  }
+  assert {name: parse_topology(name).wrap for name in rings} == rings
   for wrong, words in (("v5x:4x4", "did you mean"), ("v5e-7", "7 chips"), ("v5e:", "write"), ("h100", "write")):
     with pytest.raises(UserError, match=words):
       parse_topology(wrong)
@@ -106,11 +114,34 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_collectives_count_once_per_channel_and_loop_iteration():
   moved = collectives(HLO)
-  assert moved["all-gather"] == {"count": 12, "bytes": 12 * 128 * 3 / 4, "network_bytes": 0}
-  assert moved["all-reduce"] == {"count": 12, "bytes": 12 * 200 * 2 / 2, "network_bytes": 0}
+  rest = {"network_bytes": 0, "beside_bytes": 0}
+  assert moved["all-gather"] == {"count": 12, "bytes": 12 * 128 * 3 / 4} | rest
+  assert moved["all-reduce"] == {"count": 12, "bytes": 12 * 200 * 2 / 2} | rest
   between = collectives(HLO.replace("replica_groups=[2,2]<=[4]", "replica_groups=[2,2]<=[2,2]T(1,0)"), 2)
   assert between["all-reduce"]["network_bytes"] == moved["all-reduce"]["bytes"], "pairs of devices, one in each slice"
-  assert moved["reduce-scatter"] == {"count": 1, "bytes": 4 * 40 * 3 / 4, "network_bytes": 0}
+  assert moved["reduce-scatter"] == {"count": 1, "bytes": 4 * 40 * 3 / 4} | rest
+
+
+EXPLICIT = """HloModule jit_step
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %one = f32[32]{0} all-gather(%p), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}, metadata={op_name="a"}
+  %two = f32[32]{0} all-gather(%q), channel_id=1, replica_groups={{0,1,2,3}}, dimensions={0}, metadata={op_name="b"}
+  %send = (f32[25]{0}, f32[25]{0}, u32[]) collective-permute-start(%x), channel_id=2, source_target_pairs={{0,1},{1,0}}
+  %product = f32[9] fusion(%y), kind=kOutput, calls=%dot
+  %sent = f32[25]{0} collective-permute-done(%send)
+  %late = (f32[25]{0}, f32[25]{0}, u32[]) collective-permute-start(%x), channel_id=3, source_target_pairs={{0,1},{1,0}}
+  %last = f32[25]{0} collective-permute-done(%late)
+  %gradient = f32[8] all-reduce(%g), channel_id=4, replica_groups={{0,1}}, frontend_attributes={chain_id="0"}
+}
+"""
+
+
+def test_collectives_that_share_a_channel_count_each_and_those_beside_computation_apart():
+  moved = collectives(EXPLICIT)
+  assert moved["all-gather"]["count"] == 2 and moved["all-gather"]["beside_bytes"] == 0
+  assert moved["collective-permute"] == {"count": 2, "bytes": 200, "network_bytes": 0, "beside_bytes": 100}
+  assert moved["all-reduce"]["beside_bytes"] == moved["all-reduce"]["bytes"] == 32
 
 
 def plan(capsys, *arguments, code=0):
@@ -180,6 +211,7 @@ def test_a_real_compilation_for_an_absent_pod(capsys, where, more):
   assert report["seconds_per_step"] > 0 and 0 < report["utilisation_bound"]["causal_attention"] <= 1
   moved = report["collectives"]
   assert sum(kind["bytes"] for kind in moved.values()) > 0
+  assert all(0 <= kind["beside_bytes"] <= kind["bytes"] for kind in moved.values())
   if "--num_slices" in more:
     assert sum(kind["network_bytes"] for kind in moved.values()) > 0
 

@@ -3,9 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from lmjax.layers.leaves import dense
 from lmjax.models.base import Table
-from lmjax.tasks.log_probs import table_logits
+from lmjax.tasks.log_probs import map_rows, table_logits
 
 
 def answer_log_probs(
@@ -13,17 +12,14 @@ def answer_log_probs(
 ) -> tuple[jax.Array, jax.Array]:
   """Returns log p(target) and the entropy of p = softmax(scores / temperature) for each vector, float32 [B, T].
 
-  The temperature is that of sampling, so that the policy that learns is the one that wrote the answers. Rows are scored
-  one at a time, again in the backward pass, as in `tasks.log_probs`.
+  The temperature is that of sampling, so that the policy that learns is the one that wrote the answers; see
+  `map_rows`.
   """
-  values = dense(table.values)
 
-  @jax.checkpoint
-  def row(inputs):
-    x_TxD, targets_T = inputs
-    log_p_TxV = jax.nn.log_softmax(table_logits(x_TxD, table._replace(values=values), vocabulary) / temperature)
+  def row(table, x_TxD, targets_T):
+    log_p_TxV = jax.nn.log_softmax(table_logits(x_TxD, table, vocabulary) / temperature)
     # The rows of padding have log p = -inf, and p log p = 0.
     entropy_T = -jnp.sum(jnp.exp(log_p_TxV) * jnp.where(jnp.isfinite(log_p_TxV), log_p_TxV, 0), axis=-1)
     return jnp.take_along_axis(log_p_TxV, targets_T[:, None], axis=-1)[:, 0], entropy_T
 
-  return jax.lax.map(row, (x_BxTxD, targets_BxT))
+  return map_rows(row, table, x_BxTxD, targets_BxT)
