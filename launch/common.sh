@@ -3,6 +3,12 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+# Options of the TPU compiler, for the plan and for the run: gathers and sums of gradients beside computation. By the
+# compiler's schedule, see benchmarks/notes/pods.md; the gain was not measured.
+tpu_options="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_overlap_compute_collective_tc=true"
+tpu_options="$tpu_options --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true"
+tpu_options="$tpu_options --xla_enable_async_all_reduce=true --xla_jf_crs_combiner_threshold_in_bytes=0"
+
 dry=""
 lmjax=(lmjax)
 command -v lmjax >/dev/null || lmjax=("${PYTHON:-python3}" -m lmjax)

@@ -32,13 +32,14 @@ case "$accelerator" in
   *) stop "unknown --accelerator '$accelerator'; choose one of tpu-v4-podslice tpu-v5-lite-podslice tpu-v5p-slice tpu-v6e-slice" ;;
 esac
 
+export LIBTPU_INIT_ARGS="$tpu_options"
 plan "$chip:$grid" "$slices" "$@"
 chips=$((${grid//x/*}))
 hosts=$(((chips + chips_per_host - 1) / chips_per_host))
 arguments="$(printf '"%s", ' "$@")"
 escaped="${arguments//&/\\&}"
 manifest="$(sed -e "s|NAME|$name|g" -e "s|IMAGE|$image|g" -e "s|ACCELERATOR|$accelerator|g" -e "s|GRID|$grid|g" \
-  -e "s|SLICES|$slices|g" -e "s|HOSTS|$hosts|g" -e "s|CHIPS|$chips_per_host|g" -e "s|RESTARTS|$restarts|g" \
+  -e "s|SLICES|$slices|g" -e "s|HOSTS|$hosts|g" -e "s|CHIPS|$chips_per_host|g" -e "s|RESTARTS|$restarts|g" -e "s|OPTIONS|$tpu_options|g" \
   -e "s|ARGUMENTS|${escaped%, }|g" launch/jobset.yaml)"
 echo "$manifest"
 if [ -z "$dry" ]; then

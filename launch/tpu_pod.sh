@@ -44,18 +44,17 @@ case "$source_url" in
 esac
 [ -n "$dry" ] || command -v gcloud >/dev/null || stop "gcloud is not installed: see cloud.google.com/sdk"
 
+export LIBTPU_INIT_ARGS="$tpu_options"
 plan "${topology:-${type/v5litepod/v5e}}" "$slices" "$@"
 node=(--node-id "$name")
 [ "$slices" = 1 ] || node=(--node-count "$slices" --node-prefix "$name")
-# Overlap collectives with computation; the gain was not measured.
-flags="--xla_tpu_enable_async_collective_fusion=true --xla_tpu_overlap_compute_collective_tc=true"
 ssh=(gcloud compute tpus queued-resources ssh "$name" --zone "$zone" --node all --worker all --batch-size all --command)
 # The hosts of a slice may have an older Python than lmjax needs; uv brings one.
 install="{ python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' && python3 -m venv .venv; } || \
   { curl -LsSf https://astral.sh/uv/install.sh | sh && ~/.local/bin/uv venv --clear --seed --python 3.12 .venv; }"
 install="git clone $source_url lmjax && cd lmjax && git checkout -q $commit && { $install; }"
 install="$install && .venv/bin/pip install -q -e . 'jax[tpu]'"
-train="cd lmjax && LIBTPU_INIT_ARGS='$flags' .venv/bin/lmjax train $(printf '%q ' "$@")"
+train="cd lmjax && LIBTPU_INIT_ARGS='$tpu_options' .venv/bin/lmjax train $(printf '%q ' "$@")"
 
 for ((attempt = 0; attempt < restarts; attempt++)); do
   run gcloud compute tpus queued-resources create "$name" --zone "$zone" --accelerator-type "$type" \
