@@ -19,6 +19,7 @@ from lmjax.optim import Optimizer
 from lmjax.parallel.mesh import MeshShape
 from lmjax.parallel.sharding import Layout, constrain, use_layout
 from lmjax.planning.aot import collectives
+from lmjax.tasks.log_probs import token_log_probs
 from lmjax.tasks.losses import cross_entropy
 from lmjax.testing import fake_batch, init_state
 from lmjax.train import make_step
@@ -96,6 +97,21 @@ def check_chunks():
     if rules in ("ddp", "fsdp"):  # elsewhere the scores of a chunk are added up, too
       assert many["bytes"] <= few["bytes"], (rules, few, many)
   print("one sum for all chunks", flush=True)
+
+  def log_probs(layout):
+    with use_layout(layout):
+      total = lambda x, table: jnp.sum(token_log_probs(x, Table(table), targets, 100))  # noqa: E731
+      spec = (layout.sharding("batch", None, None), layout.sharding("vocabulary", "width", shape=table.shape))
+      step = jax.jit(jax.grad(total, (0, 1)), in_shardings=spec, out_shardings=spec).lower(x, table).compile()
+      return step(*jax.device_put((x, table), spec)), collectives(step.as_text())
+
+  wanted, _ = log_probs(alone())
+  for rules in MESHES:
+    found, moved = log_probs(Layout.build(MESHES[rules].build(), rules))
+    for a, b in zip(wanted, found, strict=True):
+      np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6, err_msg=rules)
+    assert rules != "ddp" or "all-gather" not in moved, "a device reads the rows of no other"
+  print("each device scores its own rows", flush=True)
 
 
 def check_families(names):

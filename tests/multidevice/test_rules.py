@@ -29,7 +29,7 @@ def run(module, *arguments, timeout=400):
 def test_every_rule_set_gives_the_loss_of_one_device():
   output = run("rules")
   assert output.count("same loss under") == 6 and "splash under a mesh" in output
-  assert "one sum for all chunks" in output
+  assert "one sum for all chunks" in output and "each device scores its own rows" in output
 
 
 @pytest.mark.long

@@ -1,5 +1,7 @@
 """The cosine of two texts: its loss, its rows, and what it refuses."""
 
+import types
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,8 @@ from lmjax.data.objectives.similarity import Similarity as Rows
 from lmjax.data.sources.examples import Example
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.data.tokenizers.words import Words
+from lmjax.inference.predict import Text, make_predictor
+from lmjax.tasks.retrieval import Retrieval
 from lmjax.tasks.similarity import Similarity
 from lmjax.testing import init_params
 from lmjax.utils.errors import UserError
@@ -69,3 +73,16 @@ def test_what_cannot_be_compared_is_refused(given):
     Rows([], [], 16, TokenizerConfig("bytes"), regression=False)
   with pytest.raises(UserError, match="no example to validate"):
     batch_of(task, [("a", None, "1")])
+
+
+def test_predictions_want_two_texts_and_a_retriever_has_none(given):
+  task = given[0]
+  data = Rows([], [], 16, TokenizerConfig("bytes")).for_model(task.model)
+  run = types.SimpleNamespace(task=task, tokenizer=WORDS, run=types.SimpleNamespace(data=data))
+  predictor = make_predictor(run, "run")
+  assert predictor.head == "sequence" and predictor.arrangement("a", "b")["segments"].max() == 2
+  with pytest.raises(UserError, match="each text needs the other"):
+    predictor([Text("a", "b"), Text("a")])
+  run.task = Retrieval(task.model)
+  with pytest.raises(UserError, match="gives vectors, and no label"):
+    make_predictor(run, "run")
