@@ -19,8 +19,8 @@ import numpy as np
 from lmjax import storage
 from lmjax.data.sources.squad import Squad
 from lmjax.data.sources.text import gutenberg_body
-from lmjax.evals.answers import compare
 from lmjax.evals.bootstrap import limits
+from lmjax.evals.squad_scores import compare
 from lmjax.inference.ask import THRESHOLD, answer, make_reader
 from lmjax.inference.chunks import PARAGRAPHS
 from lmjax.inference.indexing import Builder

@@ -99,18 +99,18 @@ class Screen:
 
   def evaluated(self, step: int, scores: Mapping[str, float], samples: list[str]) -> None:
     """Prints the scores of an evaluation in a line; those that stay as they are, of baselines, once."""
-    constant = [key for key in scores if "baseline" in key or key.endswith(("_low", "_majority"))]
+    constant = [key for key in scores if "baseline" in key or "_majority" in key]
     new = {key: scores[key] for key in constant if self._known.get(key) != scores[key]}
     if new:
       self.say("baselines: " + ", ".join(f"{_name(key)} {value:.4f}" for key, value in new.items()))
     self._known.update(scores)
     groups: dict[str, str] = {}
     for key in scores:
-      if key not in constant:
+      if key not in constant and not key.endswith(("_low", "_high")):
         group, _, name = key.partition("_")
-        groups[group] = groups.get(group, f"{group}:") + f"  {name.replace('_', ' ')} {scores[key]:<9.4f}"
-    for line in groups.values():
-      self.say(f"{self._at(step)}  {line.rstrip()}")
+        limits = f" ({scores[f'{key}_low']:.4f} to {scores[f'{key}_high']:.4f})" if f"{key}_low" in scores else "   "
+        groups[group] = groups.get(group, f"{group}:") + f"  {name.replace('_', ' ')} {scores[key]:.4f}{limits}"
+    self.say("\n".join(f"{self._at(step)}  {line.rstrip()}" for line in groups.values()))
     own = scores.get(f"validation_{BITS}")
     better = {key for key in constant if key.endswith(BITS) and own is not None and scores[key] < own}
     if better:

@@ -5,6 +5,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,20 @@ def test_a_message_is_answered_as_in_a_terminal(server, loaded):
     (line,) = request(server, "/command", {"text": text})[1]
     assert len(line["state"]["messages"]) == count, text
   assert line["state"]["temperature"] == 0.5 and request(server, "/state")[1] == [line["state"]]
+
+
+def test_a_saved_conversation_is_loaded(server, tmp_path):
+  """The file is that of `/save`; where it is none, the conversation stays."""
+  request(server, "/message", {"text": "hello you"})
+  server.chat.save(tmp_path / "chat.json")
+  before, text = list(server.chat.messages), (tmp_path / "chat.json").read_text()
+  request(server, "/command", {"text": "/reset"})
+  (line,) = request(server, "/load", {"name": "chat.json", "text": text})[1]
+  assert server.chat.messages == before and [m["content"] for m in line["state"]["messages"]][0] == "hello you"
+  assert "no answer" in request(server, "/look", {})[1][0]["error"]
+  for text in ("{", "[]", "{}", '{"messages": [{"role": "user"}]}'):
+    (line,) = request(server, "/load", {"name": "chat.json", "text": text})[1]
+    assert line["error"].startswith("chat.json ") and server.chat.messages == before
 
 
 def test_what_the_model_saw_at_a_token(server, loaded):
@@ -180,6 +195,21 @@ def test_a_browser_talks_without_an_error_or_another_request(server, tmp_path):
     before = page.evaluate("document.querySelector('#tokens').innerHTML")
     page.evaluate(choose)
     page.wait(f"document.querySelector('#tokens').innerHTML !== {json.dumps(before)}")
+    page.wait("!document.querySelector('#reset').disabled")
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
+    page.evaluate("document.querySelector('#save').click()")
+    saved = tmp_path / "chat.json"
+    page.wait("!document.querySelector('#save').disabled")
+    for _ in range(900):
+      if saved.exists():
+        break
+      time.sleep(0.1)
+    assert [m["content"] for m in json.loads(saved.read_text())["messages"]] == messages
+    page.evaluate("document.querySelector('#reset').click()")
+    page.wait("document.querySelectorAll('.message').length === 0")
+    field = page.call("DOM.querySelector", nodeId=page.call("DOM.getDocument")["root"]["nodeId"], selector="#load")
+    page.call("DOM.setFileInputFiles", files=[str(saved)], nodeId=field["nodeId"])
+    page.wait("document.querySelectorAll('.message').length === 2")
     page.wait("!document.querySelector('#reset').disabled")
     page.evaluate("document.querySelector('#reset').click()")
     page.wait("document.querySelectorAll('.message').length === 0")

@@ -2,6 +2,9 @@
 
 import time
 
+from etils import epath
+
+from lmjax import screen
 from lmjax.inference import progress
 from lmjax.inference.progress import ProgressBar, tracked
 
@@ -29,3 +32,17 @@ def test_a_terminal_has_a_bar_and_other_hosts_have_nothing(monkeypatch, capsys):
   with ProgressBar("prepare", 10) as bar:
     bar.update(4)
   assert not any(capsys.readouterr())
+
+
+def test_scores_are_printed_with_their_limits_and_baselines_once(capsys, tmp_path):
+  shown = screen.Screen(epath.Path(tmp_path))
+  scores = {"dev_f1": 0.5, "dev_f1_low": 0.4, "dev_f1_high": 0.61, "dev_majority_f1": 0.3, "validation_loss": 2.0}
+  for step in (1, 2):
+    shown.evaluated(step, scores | {"validation_baseline_bits": 1.5}, [])
+  assert capsys.readouterr().out.splitlines() == [
+    "baselines: dev majority f1 0.3000, bits 1.5000",
+    "step 1  dev:  f1 0.5000 (0.4000 to 0.6100)",
+    "step 1  validation:  loss 2.0000",
+    "step 2  dev:  f1 0.5000 (0.4000 to 0.6100)",
+    "step 2  validation:  loss 2.0000",
+  ]

@@ -29,14 +29,14 @@ VARIANTS = [
   *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "images", "images:digits=mnist,vision=2", "scenes",
   "glue", "glue:task=stsb", "similarity", "superglue", "superglue:task=wsc",
-  "ner", "elmo_ner", "squad", "retriever",
+  "ner", "elmo_ner", "squad", "retriever", "fusion_in_decoder",
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.
 STEPPED = (
   "gpt", "quickstart", "shakespeare_char", "text", "lstm", "elmo:size=original", "scan", "llama:size=7b",
   "mixtral:size=8x7b",
   "transformer:size=base", "gpt2:size=124m", "bert:size=mini", "t5:size=mini", "t5:size=v1_1-small",
-  "glue", "similarity", "ner", "elmo_ner", "squad", "images", "retriever",
+  "glue", "similarity", "ner", "elmo_ner", "squad", "images", "retriever", "fusion_in_decoder",
 )  # fmt: skip
 
 

@@ -5,8 +5,8 @@
     lmjax ask --index indexes/docs "How is a run resumed?" --workdir smollm2.gguf
 
 The chunks that the index finds are numbered. Without --workdir, they are printed. A model of configs/squad.py answers
-with a span of them; a decoder with a chat template writes an answer after them. If no chunk is similar enough, or the
-model says so, the answer is "not in these documents".
+with a span of them; one of configs/fusion_in_decoder.py, or a decoder with a chat template, writes an answer. If no
+chunk is similar enough, or the model says so, the answer is "not in these documents".
 """
 
 import json
@@ -29,12 +29,12 @@ def main(arguments: list[str]) -> int:
   add = parser.add_argument
   add("question", type=str, help="the question")
   add("--index", required=True, help="the folder of the index")
-  add("--workdir", help="the reader: a run of configs/squad.py, a folder with its head, or a model that chats")
+  add("--workdir", help="the reader: a run of configs/squad.py or fusion_in_decoder.py, or a model that chats")
   add("--encoder", help="where the encoder of the index is now; default where it was")
   add("--top", type=int, least=1, most=100, default=5, help="number of chunks")
   add("--threshold", type=float, most=1, default=THRESHOLD, help="similarity of the best chunk, at least; 0: any")
   add("--template", default="", help="of a model that chats: chatml, plain, or a Jinja file; default its own")
-  add("--max_new_tokens", type=int, least=1, default=128, help="of the answer of a model that chats")
+  add("--max_new_tokens", type=int, least=1, default=128, help="of an answer that is written")
   add("--json", action="store_true", help="print one JSON object")
   options = parse(parser, arguments)
   refuse(parser, options, {}, {"workdir": "template max_new_tokens"})

@@ -16,6 +16,7 @@ class Buckets:
   def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):
     self.lengths, self.length = tuple(lengths), max(lengths)
     self.schedule = tuple(schedule)  # indices into lengths, repeated
+    self._scheduled = sorted(set(schedule))
 
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     number, *documents = position
@@ -40,5 +41,4 @@ class Buckets:
 
   def bucket(self, targets: int) -> int:
     """Returns the index of the shortest scheduled length that is at least `targets`, otherwise of the longest one."""
-    scheduled = sorted(set(self.schedule))
-    return next((b for b in scheduled if targets <= self.lengths[b]), scheduled[-1])
+    return next((b for b in self._scheduled if targets <= self.lengths[b]), self._scheduled[-1])

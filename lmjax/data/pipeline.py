@@ -218,9 +218,9 @@ class _RowIterator(grain.DatasetIterator):
     self._turn = 0
     self._streams = list(rows.packers)
     self._positions = {s: tuple(map(int, rows.positions[s])) for s in self._streams}
-    # They keep the last documents, so that a long one is tokenized once and not for each of its rows.
-    cache = functools.lru_cache(CACHED_DOCUMENTS)
-    self._readers = {stream: cache(functools.partial(self._read, stream)) for stream in self._streams}
+    # They keep the last documents, so that each is tokenized once, and not for each of its rows or lengths.
+    caches = {s: functools.lru_cache(getattr(packer, "kept", CACHED_DOCUMENTS)) for s, packer in rows.packers.items()}
+    self._readers = {stream: caches[stream](functools.partial(self._read, stream)) for stream in self._streams}
     self._report: tuple[int, list[BadRecord]] = (0, [])  # records read and skipped since the last element
     self._empty = 0  # consecutive documents without text
 

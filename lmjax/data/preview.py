@@ -15,7 +15,7 @@ from lmjax.data.objectives.causal import Text
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Encoded, Source, read_document
 from lmjax.data.sources.dialogues import Dialogue
-from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.pair import Pair
 from lmjax.data.sources.preferences import Preference
 from lmjax.data.sources.shards import Prepared, check_sums, read_index
 from lmjax.data.tokenizers.base import Tokenizer

@@ -1,9 +1,6 @@
-"""Extracted answers: the best span of all windows of a paragraph, and how SQuAD's script compares answers."""
+"""Extracted answers: the best span of all windows of a paragraph, compared as SQuAD's script does."""
 
-import collections
 import dataclasses
-import re
-import string
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -13,8 +10,8 @@ from lmjax.data.objectives.labelled import examples
 from lmjax.data.objectives.spans import Spans, Window
 from lmjax.data.sources.base import BadRecord
 from lmjax.evals.base import Context, Measure
-from lmjax.evals.bootstrap import limits
 from lmjax.evals.row_scores import row_scores
+from lmjax.evals.squad_scores import compare, summarize
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -88,28 +85,3 @@ def best_answer(
       best = Answer(context[begin:end], begin, float(sums[first, last]))
   margin = best.margin - null
   return Answer("", 0, margin) if margin < 0 and not answerable else best._replace(margin=margin)
-
-
-def normalize(text: str) -> str:
-  """Returns an answer in lower case, without punctuation, articles and extra space."""
-  text = "".join(character for character in text.lower() if character not in string.punctuation)
-  return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
-
-
-def compare(answer: str, true: Sequence[str]) -> tuple[float, float]:
-  """Returns exact match and F1 of an answer, the best over the true ones; none is given for no answer."""
-  pairs = [(normalize(answer), normalize(text)) for text in true if normalize(text)] or [(normalize(answer), "")]
-  return max(float(a == b) for a, b in pairs), max(_f1(a.split(), b.split()) for a, b in pairs)
-
-
-def _f1(given: list[str], wanted: list[str]) -> float:
-  if not given or not wanted:
-    return float(given == wanted)
-  common = sum((collections.Counter(given) & collections.Counter(wanted)).values())
-  return 2 * common / (len(given) + len(wanted))
-
-
-def summarize(values_Nx2: np.ndarray, resamples: int) -> dict[str, float]:
-  """Returns the means of exact match and F1 over the questions, and the interval of F1."""
-  exact, f1 = map(float, values_Nx2.mean(axis=0))
-  return {"exact": exact, "f1": f1} | limits("f1", values_Nx2[:, 1], np.mean, resamples=resamples)

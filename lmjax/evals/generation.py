@@ -7,7 +7,7 @@ import numpy as np
 import sacrebleu
 
 from lmjax.data.sources.base import read_document
-from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.pair import Pair
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler

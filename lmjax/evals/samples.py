@@ -4,7 +4,7 @@ import functools
 from collections.abc import Callable
 
 from lmjax.data.sources.base import read_document
-from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.pair import Pair
 from lmjax.data.tokenizers.base import ends_of
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler

@@ -8,11 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
+from lmjax.data.objectives.passages import Passages, encode_passages
 from lmjax.decode.logits import Sampling
-from lmjax.evals.answers import normalize
+from lmjax.evals.squad_scores import normalize
+from lmjax.evals.written_answers import write_answers
 from lmjax.inference.chat import Chat
 from lmjax.inference.predict import Predictor, Text, make_predictor
 from lmjax.inference.retrieval import Hit
+from lmjax.models.fusion_in_decoder import FusionInDecoder
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.encode import Encode
 from lmjax.tasks.spans import SpanExtraction
@@ -50,6 +53,13 @@ def of_hit(hits: Sequence[Hit], number: int) -> Citation:
   return Citation(number, chunk.line, chunk.start, chunk.end)
 
 
+def of_span(hits: Sequence[Hit], number: int, start: int, text: str) -> Citation:
+  """Returns the citation of a part of a hit, which starts at a character of it."""
+  chunk = hits[number].chunk
+  line = chunk.line + chunk.text.count("\n", 0, start)
+  return Citation(number, line, chunk.start + start, chunk.start + start + len(text))
+
+
 @dataclasses.dataclass(frozen=True)
 class Extractor:
   """Answers with a span of the hits, by a model that extracts answers.
@@ -72,9 +82,7 @@ class Extractor:
     best = sorted(max(groups.values(), key=lambda own: np.logaddexp.reduce([m for m, _ in own])), reverse=True)
     citations = []
     for _, i in best:
-      chunk, start, text = hits[i].chunk, predictions[i]["start"], predictions[i]["answer"]
-      line = chunk.line + chunk.text.count("\n", 0, start)
-      citations.append(Citation(i, line, chunk.start + start, chunk.start + start + len(text)))
+      citations.append(of_span(hits, i, predictions[i]["start"], predictions[i]["answer"]))
     return Answer(predictions[best[0][1]]["answer"], tuple(citations))
 
 
@@ -113,21 +121,49 @@ class ChatReader:
     return Answer(text, tuple(of_hit(hits, i) for i in (named or range(used))))
 
 
-Reader = Extractor | ChatReader
+@dataclasses.dataclass(frozen=True)
+class Writer:
+  """Answers with what an encoder-decoder writes that read the hits apart (Izacard and Grave, 2021).
+
+  It cites the hits that have the answer in their text, and all where none has. data: how it was trained to read.
+  """
+
+  loaded: LoadedModel
+  data: Passages
+  max_new_tokens: int = 128
+
+  def __call__(self, question: str, hits: Sequence[Hit]) -> Answer:
+    """Returns the answer of the model, greedily."""
+    tokenizer, data, texts = self.loaded.tokenizer, self.data, [hit.chunk.text for hit in hits]
+    passages = encode_passages(tokenizer, question, texts, data.passage_length, data.question_length)
+    model, params = self.loaded.task.model, self.loaded.params["model"]
+    (text,) = write_answers(model, params, tokenizer, [passages], self.max_new_tokens)
+    if not normalize(text):
+      return Answer("")
+    places = [re.search(re.escape(text), own, re.IGNORECASE) for own in texts]
+    found = [of_span(hits, i, at.start(), at[0]) for i, at in enumerate(places) if at]
+    return Answer(text, tuple(found or (of_hit(hits, i) for i in range(len(hits)))))
+
+
+Reader = Extractor | Writer | ChatReader
 
 
 def make_reader(loaded: LoadedModel, path: epath.PathLike, template: str = "", max_new_tokens: int = 128) -> Reader:
   """Returns the reader that a model can be.
 
   Raises:
-    UserError: it neither extracts answers nor writes them after a chat.
+    UserError: it neither extracts answers nor writes them.
   """
   task = loaded.task
   if isinstance(task, SpanExtraction) or (isinstance(task, Encode) and task.classifier and task.labels == "span"):
     return Extractor(make_predictor(loaded, path))
+  data = loaded.run.data if loaded.run else None
+  if isinstance(task.model, FusionInDecoder) and isinstance(data, Passages):
+    return Writer(loaded, data, max_new_tokens)
   if task.model.kind != "decoder" or isinstance(task, Encode):
     raise UserError(
-      f"ask: {path} cannot read: a reader is a model that extracts answers (configs/squad.py) or a decoder that chats"
+      f"ask: {path} cannot read: a reader is a model that extracts answers (configs/squad.py), one that writes them "
+      "(configs/fusion_in_decoder.py), or a decoder that chats"
     )
   return ChatReader(loaded, template, max_new_tokens)
 

@@ -162,10 +162,18 @@ class Chat:
     messages = [{"role": message.role, "content": message.content} for message in self.messages]
     files.write(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
-  def load(self, path: epath.PathLike) -> None:
-    """Replaces the history by that of a file; raises UserError where it has none."""
+  def load(self, path: epath.PathLike, text: str | None = None) -> None:
+    """Replaces the history by that of a file.
+
+    Args:
+      text: the content of the file, where it is not read from the path.
+
+    Raises:
+      UserError: the file cannot be read, or is not a history.
+    """
     try:
-      self.messages = list(read_messages(files.read_json(path).get("messages"), "messages"))
+      record = files.parse_json(files.read_bytes(path) if text is None else text)
+      self.messages = list(read_messages(record.get("messages"), "messages"))
     except ValueError as error:
       raise UserError(f"{path} {error}") from error
 

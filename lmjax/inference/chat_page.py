@@ -163,6 +163,7 @@ class Handler(BaseHTTPRequestHandler):
       "/look": self._look,
       "/stop": self._stop,
       "/image": self._image,
+      "/load": self._load,
     }
     kind = self.headers.get("Content-Type", "")
     if not self._is_from_here() or kind != "application/json":  # which no other site may send without asking
@@ -234,6 +235,12 @@ class Handler(BaseHTTPRequestHandler):
         raise UserError("the image was not sent as base64") from error
       chat.show(request.text("name") or "the image", data)
       chat.ids, chat.prompt = [], 0  # which were written about another image
+      self._line({"state": self.server.state()})
+
+  def _load(self, request: Fields) -> None:
+    with self.server.alone() as chat:
+      chat.load(request.text("name") or "the file", request.text("text"))
+      chat.ids, chat.prompt = [], 0
       self._line({"state": self.server.state()})
 
   def _look(self, request: Fields) -> None:

@@ -118,7 +118,7 @@ class EncoderDecoder(nn.Module):
     ids_BxL, segments_BxL = batch["decoder_inputs"], batch.get("decoder_segments")
     length, sources = ids_BxL.shape[1], source_BxMxD.shape[1]
     positions_BxL = positions_of(batch, "decoder_inputs", "decoder_positions")
-    cross = prepare_mask(Mask(segments_BxL, batch.get("segments")), length, sources)
+    cross = prepare_mask(Mask(segments_BxL, self.sources_of(batch)), length, sources)
     bias_BxHxLxM = self._bias("decoder_bias", length)
     mask = Mask(segments_BxL, None, batch.get("decoder_allowed"), bias_BxHxLxM, causal=True)
     source = CrossInputs(prepare_mask(mask, length), cross, source_BxMxD)
@@ -126,6 +126,10 @@ class EncoderDecoder(nn.Module):
     if self.is_initializing() and not self.config.tie_embeddings:
       self.unembed(ids_BxL)
     return Hidden(self.final_norm(x_BxLxD), taps=tapped | ({"source": source_BxMxD} if taps else {}))
+
+  def sources_of(self, batch: Mapping[str, jax.Array]) -> jax.Array | None:
+    """Returns the number [B, M] of the pair whose target attends to a token of the source; 0 for none."""
+    return batch.get("segments")
 
   def encode(
     self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()
@@ -146,9 +150,7 @@ class EncoderDecoder(nn.Module):
     """
     c, valid_BxM, ids_BxL = self.config, batch["segments"] > 0, batch["decoder_inputs"]
     positions_BxM = jnp.maximum(jnp.cumsum(valid_BxM, axis=1) - 1, 0)
-    x_BxMxD, _ = self.encode(
-      {"inputs": batch["inputs"], "positions": positions_BxM, "segments": valid_BxM.astype(jnp.int32)}
-    )
+    x_BxMxD, _ = self.encode({key: batch[key] for key in ("inputs", "segments")} | {"positions": positions_BxM})
     layers = tuple(
       self.decoder.block(parent=None).apply({"params": params}, x_BxMxD, method="project_source")
       for params in self._decoder_layers()

@@ -7,7 +7,7 @@ import pytest
 
 from lmjax import screen
 from lmjax.data.objectives.arrange import Arrangement
-from lmjax.data.objectives.labelled import Labelled
+from lmjax.data.objectives.labelled import Labelled, LabelledDocuments
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.examples import Example
 from lmjax.data.sources.labelled import Table
@@ -121,7 +121,9 @@ def test_numbers_are_checked(tmp_path):
   assert batch["values"].tolist() == [0.5, -2.0] and data.shared()["labels"] == ()
 
 
-def test_an_epoch_has_every_example_once_in_the_row_it_fits(tmp_path):
+def test_an_epoch_has_every_example_once_in_the_row_it_fits(tmp_path, monkeypatch):
+  encoded, encode = [], LabelledDocuments.encode_text
+  monkeypatch.setattr(LabelledDocuments, "encode_text", lambda self, text: encoded.append(text) or encode(self, text))
   sizes = [1, 2, 5, 3, 9, 12, 2, 1, 4, 6, 2, 3, 1, 2, 3, 8]
   data = reader(
     tmp_path, "".join(f"{chr(97 + i) * size}\t{i % 2}\n" for i, size in enumerate(sizes)), labels=("0", "1"),
@@ -137,6 +139,7 @@ def test_an_epoch_has_every_example_once_in_the_row_it_fits(tmp_path):
     seen[letter] = seen.get(letter, 0) + 1
   batches.close()
   assert set(seen) == {97 + i for i in range(len(sizes))} and max(seen.values()) - min(seen.values()) <= 2
+  assert len(encoded) <= 5 * len(sizes), "each is encoded once in an epoch, and not for every length"
 
 
 def test_epochs_are_counted_in_examples(tmp_path):

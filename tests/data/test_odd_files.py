@@ -14,7 +14,8 @@ from lmjax.data.objectives.causal import Text
 from lmjax.data.objectives.seq2seq import TextToText
 from lmjax.data.sources.base import BadRecord, read_document, texts
 from lmjax.data.sources.files import open_files
-from lmjax.data.sources.pairs import Pair, ParallelLines
+from lmjax.data.sources.pair import Pair
+from lmjax.data.sources.pairs import ParallelLines
 from lmjax.data.sources.paths import expand_paths
 from lmjax.data.sources.records import JsonLines
 from lmjax.data.sources.text import TextFiles

@@ -9,7 +9,8 @@ from lmjax.__main__ import main
 from lmjax.data.objectives.denoising import Consecutive, Denoising, MixtureOfDenoisers, PrefixLM, SpanCorruption
 from lmjax.data.objectives.seq2seq import TextToText
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.pairs import JsonPairs, Pair, ParallelLines, PatternLines
+from lmjax.data.sources.pair import Pair
+from lmjax.data.sources.pairs import JsonPairs, ParallelLines, PatternLines
 from lmjax.data.sources.python_docs import PythonDocs
 from lmjax.data.sources.text import TextFiles
 from lmjax.data.streams import Mixture, Part

@@ -13,7 +13,8 @@ from lmjax.data.sources.squad import Squad
 from lmjax.data.tokenizers import registry
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import TokenizerConfig
-from lmjax.evals.answers import best_answer, compare, normalize, summarize
+from lmjax.evals.answers import best_answer
+from lmjax.evals.squad_scores import compare, normalize, summarize
 from lmjax.utils.errors import UserError
 
 CONTEXT = "The naïve café opened in 1899. It closed in 1920."

@@ -80,10 +80,10 @@ def test_a_segment_has_the_vector_of_its_text_alone(given):
 def test_a_hard_negative_has_words_of_the_question_and_no_answer():
   data = rows_of(Retrieval(tiny_task("BERT").model, negatives=2))
   documents = data.documents(QUESTIONS, WORDS, None, 1)
-  assert documents.negatives(QUESTIONS[0]) == []  # the other paragraphs share no word
-  assert documents.negatives(QUESTIONS[1]) == ["y e"] and documents.negatives(QUESTIONS[2]) == ["c d e a"]
+  assert documents.negatives(QUESTIONS[0], 2) == []  # the other paragraphs share no word
+  assert documents.negatives(QUESTIONS[1], 2) == ["y e"] and documents.negatives(QUESTIONS[2], 2) == ["c d e a"]
   answered = QUESTIONS[1]._replace(answers=(("Y", 0),))
-  assert documents.negatives(answered) == []
+  assert documents.negatives(answered, 2) == []
   (row,), _ = documents.encode_text(QUESTIONS[2])
   assert sorted(set(row["segments"])) == [1, 2, 3] and len(row["inputs"]) <= 24
 

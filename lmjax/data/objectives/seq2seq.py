@@ -11,7 +11,7 @@ from lmjax.data.first_fit import GROUP_ROWS, FirstFit
 from lmjax.data.packer import Document, Packer, Row
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import Source, read_document
-from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.pair import Pair
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from lmjax.data.sources.base import BadRecord, Source
 from lmjax.data.sources.examples import Example, Question, Tagged
-from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.pair import Pair
 from lmjax.data.sources.python_docs import PythonDocs
 
 

@@ -3,19 +3,12 @@
 import dataclasses
 import functools
 import re
-from typing import NamedTuple
 
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.indexed import Index, Lines, expand_paths, line_starts
+from lmjax.data.sources.pair import Pair
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json
-
-
-class Pair(NamedTuple):
-  """A source and its target."""
-
-  source: str
-  target: str
 
 
 @dataclasses.dataclass(frozen=True)

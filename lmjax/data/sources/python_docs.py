@@ -9,7 +9,7 @@ import inspect
 import pathlib
 import sysconfig
 
-from lmjax.data.sources.pairs import Pair
+from lmjax.data.sources.pair import Pair
 from lmjax.data.sources.splits import split_range
 from lmjax.utils.errors import UserError
 

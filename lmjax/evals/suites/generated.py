@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import sacrebleu
 
-from lmjax.evals.answers import compare
+from lmjax.evals.squad_scores import compare
 from lmjax.evals.suites.items import Item
 from lmjax.evals.suites.task_files import CORPUS_METRICS, ROUGE, TaskFile
 from lmjax.utils.errors import UserError
@@ -21,7 +21,7 @@ def score_answer(task: TaskFile, item: Item, answer: str) -> Record:
   """Returns the scores of a generated answer by the task's metrics, the best over the right answers.
 
   exact_match: 1 if equal to a right answer, both changed by the metric's options, or the last number in both
-  answer_f1: F1 of words as SQuAD compares them (see `evals.answers.compare`)
+  answer_f1: F1 of words as SQuAD compares them (see `evals.squad_scores.compare`)
   bleu, chrf: the counts that sacreBLEU adds up over items
   rouge1, rouge2, rougeL: F1 of words, of pairs of words, of the longest common subsequence (Lin, 2004)
   """
