@@ -1,4 +1,4 @@
-"""Fusion-in-Decoder (Izacard and Grave, 2021), arXiv:2007.01282: an encoder-decoder answers from several passages.
+"""Fusion-in-Decoder (Izacard and Grave, 2021), arXiv:2007.01282: an encoder-decoder answers from several paragraphs.
 
     lmjax train --config configs/fusion_in_decoder.py:start=...,train=train-v1.1.json,validation=dev-v1.1.json \
       --workdir runs/reader
@@ -7,9 +7,9 @@
 start: a run of configs/t5.py, or the folder of a T5; without it, a T5 of size mini from random weights. train,
 validation: files in SQuAD's JSON format, 1.1 or 2.0; a question without an answer is one for which nothing is written.
 articles: the part of the articles of `train` to train on, such as `:80%`; the others are for validation if there is no
-file. negatives: passages besides the paragraph of each question, by BM25 (pip install 'lmjax[retrieval]'); the paper
-has 100 passages of 250 tokens, T5-Base and T5-Large, 10,000 steps of 64 questions with Adam at a constant 1e-4. Memory
-and time grow in proportion to the passages. Hardware: accelerators. Time and expected result: not measured.
+file. negatives: paragraphs besides that of each question, by BM25 (pip install 'lmjax[retrieval]'); the paper has 100
+paragraphs of 250 tokens, T5-Base and T5-Large, 10,000 steps of 64 questions with Adam at a constant 1e-4. Memory and
+time grow in proportion to the paragraphs. Hardware: accelerators. Time and expected result: not measured.
 """
 
 from ml_collections import ConfigDict
@@ -36,7 +36,7 @@ def get_config(argument: str = "") -> ConfigDict:
       batch=64,
       start=dict(path=start),
       data=dict(
-        kind="lmjax.data.objectives.passages:Passages",
+        kind="lmjax.data.objectives.paragraphs:Paragraphs",
         length=256 * (1 + negatives),
         question_length=48,
         target_length=32,

@@ -52,5 +52,11 @@ def test_a_notebook_opens_in_colab(path):
     assert f"--no-deps {package.replace('_', '-')}" in code
 
 
-def test_there_are_four():
-  assert [path.stem for path in NOTEBOOKS] == ["fine_tune", "from_huggingface", "inspect_checkpoint", "train_and_look"]
+def test_there_are_five():
+  assert [path.stem for path in NOTEBOOKS] == [
+    "fine_tune",
+    "from_huggingface",
+    "inspect_checkpoint",
+    "tour",
+    "train_and_look",
+  ]

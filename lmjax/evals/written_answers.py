@@ -1,4 +1,4 @@
-"""Answers that an encoder-decoder writes from several passages, compared as SQuAD's script does."""
+"""Answers that an encoder-decoder writes from several paragraphs, compared as SQuAD's script does."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 from flax import linen as nn
 
-from lmjax.data.objectives.passages import Passages
+from lmjax.data.objectives.paragraphs import Paragraphs
 from lmjax.data.sources.base import BadRecord, read_document
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.logits import Sampling
@@ -35,15 +35,15 @@ class WrittenAnswers:
 
   def prepare(self, context: Context) -> Measure:
     data, tokenizer = context.data, context.tokenizer
-    if not isinstance(data, Passages):
-      raise UserError("evals: written answers need data.kind=lmjax.data.objectives.passages:Passages")
+    if not isinstance(data, Paragraphs):
+      raise UserError("evals: written answers need data.kind=lmjax.data.objectives.paragraphs:Paragraphs")
     documents = data.documents(data.validation, tokenizer, None, 1)
     questions = [read_document(data.validation, i) for i in range(len(data.validation))]
     sources, true = [], []
     for question in questions[: self.questions or None]:
       document = documents.encode(question)
       if not isinstance(document, BadRecord):
-        sources.append(document[0][0])
+        sources.append(document[0][:-1])
         true.append([text for text, _ in question.answers])
 
     def measure(params: Tree) -> dict[str, float]:
@@ -60,12 +60,12 @@ def write_answers(
   """Returns the answer to each question, greedily; sources of similar length are read together.
 
   Args:
-    sources: the passages of each question, as `encode_passages` returns them.
+    sources: the paragraphs of each question, as `encode_paragraphs` returns them.
     new: tokens of an answer at most.
   """
   sampler = Sampler(model, new + 1, Sampling(temperature=0.0), ends_of(tokenizer))
   params, answers = sampler.prepare(params), [""] * len(sources)
-  sizes = [sum(map(len, passages)) for passages in sources]
+  sizes = [sum(map(len, paragraphs)) for paragraphs in sources]
   order, rows = sorted(range(len(sources)), key=sizes.__getitem__), min(ROWS, len(sources))
   start, seeds = np.full((rows, 1), tokenizer.start, np.int32), np.zeros(rows, np.uint32)
   for at in range(0, len(order), rows):

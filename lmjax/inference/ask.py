@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from etils import epath
 
-from lmjax.data.objectives.passages import Passages, encode_passages
+from lmjax.data.objectives.paragraphs import Paragraphs, encode_paragraphs
 from lmjax.decode.logits import Sampling
 from lmjax.evals.squad_scores import normalize
 from lmjax.evals.written_answers import write_answers
@@ -129,20 +129,20 @@ class Writer:
   """
 
   loaded: LoadedModel
-  data: Passages
+  data: Paragraphs
   max_new_tokens: int = 128
 
   def __call__(self, question: str, hits: Sequence[Hit]) -> Answer:
     """Returns the answer of the model, greedily."""
     tokenizer, data, texts = self.loaded.tokenizer, self.data, [hit.chunk.text for hit in hits]
-    passages = encode_passages(tokenizer, question, texts, data.passage_length, data.question_length)
+    paragraphs = encode_paragraphs(tokenizer, question, texts, data.paragraph_length, data.question_length)
     model, params = self.loaded.task.model, self.loaded.params["model"]
-    (text,) = write_answers(model, params, tokenizer, [passages], self.max_new_tokens)
+    (text,) = write_answers(model, params, tokenizer, [paragraphs], self.max_new_tokens)
     if not normalize(text):
       return Answer("")
     places = [re.search(re.escape(text), own, re.IGNORECASE) for own in texts]
-    found = [of_span(hits, i, at.start(), at[0]) for i, at in enumerate(places) if at]
-    return Answer(text, tuple(found or (of_hit(hits, i) for i in range(len(hits)))))
+    cited = [of_span(hits, i, at.start(), at[0]) for i, at in enumerate(places) if at]
+    return Answer(text, tuple(cited or (of_hit(hits, i) for i in range(len(hits)))))
 
 
 Reader = Extractor | Writer | ChatReader
@@ -158,7 +158,7 @@ def make_reader(loaded: LoadedModel, path: epath.PathLike, template: str = "", m
   if isinstance(task, SpanExtraction) or (isinstance(task, Encode) and task.classifier and task.labels == "span"):
     return Extractor(make_predictor(loaded, path))
   data = loaded.run.data if loaded.run else None
-  if isinstance(task.model, FusionInDecoder) and isinstance(data, Passages):
+  if isinstance(task.model, FusionInDecoder) and isinstance(data, Paragraphs):
     return Writer(loaded, data, max_new_tokens)
   if task.model.kind != "decoder" or isinstance(task, Encode):
     raise UserError(

@@ -1,4 +1,4 @@
-"""Fusion-in-Decoder (Izacard and Grave, 2021), arXiv:2007.01282: many passages are read apart and answered together."""
+"""Fusion-in-Decoder (Izacard and Grave, 2021), arXiv:2007.01282: many paragraphs are read apart, and answered."""
 
 from collections.abc import Mapping
 
@@ -11,11 +11,11 @@ __all__ = ["PRESETS", "Config", "FusionInDecoder"]
 
 
 class FusionInDecoder(EncoderDecoder):
-  """An encoder-decoder whose encoder reads the passages of a row apart, and whose decoder attends to all of them.
+  """An encoder-decoder whose encoder reads the paragraphs of a row apart, and whose decoder attends to all of them.
 
-  Segments number the passages of a row from 1; 0 is padding. Positions start in each passage, so that their order does
-  not matter, and the work of the encoder grows with their number, not with its square. The parameters are those of
-  EncoderDecoder.
+  Segments number the paragraphs of a row from 1; 0 is padding. Positions start in each paragraph, so that their order
+  does not matter, and the work of the encoder grows with their number, not with its square. The parameters are those
+  of EncoderDecoder.
   """
 
   def encode(

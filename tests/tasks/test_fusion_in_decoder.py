@@ -1,11 +1,13 @@
-"""Fusion-in-Decoder: passages are read apart, the answer sees all of them, and their order does not matter."""
+"""Fusion-in-Decoder: paragraphs are read apart, the answer sees all of them, and their order does not matter."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from lmjax.data.objectives.passages import Passages, encode_passages
+from lmjax import storage
+from lmjax.__main__ import main
+from lmjax.data.objectives.paragraphs import Paragraphs, encode_paragraphs
 from lmjax.data.sources.examples import Question
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import TokenizerConfig
@@ -15,6 +17,7 @@ from lmjax.inference.chunks import Chunk
 from lmjax.inference.retrieval import Hit
 from lmjax.models.encoder_decoder import Config
 from lmjax.models.fusion_in_decoder import FusionInDecoder
+from lmjax.parallel.sharding import use_layout
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.seq2seq import Seq2Seq
 from lmjax.testing import init_params
@@ -30,12 +33,12 @@ QUESTIONS = [
 
 def reader(questions=QUESTIONS, length=120, **changes):
   settings = dict(question_length=4, negatives=2, target_length=8) | changes
-  return Passages(questions, questions, length, TokenizerConfig("bytes"), **settings)
+  return Paragraphs(questions, questions, length, TokenizerConfig("bytes"), **settings)
 
 
 @pytest.fixture(scope="module", params=["relative", "sinusoidal"])
 def given(request):
-  """A model, its parameters, and a batch of two questions with three passages and with two."""
+  """A model, its parameters, and a batch of two questions with three paragraphs and with two."""
   shape = SHAPE | LAYERS | dict(depth=2, vocabulary=300) | (WAVES if request.param == "sinusoidal" else {})
   task = Seq2Seq(FusionInDecoder(Config(**shape)), target_length=8)
   (batch,) = reader().validate(Bytes(), 2, 1)
@@ -50,7 +53,7 @@ def vectors(given, **changes):
   return jax.jit(lambda batch: task.model.apply({"params": params["model"]}, batch, ("any",)))(batch | changes)
 
 
-def test_a_passage_is_read_as_if_it_were_alone(given):
+def test_a_paragraph_is_read_as_if_it_were_alone(given):
   _, _, batch = given
   whole = np.asarray(vectors(given).taps["source"])
   segments = np.asarray(batch["segments"])
@@ -63,7 +66,7 @@ def test_a_passage_is_read_as_if_it_were_alone(given):
     np.testing.assert_allclose(vectors(given, **alone).taps["source"][0, : own.sum()], whole[0, own], atol=1e-5)
 
 
-def test_the_order_of_passages_does_not_matter_and_each_one_does(given):
+def test_the_order_of_paragraphs_does_not_matter_and_each_one_does(given):
   _, _, batch = given
   segments = np.asarray(batch["segments"][0])
   order = np.concatenate([np.flatnonzero(segments == number) for number in (3, 1, 2, 0)])
@@ -82,12 +85,12 @@ def test_what_is_written_is_the_likeliest_token_after_each_prefix(given):
   task, params, batch = given
   tokenizer, count = Bytes(), 6
   texts = (["c d e a", "e b", "x"], ["e b f"])
-  sources = [encode_passages(tokenizer, "a b c d e", passages, 40, 4) for passages in texts]
+  sources = [encode_paragraphs(tokenizer, "a b c d e", paragraphs, 40, 4) for paragraphs in texts]
   written = write_answers(task.model, params["model"], tokenizer, sources, count)
   for source, text in zip(sources, written, strict=True):
     ids = [tokenizer.start]
     for _ in range(count):
-      segments = np.repeat(np.arange(len(source)) + 1, [len(passage) for passage in source])
+      segments = np.repeat(np.arange(len(source)) + 1, [len(paragraph) for paragraph in source])
       row = {"inputs": jnp.asarray(np.concatenate(source))[None], "segments": jnp.asarray(segments)[None]}
       row |= {"decoder_inputs": jnp.array([ids]), "decoder_segments": jnp.ones((1, len(ids)), jnp.int32)}
       hidden = task.model.apply({"params": params["model"]}, row).tokens
@@ -101,24 +104,24 @@ def test_the_rows_of_questions():
   tokenizer, data = Bytes(), reader()
   documents = data.documents(QUESTIONS, tokenizer, None, 1)
   packer = data.packers(documents, [0])[0]
-  (passages, target), size = documents.encode_text(QUESTIONS[0])
-  texts = [tokenizer.decode(ids[:-1].tolist()) for ids in passages]
+  (*paragraphs, target), size = documents.encode_text(QUESTIONS[0])
+  texts = [tokenizer.decode(ids[:-1].tolist()) for ids in paragraphs]
   assert texts[0] == "question:a bcontext:c d e a" and all(text.startswith("question:a bcontext:") for text in texts)
   assert tokenizer.decode(target[:-1].tolist()) == "c d" and target[-1] == tokenizer.end and size == 3
   row, _ = packer.row(lambda number: documents.read(0, number), (0, 0))
-  sizes = [len(ids) for ids in passages]
+  sizes = [len(ids) for ids in paragraphs]
   rest = [0] * (120 - sum(sizes))
   assert row["segments"].tolist() == [n for n, size in enumerate(sizes, 1) for _ in range(size)] + rest
   assert row["positions"].tolist() == [i for size in sizes for i in range(size)] + rest
   assert row["decoder_inputs"].tolist() == [tokenizer.start, *target[:-1], *[0] * 4] and row["weights"].sum() == 4
   # Another question's paragraph has the answer to this one.
   assert documents.negatives(QUESTIONS[3], 4) == ["c d e a"] and documents.negatives(QUESTIONS[2], 0) == []
-  (_, target), size = documents.encode_text(QUESTIONS[3])
+  (*_, target), size = documents.encode_text(QUESTIONS[3])
   assert target.tolist() == [tokenizer.end] and size == 0
   long = QUESTIONS[0]._replace(question="q" * 50, context="c" * 90, answers=(("c" * 30, 0),))
-  (passages, target), _ = documents.encode_text(long)
-  assert len(passages[0]) == 40 and len(target) == 8
-  assert tokenizer.decode(passages[0][:13].tolist()) == "question:qqqq" and passages[0][39] == tokenizer.end
+  (*paragraphs, target), _ = documents.encode_text(long)
+  assert len(paragraphs[0]) == 40 and len(target) == 8
+  assert tokenizer.decode(paragraphs[0][:13].tolist()) == "question:qqqq" and paragraphs[0][39] == tokenizer.end
   assert len(data.validate(tokenizer, 3)) == 2
   for wrong in (dict(target_length=0), dict(length=36), dict(question_length=40), dict(packed=True)):
     with pytest.raises(ValueError, match="question"):
@@ -128,6 +131,20 @@ def test_the_rows_of_questions():
 def test_what_is_no_question_is_refused():
   with pytest.raises(UserError, match="need questions"):
     reader().documents(["text"], Bytes(), None, 1).encode("text")
+
+
+def test_a_run_trains_and_shows_its_rows(tmp_path, capsys):
+  folder = str(tmp_path / "run")
+  settings = ["--config.steps=2", "--config.evals.every=2", "--config.checkpoint.every=2"]
+  assert main(["train", "--config", "configs/fusion_in_decoder.py:debug", "--workdir", folder, *settings]) == 0
+  assert "dev:  exact" in capsys.readouterr().out
+  assert main(["prepare", "--inspect", folder, "--rows", "1"]) == 0
+  assert "question:Second?context:" in capsys.readouterr().out
+  loaded = storage.open(folder).load()
+  with use_layout(loaded.layout):
+    reader = ask.make_reader(loaded, folder, max_new_tokens=4)
+    answer = reader("Second?", [Hit(0, Chunk("a.txt", 1, 0, 7, "one two"), 0.9, 1.0)])
+  assert isinstance(reader, ask.Writer) and len(answer.citations) == bool(answer.text)
 
 
 class Words:

@@ -209,7 +209,7 @@ class LabelledDocuments(Documents):
 class LabelledRows(Buckets):
   """An example in each row; see `Buckets`."""
 
-  kept = 512  # examples of a stream, as each is looked at once for every length
+  kept = 512  # examples of a stream, as each is read once for every length
 
   def tokens(self, content: Any) -> int:
     return len(content[0]["inputs"]) if len(content) else 0
