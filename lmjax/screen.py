@@ -5,11 +5,10 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lmjax.data.documents import Documents
+from lmjax.data.documents import Documents, length_of
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord, Source, read_document
 from lmjax.data.tokenizers.base import Tokenizer
@@ -183,21 +182,12 @@ def _tokens(documents: Documents, count: int, until: float) -> tuple[int, int, i
   for i in range(0, count, max(count // SAMPLED, 1)):
     document = read_document(documents.source, i, documents.encode)
     if not isinstance(document, BadRecord):
-      total += _length(document[0])
+      total += length_of(document[0])
       rows += sum(isinstance(row, dict) for row in document[0]) if isinstance(document[0], list) else 0
     read += 1
     if time.perf_counter() > until:
       break
   return int(total * count / max(read, 1)), round(rows * count / max(read, 1)), read
-
-
-def _length(content: Any) -> int:
-  """Returns the number of tokens in the content of a document: ids, or several of them, or rows with inputs."""
-  if isinstance(content, dict):
-    return len(content["inputs"])
-  if isinstance(content, list):
-    return sum(map(_length, content))
-  return len(content) if np.ndim(content) else 0
 
 
 def _surprises(run: Experiment, first: int, steps: int | None) -> list[str]:

@@ -23,7 +23,7 @@ from lmjax.data.sources.write_shards import Preparation
 from lmjax.data.tokenizers import registry
 from lmjax.experiment import load_config
 from lmjax.inference.output import show
-from lmjax.inference.prepare import prepared
+from lmjax.inference.prepare import open_data, prepared
 from lmjax.logs import console
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import expand
@@ -111,9 +111,8 @@ def _inspect(options: argparse.Namespace, overrides: dict[str, str]) -> None:
     console.print(f"{path}: {counts}; all checksums match")
   else:
     settings = load_config(path) if path.is_dir() else configs.load(options.inspect, overrides)
-    data, seed, batch = configs.build(settings["data"], "data", None, Reader), settings["seed"], settings["batch"]
-    saved = path / "tokenizer"
-    tokenizer = registry.load(saved) if path.is_dir() and saved.exists() else data.make_tokenizer()
+    data, tokenizer = open_data(settings, path if path.is_dir() else None)
+    seed, batch = settings["seed"], settings["batch"]
   plot = path / "lengths.png" if path.is_dir() and os.access(path, os.W_OK) else None
   plot = None if plot and os.path.islink(plot) else plot  # which would be written wherever it points
   for part in preview.preview(data, tokenizer, batch, seed, options.rows, options.tokens, plot):

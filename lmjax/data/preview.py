@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from lmjax.data.batch import LEGEND, Batch, key_axes
+from lmjax.data.documents import length_of
 from lmjax.data.objectives.causal import Text
 from lmjax.data.pipeline import Reader
-from lmjax.data.sources.base import Encoded, Source, read_document
+from lmjax.data.sources.base import BadRecord, Encoded, read_document
 from lmjax.data.sources.dialogues import Dialogue
 from lmjax.data.sources.pair import Pair
 from lmjax.data.sources.preferences import Preference
@@ -25,6 +26,7 @@ from lmjax.utils.files import replacing
 
 COLOURS = ("cyan", "yellow", "magenta", "green", "blue", "red")  # of segments, repeated
 NUM_BINS = 12
+TEXTS = (str, Pair, Dialogue, Preference)
 SENTINEL = r"<extra_id_\d+>"
 
 
@@ -61,7 +63,7 @@ def preview(
     yield Rule(f"row {row}", align="left")
     yield render_row(first, row, tokenizer)
     yield token_table(first, row, tokenizer, tokens)
-  lengths = document_lengths(data.source, tokenizer)
+  lengths = document_lengths(data, tokenizer)
   yield Rule("counts", align="left")
   yield (
     f"{len(data.source):,} documents, {np.mean(lengths):,.0f} tokens each (median {np.median(lengths):,.0f}, longest "
@@ -136,16 +138,21 @@ def _token(number: int, tokenizer: Tokenizer) -> str:
   return tokenizer.decode([number])
 
 
-def document_lengths(source: Source, tokenizer: Tokenizer, sample: int = 5000) -> list[int]:
+def document_lengths(data: Reader, tokenizer: Tokenizer, sample: int = 5000) -> list[int]:
   """Returns the number of tokens in about `sample` documents at regular intervals; in pairs, those of the target.
+
+  Of a document that is no text, such as a question, its rows count.
 
   Raises:
     UserError: no document can be read.
   """
+  source, encode = data.source, data.documents(data.source, tokenizer, 0, 1).encode
   documents = [read_document(source, i) for i in range(0, len(source), max(len(source) // sample, 1))]
-  encoded = [len(document.ids) for document in documents if isinstance(document, Encoded)]
-  texts = [_text(document) for document in documents if isinstance(document, str | Pair | Dialogue | Preference)]
-  lengths = encoded + [len(ids) for ids in tokenizer.encode_many(texts)]
+  texts = [_text(document) for document in documents if isinstance(document, TEXTS)]
+  rows = [encode(document) for document in documents if not isinstance(document, (*TEXTS, Encoded, BadRecord))]
+  lengths = [len(document.ids) for document in documents if isinstance(document, Encoded)]
+  lengths += [len(ids) for ids in tokenizer.encode_many(texts)]
+  lengths += [length_of(row[0]) for row in rows if not isinstance(row, BadRecord)]
   if not lengths:
     raise UserError("prepare: none of the documents in the source can be read")
   return lengths

@@ -184,7 +184,17 @@ def test_tasks_are_mixed_with_their_prefixes(files):
 
 @pytest.mark.parametrize(
   ("config", "words"),
-  [("t5.py:size=mini,debug", "<extra_id_0>"), ("scan.py:debug", "-> "), ("elmo.py:debug", "reverse_targets")],
+  [
+    ("t5.py:size=mini,debug", "<extra_id_0>"),
+    ("scan.py:debug", "-> "),
+    ("elmo.py:debug", "reverse_targets"),
+    ("glue.py:debug", "token_types"),
+    ("ner.py:debug", "tags"),
+    ("squad.py:debug", "second"),
+    ("images.py:debug", "documents"),
+    ("ppo.py:debug", "documents"),
+    ("kto.py:debug", "documents"),
+  ],
 )
 def test_rows_are_printed_by_inspect(config, words, capsys):
   assert main(["prepare", "--inspect", f"configs/{config}", "--rows", "1", "--tokens", "3"]) == 0
