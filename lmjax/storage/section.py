@@ -13,14 +13,16 @@ def model_section(path: epath.PathLike, **changes: Any) -> dict[str, Any]:
   """Returns the class and all settings of a saved model, its vocabulary and its longest sequence included.
 
   Args:
-    changes: settings that replace those of the model; of a name that it does not have, none.
+    changes: settings that replace those of the model; of a name that it does not have, none, and no `dropout` of a
+      decoder with RMS norms: those are trained without, and do not bear it (see benchmarks/notes/fine_tuning.md).
 
   Raises:
     UserError: there is no saved model at the path.
   """
   model = base.open(path).task.model
   settings = dataclasses.asdict(model.config)
-  settings |= {key: value for key, value in changes.items() if key in settings}
+  trained_without = ("dropout",) if model.kind == "decoder" and settings.get("norm") == "rms" else ()
+  settings |= {key: value for key, value in changes.items() if key in settings and key not in trained_without}
   return {"kind": f"{type(model).__module__}:{type(model).__qualname__}"} | settings
 
 

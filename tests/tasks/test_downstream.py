@@ -22,6 +22,7 @@ from lmjax.testing import fake_batch, init_params
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from tests.families import FAMILIES, tiny_task
+from tests.storage.huggingface_folders import write_model
 
 LABELS = ("no", "yes", "maybe")
 KINDS = ("GPT", "BERT", *(pytest.param(name, marks=pytest.mark.long) for name in ("Llama", "LSTM", "ELMo", "T5")))
@@ -219,3 +220,9 @@ def test_a_model_smaller_than_the_data_is_refused(bert, tmp_path, capsys):
   section = model_section(bert, dropout=0.25, no_such_field=1)
   assert section["dropout"] == 0.25 and "no_such_field" not in section
   assert sections.build(section, "model").config.length == 40
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("gpt2", 0.1), ("llama", 0.0), ("t5", 0.1)])
+def test_a_decoder_that_was_trained_without_dropout_stays_without(tmp_path, kind, dropout):
+  write_model(tmp_path / kind, kind)
+  assert model_section(tmp_path / kind, dropout=0.1)["dropout"] == dropout
