@@ -1,6 +1,7 @@
 """Several seeds with one command: what is reported, and that finished runs are not repeated."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from lmjax.__main__ import main
 from lmjax.commands import seeds
 from lmjax.utils.errors import UserError
+from tests.conftest import ROOT
 
 
 def test_mean_deviation_and_failed_runs():
@@ -51,3 +53,20 @@ def test_every_seed_has_a_run_that_is_resumed(tmp_path, monkeypatch, capsys):
   report = json.loads((tmp_path / "seeds.json").read_text())
   assert report["failed"] == [0] and report["runs"]["1"]["dev_accuracy"] == 0.6
   assert "dev_accuracy 0.5500 ± 0.0707" in (out := capsys.readouterr().out) and "2 runs, 1 failed [0]" in out
+
+
+def test_the_config_is_read_once_and_no_run_changes_that_of_the_next(tmp_path, monkeypatch):
+  config, lengths = tmp_path / "mine.py", []
+  shutil.copy(ROOT / "configs" / "glue.py", config)
+
+  def train(settings, folder):
+    lengths.append(settings["data"]["length"])
+    settings["data"]["length"] = 1
+    config.write_text("no config")
+    return 0
+
+  monkeypatch.setattr(seeds, "train", train)
+  monkeypatch.setattr(seeds, "_scores", lambda folder: {"dev_accuracy": 0.5})
+  arguments = ["--config", f"{config}:debug", "--seeds", "0:3", "--workdir", str(tmp_path / "runs")]
+  assert main(["seeds", *arguments]) == 0
+  assert len(lengths) == 3 and len(set(lengths)) == 1 and lengths[0] > 1

@@ -7,6 +7,7 @@ the same command again to resume; finished runs are not repeated. A run has fail
 the most frequent class.
 """
 
+import copy
 import json
 import math
 import statistics
@@ -38,11 +39,11 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--seeds", default="0:3", help="FIRST:END, or numbers separated by commas")
   options, overrides = parse_overrides(parser, arguments)
   seeds, results = parse_seeds(options.seeds), {}
+  settings = configs.load(options.config, overrides)  # once, as its file may change while the runs train
   with processes.joined():
     for seed in seeds:
       folder = epath.Path(options.workdir) / str(seed)
-      settings = configs.load(options.config, overrides) | {"seed": seed}
-      code = train(settings, folder)
+      code = train(copy.deepcopy(settings) | {"seed": seed}, folder)
       if code:
         return code
       results[seed] = _scores(folder)
