@@ -63,6 +63,7 @@ def test_the_config_is_read_once_and_no_run_changes_that_of_the_next(tmp_path, m
     lengths.append(settings["data"]["length"])
     settings["data"]["length"] = 1
     config.write_text("no config")
+    folder.mkdir(parents=True)
     return 0
 
   monkeypatch.setattr(seeds, "train", train)
