@@ -8,7 +8,8 @@ from typing import Any
 from etils import epath
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lmjax.data.documents import Documents, length_of
+from lmjax.data.documents import Documents
+from lmjax.data.lengths import length_of
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord, Source, read_document
 from lmjax.data.tokenizers.base import Tokenizer

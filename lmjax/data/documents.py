@@ -6,7 +6,7 @@ part of a mixture is read in that way.
 
 import functools
 from collections.abc import Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import grain
 import numpy as np
@@ -98,12 +98,3 @@ class Documents:
     for first in (source[0] for source in self.sources):
       if isinstance(first, Encoded):
         self.encode(first)
-
-
-def length_of(content: Any) -> int:
-  """Returns the number of tokens in the content of a document: ids, or several of them, or rows with inputs."""
-  if isinstance(content, dict):
-    return len(content["inputs"])
-  if isinstance(content, list):
-    return sum(map(length_of, content))
-  return len(content) if np.ndim(content) else 0

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text as RichText
 
 from lmjax.data.batch import LEGEND, Batch, key_axes
-from lmjax.data.documents import length_of
+from lmjax.data.lengths import length_of
 from lmjax.data.objectives.causal import Text
 from lmjax.data.pipeline import Reader
 from lmjax.data.sources.base import BadRecord, Encoded, read_document
@@ -141,7 +141,7 @@ def _token(number: int, tokenizer: Tokenizer) -> str:
 def document_lengths(data: Reader, tokenizer: Tokenizer, sample: int = 5000) -> list[int]:
   """Returns the number of tokens in about `sample` documents at regular intervals; in pairs, those of the target.
 
-  Of a document that is no text, such as a question, its rows count.
+  Of a document that is not text, such as a question, its rows count.
 
   Raises:
     UserError: no document can be read.

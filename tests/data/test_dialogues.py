@@ -1,5 +1,6 @@
 """Dialogues from files as rows: every layout, what is learned, what is packed, and what is named and left out."""
 
+import dataclasses
 import gzip
 import json
 import re
@@ -164,5 +165,7 @@ def test_previews_count_the_tokens_of_messages(tmp_path):
   reader, tokenizer = reader_of(tmp_path, [TURNS])
   preferences = JsonPreferences(write(tmp_path / "p.jsonl", [{"prompt": "a b", "chosen": "c", "rejected": "d"}]))
   whole = "\n".join(content for _, content in TURNS)
-  assert document_lengths(reader.source, tokenizer) == [len(tokenizer.encode(whole))]
-  assert document_lengths(preferences, tokenizer) == [len(tokenizer.encode("a b\nc"))]
+  assert document_lengths(reader, tokenizer) == [len(tokenizer.encode(whole))]
+  assert document_lengths(dataclasses.replace(reader, source=preferences), tokenizer) == [
+    len(tokenizer.encode("a b\nc"))
+  ]
