@@ -22,7 +22,8 @@ from lmjax.utils.files import read_json
 
 SAMPLED, SECONDS = 200, 0.5  # documents that are tokenized to estimate their number of tokens, and the time for it
 BITS = "bits_per_byte"
-NEXT = {  # what to try with a trained model, by the name of its task
+NEXT = {  # what to try with a trained model, by the name of its class or of its task
+  "FusionInDecoder": "lmjax ask --index INDEX 'a question' --workdir {run}",
   "MaskedLM": "lmjax fill --workdir {run} 'a sentence with [MASK] in it'",
   "Downstream": "lmjax predict --workdir {run} --input FILE",
   "Encode": "lmjax embed --workdir {run} --input FILE --output vectors.npz",
@@ -127,8 +128,10 @@ class Screen:
     if interrupted:
       self.say(f"{interrupted}: saved step {step} in {self.workdir}; rerun the same command to resume")
       return
-    kinds = [NEXT[base.__name__] for base in type(run.task).__mro__ if base.__name__ in NEXT]
-    command = GENERATE if generates(run.task) else (*kinds, "lmjax show {run}")[0]
+    model, task = (
+      [NEXT[c.__name__] for c in type(x).__mro__ if c.__name__ in NEXT] for x in (run.task.model, run.task)
+    )
+    command = (*model, *[GENERATE] * generates(run.task), *task, "lmjax show {run}")[0]
     self.say(f"{self.workdir} has the checkpoints, metrics.jsonl, loss.png, summary.json and files for TensorBoard")
     self.say(f"next: {command.format(run=self.run)}")
 

@@ -137,7 +137,8 @@ def test_a_run_trains_and_shows_its_rows(tmp_path, capsys):
   folder = str(tmp_path / "run")
   settings = ["--config.steps=2", "--config.evals.every=2", "--config.checkpoint.every=2"]
   assert main(["train", "--config", "configs/fusion_in_decoder.py:debug", "--workdir", folder, *settings]) == 0
-  assert "dev:  exact" in capsys.readouterr().out
+  printed = capsys.readouterr().out
+  assert "dev:  exact" in printed and f"next: lmjax ask --index INDEX 'a question' --workdir {folder}" in printed
   assert main(["prepare", "--inspect", folder, "--rows", "1"]) == 0
   assert "question:Second?context:" in capsys.readouterr().out
   loaded = storage.open(folder).load()
