@@ -7,10 +7,10 @@ task: cola sst2 mrpc stsb qqp mnli qnli rte wnli. start: a run folder, a Hugging
 and its tokenizer are taken from it. data: the folder of the task's files, as GLUE has them (train.tsv, dev.tsv).
 
 The recipe is that of BERT (Devlin et al., 2019, section 4.1) with bias correction and 10 % warm-up (Mosbach et al.,
-2021, arXiv:2006.04884); decoders such as Llama are read without dropout. Hardware: two CPU cores with all-MiniLM-L6-v2 (22.7 M parameters). Time and expected result:
-sst2 with --config.optim.peak_lr=1e-4, 2,104 steps of 0.15 to 0.25 s, accuracy 0.897 ± 0.006 (three seeds); mrpc with
-2e-4, 343 steps of 0.7 s, F1 0.853 ± 0.010 (three seeds), on a fixed tenth of the training data. More in
-benchmarks/README.md.
+2021, arXiv:2006.04884); decoders such as Llama are read without dropout. Hardware: two CPU cores with all-MiniLM-L6-v2
+(22.7 M parameters). Time and expected result: sst2 with --config.optim.peak_lr=1e-4, 2,104 steps of 0.15 to 0.25 s,
+accuracy 0.897 ± 0.006 (three seeds); mrpc with 2e-4, 343 steps of 0.7 s, F1 0.853 ± 0.010 (three seeds), on a fixed
+tenth of the training data. More in benchmarks/README.md.
 """
 
 import dataclasses
