@@ -17,6 +17,10 @@ from ml_collections import ConfigDict
 from lmjax import config
 from lmjax.models.encoder_decoder import PRESETS
 from lmjax.storage.section import model_section, tokenizer_section
+from lmjax.utils.errors import UserError
+
+PARAGRAPH = 256  # tokens of a question and a paragraph
+KIND = "fusion_in_decoder:FusionInDecoder"
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -25,8 +29,13 @@ def get_config(argument: str = "") -> ConfigDict:
     steps="10000", debug=False,
   )  # fmt: skip
   start = "" if choice.debug else choice.start
-  model = model_section(start, dropout=0.1) if start else config.given(PRESETS["t5-mini"]) | {"dropout": 0.1}
   steps, negatives, source = int(choice.steps), int(choice.negatives), dict(kind="lmjax.data.sources.squad:Squad")
+  length = PARAGRAPH * (1 + negatives)
+  model = config.given(PRESETS["t5-mini"]) | dict(dropout=0.1)
+  if start:
+    model = model_section(start, dropout=0.1, length=length)
+    if model["kind"] not in (f"lmjax.models.{name}" for name in ("encoder_decoder:EncoderDecoder", KIND)):
+      raise UserError(f"config: start={start} is not an encoder-decoder as T5: it is a {model['kind']}")
   train = dict(files=choice.train, split="" if choice.validation else choice.articles)
   rest = f"{choice.articles.lstrip(':')}:"
   validation = dict(files=choice.validation) if choice.validation else dict(files=choice.train, split=rest)
@@ -37,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
       start=dict(path=start),
       data=dict(
         kind="lmjax.data.objectives.paragraphs:Paragraphs",
-        length=256 * (1 + negatives),
+        length=length,
         question_length=48,
         target_length=32,
         negatives=negatives,
@@ -45,7 +54,7 @@ def get_config(argument: str = "") -> ConfigDict:
         source=train | source,
         validation=validation | source,
       ),
-      model=model | dict(kind="lmjax.models.fusion_in_decoder:FusionInDecoder"),
+      model=model | dict(kind="lmjax.models.fusion_in_decoder:FusionInDecoder", paragraph=PARAGRAPH),
       task=dict(kind="lmjax.tasks.seq2seq:Seq2Seq"),
       optim=dict(peak_lr=1e-4, b2=0.999, schedule="constant", warmup=min(1000, steps // 10), weight_decay=0.0),
       evals=dict(every=max(steps // 10, 1), dev=dict(kind="lmjax.evals.written_answers:WrittenAnswers")),
@@ -53,4 +62,7 @@ def get_config(argument: str = "") -> ConfigDict:
       log=dict(every=20),
     )
   )
-  return config.debug(settings) if choice.debug else settings
+  if choice.debug:
+    settings = config.debug(settings)
+    settings.model.paragraph = settings.data.length // 2
+  return settings

@@ -111,7 +111,8 @@ class Screen:
         group, _, name = key.partition("_")
         limits = f" ({scores[f'{key}_low']:.4f} to {scores[f'{key}_high']:.4f})" if f"{key}_low" in scores else "   "
         groups[group] = groups.get(group, f"{group}:") + f"  {name.replace('_', ' ')} {scores[key]:.4f}{limits}"
-    self.say("\n".join(f"{self._at(step)}  {line.rstrip()}" for line in groups.values()))
+    for line in groups.values():
+      self.say(f"{self._at(step)}  {line.rstrip()}")
     own = scores.get(f"validation_{BITS}")
     better = {key for key in constant if key.endswith(BITS) and own is not None and scores[key] < own}
     if better:
@@ -164,7 +165,7 @@ def _data(data: Reader, tokenizer: Tokenizer, rows_per_step: int, steps: int) ->
   if not total:
     return words
   about = "" if end >= count else "about "
-  if getattr(data, "packing", "") == "buckets":  # a document in each row
+  if getattr(data, "packing", "") == "buckets" or not getattr(data, "packed", True):  # a document in each row
     rows = count
   epochs = steps * rows_per_step / rows if rows else steps * rows_per_step * data.length / total
   return (

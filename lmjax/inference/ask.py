@@ -140,7 +140,8 @@ class Writer:
     (text,) = write_answers(model, params, tokenizer, [paragraphs], self.max_new_tokens)
     if not normalize(text):
       return Answer("")
-    places = [re.search(re.escape(text), own, re.IGNORECASE) for own in texts]
+    words = r"(?<!\w)" + r"\s+".join(map(re.escape, text.split())) + r"(?!\w)"
+    places = [re.search(words, own, re.IGNORECASE) for own in texts]
     cited = [of_span(hits, i, at.start(), at[0]) for i, at in enumerate(places) if at]
     return Answer(text, tuple(cited or (of_hit(hits, i) for i in range(len(hits)))))
 

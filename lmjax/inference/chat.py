@@ -163,7 +163,7 @@ class Chat:
     files.write(path, json.dumps({"messages": messages}, ensure_ascii=False) + "\n")
 
   def load(self, path: epath.PathLike, text: str | None = None) -> None:
-    """Replaces the history by that of a file.
+    """Replaces the history by that of a file, which has no image.
 
     Args:
       text: the content of the file, where it is not read from the path.
@@ -173,7 +173,7 @@ class Chat:
     """
     try:
       record = files.parse_json(files.read_bytes(path) if text is None else text)
-      self.messages = list(read_messages(record.get("messages"), "messages"))
+      self.messages, self.image = list(read_messages(record.get("messages"), "messages")), None
     except ValueError as error:
       raise UserError(f"{path} {error}") from error
 

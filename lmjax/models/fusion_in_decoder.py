@@ -1,31 +1,37 @@
 """Fusion-in-Decoder (Izacard and Grave, 2021), arXiv:2007.01282: many paragraphs are read apart, and answered."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 
-from lmjax.models.encoder_decoder import PRESETS, Config, EncoderDecoder
-
-__all__ = ["PRESETS", "Config", "FusionInDecoder"]
+from lmjax.models import encoder_decoder
 
 
-class FusionInDecoder(EncoderDecoder):
+@dataclasses.dataclass(frozen=True)
+class Config(encoder_decoder.Config):
+  """The shape of an encoder-decoder, and how long the paragraphs are that its encoder reads."""
+
+  paragraph: int = 256  # tokens
+
+
+class FusionInDecoder(encoder_decoder.EncoderDecoder):
   """An encoder-decoder whose encoder reads the paragraphs of a row apart, and whose decoder attends to all of them.
 
-  Segments number the paragraphs of a row from 1; 0 is padding. Positions start in each paragraph, so that their order
-  does not matter, and the work of the encoder grows with their number, not with its square. The parameters are those
-  of EncoderDecoder.
+  Paragraph i has the tokens from i * config.paragraph on; segment 0 is padding. Paragraphs are rows for the encoder, so
+  that its work and memory grow with their number, and their order does not matter. The parameters are those of
+  EncoderDecoder.
   """
 
-  def encode(
-    self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()
-  ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    segments_BxM = batch["segments"]
-    places_BxM = jnp.broadcast_to(jnp.arange(segments_BxM.shape[1]), segments_BxM.shape)
-    first_BxM = segments_BxM != jnp.pad(segments_BxM[:, :-1], ((0, 0), (1, 0)))
-    positions_BxM = places_BxM - jax.lax.cummax(jnp.where(first_BxM, places_BxM, 0), axis=1)
-    return super().encode({**batch, "positions": positions_BxM}, taps)
+  config: Config
 
-  def sources_of(self, batch: Mapping[str, jax.Array]) -> jax.Array | None:
+  def encode(self, batch: Mapping[str, jax.Array], taps: tuple[str, ...] = ()) -> tuple[jax.Array, dict]:
+    (rows, length), size = batch["inputs"].shape, self.config.paragraph
+    apart = lambda ids: jnp.pad(ids, ((0, 0), (0, -length % size))).reshape(-1, size)  # noqa: E731
+    batch = {"inputs": apart(batch["inputs"]), "segments": apart(self.sources_of(batch))}
+    x_RxLxD, tapped = super().encode(batch, taps)
+    return x_RxLxD.reshape(rows, -1, x_RxLxD.shape[-1])[:, :length], tapped
+
+  def sources_of(self, batch: Mapping[str, jax.Array]) -> jax.Array:
     return jnp.minimum(batch["segments"], 1)

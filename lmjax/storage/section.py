@@ -13,7 +13,7 @@ def model_section(path: epath.PathLike, **changes: Any) -> dict[str, Any]:
   """Returns the class and all settings of a saved model, its vocabulary and its longest sequence included.
 
   Args:
-    changes: settings that replace those of the model; of a name that it does not have, none, and no `dropout` of a
+    changes: settings that replace those of the model; of a name that it does not have, none. Any `dropout` is 0 for a
       decoder with RMS norms: those are trained without, and do not bear it (see benchmarks/notes/fine_tuning.md).
 
   Raises:
@@ -21,8 +21,9 @@ def model_section(path: epath.PathLike, **changes: Any) -> dict[str, Any]:
   """
   model = base.open(path).task.model
   settings = dataclasses.asdict(model.config)
-  trained_without = ("dropout",) if model.kind == "decoder" and settings.get("norm") == "rms" else ()
-  settings |= {key: value for key, value in changes.items() if key in settings and key not in trained_without}
+  if "dropout" in changes and model.kind == "decoder" and settings.get("norm") == "rms":
+    changes["dropout"] = 0.0
+  settings |= {key: value for key, value in changes.items() if key in settings}
   return {"kind": f"{type(model).__module__}:{type(model).__qualname__}"} | settings
 
 

@@ -6,7 +6,7 @@ How texts are arranged follows from the kind of model; see `arrange`.
 import dataclasses
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -209,7 +209,9 @@ class LabelledDocuments(Documents):
 class LabelledRows(Buckets):
   """An example in each row; see `Buckets`."""
 
-  kept = 512  # examples of a stream, as each is read once for every length
+  def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):
+    super().__init__(lengths, schedule)
+    self.kept = 512 if len(self.lengths) > 1 else 1  # examples of a stream, as each is read once for every length
 
   def tokens(self, content: Any) -> int:
     return len(content[0]["inputs"]) if len(content) else 0
