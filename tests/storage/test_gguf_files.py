@@ -165,7 +165,10 @@ def test_every_command_opens_one(files, tmp_path, capsys):
     assert message in capsys.readouterr().err.replace("\n", " ")
 
 
-@pytest.mark.parametrize("name", sorted(p.stem for p in CONFIGS.glob("*.py") if "tokenizer_section" in p.read_text()))
+STARTS = {path.stem for path in CONFIGS.glob("*.py") if "tokenizer_section" in path.read_text()}
+
+
+@pytest.mark.parametrize("name", sorted(STARTS - {"fusion_in_decoder"}))  # which starts from an encoder-decoder
 def test_a_run_that_starts_from_one_has_its_tokenizer(name, files):
   key = "teacher" if name == "distill" else "start"
   variant = f"{key}={files['qwen2']}" + (",files=*.txt" if name == "distill" else "")
