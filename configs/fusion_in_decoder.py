@@ -20,7 +20,6 @@ from lmjax.storage.section import model_section, tokenizer_section
 from lmjax.utils.errors import UserError
 
 PARAGRAPH = 256  # tokens of a question and a paragraph
-KIND = "fusion_in_decoder:FusionInDecoder"
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -34,8 +33,8 @@ def get_config(argument: str = "") -> ConfigDict:
   model = config.given(PRESETS["t5-mini"]) | dict(dropout=0.1)
   if start:
     model = model_section(start, dropout=0.1, length=length)
-    if model["kind"] not in (f"lmjax.models.{name}" for name in ("encoder_decoder:EncoderDecoder", KIND)):
-      raise UserError(f"config: start={start} is not an encoder-decoder as T5: it is a {model['kind']}")
+    if model["kind"].partition(":")[2] not in ("EncoderDecoder", "FusionInDecoder"):
+      raise UserError(f"config: start={start} is not an encoder-decoder such as T5, but {model['kind']}")
   train = dict(files=choice.train, split="" if choice.validation else choice.articles)
   rest = f"{choice.articles.lstrip(':')}:"
   validation = dict(files=choice.validation) if choice.validation else dict(files=choice.train, split=rest)

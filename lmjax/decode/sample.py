@@ -81,9 +81,8 @@ class Sampler:
       tokens: the prompts [B, L], padded on the left.
       valid: which of their tokens are no padding [B, L].
       seeds: uint32 [B].
-      source: ids that the encoder reads [B, M], and which of them are no padding [B, M], or the number of the paragraph
-        that each is of, 0 for padding; of a decoder, patches of images [B, I, C], whose places are the first tokens of
-        the prompts, or None.
+      source: ids that the encoder reads [B, M], and which of them are no padding [B, M]; of a decoder, patches of
+        images [B, I, C], whose places are the first tokens of the prompts, or None.
     """
     decoding = self._prefill(params, tokens, valid, seeds, tokens.shape[1] + new, source)
     yield np.asarray(decoding.tokens_B)[:, None]

@@ -69,7 +69,7 @@ def write_answers(
     joined = [join_paragraphs(sources[i], size, length) for i in numbers]
     joined += joined[:1] * (rows - len(joined))
     tokens, segments = map(np.stack, zip(*joined, strict=True))
-    parts = sampler.continuations(params, start, start >= 0, new, seeds, STEP, (tokens, segments))
+    parts = sampler.continuations(params, start, start >= 0, new, seeds, STEP, (tokens, segments > 0))
     for i, drawn in zip(numbers, np.concatenate(list(parts), axis=1), strict=False):
       answers[i] = tokenizer.decode([int(t) for t in drawn if t >= 0 and t not in ends_of(tokenizer)]).strip()
   return answers
