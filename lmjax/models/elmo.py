@@ -25,7 +25,7 @@ class Config:
   length: int  # of a row, in words; comes from data.length. The model itself has no longest one
   width: int = 512  # of words and outputs, in one direction
   cells: int = 4096
-  depth: int = 2
+  depth: int = 2  # LSTMs in each direction; 0 leaves the words' own vectors
   clip: float = 3.0  # largest absolute value of cells and projections; 0 for any
   skip: bool = True  # every layer but the first adds its input to its output
   embedding: int = 16  # of a character
@@ -36,9 +36,9 @@ class Config:
   dtype: str = "float32"  # of the products; parameters and state are float32
 
   def __post_init__(self):
-    check(self, "vocabulary length width cells depth embedding")
-    if min(self.clip, self.highways) < 0:
-      raise ValueError("clip and highways are at least 0")
+    check(self, "vocabulary length width cells embedding")
+    if min(self.clip, self.highways, self.depth) < 0:
+      raise ValueError("clip, highways and depth are at least 0")
     if not self.filters or any(len(pair) != 2 or min(pair) < 1 for pair in self.filters):
       raise ValueError(f"filters are pairs (width in characters, number of features), not {self.filters}")
 

@@ -39,6 +39,8 @@ class BidirectionalLM(Base):
   def __post_init__(self):
     if self.negatives < 0:
       raise ValueError(f"negatives is at least 0, not {self.negatives}")
+    if not self.model.config.depth:
+      raise ValueError("model.depth is 0: words that no LSTM reads do not predict their neighbours")
 
   def spec(self, batch: int, length: int) -> Spec:
     words, spelled = (batch, length), (batch, length, self.characters)

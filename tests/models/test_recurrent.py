@@ -175,6 +175,17 @@ def test_each_direction_knows_its_own_side_and_padding_is_nothing():
   np.testing.assert_allclose(longer[:, :, :4][:, 0], layers[:, 0, :4], atol=1e-6)
 
 
+def test_without_lstms_each_word_has_its_own_vector():
+  model, characters = tiny_elmo(depth=0), spelled("a cat sat down", "dogs")
+  params = started(model, {"characters": characters})
+  assert set(params) == {"words"}
+  layers, deeper = layers_of(model, params, characters), tiny_elmo()
+  more = started(deeper, {"characters": characters}) | params
+  np.testing.assert_array_equal(layers, layers_of(deeper, more, characters)[:1])
+  with pytest.raises(ValueError, match="depth is 0: words that no LSTM reads"):
+    BidirectionalLM(model, characters=10)
+
+
 def test_states_continue_from_batch_to_batch():
   model = tiny_elmo()
   task = BidirectionalLM(model, characters=10)
