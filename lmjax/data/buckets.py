@@ -10,7 +10,8 @@ class Buckets:
   """One document in each row, in rows of a few lengths; a document longer than the longest row is truncated.
 
   All streams make rows of the same length at the same time, by a fixed schedule in which each length occurs as often as
-  in a sample of the documents. Position: the row's number, then for each length the document to read next.
+  in a sample of the documents (`lengths_schedule`). Position: the row's number, then for each length the document to
+  read next.
   """
 
   def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lmjax import screen
+from lmjax.data.objectives import labelled
 from lmjax.data.objectives.arrange import Arrangement
 from lmjax.data.objectives.labelled import Labelled, LabelledDocuments
 from lmjax.data.sources.base import BadRecord
@@ -140,6 +141,22 @@ def test_an_epoch_has_every_example_once_in_the_row_it_fits(tmp_path, monkeypatc
   batches.close()
   assert set(seen) == {97 + i for i in range(len(sizes))} and max(seen.values()) - min(seen.values()) <= 2
   assert len(encoded) <= 5 * len(sizes), "each is encoded once in an epoch, and not for every length"
+
+
+@pytest.mark.parametrize("longest", [3, 14])
+def test_rows_do_not_wait_for_examples_that_are_rare_or_are_not_there(longest, tmp_path, monkeypatch):
+  """Of 100 examples, one is long; or none is, and the sample does not tell."""
+  monkeypatch.setattr(labelled, "SAMPLE", 20)
+  encoded, encode = [], LabelledDocuments.encode_text
+  monkeypatch.setattr(LabelledDocuments, "encode_text", lambda self, text: encoded.append(text) or encode(self, text))
+  sizes = [*(i % 3 + 1 for i in range(99)), longest]
+  data = reader(tmp_path, "".join(f"{'a' * size}\t0\n" for size in sizes), labels=("0", "1"), buckets=(4, 8))
+  batches, rows = data.train(Bytes(), 4, seed=0), []
+  for _ in range(50):
+    batch = next(batches)
+    rows += [int(row.sum()) - 2 for row in batch["segments"]]
+  batches.close()
+  assert len(encoded) < 20 + 6 * (200 + 4 * 4) and max(rows) == longest
 
 
 def test_epochs_are_counted_in_examples(tmp_path):
