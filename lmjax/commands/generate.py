@@ -16,7 +16,7 @@ from lmjax import storage
 from lmjax.commands.options import new_parser, parse, refuse
 from lmjax.commands.values import new_file
 from lmjax.decode.logits import Sampling
-from lmjax.inference.generate import Generator, Row, read_prompts
+from lmjax.inference.generate import Generator, Row, in_order, read_prompts
 from lmjax.inference.output import main_process_output, write_jsonl
 from lmjax.inference.progress import tracked
 from lmjax.parallel import processes
@@ -75,7 +75,6 @@ def main(arguments: list[str]) -> int:
     raise UserError(f"generate: --num_samples {options.num_samples} is more than --beams {options.beams}")
   prompts = options.prompt or read_prompts(options.prompts_file)
   rows = [(prompt, sample) for prompt in prompts for sample in range(options.num_samples)]
-  groups = [rows[i : i + options.batch] for i in range(0, len(rows), options.batch)]
   with processes.joined(), main_process_output():
     loaded = storage.open(options.workdir, options.step).load(options.dtype)
     most = max(loaded.length // 2, 1) if loaded.task.model.kind == "decoder" and not options.window else 128
@@ -89,16 +88,16 @@ def main(arguments: list[str]) -> int:
       print(f"lmjax: text continues from the last {loaded.length // 2:,} to {loaded.length:,} tokens", file=sys.stderr)
     with use_layout(loaded.layout):
       if options.output:
+        ended = tracked(generator.all_texts(rows, options.batch, options.image), "generate", len(rows), "texts")
         records = (
           {"prompt": prompt, "sample": sample, "text": text}
-          for group in tracked(groups, "generate", len(groups), "batches")
-          for (prompt, sample), text in zip(group, generator.texts(group, options.image), strict=True)
+          for (prompt, sample), text in zip(rows, in_order(ended), strict=True)
         )
         write_jsonl(options.output, records)
       elif len(rows) == 1 and not options.beams:
         _stream(generator, rows, options.image)
       else:
-        _print(generator, groups, options.image)
+        _print(generator, rows, options.batch, options.image)
     if options.draft:
       print(f"lmjax: {generator.draft_counts}", file=sys.stderr)
   return 0
@@ -113,8 +112,8 @@ def _stream(generator: Generator, rows: list[Row], image: str | None) -> None:
   print()
 
 
-def _print(generator: Generator, groups: list[list[Row]], image: str | None) -> None:
-  for group in groups:
-    for (prompt, sample), text in zip(group, generator.texts(group, image), strict=True):
-      between = "\n" if generator.beams or image else ""
-      print(f"--- {'best' if generator.beams else 'sample'} {sample}\n{prompt}{between}{text}")
+def _print(generator: Generator, rows: list[Row], batch: int, image: str | None) -> None:
+  texts = in_order(generator.all_texts(rows, batch, image))
+  for (prompt, sample), text in zip(rows, texts, strict=True):
+    between = "\n" if generator.beams or image else ""
+    print(f"--- {'best' if generator.beams else 'sample'} {sample}\n{prompt}{between}{text}")

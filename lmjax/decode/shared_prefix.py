@@ -40,6 +40,10 @@ class PrefixSampler(Sampler):
     # Rows are padded on the left: their first `shared` tokens begin at different columns.
     first_1xL = jnp.roll(tokens_BxL[:1], -jnp.argmax(valid_BxL[0]), axis=1)[:, : self.shared]
     _, cache = prefill(self.model, params, first_1xL, jnp.ones(first_1xL.shape, bool), max_tokens, None)
+    return self._read_rest(params, cache, tokens_BxL, valid_BxL)
+
+  def _read_rest(self, params, cache, tokens_BxL, valid_BxL):
+    """Returns the final vectors and the cache of prompts whose first `shared` tokens are in a cache of one row."""
     cache = cache.reorder(jnp.zeros(len(tokens_BxL), jnp.int32))
     rest_BxL = valid_BxL & (jnp.cumsum(valid_BxL, axis=1) > self.shared)
     hidden, count = None, tokens_BxL.shape[1]

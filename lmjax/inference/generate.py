@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +12,11 @@ from etils import epath
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.decode.beam import Beam
+from lmjax.decode.continuous import ContinuousSampler, able
 from lmjax.decode.logits import Sampling
 from lmjax.decode.sample import Sampler, pad_prompts
-from lmjax.decode.shared_prefix import PrefixSampler
 from lmjax.decode.speculative import Counts, SpeculativeSampler
-from lmjax.inference.stream_text import StreamedText, beam_texts, continue_texts, stream
+from lmjax.inference.stream_text import StreamedText, beam_texts, continue_many, continue_texts, stream
 from lmjax.layers.leaves import is_leaf
 from lmjax.storage.base import LoadedModel
 from lmjax.tasks.encode import Encode
@@ -86,7 +86,7 @@ class Generator:
     sampling = dataclasses.replace(self.sampling, excluded=excluded)
     if self.draft:
       return SpeculativeSampler(model, self.draft.task.model, max_tokens, sampling, end, self.proposed)
-    return PrefixSampler(model, max_tokens, sampling, end)
+    return ContinuousSampler(model, max_tokens, sampling, end)
 
   @property
   def draft_counts(self) -> Counts:
@@ -136,6 +136,31 @@ class Generator:
       best_by_prompt = dict(zip(prompts, best, strict=True))
       return [best_by_prompt[prompt][sample] for prompt, sample in rows]
     return ["".join(parts) for parts in zip(*self.stream(rows), strict=True)]
+
+  def all_texts(self, rows: list[Row], batch: int, image: epath.PathLike | None = None) -> Iterator[tuple[int, str]]:
+    """Yields (number of a row, its continuation) as they end, of any number of rows, `batch` at a time.
+
+    Sampled rows do not wait for each other: one that has ended makes room for the next (continuous batching).
+    """
+    if image or self.beams or self.draft or self.window or len(rows) <= batch or not able(self.loaded.task.model):
+      for first in range(0, len(rows), batch):
+        yield from enumerate(self.texts(rows[first : first + batch], image), first)
+      return
+    prompts, seeds = [prompt for prompt, _ in rows], [self.seed + sample for _, sample in rows]
+    yield from continue_many(
+      self._search, self._params, self.loaded.tokenizer, prompts, self.max_new_tokens, seeds, batch, list(self.stops),
+      self.parse_special, self.loaded.length - self.max_new_tokens if self.truncate else None,
+    )  # fmt: skip
+
+
+def in_order(numbered: Iterable[tuple[int, str]]) -> Iterator[str]:
+  """Yields numbered texts in the order of their numbers, which are 0, 1, 2, ...: each as soon as those before it."""
+  early, following = {}, 0
+  for number, text in numbered:
+    early[number] = text
+    while following in early:
+      yield early.pop(following)
+      following += 1
 
 
 def _same_ids(one: Tokenizer, other: Tokenizer) -> bool:

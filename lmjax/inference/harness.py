@@ -69,10 +69,9 @@ class HarnessModel(LM):
     with use_layout(self.loaded.layout), tqdm(total=len(requests), disable=disable_tqdm, desc="lmjax") as bar:
       for numbers in alike.values():
         prompts = [requests[i].args[0] for i in numbers]
-        for group, texts in scoring.answers(self.loaded, prompts, requests[numbers[0]].args[1]):
-          bar.update(len(group))
-          for i, text in zip(group, texts, strict=True):
-            answers[numbers[i]] = text
+        for i, text in scoring.answers(self.loaded, prompts, requests[numbers[0]].args[1]):
+          bar.update(1)
+          answers[numbers[i]] = text
     return self._cached("generate_until", requests, answers)
 
   def _scores(self, requests: list[Instance], pairs: list, rolling: bool, quiet: bool) -> list[scoring.Score]:

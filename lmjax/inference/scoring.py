@@ -93,8 +93,8 @@ def scores(
 
 def answers(
   loaded: LoadedModel, prompts: Sequence[str], settings: Mapping[str, Any], until: Sequence[str] = ()
-) -> Iterator[tuple[list[int], list[str]]]:
-  """Yields (numbers of prompts, their continuations), a few at a time, those of the longest prompts first.
+) -> Iterator[tuple[int, str]]:
+  """Yields (number of a prompt, its continuation) as they end, those of the longest prompts first.
 
   A prompt that leaves no space for the answer loses its beginning.
 
@@ -115,7 +115,5 @@ def answers(
   generator = Generator(loaded, sampling, new, stops=stops, truncate=True)
   sizes = [len(encode(loaded.tokenizer, prompt, False)) for prompt in prompts]
   order = sorted(range(len(prompts)), key=lambda i: -sizes[i])
-  for first in range(0, len(order), GROUP):
-    group = order[first : first + GROUP]
-    full = group + group[-1:] * (GROUP - len(group))  # with the same number of rows everywhere, few shapes are compiled
-    yield group, generator.texts([(prompts[i], 0) for i in full])[: len(group)]
+  for row, text in generator.all_texts([(prompts[i], 0) for i in order], GROUP):
+    yield order[row], text

@@ -9,6 +9,7 @@ from flax import linen as nn
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
 from lmjax.data.tokenizers.special import encode, template_of
 from lmjax.decode.beam import Beam
+from lmjax.decode.continuous import ContinuousSampler
 from lmjax.decode.sample import Sampler
 from lmjax.utils.pytree import Tree
 
@@ -66,14 +67,33 @@ def continue_texts(
     longest: the last tokens of a decoder's prompt that are kept, or None for all.
     window: tokens that the model sees, where a continuation may be longer.
   """
-  ids, sources = model_inputs(sampler.model, tokenizer, prompts, parse_special)
-  if sources is None and longest is not None:
-    ids = [prompt[-longest:] for prompt in ids]
+  ids, sources = _cut_inputs(sampler.model, tokenizer, prompts, parse_special, longest)
   texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
   draws = sampler.tokens(params, ids, new, seeds, every, sources)
   if window is not None:
     draws = beyond(sampler, params, ids, new, seeds, every, window)
   yield from stream(texts, draws, new if getattr(tokenizer, "forced_end", False) else None)
+
+
+def continue_many(
+  sampler: ContinuousSampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
+  rows: int, stops: list[str] = (), parse_special: bool = False, longest: int | None = None,
+) -> Iterator[tuple[int, str]]:  # fmt: skip
+  """Yields (number of a prompt, its whole continuation) as they end, with continuous batching; else as above.
+
+  Args:
+    rows: prompts that are continued at the same time.
+  """
+  ids, sources = _cut_inputs(sampler.model, tokenizer, prompts, parse_special, longest)
+  texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
+  made, forced_end = [0] * len(prompts), new if getattr(tokenizer, "forced_end", False) else None
+  for number, tokens, last in sampler.continue_all(
+    params, ids, new, seeds, rows, sources=sources, stopped=lambda number: texts[number].stopped
+  ):
+    made[number] += len(tokens)
+    texts[number].add(tokens[:-1] if made[number] == forced_end else tokens)
+    if last or texts[number].stopped:
+      yield number, texts[number].text
 
 
 def stream(
@@ -129,6 +149,14 @@ def model_inputs(
     start = start if forced is None else [*start, forced]
     return [start] * len(prompts), ids
   return [prompt or start for prompt in ids], None
+
+
+def _cut_inputs(
+  model: nn.Module, tokenizer: Tokenizer, prompts: list[str], parse_special: bool, longest: int | None
+) -> tuple[list[list[int]], list[list[int]] | None]:
+  """Returns the inputs of prompts, of which a decoder reads the last tokens alone where there are more."""
+  ids, sources = model_inputs(model, tokenizer, prompts, parse_special)
+  return ids if sources is not None or longest is None else [prompt[-longest:] for prompt in ids], sources
 
 
 def beam_texts(

@@ -290,15 +290,9 @@ def _generate(
   loaded: LoadedModel, task: TaskFile, items: Sequence[Item], done: Callable[[list[dict[str, Any]]], None]
 ) -> None:
   prompts = [item.contexts[0] for item in items]
-  for group, answers in scoring.answers(loaded, prompts, task.generation_kwargs, (task.fewshot_delimiter,)):
-    done(
-      [
-        {"item": items[i].number, "prompt": prompt_hash(items[i])}
-        | metrics.labels(task, items[i])
-        | score_answer(task, items[i], answer)
-        for i, answer in zip(group, answers, strict=True)
-      ]
-    )
+  for i, answer in scoring.answers(loaded, prompts, task.generation_kwargs, (task.fewshot_delimiter,)):
+    first = {"item": items[i].number, "prompt": prompt_hash(items[i])} | metrics.labels(task, items[i])
+    done([first | score_answer(task, items[i], answer)])
 
 
 def table(results: dict[str, Any]) -> Table:

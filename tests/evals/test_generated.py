@@ -104,30 +104,30 @@ def test_options_of_exact_match():
 def test_a_suite_generates(loaded, tmp_path, monkeypatch):  # noqa: F811
   """Greedily until a stop string, in any batch; a repeated command generates nothing."""
   file, made = write(tmp_path, **GENERATE), []
-  texts = generate.Generator.texts
+  together = generate.Generator.all_texts
 
-  def counted(self, rows):
-    made.append(len(rows))
-    return texts(self, rows)
+  def counted(self, rows, batch):
+    made.append((len(rows), batch))
+    return together(self, rows, batch)
 
-  monkeypatch.setattr(generate.Generator, "texts", counted)
+  monkeypatch.setattr(generate.Generator, "all_texts", counted)
   results = suites.evaluate(loaded, suite(file, tmp_path / "out"))
   scores = results["tasks"]["colours"]["metrics"]
-  assert set(scores) == set(NAMES) and made == [8, 8], "the same number of rows in every batch"
+  assert set(scores) == set(NAMES) and made == [(12, 8)]
   lines = [json.loads(line) for line in (tmp_path / "out" / "colours.jsonl").read_text().splitlines()[1:]]
   alone = generate.Generator(loaded, scoring.Sampling(0.0), 5, stops=("\n",))
   prompts = {item.number: item.contexts[0] for item in items.make_items(suites.choose(str(file))[0], None)}
   assert len(lines) == 12 and all(len(line["answer"].encode()) <= 15 for line in lines)
   for line in lines[:3]:
-    assert line["answer"] == texts(alone, [(prompts[line["item"]], 0)] * 8)[0] and "\n" not in line["answer"]
-  assert suites.evaluate(loaded, suite(file, tmp_path / "out")) == results and made == [8, 8]
+    assert line["answer"] == alone.texts([(prompts[line["item"]], 0)])[0] and "\n" not in line["answer"]
+  assert suites.evaluate(loaded, suite(file, tmp_path / "out")) == results and made[1:] == [(0, 8)]
 
 
 def test_a_prompt_that_is_too_long_loses_its_beginning(loaded):  # noqa: F811
   """As the answer's tokens need space; what is left is what the model continues."""
   prompt = "a long story about many things. " * 9
-  ((_, (cut,)),) = scoring.answers(loaded, [prompt], {"max_gen_toks": 20})
-  ((_, (last,)),) = scoring.answers(loaded, [prompt[-(128 - 20) :]], {"max_gen_toks": 20})
+  ((_, cut),) = scoring.answers(loaded, [prompt], {"max_gen_toks": 20})
+  ((_, last),) = scoring.answers(loaded, [prompt[-(128 - 20) :]], {"max_gen_toks": 20})
   assert cut == last
   with pytest.raises(UserError, match="max_gen_toks must be from 1 to 127, not 128"):
     next(scoring.answers(loaded, ["a"], {"max_new_tokens": 128}))
