@@ -22,7 +22,10 @@ SPARE = 4  # so often are as many drawn, at least, between two times at which th
 
 @dataclasses.dataclass
 class _Job:
-  """What a row is doing: the number of its prompt, the first slot that it uses, and how many tokens it has drawn."""
+  """What a row is doing: the number of its prompt, the first slot that it uses, and how many tokens it has drawn.
+
+  Slots are counted from the first one of all, although those that are not used any more are dropped.
+  """
 
   prompt: int
   first: int
@@ -69,7 +72,7 @@ class ContinuousSampler(PrefixSampler):
 
     waiting = collections.deque(range(len(prompts)))
     jobs: list[_Job | None] = [None] * min(rows, len(prompts))
-    least, state = max(len(jobs) // 4, 1), None
+    least, state, dropped = max(len(jobs) // 4, 1), None, 0
     while waiting or any(jobs):
       places = [row for row, job in enumerate(jobs) if job is None][: len(waiting)]
       if places and len(places) >= min(least, len(waiting)):
@@ -84,14 +87,13 @@ class ContinuousSampler(PrefixSampler):
           state = _insert(state, begun, np.array(places + places[:1] * more), index)
         drawn, alive = np.asarray(begun.tokens_B)[:, None], np.asarray(begun.alive_B)
         for row, number, tokens, on in zip(places, numbers, drawn, alive, strict=False):
-          jobs[row] = _Job(number, index - width)
+          jobs[row] = _Job(number, dropped + index - width)
           yield from _hand(jobs, row, tokens, bool(on), new, stopped)
         continue  # some may have ended with their first token
       if index + every > slots:
-        unused = min(
-          index - longest, *(job.first for job in jobs if job)
-        )  # there is space before the index for any prompt
-        state, index = _move_back(state, unused), index - unused
+        # There is space before the index for the longest prompt.
+        unused = min(index - longest, *(job.first - dropped for job in jobs if job))
+        state, index, dropped = _move_back(state, unused), index - unused, dropped + unused
       state, drawn = own._extend(params, state, every)
       drawn, alive, index = np.asarray(drawn), np.asarray(state.alive_B), index + every
       for row in [row for row, job in enumerate(jobs) if job]:

@@ -1,5 +1,6 @@
 """Continuous batching: prompts that take the rows of others have the continuations that they have alone."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -19,15 +20,16 @@ ENDS = tuple(range(3, 60, 7))  # so many that texts end early, at different leng
 
 def made(kind, **changes):
   task = tiny_task(kind, length=64, **changes)
-  return task.model, init_params(task, fake_batch(task))["model"]
+  params = init_params(task, fake_batch(task))["model"]
+  return task.model, jax.tree.map(lambda x: 4 * x, params)  # so that a lost token changes what is drawn
 
 
-def together(sampler, params, prompts, rows=3, every=2, **options):
+def together(sampler, params, prompts, rows=3, every=2, new=NEW, **options):
   """Returns the continuation of each prompt."""
   drawn, over = [[] for _ in prompts], set()
   seeds = list(range(len(prompts)))
   for number, tokens, last in sampler.continue_all(
-    sampler.prepare(params), prompts, NEW, seeds, rows, every, **options
+    sampler.prepare(params), prompts, new, seeds, rows, every, **options
   ):
     assert number not in over
     drawn[number] += [int(token) for token in tokens]
@@ -36,12 +38,12 @@ def together(sampler, params, prompts, rows=3, every=2, **options):
   return drawn
 
 
-def alone(sampler, params, prompts, sources=None):
+def alone(sampler, params, prompts, sources=None, new=NEW):
   """Returns the continuation of each prompt, computed by itself."""
   prepared, drawn = sampler.prepare(params), []
   for seed, prompt in enumerate(prompts):
     source = None if sources is None else [sources[seed]]
-    parts = sampler.tokens(prepared, [prompt], NEW, [seed], NEW, source)
+    parts = sampler.tokens(prepared, [prompt], new, [seed], new, source)
     drawn.append([int(token) for token in np.concatenate(list(parts), axis=1)[0] if token >= 0])
   return drawn
 
@@ -69,6 +71,14 @@ def test_slots_are_used_again(order, monkeypatch):
   expected = alone(Sampler(model, 64, Sampling(), ENDS), params, prompts)
   assert together(ContinuousSampler(model, 64, Sampling(), ENDS), params, prompts) == expected
   assert len(moved) > 1 and min(moved) > 0
+
+
+def test_a_long_text_outlives_several_moves():
+  model, params = made("Llama")
+  prompts = [prompt[:4] for prompt in PROMPTS] * 3
+  expected = alone(Sampler(model, 64, Sampling(), (3, 4)), params, prompts, new=45)
+  assert sum(len(tokens) == 45 for tokens in expected) > 5 and sum(len(tokens) < 45 for tokens in expected) > 5
+  assert together(ContinuousSampler(model, 64, Sampling(), (3, 4)), params, prompts, new=45) == expected
 
 
 def test_what_all_begin_with_is_read_once(monkeypatch):
