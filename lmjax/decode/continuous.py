@@ -182,7 +182,7 @@ def _move_back(state: Tree, unused: jax.Array) -> Tree:
     back = functools.partial(jnp.roll, shift=-unused)
     return Cache(
       tuple((back(keys, axis=3), back(values, axis=2)) for keys, values in cache.layers),
-      back(cache.valid_BxM, axis=1),  # only rows without a text have tokens in the slots that come round
+      back(cache.valid_BxM, axis=1),  # only rows that wait for a prompt have tokens in the slots that come round
       back(cache.positions_BxM, axis=1),
       cache.index - unused,
     )
