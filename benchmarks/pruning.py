@@ -56,7 +56,7 @@ def cut(options: argparse.Namespace, score: str, sparsity: float) -> list[float]
     if not report.exists():
       name.parent.mkdir(parents=True, exist_ok=True)
       run = pathlib.Path(options.workdir, "dense", str(seed))
-      by = ("--prune", score, "--sparsity", f"{sparsity:g}", "--seed", str(seed))
+      by = ["--prune", score, "--sparsity", f"{sparsity:g}"] + ["--seed", str(seed)] * (score == "random")
       lmjax("compress", "--workdir", str(run), "--output", str(name), *by, "--measure", "evaluation", "--report",
             str(report))  # fmt: skip
     accuracies.append(json.loads(report.read_text())["evaluation"]["dev_accuracy"][1])
