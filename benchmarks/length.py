@@ -1,6 +1,6 @@
 """A training step's cost against the length of its rows: an LSTM, serial in length, beside a transformer, quadratic.
 
-    python benchmarks/length.py --output benchmarks/length.png
+    python benchmarks/length.py --output docs/length.png
 
 Both have about 3 M parameters beside a vocabulary of 1,000; every step has 4,096 tokens. Prints a JSON line a length.
 """
