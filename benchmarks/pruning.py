@@ -11,6 +11,7 @@ and the same command goes on where it was stopped. Prints a JSON line a point; d
 import argparse
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -39,12 +40,13 @@ def trained(options: argparse.Namespace, name: str, **transform: object) -> list
   """Returns the accuracy of each seed after training with masks."""
   folder, settings = pathlib.Path(options.workdir, name), SETTINGS | (SCHEDULE if transform else {})
   settings |= {f"transform.{key}": value for key, value in transform.items()}
-  if not (folder / "seeds.json").exists():
+  file = folder / "seeds.json"
+  if not file.exists() or len(json.loads(file.read_text())["runs"]) < options.seeds:
     given = [f"--config.{key}={value}" for key, value in settings.items()]
     base = f"configs/glue.py:task=sst2,start={options.start},data={options.data}"
     lmjax("seeds", "--config", base, "--workdir", str(folder), "--seeds", f"0:{options.seeds}", *given)
-  runs = json.loads((folder / "seeds.json").read_text())["runs"]
-  return [run["dev_accuracy"] for run in runs.values()]
+  runs = json.loads(file.read_text())["runs"]
+  return [run["dev_accuracy"] for run in list(runs.values())[: options.seeds]]
 
 
 def cut(options: argparse.Namespace, score: str, sparsity: float) -> list[float]:
@@ -55,6 +57,7 @@ def cut(options: argparse.Namespace, score: str, sparsity: float) -> list[float]
     report = name.with_suffix(".json")
     if not report.exists():
       name.parent.mkdir(parents=True, exist_ok=True)
+      shutil.rmtree(name, ignore_errors=True)  # a copy that was not measured
       run = pathlib.Path(options.workdir, "dense", str(seed))
       by = ["--prune", score, "--sparsity", f"{sparsity:g}"] + ["--seed", str(seed)] * (score == "random")
       lmjax("compress", "--workdir", str(run), "--output", str(name), *by, "--measure", "evaluation", "--report",

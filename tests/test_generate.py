@@ -5,10 +5,14 @@ import json
 import jax.numpy as jnp
 import pytest
 
-from lmjax import notebook
+from lmjax import notebook, storage
 from lmjax.__main__ import main
+from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import train
-from lmjax.inference.generate import read_prompts
+from lmjax.decode.logits import Sampling
+from lmjax.inference import stream_text
+from lmjax.inference.generate import Generator, in_order, read_prompts
+from lmjax.inference.stream_text import StreamedText
 from lmjax.storage import huggingface
 from lmjax.testing import init_params, tiny_decoder
 from lmjax.utils.errors import UserError
@@ -57,6 +61,27 @@ def test_a_draft_changes_the_speed_alone(folder, tmp_path, capsys):
   assert "another vocabulary" in capsys.readouterr().err
   assert generate(folder, "--prompt", "the", "--draft_tokens", 2) == 2
   assert generate(folder, "--prompt", "the", "--draft", folder, "--beams", 2) == 2
+
+
+def test_many_prompts_have_the_texts_that_each_has_alone(folder, monkeypatch):
+  """More than a batch, short and long, several samples of each; with a stop string that ends some of them early."""
+  monkeypatch.setattr(stream_text, "SHORT", 3)
+  loaded = storage.open(folder).load()
+  generator = Generator(loaded, Sampling(), 8, stops=("o",))
+  rows = [(prompt, sample) for prompt in ("the", "a fox", "quick brown fox " * 2, "", "dog") for sample in range(3)]
+  numbered = list(generator.all_texts(rows, 4))
+  assert sorted(number for number, _ in numbered) == list(range(15)) != [number for number, _ in numbered]
+  assert list(in_order(numbered)) == [generator.texts([row])[0] for row in rows]
+  assert list(in_order(generator.all_texts(rows[:2], 4))) == [text for _, text in sorted(numbered)[:2]]
+
+
+def test_the_first_stop_that_is_complete_ends_the_text():
+  """However many ids come together."""
+  for size in (1, 3, 16):
+    text, ids = StreamedText(Bytes(), [], ["efgh", "g"]), Bytes().encode("abcdefghi")
+    for first in range(0, len(ids), size):
+      text.add(ids[first : first + size])
+    assert text.text == "abcdef" and text.stopped
 
 
 def test_beams_are_printed_best_first(folder, capsys):

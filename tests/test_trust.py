@@ -209,7 +209,7 @@ def test_what_a_folder_can_name_is_known():
   }
   packages = {key: rf"data\.({value})" for key, value in packages.items()}
   packages |= {
-    Evaluator: r"evals|decode\.(beam:Beam|sample:Sampler|shared_prefix:PrefixSampler|speculative:Speculative)",
+    Evaluator: r"evals|decode\.(beam:Beam|sample:Sampler|shared_prefix:Prefix|continuous:Contin|speculative:Specul)",
     ParamTransform: "compression",
     Base: "tasks",
   }

@@ -1,17 +1,20 @@
 """A document in each row, in rows of a few lengths."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
 from lmjax.data.packer import Position, ReadDocument, Row
+
+PATIENCE = 512  # documents
 
 
 class Buckets:
   """One document in each row, in rows of a few lengths; a document longer than the longest row is truncated.
 
   All streams make rows of the same length at the same time, by a fixed schedule in which each length occurs as often as
-  in a sample of the documents (`lengths_schedule`). Position: the row's number, then for each length the document to
-  read next.
+  in a sample of the documents. A row whose length is so rare that none of the next `PATIENCE` documents has it takes a
+  shorter document. Position: the row's number, then for each length the document to read next.
   """
 
   def __init__(self, lengths: Sequence[int], schedule: Sequence[int]):
@@ -22,14 +25,16 @@ class Buckets:
   def row(self, read: ReadDocument, position: Position) -> tuple[Row, Position]:
     number, *documents = position
     bucket = self.schedule[number % len(self.schedule)]
-    while True:
+    for reads in itertools.count(1):
       try:
         content, size = read(documents[bucket])
       except IndexError:  # after the end of a single pass
         return self.fill([], 0, self.lengths[bucket]), position
       documents[bucket] += 1
-      if (tokens := self.tokens(content)) > 0 and self.bucket(tokens) == bucket:
-        break
+      if (tokens := self.tokens(content)) > 0:
+        fitting = self.bucket(tokens)
+        if fitting == bucket or (fitting < bucket and reads > PATIENCE):
+          break
     return self.fill(content, size, self.lengths[bucket]), (number + 1, *documents)
 
   def tokens(self, content: Any) -> int:

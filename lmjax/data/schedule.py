@@ -3,7 +3,6 @@
 import numpy as np
 
 PERIOD = 10_000  # weights are rounded to multiples of 1 / PERIOD of their sum
-RARE = 1 / 64  # of the documents; a batch of a rarer length would be read for too long
 
 
 def proportions(weights: list[float]) -> np.ndarray:
@@ -24,26 +23,3 @@ def schedule(counts: np.ndarray) -> np.ndarray:
     order[place] = np.argmax(credit)
     credit[order[place]] -= len(order)
   return order
-
-
-def lengths_schedule(counts: np.ndarray, longest: bool) -> list[int]:
-  """Returns a schedule of the lengths of rows, by the number of documents that each is the shortest for.
-
-  A row of some length waits for a document of that length. Rare ones are joined with the next longer ones, and if there
-  are none, with the next shorter ones in rows of their own length.
-
-  Args:
-    counts: at least one is not 0.
-    longest: whether there must be rows of the longest length, although no document has been seen that needs them.
-  """
-  last, least, joined = len(counts) - 1 if longest else np.flatnonzero(counts)[-1], counts.sum() * RARE, 0
-  kept = np.zeros_like(counts)
-  for i in range(last + 1):
-    joined += counts[i]
-    if joined >= least or i == last:
-      kept[i], joined = joined, 0
-  if kept[last] < least:  # it is not the only one, since all together are not rare
-    below = np.flatnonzero(kept[:last])[-1]
-    kept[last] += kept[below]
-    kept[below] = 0
-  return schedule(proportions(kept.tolist())).tolist()

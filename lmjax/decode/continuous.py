@@ -60,14 +60,16 @@ class ContinuousSampler(PrefixSampler):
     longest = index = pad_prompts(ends, new, self.max_tokens)[0].shape[1]
     slots = longest + new + max(SPARE * every, (longest + new) // 4)
     shared = few(common(prompts)) if sources is None else 0
-    own = dataclasses.replace(self, shared=shared)
-    prefix = own._read_prefix(params, np.array([prompts[0][:shared]], np.int32)) if shared else None
+    alike = dataclasses.replace(self, shared=shared)
+    prefix = alike._read_prefix(params, np.array([prompts[0][:shared]], np.int32)) if shared else None
 
     def read(numbers: list[int], width: int, slots: int) -> Tree:
       """Returns the state of sampling after some prompts, padded to a width."""
       tokens, valid = pad_prompts([prompts[i] for i in numbers], new, self.max_tokens)
       tokens, valid = (np.pad(x, ((0, 0), (width - x.shape[1], 0))) for x in (tokens, valid))
-      source = prefix if padded is None else tuple(x[numbers] for x in padded)
+      source, own = prefix if padded is None else tuple(x[numbers] for x in padded), alike
+      if source is None:  # those of one call may still begin alike, as samples of one prompt do
+        own = dataclasses.replace(self, shared=few(common([prompts[i] for i in numbers])))
       return own._prefill(params, tokens, valid, np.array([seeds[i] for i in numbers], np.uint32), slots, source)
 
     waiting = collections.deque(range(len(prompts)))
@@ -76,13 +78,14 @@ class ContinuousSampler(PrefixSampler):
     while waiting or any(jobs):
       places = [row for row, job in enumerate(jobs) if job is None][: len(waiting)]
       if places and len(places) >= min(least, len(waiting)):
+        places = places if state is None else places[:least]
         numbers = [waiting.popleft() for _ in places]
         if state is None:
           width, begun = longest, read(numbers, longest, slots)
           state = begun
-        else:  # few widths and numbers of prompts are compiled: the first one of them fills the rest
-          more = _round_up(len(numbers), least) - len(numbers)
-          width = min(_round_up(max(len(prompts[i]) for i in numbers), STEP), longest)
+        else:  # few widths are compiled, and one number of prompts: the first one of them fills the rest
+          more = least - len(numbers)
+          width = min(_round_up(max(len(prompts[i]) for i in numbers)), longest)
           begun = read(numbers + numbers[:1] * more, width, width)
           state = _insert(state, begun, np.array(places + places[:1] * more), index)
         drawn, alive = np.asarray(begun.tokens_B)[:, None], np.asarray(begun.alive_B)
@@ -94,7 +97,7 @@ class ContinuousSampler(PrefixSampler):
         # There is space before the index for the longest prompt.
         unused = min(index - longest, *(job.first - dropped for job in jobs if job))
         state, index, dropped = _move_back(state, unused), index - unused, dropped + unused
-      state, drawn = own._extend(params, state, every)
+      state, drawn = self._extend(params, state, every)
       drawn, alive, index = np.asarray(drawn), np.asarray(state.alive_B), index + every
       for row in [row for row, job in enumerate(jobs) if job]:
         yield from _hand(jobs, row, drawn[row], bool(alive[row]), new, stopped)
@@ -115,12 +118,12 @@ def able(model: nn.Module) -> bool:
   return model.kind == "encoder_decoder" or reads_parts(model)
 
 
-def _round_up(number: int, unit: int) -> int:
-  """Returns the next of unit, 2, 3, 4, 6, 8, 12, 16 ... units."""
-  size = unit
-  while 2 * size <= number:
+def _round_up(length: int) -> int:
+  """Returns the next of 16, 32, 48, 64, 96, 128, 192 ... tokens."""
+  size = STEP
+  while 2 * size <= length:
     size *= 2
-  return next(each for each in (size, size * 3 // 2, size * 2) if each >= number and each % unit == 0)
+  return next(each for each in (size, size * 3 // 2, size * 2) if each >= length and each % STEP == 0)
 
 
 def _hand(

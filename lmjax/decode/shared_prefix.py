@@ -67,7 +67,8 @@ def common(prompts: Sequence[Sequence[int]]) -> int:
   """Returns how many tokens all of several prompts begin with, of each all but the last at most; 0 for one prompt."""
   if len(prompts) < 2:
     return 0
-  longest = max(min(map(len, prompts)) - 1, 0)
-  first = np.array([prompt[:longest] for prompt in prompts])
-  differ = np.any(first != first[:1], axis=0)
-  return int(np.argmax(differ)) if differ.any() else longest
+  first, count = list(prompts[0]), max(min(map(len, prompts)) - 1, 0)
+  for prompt in prompts:
+    if list(prompt[:count]) != first[:count]:
+      count = next((i for i in range(count) if prompt[i] != first[i]), count)
+  return count

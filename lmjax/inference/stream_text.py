@@ -1,5 +1,6 @@
 """Text while a model generates it."""
 
+import collections
 import itertools
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +13,8 @@ from lmjax.decode.beam import Beam
 from lmjax.decode.continuous import ContinuousSampler
 from lmjax.decode.sample import Sampler
 from lmjax.utils.pytree import Tree
+
+SHORT = 255  # tokens; prompts up to so many are continued together
 
 
 class StreamedText:
@@ -32,9 +35,10 @@ class StreamedText:
     self._ids += [int(i) for i in ids if i >= 0 and int(i) not in ends_of(self._tokenizer)]
     # Decoded with the prompt, since the text of a token may depend on those before it.
     self.text = self._tokenizer.decode([*self._prompt, *self._ids])[self._skip :]
-    cuts = [at for at in (self.text.find(stop) for stop in self._stops) if at >= 0]
+    # The first stop to be complete, so that nothing depends on how many ids are added together.
+    cuts = [(at + len(stop), at) for stop in self._stops if (at := self.text.find(stop)) >= 0]
     if cuts:
-      self.text, self.stopped = self.text[: min(cuts)], True
+      self.text, self.stopped = self.text[: min(cuts)[1]], True
     certain = len(self.text)
     if not self.stopped:  # an incomplete character or the beginning of a stop string is held back
       certain -= len(self.text) - len(self.text.rstrip("\ufffd"))
@@ -85,15 +89,24 @@ def continue_many(
     rows: prompts that are continued at the same time.
   """
   ids, sources = _cut_inputs(sampler.model, tokenizer, prompts, parse_special, longest)
-  texts = [StreamedText(tokenizer, prompt, list(stops)) for prompt in ids]
-  made, forced_end = [0] * len(prompts), new if getattr(tokenizer, "forced_end", False) else None
-  for number, tokens, last in sampler.continue_all(
-    params, ids, new, seeds, rows, sources=sources, stopped=lambda number: texts[number].stopped
-  ):
-    made[number] += len(tokens)
-    texts[number].add(tokens[:-1] if made[number] == forced_end else tokens)
-    if last or texts[number].stopped:
-      yield number, texts[number].text
+  forced_end = new if getattr(tokenizer, "forced_end", False) else None
+  alike: dict[int, list[int]] = {}  # a long prompt takes space in all rows: it is continued beside long ones
+  for number, read in enumerate(ids if sources is None else sources):
+    alike.setdefault(max(len(read), SHORT).bit_length(), []).append(number)
+  for numbers in alike.values():
+    pick = lambda values: [values[i] for i in numbers]  # noqa: B023, E731
+    texts: dict[int, StreamedText] = {}
+    made: collections.Counter[int] = collections.Counter()
+    draws = sampler.continue_all(
+      params, pick(ids), new, pick(seeds), rows, sources=sources and pick(sources),
+      stopped=lambda place: place in texts and texts[place].stopped,  # noqa: B023
+    )  # fmt: skip
+    for place, tokens, last in draws:
+      text = texts.setdefault(place, StreamedText(tokenizer, ids[numbers[place]], list(stops)))
+      made[place] += len(tokens)
+      text.add(tokens[:-1] if made[place] == forced_end else tokens)
+      if last or text.stopped:
+        yield numbers[place], text.text
 
 
 def stream(
@@ -142,7 +155,10 @@ def model_inputs(
   A prompt without a token becomes the start token.
   """
   template = template_of(tokenizer, model.kind)
-  ids = [template.apply(encode(tokenizer, prompt, parse_special)).ids for prompt in prompts]
+  different = {
+    prompt: template.apply(encode(tokenizer, prompt, parse_special)).ids for prompt in dict.fromkeys(prompts)
+  }
+  ids = [different[prompt] for prompt in prompts]
   start = [] if tokenizer.start is None else [tokenizer.start]
   if model.kind == "encoder_decoder":
     forced = getattr(tokenizer, "forced_start", None)  # of BARTs that summarize

@@ -290,9 +290,15 @@ def _generate(
   loaded: LoadedModel, task: TaskFile, items: Sequence[Item], done: Callable[[list[dict[str, Any]]], None]
 ) -> None:
   prompts = [item.contexts[0] for item in items]
+  records = []
   for i, answer in scoring.answers(loaded, prompts, task.generation_kwargs, (task.fewshot_delimiter,)):
     first = {"item": items[i].number, "prompt": prompt_hash(items[i])} | metrics.labels(task, items[i])
-    done([first | score_answer(task, items[i], answer)])
+    records.append(first | score_answer(task, items[i], answer))
+    if len(records) == scoring.GROUP:
+      done(records)
+      records = []
+  if records:
+    done(records)
 
 
 def table(results: dict[str, Any]) -> Table:

@@ -9,7 +9,6 @@ from absl import flags
 from lmjax.__main__ import main
 from lmjax.data import packing
 from lmjax.data.objectives.causal import Text
-from lmjax.data.schedule import lengths_schedule
 from lmjax.data.sources.base import BadRecord
 from lmjax.data.sources.records import TFDS, JsonLines, Parquet
 from lmjax.data.sources.text import TextFiles
@@ -198,23 +197,6 @@ def test_buckets_hold_one_document_a_row_and_pad_little(lines):
   batches.close()
   assert len(set(lengths)) == 4 and np.mean(padding) < 0.3
   assert sum((b["segments"].max(1) > 0).sum() for b in text.validate(BYTES, 4)) == 200
-
-
-@pytest.mark.parametrize(
-  ("counts", "longest", "expected"),
-  [
-    ([40, 30, 30], False, {0: 4, 1: 3, 2: 3}),
-    ([500, 1, 499], False, {0: 1, 2: 1}),  # a rare length goes to the next longer one
-    ([499, 500, 1], False, {0: 499, 2: 501}),  # and the next shorter one to the rarest if that is the longest
-    ([50, 50, 0], False, {0: 1, 1: 1}),  # no document needs the longest
-    ([50, 50, 0], True, {0: 1, 2: 1}),  # others may
-    ([0, 7, 0], True, {2: 1}),
-    ([1, 1, 998], False, {2: 1}),
-  ],
-)
-def test_no_row_waits_for_a_rare_document(counts, longest, expected):
-  order = lengths_schedule(np.array(counts), longest)
-  assert {int(i): order.count(i) for i in set(order)} == expected
 
 
 def test_buckets_resume(lines):

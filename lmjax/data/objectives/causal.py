@@ -10,7 +10,7 @@ from lmjax.data.documents import Documents
 from lmjax.data.packer import Packer
 from lmjax.data.packing import FirstFitText, TextBuckets, Windows
 from lmjax.data.pipeline import Reader
-from lmjax.data.schedule import lengths_schedule
+from lmjax.data.schedule import proportions, schedule
 from lmjax.data.sources.base import BadRecord, read_document
 from lmjax.utils.errors import UserError
 
@@ -57,7 +57,7 @@ class Text(Reader):
     return {s: packer(self.length) for s in streams}
 
   def _bucket_order(self, documents: Documents) -> list[int]:
-    """Returns a schedule in which each bucket occurs in proportion to its documents, rare ones with others."""
+    """Returns a schedule in which each bucket occurs in proportion to its documents."""
     source = documents.source
     step = max(len(source) // BUCKET_SAMPLE, 1)
     sample = (read_document(source, i, documents.encode) for i in range(0, len(source), step))
@@ -65,7 +65,7 @@ class Text(Reader):
     if not lengths:
       raise UserError("data: the source contains no text; check config.data.source")
     buckets = np.minimum(np.searchsorted(sorted(self.buckets), lengths), len(self.buckets) - 1)
-    return lengths_schedule(np.bincount(buckets, minlength=len(self.buckets)), longest=False)
+    return schedule(proportions(np.bincount(buckets, minlength=len(self.buckets)))).tolist()
 
 
 def _concatenate(documents: Documents) -> tuple[np.ndarray, int]:

@@ -17,7 +17,7 @@ from lmjax.data.documents import Documents
 from lmjax.data.objectives.arrange import Arrangement, pad
 from lmjax.data.packer import Packer, Row
 from lmjax.data.pipeline import Reader
-from lmjax.data.schedule import lengths_schedule
+from lmjax.data.schedule import proportions, schedule
 from lmjax.data.sources.base import BadRecord, Source, check_skipped_fraction, read_document
 from lmjax.data.sources.examples import Example
 from lmjax.data.tokenizers.base import Tokenizer
@@ -113,7 +113,8 @@ class Labelled(Reader):
         counts[np.searchsorted(lengths, len(row[0][0]["inputs"]))] += 1
     if not counts.any():
       raise UserError("data: the source contains no example; check config.data.source")
-    order = lengths_schedule(counts, longest=step > 1)  # others may be longer than all of the sample
+    counts[-1] += not counts[-1]  # what is longer than all of the sample has a row to go to
+    order = schedule(proportions(counts.tolist())).tolist()
     return {stream: self.rows(lengths, order) for stream in streams}
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
