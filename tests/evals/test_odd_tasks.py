@@ -34,7 +34,7 @@ def quick(monkeypatch):
       yield [scoring.Score(number, np.array([-1.0 - len(b) for _, b in pairs]), np.ones(len(pairs), bool))]
 
   monkeypatch.setattr(scoring, "scores", scores)
-  monkeypatch.setattr(scoring, "answers", lambda _, prompts, *__: [(range(len(prompts)), ["7"] * len(prompts))])
+  monkeypatch.setattr(scoring, "answers", lambda _, prompts, *__: [(i, "7") for i in range(len(prompts))])
 
 
 def tried(loaded, file, folder, **options):  # noqa: F811
