@@ -16,8 +16,8 @@ from lmjax.layers.cache import Cache
 from lmjax.layers.cross_block import CrossCache
 from lmjax.utils.pytree import Tree
 
-EVERY = 8  # tokens that are drawn before the rows of ended texts are given away
-SPARE = 4  # so often are as many drawn, at least, between two times at which the slots of the cache are moved
+EVERY = 8  # tokens that are drawn between two times at which free rows take new prompts
+SPARE = 4  # such times, at least, between two moves of the cache's slots
 
 
 @dataclasses.dataclass

@@ -83,10 +83,10 @@ def continue_many(
   sampler: ContinuousSampler, params: Tree, tokenizer: Tokenizer, prompts: list[str], new: int, seeds: list[int],
   rows: int, stops: list[str] = (), parse_special: bool = False, longest: int | None = None,
 ) -> Iterator[tuple[int, str]]:  # fmt: skip
-  """Yields (number of a prompt, its whole continuation) as they end, with continuous batching; else as above.
+  """Yields (number of a prompt, its whole continuation) as they end, with continuous batching.
 
   Args:
-    rows: prompts that are continued at the same time.
+    rows: prompts that are continued at the same time; the others as of `continue_texts`.
   """
   ids, sources = _cut_inputs(sampler.model, tokenizer, prompts, parse_special, longest)
   forced_end = new if getattr(tokenizer, "forced_end", False) else None
@@ -97,16 +97,18 @@ def continue_many(
     pick = lambda values: [values[i] for i in numbers]  # noqa: B023, E731
     texts: dict[int, StreamedText] = {}
     made: collections.Counter[int] = collections.Counter()
+    over: set[int] = set()
     draws = sampler.continue_all(
-      params, pick(ids), new, pick(seeds), rows, sources=sources and pick(sources),
-      stopped=lambda place: place in texts and texts[place].stopped,  # noqa: B023
-    )  # fmt: skip
+      params, pick(ids), new, pick(seeds), rows, sources=sources and pick(sources), stopped=over.__contains__
+    )
     for place, tokens, last in draws:
-      text = texts.setdefault(place, StreamedText(tokenizer, ids[numbers[place]], list(stops)))
+      if place not in texts:
+        texts[place] = StreamedText(tokenizer, ids[numbers[place]], list(stops))
       made[place] += len(tokens)
-      text.add(tokens[:-1] if made[place] == forced_end else tokens)
-      if last or text.stopped:
-        yield numbers[place], text.text
+      texts[place].add(tokens[:-1] if made[place] == forced_end else tokens)
+      if last or texts[place].stopped:
+        over.add(place)
+        yield numbers[place], texts.pop(place).text
 
 
 def stream(

@@ -40,7 +40,7 @@ class BidirectionalLM(Base):
     if self.negatives < 0:
       raise ValueError(f"negatives is at least 0, not {self.negatives}")
     if not self.model.config.depth:
-      raise ValueError("model.depth is 0: words that no LSTM reads do not predict their neighbours")
+      raise ValueError("model.depth is 0: a bidirectional language model has at least one LSTM in each direction")
 
   def spec(self, batch: int, length: int) -> Spec:
     words, spelled = (batch, length), (batch, length, self.characters)

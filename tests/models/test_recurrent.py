@@ -182,7 +182,7 @@ def test_without_lstms_each_word_has_its_own_vector():
   layers, deeper = layers_of(model, params, characters), tiny_elmo()
   more = started(deeper, {"characters": characters}) | params
   np.testing.assert_array_equal(layers, layers_of(deeper, more, characters)[:1])
-  with pytest.raises(ValueError, match="depth is 0: words that no LSTM reads"):
+  with pytest.raises(ValueError, match="depth is 0: a bidirectional language model has at least one LSTM"):
     BidirectionalLM(model, characters=10)
 
 
