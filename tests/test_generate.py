@@ -1,5 +1,6 @@
 """The generate command: the same continuations streamed, printed and written, and prompts from files."""
 
+import collections
 import json
 
 import jax.numpy as jnp
@@ -67,8 +68,12 @@ def test_many_prompts_have_the_texts_that_each_has_alone(folder, monkeypatch):
   """More than a batch, short and long, several samples of each; with a stop string that ends some of them early."""
   monkeypatch.setattr(stream_text, "SHORT", 3)
   loaded = storage.open(folder).load()
-  generator = Generator(loaded, Sampling(), 8, stops=("o",))
   rows = [(prompt, sample) for prompt in ("the", "a fox", "quick brown fox " * 2, "", "dog") for sample in range(3)]
+  whole = [Generator(loaded, Sampling(), 20).texts([row])[0] for row in rows]
+  counts = collections.Counter(character for text in whole for character in set(text[:-4]) if character.isascii())
+  stop = counts.most_common(1)[0][0]
+  generator = Generator(loaded, Sampling(), 20, stops=(stop,))
+  assert 1 < sum(stop in text[:-4] for text in whole) < 15
   numbered = list(generator.all_texts(rows, 4))
   assert sorted(number for number, _ in numbered) == list(range(15)) != [number for number, _ in numbered]
   assert list(in_order(numbered)) == [generator.texts([row])[0] for row in rows]
