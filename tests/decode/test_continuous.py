@@ -21,7 +21,7 @@ ENDS = tuple(range(3, 60, 7))  # so many that texts end early, at different leng
 def made(kind, **changes):
   task = tiny_task(kind, length=64, **changes)
   params = init_params(task, fake_batch(task))["model"]
-  # Large, so that a lost token changes what is drawn; with 4 an LSTM would be chaotic: it returns an error of 1e-7 as 0.6.
+  # Large, so that a lost token changes what is drawn; with 4 an LSTM would be chaotic: an error of 1e-7 becomes 0.6.
   return task.model, jax.tree.map(lambda x: (2 if kind == "LSTM" else 4) * x, params)
 
 
