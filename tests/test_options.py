@@ -92,6 +92,8 @@ def test_the_help_of_commands_with_a_config_says_how_to_change_it(command, capsy
     ["prepare", "--inspect", "x", "--output", "y"],
     ["show", "x", "--verify", "--values"],
     ["tokenizer", "encode", "--path", "x", "--size", "300"],
+    ["plan", "--workdir", "x", "--topology", "v5e:1x1", "--fit"],
+    ["plan", "--config", "configs/gpt2.py", "--topology", "v5e:1x1", "--batch", "8"],
   ],
 )
 def test_what_would_have_no_effect_is_refused_before_anything_is_read(arguments, capsys, tmp_path, monkeypatch):

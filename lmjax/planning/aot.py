@@ -143,6 +143,7 @@ class Compiled:
   fits: bool
   seconds: float  # of compilation
   collectives: dict[str, dict[str, float]] | None
+  accessed: float = 0.0  # bytes that operations read and write; a loop's body counts once
 
   @property
   def total(self) -> int:
@@ -178,7 +179,8 @@ def compile_step(lowered: jax.stages.Lowered, capacity: float, slices: int, star
   arguments, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
   fits = arguments + temporaries + output <= capacity
   moved = collectives(text, slices)
-  return Compiled(arguments, temporaries, output, fits, time.perf_counter() - start, moved)
+  accessed = (compiled.cost_analysis() or {}).get("bytes accessed", 0.0)
+  return Compiled(arguments, temporaries, output, fits, time.perf_counter() - start, moved, accessed)
 
 
 def _use_cache(enabled: bool) -> None:

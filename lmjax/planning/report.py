@@ -27,6 +27,29 @@ from lmjax.utils.errors import UserError
 JitStep = Callable[[Experiment, TrainState], Any]  # `lmjax.train.jit_step`
 
 
+def plan(
+  settings: dict[str, Any], target: Topology, jit_step: JitStep, vocabulary: int | None, fit: bool,
+  made: Callable[[dict[str, Any]], object],
+) -> dict[str, Any]:  # fmt: skip
+  """Returns the report of a config; where its step does not fit, `would_fit` has the overrides with which it would.
+
+  Args:
+    fit: the largest batch that fits, instead of the config's.
+    made: is called with each report.
+  """
+
+  def report_of(settings: dict[str, Any]) -> dict[str, Any]:
+    report = make_report(settings, target, jit_step, vocabulary)
+    made(report)
+    return report
+
+  if fit:
+    return find_largest_batch(settings, target, vocabulary, report_of)
+  report = report_of(settings)
+  more = {} if report["fits"] else {"would_fit": alternatives(settings, lambda changed: report_of(changed)["fits"])}
+  return report | more
+
+
 def make_report(
   settings: dict[str, Any], target: Topology, jit_step: JitStep, vocabulary: int | None = None
 ) -> dict[str, Any]:

@@ -27,6 +27,8 @@ def report_table(report: dict[str, Any]) -> Table:
   table.add_row("memory per device", f"{size['total']} of {size['capacity']}: {verdict}")
   parts = f"{size['arguments']} arguments + {size['temporaries']} temporaries + {size['output']} output"
   table.add_row("", f"{parts} ({report['method']}, {report['compile_seconds']} s)")
+  if "would_fit" in report:
+    table.add_row("what would fit", " or ".join(report["would_fit"]) or "nothing that was tried; use more devices")
   flops = report["flops_per_step"]
   table.add_row("FLOPs per step", f"{flops['full_attention']:.4g}, causal {flops['causal_attention']:.4g}")
   table.add_row("", flops["formula"])
@@ -47,6 +49,28 @@ def report_table(report: dict[str, Any]) -> Table:
     bound = report["utilisation_bound"]
     table.add_row("utilisation", f"at most {bound['full_attention']:.1%}, causal {bound['causal_attention']:.1%}")
   _add_run(table, report["run"])
+  return table
+
+
+def decoding_table(report: dict[str, Any]) -> Table:
+  """Returns the table of a report of `planning.decoding`."""
+  table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+  table.add_row(
+    "device", f"{report['topology']}, {report['batch']} rows, a cache of {report['length']:,} tokens, bfloat16"
+  )
+  capacity = f" of {report['capacity'] / 1e6:,.0f} MB: {'fits' if report['fits'] else 'DOES NOT FIT'}"
+  parts = " + ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in report["bytes"].items())
+  table.add_row("memory", f"{report['total'] / 1e6:,.1f} MB{capacity if report['capacity'] else ''}")
+  table.add_row("", f"{parts} ({report['method']})")
+  if report["accessed"]:
+    table.add_row(
+      "operations", f"read and write {report['accessed'] / 1e6:,.1f} MB a token, copies on the chip included"
+    )
+  if report["seconds_per_token"]:
+    seconds, rows = report["seconds_per_token"], report["batch"]
+    table.add_row(
+      "token", f"at least {1e3 * seconds:.3f} ms: at most {rows / seconds:,.0f} tokens/s, by reading memory"
+    )
   return table
 
 

@@ -219,7 +219,7 @@ def test_a_real_compilation_for_an_absent_pod(capsys, where, more):
 @needs_libtpu
 @pytest.mark.tpu
 def test_fit_returns_the_largest_batch(capsys, monkeypatch):
-  monkeypatch.setattr("lmjax.commands.plan.alternatives", lambda settings, fits: [])  # many compilations
+  monkeypatch.setattr("lmjax.planning.report.alternatives", lambda settings, fits: [])  # many compilations
   wide = ("--config.model.mlp=65536", "--config.model.remat=none", "--config.model.depth=2")
   best = plan(capsys, *SMALL, *wide, "--topology", "v5e:1x1", "--fit")
   more = plan(capsys, *SMALL, *wide, "--topology", "v5e:1x1", f"--config.batch={best['batch'] + 1}", code=1)
