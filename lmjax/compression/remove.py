@@ -1,7 +1,8 @@
-"""Structured pruning: attention heads, MLP units and layers leave a model, which becomes a smaller dense one."""
+"""Structured pruning: heads, MLP units, layers or channels leave a model, which becomes a smaller dense one."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,8 +17,9 @@ from lmjax.tasks.base import Task, weighted_sum
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
-STRUCTURES = {"heads": "heads", "mlp": "mlp", "layers": "depth"}  # and the field of a config that counts them
-AXES = {"heads": ("heads", "kv_heads"), "mlp": ("mlp",), "layers": ("layers",)}
+# And the field of a config that counts them.
+STRUCTURES = {"heads": "heads", "mlp": "mlp", "layers": "depth", "width": "width"}
+AXES = {"heads": ("heads", "kv_heads"), "mlp": ("mlp",), "layers": ("layers",), "width": ("width",)}
 SCORES = ("magnitude", "random", "taylor")
 Boxes = Mapping[str, LogicallyPartitioned]
 Batch = Mapping[str, jax.Array]
@@ -33,9 +35,10 @@ class Remove:
   The Taylor score is |dL / d xi|, xi a factor of what the unit gives (Michel et al., 2019, arXiv:1905.10650; Molchanov
   et al., 2017, arXiv:1611.06440).
 
-  structure: `heads`, with grouped queries all heads that share keys and values; `mlp`, units of MLPs; or `layers`, of
-  each stack. fraction: of the units, rounded. Where heads have a bias of positions that all layers share, as in T5, the
-  same heads leave in all layers.
+  structure: `heads`, with grouped queries all heads that share keys and values; `mlp`, units of MLPs; `layers`, of each
+  stack; or `width`, channels of the vectors that layers pass on, the same ones everywhere. fraction: of the units,
+  rounded. Where heads have a bias of positions that all layers share, as in T5, the same heads leave in all layers.
+  Norms compute their mean and size from the channels that stay, so a narrower model needs training.
   """
 
   structure: str
@@ -77,23 +80,43 @@ class Remove:
     arrays = {name: box.value for name, box in params.items()}
     units = self._units(config)
     for group, names in groups.items():
-      arrays |= {name: _slice(params[name], AXES[self.structure], kept[group], units) for name in names}
-    return self._changes(config, kept), arrays
+      arrays |= {name: _slice(params[name], self._axes(name, params[name]), kept[group], units) for name in names}
+    changes = self._changes(config, kept)
+    if self.structure == "width" and _scales_scores(config):  # so that they keep their size
+      arrays["model/decoder_norm/scale"] *= (changes["width"] / config.width) ** 0.5
+    return changes, arrays
 
   def _check(self, config: Any, params: Boxes) -> None:
     field = STRUCTURES[self.structure]
     there = any(set(AXES[self.structure]) & set(box.names) for box in params.values())
     if not hasattr(config, field) or not there or (self.structure == "layers" and getattr(config, "shared_layers", 0)):
       raise UserError(f"remove: this model has no {self.structure} that can leave it")
+    if self.structure == "width":
+      self._check_width(config, params)
     if self.structure == "layers" and getattr(config, "scale_by_layer", False):
       raise UserError("remove: the attention of each layer is scaled by its number, so none can leave")
+
+  def _check_width(self, config: Any, params: Boxes) -> None:
+    if getattr(config, "positions", "") == "sinusoidal" or getattr(config, "scale_embedding", False):
+      raise UserError("remove: this model computes its positions or the size of its vectors from its width")
+    sizes = {box.value.shape[axis] for name, box in params.items() for axis in self._axes(name, box)}
+    if sizes != {config.width}:
+      raise UserError(f"remove: this model has vectors of several widths, {', '.join(map(str, sorted(sizes)))}")
+
+  def _axes(self, name: str, box: LogicallyPartitioned) -> list[int]:
+    """Returns the indices of the axes of a parameter that lose units."""
+    wanted = AXES[self.structure]
+    if self.structure == "width" and re.match(r"model/pooler/|heads/\w+/dense/", name):
+      wanted = ("width", "output")  # their outputs take the place of what they read
+    axes = [i for i, axis in enumerate(box.names) if axis in wanted]
+    return axes if self.structure == "width" else axes[:1]
 
   def _groups(self, params: Boxes) -> dict[str, list[str]]:
     """Returns the paths of parameters that lose the same units: those of an attention, of an MLP, of a stack."""
     groups: dict[str, list[str]] = {}
     for name, box in params.items():
-      if set(AXES[self.structure]) & set(box.names):
-        group = name.split("/layers/")[0] if self.structure == "layers" else name.rsplit("/", 2)[0]
+      if self._axes(name, box):
+        group = {"layers": name.split("/layers/")[0], "width": "model"}.get(self.structure, name.rsplit("/", 2)[0])
         groups.setdefault(group, []).append(name)
     return groups
 
@@ -101,30 +124,40 @@ class Remove:
     self, task: Task, params: Boxes, groups: dict[str, list[str]], batches: Iterable[Batch]
   ) -> dict[str, jax.Array]:
     """Returns the scores [layers, units] of each group; of a stack of layers, [1, layers]."""
-    axes, units = AXES[self.structure], self._units(task.model.config)
+    units = self._units(task.model.config)
     total: dict[str, Any] = {}
     if self.score == "taylor":
       count = 0
       for products in _gradient_times_weight(task, params, batches):
         for group, names in groups.items():
-          reading = [name for name in names if _reads_units(name, params[name])]
-          parts = [_per_unit(products[name], params[name].names, axes, units) for name in reading]
+          reading = [name for name in names if self._reads_units(name, params[name])]
+          parts = [self._per_unit(name, params[name], products[name], units) for name in reading]
           total[group] = total.get(group, 0.0) + abs(sum(parts))
         count += 1
       if not count:
         raise UserError("remove: Taylor scores need batches")
     else:
       for group, names in groups.items():
-        squares = (_per_unit(jnp.square(params[n].value), params[n].names, axes, units) for n in names)
+        squares = (self._per_unit(n, params[n], jnp.square(params[n].value), units) for n in names)
         total[group] = sum(squares)
         if self.score == "random":
           total[group] = masks.random_scores(group, total[group].shape, self.seed)
     shared = [group for group, names in groups.items() if not any(name.endswith("kernel") for name in names)]
-    if shared and self.structure != "layers":  # a bias of positions, which all layers read
+    if shared and self.structure in ("heads", "mlp"):  # a bias of positions, which all layers read
       same = sum(jnp.sum(score, 0, keepdims=True) for group, score in total.items() if group not in shared)
       total = {group: jnp.broadcast_to(same, jnp.shape(total[group])) for group in groups if group not in shared}
       total |= dict.fromkeys(shared, same)
     return total
+
+  def _reads_units(self, name: str, box: LogicallyPartitioned) -> bool:
+    """Returns whether a parameter is a kernel that reads units; of layers, what their attention and MLP add."""
+    axes = {"heads", "mlp"} if self.structure == "layers" else set(AXES[self.structure])
+    return name.endswith("kernel") and bool(axes & set(box.names[: first_output(box.names)]))
+
+  def _per_unit(self, name: str, box: LogicallyPartitioned, x: jax.Array, units: int | None) -> jax.Array:
+    """Returns the sums [layers, units] of an array, of a parameter's shape, by its units; of channels, [1, units]."""
+    sums = [_per_axis(x, box.names, axis, units) for axis in self._axes(name, box)]
+    return jnp.sum(sum(sums), axis=0, keepdims=True) if self.structure == "width" else sums[0]
 
   def _units(self, config: Any) -> int | None:
     """Returns the number of units of an axis; None where it is that of its indices."""
@@ -142,6 +175,8 @@ class Remove:
     count = next(iter(kept.values())).shape[1]
     if self.structure == "mlp":
       return {"mlp": count}
+    if self.structure == "width":
+      return {"width": count}
     if self.structure == "heads":
       own = {"kv_heads": count} if hasattr(config, "kv_heads") else {}
       return {"heads": count * config.heads // getattr(config, "kv_heads", config.heads)} | own
@@ -157,29 +192,31 @@ class Remove:
     return changes
 
 
-def _reads_units(name: str, box: LogicallyPartitioned) -> bool:
-  """Returns whether a parameter is a kernel that reads heads or the units of an MLP."""
-  return name.endswith("kernel") and bool({"heads", "mlp"} & set(box.names[: first_output(box.names)]))
-
-
-def _per_unit(x: jax.Array, names: tuple[str | None, ...], axes: tuple[str, ...], units: int | None) -> jax.Array:
+def _per_axis(x: jax.Array, names: tuple[str | None, ...], axis: int, units: int | None) -> jax.Array:
   """Returns the sums [layers, units] of an array; [1, units] where it is not stacked, or layers are the units."""
-  position = next(i for i, axis in enumerate(names) if axis in axes)
-  stacked = int(names[0] == "layers" and position > 0)
-  x = jnp.moveaxis(x, position, stacked)
+  stacked = int(names[0] == "layers" and axis > 0)
+  x = jnp.moveaxis(x, axis, stacked)
   return jnp.sum(x.reshape(x.shape[0] if stacked else 1, units or x.shape[stacked], -1), axis=-1)
 
 
-def _slice(box: LogicallyPartitioned, axes: tuple[str, ...], kept_NxU: jax.Array, units: int | None) -> jax.Array:
-  """Returns a parameter with some units of an axis, in each layer its own."""
-  position = next(i for i, axis in enumerate(box.names) if axis in axes)
-  stacked = int(box.names[0] == "layers" and position > 0)
-  x = jnp.moveaxis(box.value, position, stacked)
-  x = x if stacked else x[None]
-  each = x.shape[1] // (units or x.shape[1])  # heads that share keys and values
-  index = (kept_NxU[..., None] * each + jnp.arange(each)[None, None]).reshape(x.shape[0], -1)
-  x = jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=1)
-  return jnp.moveaxis(x if stacked else x[0], stacked, position)
+def _slice(box: LogicallyPartitioned, axes: Sequence[int], kept_NxU: jax.Array, units: int | None) -> jax.Array:
+  """Returns a parameter with some units of its axes, in each layer its own."""
+  value = box.value
+  for axis in axes:
+    stacked = int(box.names[0] == "layers" and axis > 0)
+    x = jnp.moveaxis(value, axis, stacked)
+    x = x if stacked else x[None]
+    each = x.shape[1] // (units or x.shape[1])  # heads that share keys and values
+    index = (kept_NxU[..., None] * each + jnp.arange(each)[None, None]).reshape(len(kept_NxU), -1)
+    x = jnp.take_along_axis(x, jnp.expand_dims(index, tuple(range(2, x.ndim))), axis=1)
+    value = jnp.moveaxis(x if stacked else x[0], stacked, axis)
+  return value
+
+
+def _scales_scores(config: Any) -> bool:
+  """Returns whether the scores of words are divided by the root of the width, as in T5 with tied embeddings."""
+  chosen = getattr(config, "scale_output", False)
+  return config.tie_embeddings and config.positions == "relative" if chosen is None else bool(chosen)
 
 
 def _gradient_times_weight(task: Task, params: Boxes, batches: Iterable[Batch]) -> Iterator[dict[str, jax.Array]]:

@@ -85,6 +85,51 @@ def test_units_without_weights_leave_and_the_model_computes_the_same(family, str
   np.testing.assert_allclose(run(after, arrays), before, atol=2e-5)
 
 
+WIDTHS = ["Llama", "BERT", "T5", "GPT", "LSTM", "ELMo", "ModernBERT", "DeBERTa", "BART"]
+WIDTHS = [name if name in ("Llama", "BERT") else pytest.param(name, marks=pytest.mark.long) for name in WIDTHS]
+
+
+@pytest.mark.parametrize("family", WIDTHS)
+def test_the_same_channels_leave_everywhere(family):
+  """Where they are zero and norms divide by the root of a mean square, only that mean changes."""
+  exact = family in ("Llama", "T5", "LSTM")
+  task = tiny_task(family, **({"epsilon": 1e-12} if exact and family != "LSTM" else {}))
+  boxes, batch, lost = boxes_of(task, noisy(task)), fake_batch(task), [3, 4, 30]
+  boxes |= {name: box.replace(value=without(box, AXES["width"], None, lost)) for name, box in boxes.items()}
+  changed, arrays = Remove("width", len(lost) / 32).apply(task, boxes)
+  assert changed == {"width": 29}
+  after = smaller(task, changed)
+  named = pytree.named_leaves(named_parameters(after, 1, 16), is_leaf=is_partitioned)
+  assert {name: array.shape for name, array in arrays.items()} == {name: b.value.shape for name, b in named.items()}
+  run = lambda task, arrays: jax.jit(lambda p: task.forward(p, batch).hidden)(tree(arrays))  # noqa: E731
+  hidden = run(after, arrays)
+  assert bool(jnp.all(jnp.isfinite(hidden)))
+  if exact:
+    arrays |= {name: (32 / 29) ** 0.5 * array for name, array in arrays.items() if name.endswith("norm/scale")}
+    before = run(task, {name: box.value for name, box in boxes.items()})
+    np.testing.assert_allclose(run(after, arrays), np.delete(before, lost, axis=-1), atol=2e-5)
+
+
+def test_taylor_scores_of_channels_are_those_of_all_that_read_them():
+  task = tiny_task("Llama")
+  boxes, batch = boxes_of(task, noisy(task)), fake_batch(task, seed=1)
+  arrays = {name: box.value for name, box in boxes.items()}
+  reading = [
+    name for name in arrays if name.endswith(("query/kernel", "key/kernel", "value/kernel", "up/kernel", "gate/kernel"))
+  ]
+
+  @jax.jit
+  @jax.grad
+  def slope(factors):
+    changed = {name: arrays[name] * factors.reshape(1, 32, *[1] * (arrays[name].ndim - 2)) for name in reading}
+    terms, _ = task.loss(tree(arrays | changed), {}, {}, batch)
+    return weighted_sum(task, terms, task.counts(batch))
+
+  method = Remove("width", 0.5, "taylor")
+  (score,) = method._scores(task, boxes, method._groups(boxes), [batch]).values()
+  np.testing.assert_allclose(score[0], np.abs(slope(jnp.ones(32))), rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("structure", ["heads", pytest.param("mlp", marks=pytest.mark.long)])
 def test_taylor_scores_are_gradients_of_factors(structure):
   """Those of what a unit gives, the mean magnitude over batches."""
@@ -130,6 +175,9 @@ def test_random_removal_depends_on_the_seed_alone():
     ("ALBERT", Remove("layers", 0.5), "no layers that can leave"),
     ("ModernBERT", Remove("layers", 0.5), "no layers that can leave"),
     ("GPT", Remove("mlp", 0.5, "taylor"), "need batches"),
+    ("GPT", Remove("width", 0.99), "0.99 of 32 width leaves none"),
+    ("ALBERT", Remove("width", 0.5), "several widths, 16, 32"),
+    ("Transformer", Remove("width", 0.5), "from its width"),
   ],
 )
 def test_what_cannot_be_removed(family, method, words):
@@ -139,7 +187,7 @@ def test_what_cannot_be_removed(family, method, words):
 
 
 def test_settings_are_checked():
-  for arguments in (("width", 0.5), ("heads", 1.0), ("heads", -0.1), ("heads", float("nan")), ("mlp", 0.5, "wanda")):
+  for arguments in (("channels", 0.5), ("heads", 1.0), ("heads", -0.1), ("heads", float("nan")), ("mlp", 0.5, "wanda")):
     with pytest.raises(ValueError):
       Remove(*arguments)
 
@@ -183,6 +231,6 @@ def test_a_run_loses_heads_by_its_own_data_and_is_trained_further(tmp_path, caps
   assert main(["evaluate", "--workdir", str(small)]) == 0
   shape = [f"--config.model.{key}={value}" for key, value in dict(heads=2, kv_heads=1, depth=1).items()]
   assert main([*train, *shape, f"--config.start.path={small}", "--workdir", str(tuned)]) == 0
-  for wrong in ("heads=0.99", "heads=x", "width=0.5", "heads"):
+  for wrong in ("heads=0.99", "heads=x", "channels=0.5", "heads"):
     assert main([*command, "--output", str(tmp_path / "no"), "--remove", wrong]) == 2
     assert not (tmp_path / "no").exists()
