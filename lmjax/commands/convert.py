@@ -13,6 +13,7 @@ Every command takes a Hugging Face folder, a GGUF file or a model of the Hub (hf
 place of a run folder.
 """
 
+import argparse
 import os
 import tempfile
 
@@ -34,12 +35,13 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--push", metavar="OWNER/NAME", help="upload what is written to the Hugging Face Hub")
   parser.add_argument("--private", action="store_true", help="of --push: a new repository is not public")
   parser.add_argument("--format", choices=FORMATS, help="default gguf-f16 for an output that ends with .gguf")
+  parser.add_argument("--shape", metavar="ROWSxLENGTH", type=_shape, help="of a program's inputs; default any")
   parser.add_argument("--base", metavar="DIR", help="of an adapter: the Hugging Face folder that it changes")
   parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
   options = parse(parser, arguments)
-  only = "input output push format base step without_tokenizer"
+  only = "input output push format shape base step without_tokenizer"
   refuse(parser, options, {"check": only}, {"push": "private"})
   if options.check:
     difference, largest = check(options.check)
@@ -47,13 +49,16 @@ def main(arguments: list[str]) -> int:
     if not difference <= TOLERANCE * max(largest, 1.0):
       raise UserError(f"convert: lmjax and transformers compute different values from {options.check}")
     return 0
+  if options.shape and options.format != "stablehlo":
+    raise UserError("convert: --shape has no effect without --format stablehlo")
   if not options.input or not (options.output or options.push):
     raise UserError("convert: --input is required, with --output or --push; or --check")
   pushed = hub.check_push(options.push) if options.push else ""
   with tempfile.TemporaryDirectory() as scratch:
     name = pushed.partition("/")[2].removesuffix(SUFFIX) + (SUFFIX if (options.format or "").startswith("gguf") else "")
     output = options.output or os.path.join(scratch, name)
-    convert(options.input, output, options.step, not options.without_tokenizer, options.format, options.base)
+    tokenizer = not options.without_tokenizer
+    convert(options.input, output, options.step, tokenizer, options.format, options.base, options.shape)
     if pushed:
       console.print(f"{hub.push(pushed, os.path.expanduser(output), options.private)}: written; open it as hf:{pushed}")
   if not options.output:
@@ -63,3 +68,10 @@ def main(arguments: list[str]) -> int:
   reader = "run it with jax.export.deserialize" if options.format == "stablehlo" else reader
   console.print(f"{options.output}: written; {reader}")
   return 0
+
+
+def _shape(text: str) -> tuple[int, int]:
+  rows, _, length = text.partition("x")
+  if not (rows.isdecimal() and length.isdecimal() and int(rows) and int(length)):
+    raise argparse.ArgumentTypeError(f"{text!r} is not a shape such as 1x128")
+  return int(rows), int(length)

@@ -22,12 +22,14 @@ def convert(
   with_tokenizer: bool = True,
   form: str | None = None,
   base_folder: epath.PathLike | None = None,
+  shape: tuple[int, int] | None = None,
 ) -> None:
   """Writes a saved model as a Hugging Face folder, as a GGUF file, as an adapter for PEFT, or as a program.
 
   Args:
     base_folder: the Hugging Face folder that an adapter changes; default the one that it names, or started from.
     form: one of `FORMATS`; default what the name of the output says.
+    shape: of a program's inputs [batch, length]; default any.
 
   Raises:
     UserError: the source cannot be read or has no equivalent in the format, or the output is there already.
@@ -40,7 +42,7 @@ def convert(
   if is_gguf:
     gguf.save(output, saved, form.removeprefix("gguf-"), with_tokenizer)
   elif form == "stablehlo":
-    stablehlo.save(output, saved, with_tokenizer)
+    stablehlo.save(output, saved, with_tokenizer, shape)
   elif form == "peft":
     save_adapter(output, saved, base_folder)
   else:

@@ -25,17 +25,22 @@ PROGRAM, SIGNATURE = "model.stablehlo", "signature.json"
 SHAPES = (("batch, length", ("length >= 2",)), ("batch, {length}", ()), ("1, {length}", ()))
 
 
-def save(folder: epath.PathLike, saved: SavedModel, with_tokenizer: bool = True) -> None:
+def save(
+  folder: epath.PathLike, saved: SavedModel, with_tokenizer: bool = True, shape: tuple[int, int] | None = None
+) -> None:
   """Writes a saved model as a program.
 
+  Args:
+    shape: of its inputs [batch, length], for compilers that need to know it; None leaves it open.
+
   Raises:
-    UserError: the folder is there already, or the model does not read tokens.
+    UserError: the folder is there already, the model does not read tokens, or not so many.
   """
   target = epath.Path(folder).expanduser()
   if target.exists():
     raise UserError(f"convert: {folder} is there already; name another --output")
   loaded = saved.load(dtype="float32")
-  program, names = to_program(loaded)
+  program, names = to_program(loaded, shape)
   try:
     content = bytes(program.serialize())
   except ImportError as error:
@@ -51,17 +56,19 @@ def save(folder: epath.PathLike, saved: SavedModel, with_tokenizer: bool = True)
       loaded.tokenizer.save(part / "tokenizer")
 
 
-def to_program(loaded: LoadedModel) -> tuple[export.Exported, tuple[str, ...]]:
+def to_program(loaded: LoadedModel, shape: tuple[int, int] | None = None) -> tuple[export.Exported, tuple[str, ...]]:
   """Returns a program of a model, and the names of its inputs: `inputs` and `mask`, whose zeros are padding.
 
   An encoder-decoder reads `decoder_inputs` too. The output is float32: the scores of tokens, or of the classes of a
-  head; the final vectors of an encoder without a head. Batch and length stay open where the model's code allows it;
-  else the length is the longest that the model takes.
+  head; the final vectors of an encoder without a head. Without `shape`, batch and length stay open where the model's
+  code allows it; else the length is the longest that the model takes.
 
   Raises:
-    UserError: the model does not read tokens.
+    UserError: the model does not read tokens, or fewer than those of `shape`.
   """
   task = loaded.task
+  if shape and shape[1] > loaded.length:
+    raise UserError(f"convert: this model reads at most {loaded.length} tokens, not the {shape[1]} of --shape")
   if task.model.kind == "bidirectional_lm":
     raise UserError("convert: this model reads the characters of words, which a program of token ids cannot take")
   names = ("inputs", "mask") + ("decoder_inputs",) * (task.model.kind == "encoder_decoder" and not _own_decoder(loaded))
@@ -80,12 +87,12 @@ def to_program(loaded: LoadedModel) -> tuple[export.Exported, tuple[str, ...]]:
     return result.astype(jnp.float32)
 
   with use_layout(loaded.layout):
-    return _export(run, len(names), loaded.length), names
+    return _export(run, len(names), loaded.length, shape), names
 
 
-def _export(run: Callable[..., jax.Array], inputs: int, length: int) -> export.Exported:
-  for shape, constraints in SHAPES:
-    sizes = export.symbolic_shape(shape.format(length=length), constraints=constraints)
+def _export(run: Callable[..., jax.Array], inputs: int, length: int, shape: tuple[int, int] | None) -> export.Exported:
+  for sizes, constraints in [("{}, {}".format(*shape), ())] if shape else SHAPES:
+    sizes = export.symbolic_shape(sizes.format(length=length), constraints=constraints)
     specs = [jax.ShapeDtypeStruct(sizes, jnp.int32)] * inputs
     try:
       return export.export(jax.jit(run))(*specs)

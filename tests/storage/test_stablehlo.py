@@ -96,3 +96,30 @@ def test_what_cannot_be_written(tmp_path, capsys):
   assert main(["convert", "--input", str(folder), "--output", str(folder), "--format", "stablehlo"]) == 2
   assert "is there already" in capsys.readouterr().err
   assert main(["convert", "--input", str(folder), "--output", str(tmp_path / "x.gguf"), "--format", "stablehlo"]) == 2
+
+
+@pytest.mark.parametrize(
+  "shape, form, expected",
+  [
+    ("1x99", "stablehlo", "reads at most 16 tokens, not the 99"),
+    ("0x4", "stablehlo", "'0x4' is not a shape such as 1x128"),
+    ("128", "stablehlo", "'128' is not a shape"),
+    ("1x8", "huggingface", "no effect without --format stablehlo"),
+  ],
+)
+def test_shapes_that_cannot_be(shape, form, expected, tmp_path, capsys):
+  folder, output = folder_of("GPT", tmp_path), tmp_path / "program"
+  command = ["convert", "--input", str(folder), "--output", str(output), "--format", form, "--shape", shape]
+  try:
+    assert main(command) == 2
+  except SystemExit as stopped:  # by argparse
+    assert stopped.code == 2
+  assert expected in capsys.readouterr().err and not output.exists()
+
+
+def test_a_shape_is_fixed(tmp_path):
+  folder, output = folder_of("GPT", tmp_path), tmp_path / "program"
+  command = ["convert", "--input", str(folder), "--output", str(output), "--format", "stablehlo"]
+  assert main([*command, "--shape", "2x8"]) == 0
+  signature = json.loads((output / "signature.json").read_text())
+  assert signature["inputs"]["mask"]["shape"] == ["2", "8"] and signature["output"]["shape"] == ["2", "8", "257"]
