@@ -43,7 +43,7 @@ def size_of(path: str) -> tuple[int, int]:
 def quality(loaded: LoadedModel, path: str, text: str, metric: str) -> float:
   """Returns the perplexity of a text, or a metric of the model's own evaluation where there is no text."""
   if text:
-    return float(np.exp(token_losses(path, text, WINDOW).mean()))
+    return float(np.exp(token_losses(path, text, min(WINDOW, loaded.length)).mean()))
   return float(evaluate(loaded, make_evaluation(loaded, path, None, {}))[metric])
 
 
@@ -56,8 +56,8 @@ def joules(loaded: LoadedModel) -> float | None:
     meter = EnergyMeter(jax.devices())
     for _ in range(-(-SENTENCES // ROWS)):
       jax.block_until_ready(run(loaded.params, batch))
-  kwh = meter.used().kwh
-  return None if kwh is None else 3.6e6 * kwh
+  used = meter.used()
+  return 3.6e6 * used.kwh if used.kwh is not None and used.method.startswith("measured") else None
 
 
 def measure(paths: Sequence[str], text: str, metric: str) -> list[dict[str, object]]:
@@ -80,7 +80,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
   parser.add_argument("--workdir", action="append", required=True)
   parser.add_argument("--text", help="a file, for decoders")
-  parser.add_argument("--metric", default="dev_accuracy")
+  parser.add_argument("--metric", default="dev_accuracy", help="without --text")
   parser.add_argument("--report", help="a JSON file")
   options = parser.parse_args()
   keep_memory()

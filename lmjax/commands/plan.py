@@ -35,7 +35,9 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--topology", help="v5e:16x16 (chips), v5e-256 (product name), also v4 v5p v6e; h100:8, cpu:8")
   parser.add_argument("--workdir", help="a saved model: the decoding of a token instead of a training step")
   parser.add_argument("--batch", type=int, least=1, default=1, help="of --workdir: rows; default 1")
-  parser.add_argument("--length", type=int, least=1, help="of --workdir: slots of the cache; default all")
+  parser.add_argument(
+    "--length", type=int, least=1, help="of --workdir: tokens of the cache; default the longest input"
+  )
   parser.add_argument("--num_slices", type=int, least=1, default=1, help="TPU slices, joined by a data-centre network")
   parser.add_argument("--vocabulary", type=int, least=1, help="vocabulary size, without the config's tokenizer")
   parser.add_argument("--steps", type=float, least=1, help="steps of the whole run; default the config's")

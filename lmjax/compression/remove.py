@@ -12,8 +12,9 @@ from flax import traverse_util
 from lmjax.compression import masks
 from lmjax.compression.lora import first_output
 from lmjax.compression.quantize import QTensor
-from lmjax.parallel.sharding import LogicallyPartitioned
+from lmjax.parallel.sharding import LogicallyPartitioned, is_partitioned
 from lmjax.tasks.base import Task, weighted_sum
+from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
 from lmjax.utils.pytree import Tree
 
@@ -83,7 +84,9 @@ class Remove:
       arrays |= {name: _slice(params[name], self._axes(name, params[name]), kept[group], units) for name in names}
     changes = self._changes(config, kept)
     if self.structure == "width" and _scales_scores(config):  # so that they keep their size
-      arrays["model/decoder_norm/scale"] *= (changes["width"] / config.width) ** 0.5
+      last = {name: x for name, x in arrays.items() if name.startswith("model/decoder_norm/")}
+      arrays |= {name: x * (changes["width"] / config.width) ** 0.5 for name, x in last.items()}
+    self._check_result(task, changes, arrays)
     return changes, arrays
 
   def _check(self, config: Any, params: Boxes) -> None:
@@ -99,9 +102,25 @@ class Remove:
   def _check_width(self, config: Any, params: Boxes) -> None:
     if getattr(config, "positions", "") == "sinusoidal" or getattr(config, "scale_embedding", False):
       raise UserError("remove: this model computes its positions or the size of its vectors from its width")
+    if _scales_scores(config) and config.post_norm:
+      raise UserError("remove: the scores of this model depend on its width, and no norm is left to make up for it")
     sizes = {box.value.shape[axis] for name, box in params.items() for axis in self._axes(name, box)}
     if sizes != {config.width}:
       raise UserError(f"remove: this model has vectors of several widths, {', '.join(map(str, sorted(sizes)))}")
+
+  def _check_result(self, task: Task, changes: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Raises UserError where the changed config describes other parameters, as of towers that share a size."""
+    try:
+      model = type(task.model)(dataclasses.replace(task.model.config, **changes))
+      spec = task.spec(1, task.model.config.length)
+      made = jax.eval_shape(dataclasses.replace(task, model=model).init, jax.random.key(0), spec)
+    except ValueError as error:
+      raise UserError(f"remove: {self.structure} cannot leave this model alone: {error}") from error
+    wanted = {name: box.value.shape for name, box in pytree.named_leaves(made, is_leaf=is_partitioned).items()}
+    if other := [
+      name for name in wanted.keys() | arrays if wanted.get(name) != getattr(arrays.get(name), "shape", None)
+    ]:
+      raise UserError(f"remove: {self.structure} cannot leave this model alone: {min(other)} would have to change, too")
 
   def _axes(self, name: str, box: LogicallyPartitioned) -> list[int]:
     """Returns the indices of the axes of a parameter that lose units."""
@@ -131,7 +150,7 @@ class Remove:
       for products in _gradient_times_weight(task, params, batches):
         for group, names in groups.items():
           reading = [name for name in names if self._reads_units(name, params[name])]
-          parts = [self._per_unit(name, params[name], products[name], units) for name in reading]
+          parts = [self._per_unit(name, params[name], products[name], units, reading=True) for name in reading]
           total[group] = total.get(group, 0.0) + abs(sum(parts))
         count += 1
       if not count:
@@ -150,13 +169,26 @@ class Remove:
     return total
 
   def _reads_units(self, name: str, box: LogicallyPartitioned) -> bool:
-    """Returns whether a parameter is a kernel that reads units; of layers, what their attention and MLP add."""
+    """Returns whether a parameter reads units: a kernel, or a table that scores words and nothing else.
+
+    Of layers, it is what the outputs of their attention and MLP read.
+    """
+    if self.structure == "width" and name.endswith(("unembed/table", "words/table")):
+      return True
     axes = {"heads", "mlp"} if self.structure == "layers" else set(AXES[self.structure])
     return name.endswith("kernel") and bool(axes & set(box.names[: first_output(box.names)]))
 
-  def _per_unit(self, name: str, box: LogicallyPartitioned, x: jax.Array, units: int | None) -> jax.Array:
-    """Returns the sums [layers, units] of an array, of a parameter's shape, by its units; of channels, [1, units]."""
-    sums = [_per_axis(x, box.names, axis, units) for axis in self._axes(name, box)]
+  def _per_unit(
+    self, name: str, box: LogicallyPartitioned, x: jax.Array, units: int | None, reading: bool = False
+  ) -> jax.Array:
+    """Returns the sums [layers, units] of an array, of a parameter's shape, by its units; of channels, [1, units].
+
+    Args:
+      reading: by the units that a kernel reads, not by those that it gives.
+    """
+    axes = self._axes(name, box)
+    axes = axes[:1] if reading else axes
+    sums = [_per_axis(x, box.names, axis, units) for axis in axes]
     return jnp.sum(sum(sums), axis=0, keepdims=True) if self.structure == "width" else sums[0]
 
   def _units(self, config: Any) -> int | None:
@@ -168,17 +200,19 @@ class Remove:
     units = scores.shape[1]
     lost = round(self.fraction * units)
     if lost == units:
-      raise UserError(f"remove: {self.fraction} of {units} {self.structure} leaves none")
+      what = "channels" if self.structure == "width" else self.structure
+      raise UserError(f"remove: {self.fraction} of {units} {what} leaves none")
     return jnp.sort(jnp.argsort(scores, axis=1, stable=True)[:, lost:], axis=1)
 
   def _changes(self, config: Any, kept: dict[str, jax.Array]) -> dict[str, Any]:
     count = next(iter(kept.values())).shape[1]
     if self.structure == "mlp":
       return {"mlp": count}
+    own = {name: getattr(config, name) for name in ("head_size", "vision_width") if hasattr(config, name)}  # 0: derived
     if self.structure == "width":
-      return {"width": count}
+      return {"width": count} | own
     if self.structure == "heads":
-      own = {"kv_heads": count} if hasattr(config, "kv_heads") else {}
+      own |= {"kv_heads": count} if hasattr(config, "kv_heads") else {}
       return {"heads": count * config.heads // getattr(config, "kv_heads", config.heads)} | own
     depths = {group.rpartition("/")[2]: indices.shape[1] for group, indices in kept.items()}
     changes: dict[str, Any] = {"depth": depths.get("encoder", count)}

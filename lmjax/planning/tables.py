@@ -55,21 +55,21 @@ def report_table(report: dict[str, Any]) -> Table:
 def decoding_table(report: dict[str, Any]) -> Table:
   """Returns the table of a report of `planning.decoding`."""
   table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-  table.add_row(
-    "device", f"{report['topology']}, {report['batch']} rows, a cache of {report['length']:,} tokens, bfloat16"
-  )
-  capacity = f" of {report['capacity'] / 1e6:,.0f} MB: {'fits' if report['fits'] else 'DOES NOT FIT'}"
+  held = f"a cache of {report['length']:,} tokens" if report["length"] else "a state"
+  held += f", a source of {report['source']:,} tokens" if report["source"] else ""
+  table.add_row("device", f"{report['topology']}, {report['batch']} rows, {held}, bfloat16")
+  verdict = "fits" if report["fits"] else "DOES NOT FIT"
+  capacity = f" of {report['capacity'] / 1e6:,.0f} MB: {verdict}" if report["capacity"] else ""
   parts = " + ".join(f"{size / 1e6:,.1f} MB {name}" for name, size in report["bytes"].items())
-  table.add_row("memory", f"{report['total'] / 1e6:,.1f} MB{capacity if report['capacity'] else ''}")
+  table.add_row("memory", f"{report['total'] / 1e6:,.1f} MB{capacity}")
   table.add_row("", f"{parts} ({report['method']})")
   if report["accessed"]:
+    megabytes = f"{report['accessed'] / 1e6:,.1f} MB"
+    table.add_row("operations", f"read and write {megabytes} a token, copies inside the chip included")
+  if report["seconds"]:
+    rate = f"{report['batch'] / report['seconds']:,.0f} tokens/s"
     table.add_row(
-      "operations", f"read and write {report['accessed'] / 1e6:,.1f} MB a token, copies on the chip included"
-    )
-  if report["seconds_per_token"]:
-    seconds, rows = report["seconds_per_token"], report["batch"]
-    table.add_row(
-      "token", f"at least {1e3 * seconds:.3f} ms: at most {rows / seconds:,.0f} tokens/s, by reading memory"
+      "reading", f"all weights and the cache takes {1e3 * report['seconds']:.3f} ms: {rate}, if each is read once"
     )
   return table
 

@@ -1,6 +1,7 @@
 """Structured pruning: what is removed, that the rest computes the same, and that the result is a model like others."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,10 +18,11 @@ from lmjax.parallel.sharding import is_partitioned
 from lmjax.state import named_parameters
 from lmjax.storage import huggingface
 from lmjax.tasks.base import weighted_sum
+from lmjax.tasks.image_lm import ImageLM
 from lmjax.testing import fake_batch, init_params
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
-from tests.families import tiny_task
+from tests.families import tiny_image_decoder, tiny_task
 
 GROUPED = dict(kv_heads=2)
 CASES = [
@@ -97,13 +99,18 @@ def test_the_same_channels_leave_everywhere(family):
   boxes, batch, lost = boxes_of(task, noisy(task)), fake_batch(task), [3, 4, 30]
   boxes |= {name: box.replace(value=without(box, AXES["width"], None, lost)) for name, box in boxes.items()}
   changed, arrays = Remove("width", len(lost) / 32).apply(task, boxes)
-  assert changed == {"width": 29}
+  assert changed["width"] == 29 and set(changed) <= {"width", "head_size"}
   after = smaller(task, changed)
   named = pytree.named_leaves(named_parameters(after, 1, 16), is_leaf=is_partitioned)
   assert {name: array.shape for name, array in arrays.items()} == {name: b.value.shape for name, b in named.items()}
   run = lambda task, arrays: jax.jit(lambda p: task.forward(p, batch).hidden)(tree(arrays))  # noqa: E731
-  hidden = run(after, arrays)
-  assert bool(jnp.all(jnp.isfinite(hidden)))
+  for name, box in boxes.items():
+    squared = name.startswith(("model/pooler/", "heads/masked_lm/dense/"))
+    axes = [i for i, axis in enumerate(box.names) if axis == "width" or (axis == "output" and squared)]
+    wanted = functools.reduce(lambda x, axis: np.delete(x, lost, axis), axes, np.asarray(box.value))
+    scale = (29 / 32) ** 0.5 if family == "T5" and name == "model/decoder_norm/scale" else 1.0
+    np.testing.assert_allclose(arrays[name], scale * wanted, rtol=1e-6, err_msg=name)
+  assert bool(jnp.all(jnp.isfinite(run(after, arrays))))
   if exact:
     arrays |= {name: (32 / 29) ** 0.5 * array for name, array in arrays.items() if name.endswith("norm/scale")}
     before = run(task, {name: box.value for name, box in boxes.items()})
@@ -114,14 +121,14 @@ def test_taylor_scores_of_channels_are_those_of_all_that_read_them():
   task = tiny_task("Llama")
   boxes, batch = boxes_of(task, noisy(task)), fake_batch(task, seed=1)
   arrays = {name: box.value for name, box in boxes.items()}
-  reading = [
-    name for name in arrays if name.endswith(("query/kernel", "key/kernel", "value/kernel", "up/kernel", "gate/kernel"))
-  ]
+  reads = ("query/kernel", "key/kernel", "value/kernel", "up/kernel", "gate/kernel", "unembed/table")
+  reading = [name for name in arrays if name.endswith(reads)]
 
   @jax.jit
   @jax.grad
   def slope(factors):
-    changed = {name: arrays[name] * factors.reshape(1, 32, *[1] * (arrays[name].ndim - 2)) for name in reading}
+    shapes = {name: (1, 32) if name.endswith("table") else (1, 32, *[1] * (arrays[name].ndim - 2)) for name in reading}
+    changed = {name: arrays[name] * factors.reshape(shape) for name, shape in shapes.items()}
     terms, _ = task.loss(tree(arrays | changed), {}, {}, batch)
     return weighted_sum(task, terms, task.counts(batch))
 
@@ -175,7 +182,7 @@ def test_random_removal_depends_on_the_seed_alone():
     ("ALBERT", Remove("layers", 0.5), "no layers that can leave"),
     ("ModernBERT", Remove("layers", 0.5), "no layers that can leave"),
     ("GPT", Remove("mlp", 0.5, "taylor"), "need batches"),
-    ("GPT", Remove("width", 0.99), "0.99 of 32 width leaves none"),
+    ("GPT", Remove("width", 0.99), "0.99 of 32 channels leaves none"),
     ("ALBERT", Remove("width", 0.5), "several widths, 16, 32"),
     ("Transformer", Remove("width", 0.5), "from its width"),
   ],
@@ -184,6 +191,34 @@ def test_what_cannot_be_removed(family, method, words):
   task = tiny_task(family)
   with pytest.raises(UserError, match=words):
     method.apply(task, boxes_of(task, init_params(task, fake_batch(task))))
+
+
+@pytest.mark.parametrize(
+  "family, changes, words",
+  [
+    ("LSTM", dict(cells=32), "layers_0/project/kernel would have to change, too"),
+    ("LSTM", dict(cells=16), "layers_0/project/kernel would have to change, too"),
+    ("BERT", dict(embedding=32), "would have to change, too"),
+  ],
+)
+def test_sizes_that_depend_on_the_width_are_not_left_behind(family, changes, words):
+  task = tiny_task(family, **changes)
+  with pytest.raises(UserError, match=words):
+    Remove("width", 0.5).apply(task, boxes_of(task, init_params(task, fake_batch(task))))
+
+
+def test_a_vision_tower_is_not_cut_with_its_decoder():
+  task = ImageLM(tiny_image_decoder(length=24, vision_depth=1, vision_heads=4))
+  named = pytree.named_leaves(named_parameters(task, 1, 24), is_leaf=is_partitioned)
+  boxes = {name: box.replace(value=jnp.ones(box.value.shape)) for name, box in named.items()}
+  with pytest.raises(UserError, match="would have to change, too"):
+    Remove("width", 0.5).apply(task, boxes)
+
+
+def test_an_encoder_alone_of_t5_becomes_narrower():
+  task = tiny_task("T5", decoder_depth=0)
+  boxes = boxes_of(task, init_params(task, fake_batch(task)))
+  assert Remove("width", 0.5).apply(task, boxes)[0]["width"] == 16
 
 
 def test_settings_are_checked():
@@ -234,3 +269,15 @@ def test_a_run_loses_heads_by_its_own_data_and_is_trained_further(tmp_path, caps
   for wrong in ("heads=0.99", "heads=x", "channels=0.5", "heads"):
     assert main([*command, "--output", str(tmp_path / "no"), "--remove", wrong]) == 2
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.long
+def test_sizes_that_a_config_leaves_open_are_those_of_the_whole_model(tmp_path):
+  run, small = tmp_path / "run", tmp_path / "small"
+  train = ["train", "--config", "configs/quickstart.py:debug", "--config.steps=1", "--config.evals.every=0"]
+  assert main([*train, "--config.model.head_size=0", "--workdir", str(run)]) == 0
+  command = ["compress", "--workdir", str(run), "--output", str(small), "--measure", "latency"]
+  assert main([*command, "--remove", "width=0.25", "--remove", "heads=0.5"]) == 0
+  assert main(["generate", "--workdir", str(small), "--prompt", "The", "--max_new_tokens", "2"]) == 0
+  whole, narrow = (storage.open(path).task.model.config for path in (run, small))
+  assert narrow.width == whole.width * 3 // 4 and narrow.head_size == whole.head_size == whole.width // whole.heads

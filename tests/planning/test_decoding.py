@@ -12,11 +12,14 @@ from lmjax.__main__ import main
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.planning.aot import parse_topology
 from lmjax.planning.decoding import decoding_report
+from lmjax.state import named_parameters
 from lmjax.storage import huggingface
+from lmjax.tasks.classification import Classification
 from lmjax.testing import fake_batch, init_params
+from lmjax.utils.errors import UserError
 from tests.families import tiny_task
 
-WIDE = dict(vocabulary=257, width=256, heads=4, head_size=64, mlp=1024, depth=2)
+WIDE = dict(vocabulary=257, length=128, width=256, heads=4, head_size=64, mlp=1024, depth=2)
 
 
 @pytest.fixture(scope="module")
@@ -46,27 +49,38 @@ def test_weights_are_counted_as_they_are_stored(capsys, folders):
   report = sizes["float"]
   assert report["method"] == "counted" and report["fits"] and report["total"] == sum(report["bytes"].values())
   read = report["bytes"]["weights"] + report["bytes"]["cache"]
-  assert report["seconds_per_token"] == pytest.approx(read / 3.35e12)
+  assert report["seconds"] == pytest.approx(read / 3.35e12)
   more = plan(capsys, folders / "float", "h100:1", "--length", "128", "--batch", "3")
   grown = more["bytes"]["cache"] / report["bytes"]["cache"]
   assert grown == pytest.approx(6, rel=0.01), "three rows of twice as many slots"
 
 
+def saved_model(task):
+  return SimpleNamespace(task=task, path="x", named=named_parameters(task, 1, 16))
+
+
 @pytest.mark.parametrize("family", ["GPT", "LSTM", "T5"])
 def test_families(family):
   task = tiny_task(family)
-  params = init_params(task, fake_batch(task))
-  saved = SimpleNamespace(task=task, path="x", load=lambda dtype: SimpleNamespace(task=task, params=params, length=16))
-  report = decoding_report(saved, parse_topology("cpu:1"), 2, 0)
-  stored = sum(np.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(params))
+  report = decoding_report(saved_model(task), parse_topology("cpu:1"), 2, 0)
+  stored = sum(np.prod(leaf.shape) * 4 for leaf in jax.tree.leaves(init_params(task, fake_batch(task))))
   assert stored / 2 <= report["bytes"]["weights"] <= stored and report["bytes"]["cache"] > 0
-  assert report["length"] == 16 and report["seconds_per_token"] is None and report["fits"]
+  assert report["length"] == (None if family == "LSTM" else 16) and report["source"] == (16 if family == "T5" else None)
+  assert report["seconds"] is None and report["fits"]
 
 
-def test_a_table_for_people(capsys, folders):
-  assert main(["plan", "--workdir", str(folders / "int8"), "--topology", "h100:1"]) == 0
+@pytest.mark.parametrize("topology", ["h100:1", "cpu:1"])
+def test_a_table_for_people(capsys, folders, topology):
+  assert main(["plan", "--workdir", str(folders / "int8"), "--topology", topology]) == 0
   printed = capsys.readouterr().out
-  assert "weights" in printed and "tokens/s" in printed and "fits" in printed
+  assert "weights" in printed and "cache of 128 tokens" in printed
+  assert ("tokens/s" in printed and "fits" in printed) == (topology == "h100:1")
+
+
+@pytest.mark.parametrize("family", ["BERT", "ELMo"])
+def test_what_generates_nothing(family):
+  with pytest.raises(UserError, match="does not generate text"):
+    decoding_report(saved_model(tiny_task(family)), parse_topology("cpu:1"), 1, 0)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +89,7 @@ def test_a_table_for_people(capsys, folders):
     ("h100:2", (), "one device, not 2"),
     ("h100:1", ("--config.batch=4",), "--config.batch has no effect with --workdir"),
     ("v9", (), "unknown topology"),
+    ("h100:1", ("--length", "129"), "up to 128 tokens, not the 129"),
   ],
 )
 def test_what_cannot_be_planned(capsys, folders, topology, more, expected):
@@ -83,10 +98,10 @@ def test_what_cannot_be_planned(capsys, folders, topology, more, expected):
   assert expected in error and error.count("\n") == 1
 
 
-def test_an_encoder_generates_nothing():
-  saved = SimpleNamespace(task=tiny_task("BERT"), path="bert")
-  with pytest.raises(Exception, match="bert is an encoder, which generates nothing"):
-    decoding_report(saved, parse_topology("cpu:1"), 1, 0)
+def test_a_head_in_place_of_words_generates_nothing():
+  task = Classification(tiny_task("GPT").model, labels=("a", "b"))
+  with pytest.raises(UserError, match="does not generate text"):
+    decoding_report(saved_model(task), parse_topology("cpu:1"), 1, 0)
 
 
 @pytest.mark.tpu
@@ -97,3 +112,10 @@ def test_integers_are_read_as_integers_on_a_tpu(capsys, folders):
   full, eight, four = (report["bytes"]["weights"] for report in reports)
   assert four < eight < full
   assert reports[1]["accessed"] < reports[0]["accessed"]
+
+
+@pytest.mark.tpu
+@pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="needs pip install 'lmjax[plan]'")
+def test_what_does_not_fit_on_a_tpu():
+  report = decoding_report(saved_model(tiny_task("GPT")), parse_topology("v5e:1x1"), 10_000_000, 16)
+  assert not report["fits"] and min(report["bytes"].values()) >= 0 and report["accessed"] is None
