@@ -43,7 +43,7 @@ def size_of(path: str) -> tuple[int, int]:
 def quality(loaded: LoadedModel, path: str, text: str, metric: str) -> float:
   """Returns the perplexity of a text, or a metric of the model's own evaluation where there is no text."""
   if text:
-    return float(np.exp(token_losses(path, text, min(WINDOW, loaded.length)).mean()))
+    return float(np.exp(token_losses(path, text, min(WINDOW, loaded.task.model.config.length)).mean()))
   return float(evaluate(loaded, make_evaluation(loaded, path, None, {}))[metric])
 
 
