@@ -208,7 +208,7 @@ def test_what_is_stored_is_what_was_made(family, settings, tmp_path):
     (["--score", "taylor", "--quantize", "int8"], "--score needs --remove"),
     (["--remove", "heads=1"], "the fraction is at least 0 and below 1"),
     (["--remove", "heads=0.99"], "leaves none"),
-    (["--remove", "width=0.5"], "what is removed is heads, mlp, layers"),
+    (["--remove", "channels=0.5"], "what is removed is heads, mlp, layers"),
     (["--remove", "heads"], "give WHAT=FRACTION"),
     (["--remove", "heads=0.5", "--remove", "heads=0.2"], "is given twice"),
     (["--quantize", "int8", "--targets", "nothing"], "matches no kernel"),
