@@ -7,7 +7,7 @@
 files: plain files of strings; empty for the documentation that ships with Python. A decoder of 2 layers on characters,
 400 steps of 16 x 64. `lmjax lottery` trains it once for each seed, round and arm. Rewinding to a step after the first
 ones is what deeper networks need (Frankle et al., 2019, arXiv:1903.01611); a rewound run has the learning rates of a
-whole run. Hardware: one CPU core. Time: about 10 s a run. Expected, with 16.6 % of the weights (three rounds of 45 %,
+whole run. Hardware: one CPU core. Time: about 15 s a run. Expected, with 16.6 % of the weights (three rounds of 45 %,
 five seeds): validation loss 2.500, 0.14 below both controls; 2.395 with --rewind 50; dense 2.548.
 """
 

@@ -4,8 +4,7 @@
 
 Finds a mask on SST-2 (10,000 sentences) and one on STS-B: three rounds that each remove 30 % of the encoder's kernels,
 from the pretrained weights. Then trains the pretrained weights on each target with either mask, with a random one of
-as many weights, and without. The same command goes on where it was stopped.
-Prints a JSON line a cell.
+as many weights, and without. The same command goes on where it was stopped. Prints a JSON line a cell.
 """
 
 import argparse

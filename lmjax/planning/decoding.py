@@ -54,9 +54,8 @@ def decoding_report(saved: SavedModel, target: Topology, batch: int, length: int
   source = [jax.ShapeDtypeStruct((batch, read), kind) for kind in (jnp.int32, jnp.bool_)] if read else None
   with use_layout(layout):
     params = jax.eval_shape(lambda params: model.decode_layout(task.compute(params)), params)
-    cache = jax.eval_shape(functools.partial(prefill, model, max_tokens=length), params, tokens, valid, source=source)[
-      1
-    ]
+    read_prompt = functools.partial(prefill, model, max_tokens=length)
+    _, cache = jax.eval_shape(read_prompt, params, tokens, valid, source=source)
     arguments = [shape(tree) for tree in (params, cache, tokens, valid)]
     sizes = {"weights": _bytes(arguments[0]), "cache": _bytes(arguments[1])}
     fits, accessed = True, None
