@@ -23,7 +23,7 @@ from lmjax import config
 from lmjax.storage.section import model_section, tokenizer_section
 
 CLASSES = dict(kind="lmjax.tasks.classification:Classification")
-BUCKETS = (8, 12, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112)  # rows with little padding: most of SST-2 has 10 tokens
+BUCKETS = (6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112)  # tokens: half of SST-2 has 10 at most
 
 
 @dataclasses.dataclass(frozen=True)

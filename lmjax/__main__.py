@@ -45,6 +45,10 @@ COMMANDS = {
   "prepare": "tokenize a corpus once; preview batches",
   "tokenizer": "train a tokenizer; encode and decode text",
 }
+# Commands that run a model again and again. The others give the memory of what they read back to the system.
+COMPUTE = {
+  "train", "seeds", "lottery", "teacher", "generate", "chat", "evaluate", "embed", "fill", "predict", "index", "ask",
+}  # fmt: skip
 
 USAGE = """lmjax <command> [options]      lmjax <command> --help for its options      lmjax --version
 
@@ -115,14 +119,7 @@ def _prepare_process(command: list[str]) -> None:
   os.environ.setdefault("PYTHONSAFEPATH", "1")  # processes of workers do not put the current directory first either
   if sys.platform.startswith("linux") and not any(glob.glob(pattern) for pattern in ACCELERATORS):
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-  if os.environ.get("JAX_PLATFORMS") == "cpu" and command in (
-    ["train"],
-    ["evaluate"],
-    ["generate"],
-    ["chat"],
-    ["embed"],
-    ["index"],
-  ):
+  if os.environ.get("JAX_PLATFORMS") == "cpu" and COMPUTE & {*command}:
     keep_memory()
 
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from lmjax import __main__ as lmjax
 from tests.conftest import ROOT
 
 PROGRAM = """
@@ -38,3 +39,20 @@ def test_freed_memory_is_reused_without_page_faults():
 
   assert run("give back") > 30  # of 2 MB at the largest
   assert run("keep") < 10
+
+
+def test_a_command_that_runs_a_model_keeps_memory_and_no_other(monkeypatch):
+  once = ["compress", "configs", "completion", "convert", "plan", "prepare", "report", "runs", "show", "tokenizer"]
+  assert {*once} | lmjax.COMPUTE == {*lmjax.COMMANDS}  # a new command belongs to one of them
+  kept = []
+  monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+  monkeypatch.setenv("PYTHONSAFEPATH", "1")
+  monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+  for name in lmjax.COMMANDS:
+    monkeypatch.setattr(lmjax, "keep_memory", lambda name=name: kept.append(name))
+    lmjax._prepare_process([name])
+  assert {*kept} == lmjax.COMPUTE
+  monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+  kept.clear()
+  lmjax._prepare_process(["train"])
+  assert not kept
