@@ -13,7 +13,7 @@ import numpy as np
 from lmjax.data.batch import Batch
 from lmjax.data.objectives.prompts import AnswerText
 from lmjax.models.base import GENERATES, Table
-from lmjax.tasks.base import Collected, Frozen, FrozenModel, Spec
+from lmjax.tasks.base import Base, Collected, Frozen, FrozenModel, Spec
 from lmjax.tasks.reference import WithReference
 from lmjax.tasks.rl.advantages import last_tokens, masked_mean
 from lmjax.tasks.rl.log_probs import answer_log_probs
@@ -84,18 +84,21 @@ class Policy(WithReference):
     return rows
 
   def measure(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> dict[str, jax.Array]:
-    """Returns what is measured of the tokens of answers before the first update, each [B, T]."""
-    _, log_probs, entropy = self.policy(params, batch)
-    return {"old_log_probs": log_probs, "entropy": entropy} | self.measure_reference(params, frozen, batch)
+    """Returns what is measured of the tokens of answers before the first update, each [B, T].
 
-  def measure_reference(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> dict[str, jax.Array]:
-    """Returns `reference_log_probs` [B, T], those of the policy itself where it has no reference."""
-    model = self.reference_model(params, frozen)
-    if model is None:
-      return {}
-    task, params = model
-    x, table, _ = task.scored(params, batch)
-    return {"reference_log_probs": self.score_tokens(x, table, batch)[0]}
+    The program that reads the policy reads the reference, too: equal parameters have equal bits. Without a reference
+    there is no `reference_log_probs`.
+    """
+    x, log_probs, entropy = _read(self, params, batch, self)
+    measured = {"old_log_probs": log_probs, "entropy": entropy} | _measure(self, params, dict(frozen), x, batch)
+    reference = self.reference_model(params, frozen)
+    return measured | ({"reference_log_probs": _read(self, reference[1], batch, reference[0])[1]} if reference else {})
+
+  def measure_vectors(
+    self, params: Tree, frozen: Mapping[str, FrozenModel], x: jax.Array, batch: Batch
+  ) -> dict[str, jax.Array]:
+    """Returns what else is measured [B, T], given the vectors [B, T, D] that predict the tokens."""
+    return {}
 
   def frozen(self) -> dict[str, Frozen]:
     models = {f"reward_{i}": reward.frozen() for i, reward in enumerate(self.rewards)}
@@ -127,21 +130,20 @@ class Policy(WithReference):
     return self.hidden(params, batch, rng=rng).tokens, self.model.unembedding(params["model"]), batch["targets"]
 
   def policy(self, params: Tree, batch: Batch, rng: jax.Array | None = None) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns the vectors [B, T, D] that predict the tokens of answers, their log p [B, T], and the entropy [B, T]."""
+    """Returns `score_tokens` of the policy."""
     x, table, _ = self.scored(params, batch, rng)
-    return self.answer_vectors(x), *self.score_tokens(x, table, batch)
+    return self.score_tokens(x, table, batch)
 
   def answer_vectors(self, x_BxLxD: jax.Array) -> jax.Array:
     """Returns the vectors [B, T, D] that predict the tokens of answers: those of the tokens before them."""
     return x_BxLxD[:, -self.answer_tokens - 1 : -1]
 
-  def score_tokens(self, x_BxLxD: jax.Array, table: Table, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Returns log p of the tokens of answers and the entropy there, both [B, T] and 0 on padding."""
-    log_probs, entropy = answer_log_probs(
-      self.answer_vectors(x_BxLxD), table, batch["targets"], self.model.config.vocabulary, self.temperature
-    )
-    there = batch["weights"] > 0
-    return jnp.where(there, log_probs, 0), jnp.where(there, entropy, 0)
+  def score_tokens(self, x_BxLxD: jax.Array, table: Table, batch: Batch) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns `answer_vectors`, and log p of the tokens of answers and the entropy [B, T], which are 0 on padding."""
+    x, there = self.answer_vectors(x_BxLxD), batch["weights"] > 0
+    vocabulary = self.model.config.vocabulary
+    log_probs, entropy = answer_log_probs(x, table, batch["targets"], vocabulary, self.temperature)
+    return x, jnp.where(there, log_probs, 0), jnp.where(there, entropy, 0)
 
   def rollout(self, params: Tree, prompts: Batch, rng: jax.Array, samples: int | None = None) -> Rollout:
     """Returns answers to each prompt, those to one prompt after each other.
@@ -204,7 +206,7 @@ class Policy(WithReference):
     if updates * self.minibatches != len(rollout.answers):
       raise UserError(f"config.task.minibatches: {self.minibatches} do not divide {len(rollout.answers)} answers")
     scores, parts = self.score(frozen, rollout, updates)
-    measured = [whole(_measure(self, params, dict(frozen), on_mesh(part))) for part in split(rows, updates)]
+    measured = [whole(self.measure(params, frozen, on_mesh(part))) for part in split(rows, updates)]
     joined = {key: np.concatenate([part[key] for part in measured]) for key in measured[0]}
     mask, scale = rollout.mask, {}
     if self.normalise:
@@ -232,9 +234,17 @@ class Policy(WithReference):
         yield Collected(on_mesh(part), metrics)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _read(task: Policy, params: Tree, batch: Batch, of: Base) -> tuple[jax.Array, jax.Array, jax.Array]:
+  x, table, _ = of.scored(params, batch)
+  return task.score_tokens(x, table, batch)
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def _measure(task: Policy, params: Tree, frozen: dict[str, FrozenModel], batch: Batch) -> dict[str, jax.Array]:
-  return task.measure(params, frozen, batch)
+def _measure(
+  task: Policy, params: Tree, frozen: dict[str, FrozenModel], x: jax.Array, batch: Batch
+) -> dict[str, jax.Array]:
+  return task.measure_vectors(params, frozen, x, batch)
 
 
 def split(batch: Batch, rows: int) -> list[Batch]:

@@ -138,10 +138,10 @@ class PPO(Policy):
   def initial_carry(self, batch: int) -> Tree:
     return super().initial_carry(batch) | ({"kl": jnp.float32(self.kl)} if self.target_kl else {})
 
-  def measure(self, params: Tree, frozen: Mapping[str, FrozenModel], batch: Batch) -> dict[str, jax.Array]:
-    x, log_probs, entropy = self.policy(params, batch)
-    measured = {"old_log_probs": log_probs, "entropy": entropy, "old_values": self.values(params, frozen, x, batch)}
-    return measured | self.measure_reference(params, frozen, batch)
+  def measure_vectors(
+    self, params: Tree, frozen: Mapping[str, FrozenModel], x: jax.Array, batch: Batch
+  ) -> dict[str, jax.Array]:
+    return {"old_values": self.values(params, frozen, x, batch)}
 
   def experience(
     self, carry: Tree, rollout: Rollout, measured: Arrays, scores: np.ndarray
