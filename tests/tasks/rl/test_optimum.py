@@ -54,9 +54,9 @@ def setup(name, function=vowels, **changes):
   return task, tx, jax.jit(make_step(task, tx, Identity())), prompts_of(reader, tokenizer, len(PROMPTS))
 
 
-def learn(name, seed, rollouts=60, **changes):
+def learn(name, seed, rollouts=60, function=vowels, **changes):
   """Trains a policy, and returns the metrics of each rollout."""
-  task, tx, step, prompts = setup(name, **changes)
+  task, tx, step, prompts = setup(name, function, **changes)
   layout, logged = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), []
   with use_layout(layout):
     state = init_state(task, tx, Identity(), layout, len(PROMPTS), 48 + TOKENS, seed)
