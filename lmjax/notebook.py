@@ -34,7 +34,7 @@ from lmjax.inference.generate import Generator
 from lmjax.inference.table import DisplayTable
 from lmjax.layers.leaves import dense
 from lmjax.logs import read_metrics
-from lmjax.storage import LoadedModel, SavedModel
+from lmjax.storage import LoadedModel, SavedModel, Step
 from lmjax.tasks.masked_lm import MaskedLM
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError, did_you_mean
@@ -78,11 +78,11 @@ class ParameterTree:
       return importlib.import_module("treescope").render_to_html(self.params)
 
 
-def load(path: epath.PathLike, step: int | None = None, trust: bool = False) -> "Run":
+def load(path: epath.PathLike, step: Step = None, trust: bool = False) -> "Run":
   """Returns the saved model at a path: a run folder, a checkpoint, a GGUF file, or a Hugging Face or bilm-tf folder.
 
   Args:
-    step: the checkpoint of a run folder; default the latest.
+    step: the checkpoint of a run folder: its number, or "best", by config.checkpoint.metric; default the latest.
     trust: let the folder name classes that are not lmjax's own, whose code then runs; see SECURITY.md.
 
   Raises:
@@ -95,8 +95,8 @@ def load(path: epath.PathLike, step: int | None = None, trust: bool = False) -> 
 class Run:
   """A saved model to inspect."""
 
-  def __init__(self, path: epath.PathLike, step: int | None = None):
-    self.saved: SavedModel = storage.open(path, None if step is None else _number("step", step, 0))
+  def __init__(self, path: epath.PathLike, step: Step = None):
+    self.saved: SavedModel = storage.open(path, step if step in (None, storage.BEST) else _number("step", step, 0))
     self.path = self.saved.path
 
   def __repr__(self) -> str:

@@ -31,7 +31,7 @@ from lmjax.state import FrozenState, TrainState
 from lmjax.storage.start import attach_sources, load, with_frozen
 from lmjax.tasks.base import Base, Collected, weighted_sum
 from lmjax.utils import names
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import DivergedError, UserError
 from lmjax.utils.files import expand
 from lmjax.utils.metrics import Mean, add
 
@@ -206,7 +206,7 @@ def _train(
     if not metrics["finite"]:
       checkpoints.wait()
       good = checkpoints.steps()
-      raise UserError(
+      raise DivergedError(
         f"step {at}: the loss is {values['loss']} and the gradient norm {values['gradient_norm']}; stopped. "
         f"{f'The last complete checkpoint is step {good[-1]}' if good else 'There is no checkpoint yet'} in {workdir}. "
         "Try a lower --config.optim.peak_lr or a longer warmup; --debug_nans names the operation"
@@ -246,7 +246,7 @@ def _train(
     with clock("saving"):
       positions = hosts.gather(batches.positions, batches.streams)
       data = data_state(rng, positions, run.data.version, collects)
-      checkpoints.save(at, state, data, run.checkpoint.loss(latest["evaluations"]))
+      checkpoints.save(at, state, data, losses.get(at))  # of an evaluation at this step, not of an older one
 
   try:
     at = first
@@ -265,8 +265,7 @@ def _train(
         collects += 1
         done = at >= run.steps
         leaving = done or signals.at(at) is not None
-        intervals = (run.evaluate_every, run.checkpoint.every)
-        evaluation, saving = (every and at // every > before // every for every in intervals)
+        evaluation, saving = (n and at // n > before // n for n in (run.evaluate_every, run.checkpoint.every))
         if leaving or evaluation or saving:
           with clock("step"):
             while pending:

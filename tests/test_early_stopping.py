@@ -7,7 +7,7 @@ import signal
 import numpy as np
 import pytest
 
-from lmjax import config
+from lmjax import config, storage
 from lmjax.checkpoint import CheckpointConfig
 from lmjax.logs import read_metrics
 from lmjax.storage.run import best_step
@@ -67,6 +67,21 @@ def test_an_interrupted_run_stops_where_an_uninterrupted_one_does(tmp_path):
 
   assert train(settings(every=0), tmp_path, interrupt) == PREEMPTED
   assert run(tmp_path, every=0) == ([2, 4, 6, 8], [2, 8])
+
+
+def test_a_checkpoint_without_an_evaluation_is_not_the_best(tmp_path):
+  """Neither that of an interrupted run, nor one between two evaluations: the evaluation before is of other weights."""
+
+  def interrupt(step, state):
+    if step == 3:
+      os.kill(os.getpid(), signal.SIGTERM)
+
+  assert train(settings(every=2, patience=0), tmp_path, interrupt) == PREEMPTED
+  kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir() if path.name.isdigit())
+  assert kept == [2, 3] and best_step(tmp_path) == 2
+  assert storage.open(tmp_path, "best").load().step == 2 and storage.open(tmp_path).load().step == 3
+  assert train(settings(every=3, patience=0), tmp_path) == 0
+  assert best_step(tmp_path) == 2
 
 
 def test_patience_without_its_metric_or_evaluations_is_refused(tmp_path):

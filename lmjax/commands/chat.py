@@ -23,6 +23,7 @@ import sys
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse, refuse
+from lmjax.commands.values import add_step
 from lmjax.decode.logits import Sampling
 from lmjax.inference.chat import Chat, typed_messages
 from lmjax.inference.chat_commands import run_command
@@ -36,7 +37,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument(
     "--workdir", required=True, help="a run folder, a Hugging Face folder, a GGUF file, or hf:owner/name"
   )
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument(
     "--message", action="append", help="a message, instead of what is typed; may be given several times"
   )

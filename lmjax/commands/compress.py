@@ -15,6 +15,7 @@ import json
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
+from lmjax.commands.values import add_step
 from lmjax.compression.one_shot import SCORES
 from lmjax.compression.quantize import DTYPES
 from lmjax.compression.remove import SCORES as REMOVAL_SCORES
@@ -35,7 +36,7 @@ def main(arguments: list[str]) -> int:
     "--workdir", required=True, help="a run folder, a GGUF file, a Hugging Face folder, or hf:owner/name"
   )
   parser.add_argument("--output", required=True, help="the folder to write, which does not exist yet")
-  parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument(
     "--remove", action="append", metavar="WHAT=FRACTION", default=[], help=f"make {', '.join(STRUCTURES)} fewer"
   )

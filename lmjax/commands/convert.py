@@ -18,6 +18,7 @@ import os
 import tempfile
 
 from lmjax.commands.options import new_parser, parse, refuse
+from lmjax.commands.values import add_step
 from lmjax.inference.parity import check
 from lmjax.logs import console
 from lmjax.storage.convert import FORMATS, SUFFIX, convert
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--format", choices=FORMATS, help="default gguf-f16 for an output that ends with .gguf")
   parser.add_argument("--shape", metavar="ROWSxLENGTH", type=_shape, help="of a program's inputs; default any")
   parser.add_argument("--base", metavar="DIR", help="of an adapter: the Hugging Face folder that it changes")
-  parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument("--without_tokenizer", action="store_true", help="write the model without its tokenizer")
   parser.add_argument("--check", metavar="DIR", help="compare the logits of a folder with those of transformers")
   options = parse(parser, arguments)

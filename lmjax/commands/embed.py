@@ -15,7 +15,7 @@ from etils import epath
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
-from lmjax.commands.values import new_file
+from lmjax.commands.values import add_step, new_file
 from lmjax.inference.embed import POOLINGS, Embedder, TokenizedText, chunks, make_embedder
 from lmjax.inference.output import write_npz, write_npz_rows
 from lmjax.inference.progress import tracked
@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument(
     "--workdir", required=True, help="the run folder, a Hugging Face or bilm-tf folder, or hf:owner/name"
   )
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument("--input", required=True, help="a text file, one sequence per line")
   parser.add_argument("--output", required=True, type=new_file, help="the .npz file to write")
   parser.add_argument("--level", choices=("token", "sequence", "pair"), default="sequence")

@@ -18,6 +18,7 @@ from etils import epath
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse_overrides
+from lmjax.commands.values import add_step
 from lmjax.inference.evaluate import evaluate, make_evaluation
 from lmjax.inference.output import main_process_output, show
 from lmjax.logs import console
@@ -33,8 +34,7 @@ def main(arguments: list[str]) -> int:
   parser = new_parser("evaluate", __doc__)
   parser.add_argument("--workdir", required=True, help="the run folder, or a Hugging Face folder")
   parser.add_argument("--config", help="for a Hugging Face folder: a config whose task, data and evaluators are used")
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
-  parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
+  add_step(parser)
   parser.add_argument("--only", action="append", help="the name of an evaluator in config.evals; default all")
   parser.add_argument("--output", help="a JSON file to write the metrics to, too; the folder of a suite's results")
   parser.add_argument("--suite", action="append", help="a suite, a task or a YAML file, instead of evaluators")
@@ -61,7 +61,7 @@ def main(arguments: list[str]) -> int:
     if key.split(".")[0] not in FREE:
       raise UserError(f"evaluate: --config.{key}: only the sections {', '.join(FREE)} may differ from the run's")
   with processes.joined(), main_process_output(), contextlib.ExitStack() as stack:
-    loaded = storage.open(options.workdir, options.step).load(overrides=overrides, best=options.best)
+    loaded = storage.open(options.workdir, options.step).load(overrides=overrides)
     evaluation = make_evaluation(loaded, options.workdir, options.config, overrides)
     output = options.output and jax.process_index() == 0
     file = stack.enter_context(replacing(options.output)) if output else None  # found to be writable before the work
@@ -85,6 +85,6 @@ def _evaluate_suite(options: argparse.Namespace, overrides: dict[str, str]) -> i
   settings = (options.data, options.shots, options.limit, options.stride, corpus)
   suite = suites.Suite(tasks, output, *settings, templates=options.templates, min_k=options.min_k)
   with processes.joined(), main_process_output():
-    loaded = storage.open(options.workdir, options.step).load(overrides=overrides, best=options.best)
+    loaded = storage.open(options.workdir, options.step).load(overrides=overrides)
     show(suites.table(suites.evaluate(loaded, suite)))
   return 0

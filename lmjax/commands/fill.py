@@ -8,6 +8,7 @@ from rich.text import Text
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
+from lmjax.commands.values import add_step
 from lmjax.inference.fill_mask import MASK, candidates, mask_token
 from lmjax.logs import console
 from lmjax.parallel.sharding import use_layout
@@ -20,7 +21,7 @@ def main(arguments: list[str]) -> int:
   parser = new_parser("fill", __doc__)
   parser.add_argument("text", nargs="+", help=f"one or more sentences with {MASK}, or the model's own mask, in them")
   parser.add_argument("--workdir", required=True, help="the run folder, a Hugging Face folder, or hf:owner/name")
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument("--top", type=int, least=1, default=5, help=f"predictions of each {MASK}")
   options = parse(parser, arguments)
   loaded = storage.open(options.workdir, options.step).load()

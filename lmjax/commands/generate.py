@@ -14,7 +14,7 @@ import sys
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse, refuse
-from lmjax.commands.values import new_file
+from lmjax.commands.values import add_step, new_file
 from lmjax.decode.logits import Sampling
 from lmjax.inference.generate import Generator, Row, in_order, read_prompts
 from lmjax.inference.output import main_process_output, write_jsonl
@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
   """Runs `lmjax generate`."""
   parser = new_parser("generate", __doc__)
   parser.add_argument("--workdir", required=True, help="the run folder, a Hugging Face folder, or hf:owner/name")
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument("--prompt", action="append", help="a prompt; may be given several times")
   parser.add_argument("--image", help="a PNG or JPEG file, for a model that reads images; prompts are about it")
   parser.add_argument("--prompts_file", help="a file of prompts, one per line, or JSONL with a `prompt`")

@@ -18,7 +18,7 @@ from etils import epath
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse
-from lmjax.commands.values import new_file
+from lmjax.commands.values import add_step, new_file
 from lmjax.inference import glue
 from lmjax.inference.output import write_jsonl
 from lmjax.inference.predict import make_predictor, read_texts, to_records
@@ -37,8 +37,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--input", required=True, help="a file with a string in each line")
   parser.add_argument("--output", help="the file to write; default the terminal")
   parser.add_argument("--glue", choices=glue.TESTS, help="the test set of GLUE that the input is")
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
-  parser.add_argument("--best", action="store_true", help="the best checkpoint, by config.checkpoint.metric")
+  add_step(parser)
   parser.add_argument("--batch", type=int, least=1, default=32, help="texts computed together")
   options = parse(parser, arguments)
   if options.output and not options.glue:
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> int:
   numbers, texts = glue.read_test(options.input, options.glue) if options.glue else ([], [*read_texts(options.input)])
   if not texts:
     raise UserError(f"predict: {options.input} has no lines")
-  loaded = storage.open(options.workdir, options.step).load(best=options.best)
+  loaded = storage.open(options.workdir, options.step).load()
   predictor = make_predictor(loaded, options.workdir)
   with use_layout(loaded.layout):
     records = list(to_records(texts, predictor(texts, options.batch)))

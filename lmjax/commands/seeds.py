@@ -4,7 +4,7 @@ lmjax seeds --config configs/glue.py:task=rte,start=... --seeds 0:10 --workdir r
 
 Each run has a folder of its own, WORKDIR/SEED, and is evaluated at its best checkpoint by config.checkpoint.metric. Run
 the same command again to resume; finished runs are not repeated. A run has failed if its metric is at or below that of
-the most frequent class.
+the most frequent class, or if it diverged.
 """
 
 import copy
@@ -22,12 +22,14 @@ from lmjax.commands.options import new_parser, parse_overrides
 from lmjax.inference.evaluate import evaluate, make_evaluation
 from lmjax.logs import console
 from lmjax.parallel import processes
+from lmjax.storage.run import best_step
 from lmjax.train import train
 from lmjax.utils import files
-from lmjax.utils.errors import UserError
+from lmjax.utils.errors import DivergedError, UserError
 from lmjax.utils.fields import Fields
 
 SCORES = "best.json"  # of the best checkpoint of a run
+MAJORITY = "_majority_"  # in the name of the score of the most frequent class
 MOST = 10_000  # seeds of one command
 
 
@@ -43,7 +45,12 @@ def main(arguments: list[str]) -> int:
   with processes.joined():
     for seed in seeds:
       folder = epath.Path(options.workdir) / str(seed)
-      code = train(copy.deepcopy(settings) | {"seed": seed}, folder)
+      try:
+        code = train(copy.deepcopy(settings) | {"seed": seed}, folder)
+      except DivergedError as error:
+        console.print(f"seed {seed}: {error}", markup=False)
+        results[seed] = {}
+        continue
       if code:
         return code
       results[seed] = _scores(folder)
@@ -75,34 +82,39 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _scores(folder: epath.Path) -> dict[str, float]:
-  """Returns the evaluation of a run's best checkpoint, which is kept beside it."""
-  if not (folder / SCORES).exists():
-    loaded = storage.open(folder).load(best=True)
+  """Returns the evaluation of a run's best checkpoint, which is kept beside it until there is a better one."""
+  if (folder / SCORES).exists():
+    fields = Fields(files.read_json(folder / SCORES), folder / SCORES)
+    scores = {key: fields.number(key) for key in fields.values}
+  if not (folder / SCORES).exists() or scores.get("step") != best_step(folder):
+    loaded = storage.open(folder, storage.BEST).load()
     scores = evaluate(loaded, make_evaluation(loaded, folder, None, {}))
     if jax.process_index() == 0:
       files.write(folder / SCORES, json.dumps(scores, indent=2) + "\n")
-    return scores
-  fields = Fields(files.read_json(folder / SCORES), folder / SCORES)
-  return {key: fields.number(key) for key in fields.values}
+  return scores
 
 
 def summarize(results: dict[int, dict[str, float]], metric: str) -> dict[str, Any]:
   """Returns {"metrics": {name: (mean, standard deviation)}, "failed": seeds, "runs": results}.
 
   Args:
+    results: the scores by seed; none of a run that diverged, which has failed.
     metric: the one that decides whether a run has failed, as in config.checkpoint.metric.
   """
-  name = metric.removeprefix("-")
-  evaluator, _, own = name.partition("_")
-  first = next(iter(results.values()))
-  names = [key for key in first if key != "step" and not key.endswith(("_low", "_high")) and "_majority_" not in key]
+  ended = [scores for scores in results.values() if scores]
+  first = ended[0] if ended else {}
+  names = [key for key in first if key != "step" and not key.endswith(("_low", "_high")) and MAJORITY not in key]
   metrics = {}
   for key in names:
-    values = [scores[key] for scores in results.values()]
+    values = [scores[key] for scores in ended if math.isfinite(scores.get(key, math.nan))] or [math.nan]
     metrics[key] = statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else 0.0
-  failed = [
-    seed
-    for seed, scores in results.items()
-    if metric.startswith("-") and scores.get(name, -math.inf) <= scores.get(f"{evaluator}_majority_{own}", 0.0)
-  ]
+  failed = [seed for seed, scores in results.items() if _has_failed(scores, metric)]
   return {"metrics": metrics, "failed": failed, "runs": results}
+
+
+def _has_failed(scores: dict[str, float], metric: str) -> bool:
+  """Returns whether a run diverged, or is not better than the most frequent class."""
+  name = metric.removeprefix("-")
+  value = scores.get(name, math.nan)
+  majority = next((scores[key] for key in scores if MAJORITY in key and key.replace(MAJORITY, "_", 1) == name), 0.0)
+  return not (value > majority if metric.startswith("-") else math.isfinite(value))

@@ -8,6 +8,7 @@ lmjax show runs/gpt2 --verify
 
 from lmjax import storage
 from lmjax.commands.options import new_parser, parse, refuse
+from lmjax.commands.values import add_step
 from lmjax.inference.output import show
 from lmjax.inference.table import table
 from lmjax.inference.verify import verify
@@ -18,7 +19,7 @@ def main(arguments: list[str]) -> int:
   """Runs `lmjax show`."""
   parser = new_parser("show", __doc__)
   parser.add_argument("path", help="a run folder, a checkpoint, a GGUF file, or a Hugging Face or bilm-tf folder")
-  parser.add_argument("--step", type=int, help="the step of the checkpoint; default the latest")
+  add_step(parser)
   parser.add_argument("--depth", type=int, least=1, help="group parameters by so many parts of names; default none")
   parser.add_argument("--pattern", default="", help="a regular expression that names must match")
   parser.add_argument("--values", action="store_true", help="read the parameters, for their norms and zeros")

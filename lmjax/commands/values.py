@@ -52,6 +52,13 @@ def new_file(text: str) -> str:
   return os.fspath(path)
 
 
+def add_step(parser: argparse.ArgumentParser) -> None:
+  """Adds the options that choose the checkpoint of a run, as `step`."""
+  parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
+  best = "of a run: the best checkpoint, by config.checkpoint.metric"
+  parser.add_argument("--best", action="store_const", const="best", dest="step", help=best)
+
+
 class Help(argparse.RawTextHelpFormatter):
   """Help whose prose and lines of options fit the terminal, and whose examples stay as they are, to be copied."""
 

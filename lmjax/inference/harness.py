@@ -42,7 +42,7 @@ class HarnessModel(LM):
     batch_size: Any = None, max_batch_size: Any = None, device: Any = None,
   ):  # fmt: skip
     super().__init__()
-    self.loaded, self.stride = storage.open(str(workdir), step).load(dtype=dtype, best=bool(best)), int(stride)
+    self.loaded, self.stride = storage.open(str(workdir), storage.BEST if best else step).load(dtype=dtype), int(stride)
     self.name = str(workdir)
 
   @property

@@ -21,15 +21,13 @@ def gather(values: np.ndarray, own: list[int]) -> np.ndarray:
 
   Args:
     values: an array whose axis 0 is divided between the processes.
-    own: the indices along axis 0 that this process owns.
+    own: the indices along axis 0 that this process owns, as many as every other one.
   """
   if jax.process_count() == 1:
     return values
-  owned = np.zeros(len(values), bool)
-  owned[own] = True
   gathered = values.copy()
-  for process_values, process_owned in zip(*multihost_utils.process_allgather((values, owned)), strict=True):
-    gathered[process_owned] = process_values[process_owned]
+  for own_values, indices in zip(*multihost_utils.process_allgather((values[own], np.array(own))), strict=True):
+    gathered[indices] = own_values
   return gathered
 
 

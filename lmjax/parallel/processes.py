@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import re
+import resource
 import socket
 import threading
 import time
@@ -25,7 +26,10 @@ from lmjax.utils.files import parse_json
 
 VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
 TIMEOUT = 300.0  # seconds to wait for all processes at the start; LMJAX_TIMEOUT overrides it
-HEARTBEAT_TIMEOUT = 30.0  # seconds without a heartbeat after which a process counts as lost
+SILENCE = 25.0  # seconds without a heartbeat after which a process counts as lost
+ALIVE, LOST = "lmjax/alive", "lmjax/lost"  # keys: the heartbeats of the processes, and which of them are lost
+DONE = "done"  # the last heartbeat of a process that has ended its run
+REQUESTS = 256  # heartbeats a second that process 0 receives at most
 MESSAGE = 2000  # bytes that a process that connects may send
 EXIT_PEER_LOST = 69  # exit code of the other processes when one is lost
 RESUME = "rerun the same command to resume from the last checkpoint"
@@ -45,19 +49,16 @@ def join() -> None:
     UserError: processes are missing after the timeout, or have different numbers of devices.
   """
   timeout = _timeout()
-  options: dict[str, Any] = {
-    "initialization_timeout": int(timeout),
-    "heartbeat_timeout_seconds": int(HEARTBEAT_TIMEOUT),
-  }
+  options: dict[str, Any] = {"initialization_timeout": int(timeout)}
   variables = _read_variables()
+  if variables and variables[1] == 1 or not (variables or _launched_by_cluster()):
+    return
+  with contextlib.suppress(OSError, ValueError):  # process 0 has a connection to each of the others
+    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
   if variables:
     coordinator, count, index = variables
-    if count == 1:
-      return
     _rendezvous(coordinator, count, index, timeout)
     options |= {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
-  elif not _launched_by_cluster():
-    return
   jax.config.update("jax_cpu_collectives_implementation", "gloo")
   message = f"hosts: not all processes connected within {timeout:g} s; check that each of them is running"
   timer = threading.Timer(timeout - 2, _stop, (message, 2))
@@ -131,7 +132,7 @@ def _accept_others(port: int, count: int, deadline: float) -> list[int]:
   """Returns the indices of the processes that did not connect, and sends them to those that did."""
   connections: dict[int, socket.socket] = {}
   try:
-    server = socket.create_server(("", port))
+    server = socket.create_server(("", port), backlog=count)
   except OSError as error:
     raise UserError(
       f"hosts: cannot listen on port {port}, the one after the coordinator's ({error.strerror}); choose another "
@@ -171,31 +172,44 @@ def _announce(host: str, port: int, index: int, deadline: float) -> list[int]:
   return [0]
 
 
+def _interval() -> float:
+  """Returns the seconds between two heartbeats of a process."""
+  return max(2.0, jax.process_count() / REQUESTS)
+
+
 def _watch() -> None:
   """Stops this process with a message when the heartbeat of another one stops; jax alone would abort without one.
 
-  Heartbeats are counters in jax's key-value store, which needs no device.
+  Heartbeats are counters in jax's key-value store, which needs no device and runs in process 0. Process 0 alone reads
+  them, and writes which are silent, so that each process makes two requests an interval, however many there are.
   """
-  client, own = distributed.global_state.client, jax.process_index()
-  others = {p: (0, time.monotonic()) for p in range(jax.process_count()) if p != own}  # (last heartbeat, its time)
-  beat = 0
-  while not _leaving.wait(2):
+  client, own, beat = distributed.global_state.client, jax.process_index(), 0
+  others = range(1, jax.process_count()) if own == 0 else ()
+  heartbeats = {str(p): ("", time.monotonic()) for p in others}  # (the last one, its time)
+  while not _leaving.wait(_interval()):
     beat += 1
     try:
-      client.key_value_set(f"lmjax/alive/{own}", str(beat), allow_overwrite=True)
-      for process, (last, since) in others.items():
-        now = client.key_value_try_get(f"lmjax/alive/{process}") if beat > 1 else "0"
-        if now == "done":
-          del others[process]
-          break
-        others[process] = (last, since) if int(now) == last else (int(now), time.monotonic())
-    except Exception as error:  # the store runs in process 0
+      client.key_value_set(f"{ALIVE}/{own}", str(beat), allow_overwrite=True)
+      if heartbeats and (silent := _silent(client, heartbeats)):
+        client.key_value_set(LOST, ", ".join(silent), allow_overwrite=True)
+      lost = client.key_value_try_get(LOST)
+    except Exception as error:
       if "NOT_FOUND" not in str(error) and not _leaving.is_set():
         _stop(f"hosts: lost process 0, stopping; {RESUME}", EXIT_PEER_LOST)
-    for process, (_, since) in others.items():
-      if time.monotonic() - since > HEARTBEAT_TIMEOUT - 5:
-        silence = f"no heartbeat for {HEARTBEAT_TIMEOUT - 5:g} s"
-        _stop(f"hosts: lost process {process} ({silence}), stopping; {RESUME}", EXIT_PEER_LOST)
+      continue
+    if own == 0:
+      time.sleep(2 * _interval())  # the store ends with this process: the others read it first
+    _stop(f"hosts: lost process {lost} (no heartbeat for {SILENCE:g} s), stopping; {RESUME}", EXIT_PEER_LOST)
+
+
+def _silent(client: Any, heartbeats: dict[str, tuple[str, float]]) -> list[str]:
+  """Brings the heartbeats of the other processes up to date, and returns which of them are lost."""
+  now = time.monotonic()
+  read = {key.rpartition("/")[2]: value for key, value in client.key_value_dir_get(ALIVE)}
+  for process, (last, _) in heartbeats.items():
+    if (value := read.get(process, "")) != last:
+      heartbeats[process] = (value, now)
+  return [p for p, (last, since) in heartbeats.items() if last != DONE and now - since > SILENCE]
 
 
 @contextlib.contextmanager
@@ -218,8 +232,8 @@ def joined() -> Iterator[None]:
     _stop(str(error) or type(error).__name__, 2 if isinstance(error, UserError) else 1)
   if jax.process_count() > 1:
     _leaving.set()
-    key = f"lmjax/alive/{jax.process_index()}"
-    distributed.global_state.client.key_value_set(key, "done", allow_overwrite=True)
+    key = f"{ALIVE}/{jax.process_index()}"
+    distributed.global_state.client.key_value_set(key, DONE, allow_overwrite=True)
     jax.distributed.shutdown()
 
 

@@ -1,5 +1,5 @@
 """Saved models in every format; see `lmjax.storage.base`."""
 
-from lmjax.storage.base import Leaf, LoadedModel, SavedModel, open
+from lmjax.storage.base import BEST, Leaf, LoadedModel, SavedModel, Step, open
 
-__all__ = ["Leaf", "LoadedModel", "SavedModel", "open"]
+__all__ = ["BEST", "Leaf", "LoadedModel", "SavedModel", "Step", "open"]

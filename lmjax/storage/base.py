@@ -62,6 +62,10 @@ class LazyArray(Protocol):
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray: ...
 
 
+BEST = "best"
+Step = int | str | None  # of a checkpoint: its number, BEST, or None for the latest
+
+
 @dataclasses.dataclass(frozen=True)
 class LoadedModel:
   """A model ready to use."""
@@ -124,13 +128,12 @@ class SavedModel(abc.ABC):
     """Returns {path name: parameter} as the model uses them: averaged and merged, where the run does that."""
 
   @abc.abstractmethod
-  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None) -> LoadedModel:
     """Returns the model on the devices of this machine.
 
     Args:
       dtype: of the computation; default the model's own.
       overrides: of a run's config, {"data.validation.files": "..."}; of other models, `mesh` and `rules` alone.
-      best: take the checkpoint of a run with the lowest validation loss.
 
     Raises:
       UserError: the model cannot be loaded.
@@ -248,11 +251,11 @@ FORMATS: tuple[tuple[Callable[[epath.Path], bool], str], ...] = (
 )
 
 
-def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
+def open(path: epath.PathLike, step: Step = None) -> SavedModel:
   """Returns the saved model at a path.
 
   Args:
-    step: the checkpoint of a run folder; default the latest.
+    step: the checkpoint of a run folder: its number, or `best`, by config.checkpoint.metric; default the latest.
 
   Raises:
     UserError: there is no saved model, `step` is given for a format without steps, or a link leads out of the folder.
@@ -274,7 +277,7 @@ def open(path: epath.PathLike, step: int | None = None) -> SavedModel:
   )
 
 
-def refuse_step(path: epath.PathLike, step: int | None, best: bool = False) -> None:
+def refuse_step(path: epath.PathLike, step: Step) -> None:
   """Raises UserError where a checkpoint is chosen in a format that has a single one."""
-  if step is not None or best:
+  if step is not None:
     raise UserError(f"{path} is not a run folder and has a single checkpoint; leave out --step and --best")

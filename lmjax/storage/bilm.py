@@ -12,7 +12,7 @@ from flax import linen as nn
 from lmjax.data.tokenizers.words import SPECIAL, Words
 from lmjax.models.elmo import DIRECTIONS, Config, ELMo
 from lmjax.state import named_parameters
-from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, Step, refuse_step, replace_dtype
 from lmjax.storage.lazy import LazyTensor
 from lmjax.storage.placement import layout_of
 from lmjax.tasks.bidirectional_lm import BidirectionalLM
@@ -29,7 +29,7 @@ MAX_WORDS = 1024  # of an input; ELMo itself has no limit
 class BilmFolder(SavedModel):
   """A bilm-tf folder, small enough to be read at once. It has no softmax, so the model embeds and cannot predict."""
 
-  def __init__(self, path: epath.PathLike, step: int | None = None):
+  def __init__(self, path: epath.PathLike, step: Step = None):
     refuse_step(path, step)
     self.path = epath.Path(path)
 
@@ -66,8 +66,7 @@ class BilmFolder(SavedModel):
     arrays = pytree.named_leaves({"model": self._loaded[1]})
     return {name: _lazy(array) for name, array in arrays.items()}
 
-  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
-    refuse_step(self.path, None, best)
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None) -> LoadedModel:
     task = replace_dtype(self.task, dtype) if dtype else self.task
     layout = layout_of(overrides)
     heads = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), nn.unbox(self.named["heads"]))

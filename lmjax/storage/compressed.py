@@ -35,7 +35,7 @@ from lmjax.layers.leaves import Parameter
 from lmjax.logs import console
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import named_parameters
-from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, Step, refuse_step, replace_dtype
 from lmjax.storage.bilm import MAX_WORDS, BilmFolder
 from lmjax.storage.huggingface.companions import TOKENIZER, companions
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
@@ -67,7 +67,7 @@ class StoredLeaf(Leaf):
 class CompressedFolder(SavedModel):
   """A folder that `lmjax compress` has written."""
 
-  def __init__(self, path: epath.PathLike, step: int | None = None):
+  def __init__(self, path: epath.PathLike, step: Step = None):
     refuse_step(path, step)
     self.path = epath.Path(path)
     source = self.path / "source"
@@ -220,8 +220,7 @@ class CompressedFolder(SavedModel):
 
     return pytree.map_named(leaf, self.named, is_leaf=is_partitioned)
 
-  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
-    refuse_step(self.path, None, best)
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None) -> LoadedModel:
     if self._run is not None:
       settings = copy.deepcopy(self._run)
       for key, text in (overrides or {}).items():

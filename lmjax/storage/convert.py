@@ -18,7 +18,7 @@ FORMATS = ("huggingface", "peft", "stablehlo", *(f"gguf-{kind}" for kind in gguf
 def convert(
   source: epath.PathLike,
   output: epath.PathLike,
-  step: int | None = None,
+  step: base.Step = None,
   with_tokenizer: bool = True,
   form: str | None = None,
   base_folder: epath.PathLike | None = None,

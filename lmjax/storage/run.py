@@ -21,7 +21,7 @@ from lmjax.layers.leaves import dense_tree
 from lmjax.optim import averaged
 from lmjax.parallel.sharding import Layout, LogicallyPartitioned, is_partitioned
 from lmjax.state import TrainState
-from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel
+from lmjax.storage.base import BEST, LazyArray, Leaf, LoadedModel, SavedModel, Step
 from lmjax.storage.start import attach_sources, with_frozen
 from lmjax.tasks.base import Task
 from lmjax.tasks.distill import Distill
@@ -54,10 +54,11 @@ class Deferred:
 class RunFolder(SavedModel):
   """A run folder at one of its checkpoints, or a checkpoint; one outside of a run folder has parameters but no task."""
 
-  def __init__(self, path: epath.PathLike, step: int | None = None):
-    self.path, self._step, self._whole = expand(path), step, False
+  def __init__(self, path: epath.PathLike, step: Step = None):
+    self.path, self._whole = expand(path), False
     is_checkpoint = checkpoint.is_checkpoint(path)
     self.folder = self.path.absolute().parent.parent if is_checkpoint else self.path  # of the run
+    self._step = best_step(self.folder) if step == BEST else step
 
   @functools.cached_property
   def _metadata(self) -> tuple[Tree, int]:
@@ -205,7 +206,7 @@ class RunFolder(SavedModel):
 
     return pytree.map_named(leaf, named, is_leaf=is_partitioned)
 
-  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None) -> LoadedModel:
     settings = copy.deepcopy(self.config) | {"mesh": {}}
     for key, text in (overrides or {}).items():
       configs.override(settings, key, text)
@@ -213,7 +214,7 @@ class RunFolder(SavedModel):
       settings["model"]["dtype"] = dtype
     with trust.trusting(*self.trusted):
       run = attach_sources(build(settings, self.folder), self.folder)
-      state, step = load_state(run, self.path, best_step(self.folder) if best else self._step)
+      state, step = load_state(run, self.path, self._step)
       params = merged(run, with_frozen(run, state))
     return LoadedModel(run.task, run.tokenizer, run.data.length, run.layout, params, step, settings, run)
 

@@ -13,6 +13,10 @@ class UserError(Exception):
     super().__init__(one_line(message, LONGEST))
 
 
+class DivergedError(UserError):
+  """The loss or the gradient of a run is not finite any more."""
+
+
 def one_line(text: str, longest: int = 300) -> str:
   """Returns text as one printable line: control characters and invalid characters are escaped, a long end is cut."""
   line = "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in text)

@@ -130,12 +130,12 @@ def test_variables_of_one_process_connect_nothing(monkeypatch):
 def test_gather_takes_each_entry_from_its_owner(monkeypatch):
   values = np.array([[1, 1], [2, 2], [3, 3], [4, 4]])
   assert hosts.gather(values, [0, 2]) is values, "one process owns everything"
-  other = -values
+  other = (-values[[3, 1]], np.array([3, 1]))
   monkeypatch.setattr(jax, "process_count", lambda: 2)
   monkeypatch.setattr(
     hosts.multihost_utils,
     "process_allgather",
-    lambda tree: tuple(np.stack(pair) for pair in zip(tree, (other, ~tree[1]), strict=True)),
+    lambda tree: tuple(np.stack(pair) for pair in zip(tree, other, strict=True)),
   )
   np.testing.assert_array_equal(hosts.gather(values, [0, 2]), [[1, 1], [-2, -2], [3, 3], [-4, -4]])
   assert values[1, 0] == 2, "the argument is unchanged"
@@ -206,26 +206,35 @@ def test_an_error_of_one_of_several_processes_exits_at_once(monkeypatch, exits, 
 
 
 class Store:
-  """jax's key-value store, as the watching thread uses it; `beats` are the heartbeats of process 1 by round."""
+  """jax's key-value store, as the watching thread of a process uses it.
 
-  def __init__(self, beats):
-    self.beats, self.own = iter(beats), []
+  beats: the heartbeats of the other processes, by round. lost: what process 0 writes about the lost ones, by round.
+  """
+
+  def __init__(self, own, beats, lost):
+    self.own, self.beats, self.lost, self.written = own, iter(beats), iter(lost), {}
 
   def key_value_set(self, key, value, allow_overwrite):
-    assert key == "lmjax/alive/0" and allow_overwrite
-    self.own.append(int(value))
+    assert key in (f"lmjax/alive/{self.own}", "lmjax/lost") and allow_overwrite
+    self.written.setdefault(key, []).append(value)
+
+  def key_value_dir_get(self, key):
+    assert key == "lmjax/alive" and self.own == 0, "the others do not read all heartbeats"
+    return [(f"{key}/{process}", str(beat)) for process, beat in next(self.beats).items()]
 
   def key_value_try_get(self, key):
-    assert key == "lmjax/alive/1"
-    beat = next(self.beats)
-    if isinstance(beat, Exception):
-      raise beat
-    return str(beat)
+    assert key == "lmjax/lost"
+    if key in self.written:
+      return self.written[key][-1]
+    lost = next(self.lost, RuntimeError("NOT_FOUND: nobody is lost"))
+    if isinstance(lost, Exception):
+      raise lost
+    return lost
 
 
-def watch(monkeypatch, beats, rounds):
+def watch(monkeypatch, rounds, own=0, beats=(), lost=(), count=3):
   """Runs the watching thread's function for some rounds, in which the clock moves by 10 s each."""
-  store, clock = Store(beats), [0.0]
+  store, clock = Store(own, beats, lost), [0.0]
 
   class Leaving:
     """The event at the end of the run."""
@@ -239,32 +248,53 @@ def watch(monkeypatch, beats, rounds):
 
   monkeypatch.setattr(processes, "_leaving", Leaving())
   monkeypatch.setattr(processes, "distributed", types.SimpleNamespace(global_state=types.SimpleNamespace(client=store)))
-  monkeypatch.setattr(processes.time, "monotonic", lambda: clock[0])
-  monkeypatch.setattr(jax, "process_count", lambda: 2)
+  time_ = types.SimpleNamespace(monotonic=lambda: clock[0], sleep=lambda seconds: None)
+  monkeypatch.setattr(processes, "time", time_)
+  monkeypatch.setattr(jax, "process_count", lambda: count)
+  monkeypatch.setattr(jax, "process_index", lambda: own)
   processes._watch()
-  return store
+  return store.written
 
 
 def test_a_process_with_a_heartbeat_is_not_lost(monkeypatch, exits):
-  store = watch(monkeypatch, range(2, 100), 8)
-  assert not exits and store.own == list(range(1, 9))
+  written = watch(monkeypatch, 8, beats=({1: i, 2: i} for i in range(1, 100)))
+  assert not exits and written == {"lmjax/alive/0": [str(i) for i in range(1, 9)]}
 
 
-def test_a_process_without_a_heartbeat_is_lost(monkeypatch, exits):
+@pytest.mark.parametrize("first", [{1: 1, 2: 1}, {1: 1}])
+def test_processes_without_a_heartbeat_are_lost(monkeypatch, exits, first):
+  """Whether it ended or never came."""
   with pytest.raises(Exited):
-    watch(monkeypatch, [2, 3, 3, 3, 3, 3], 20)
+    watch(monkeypatch, 20, beats=[{**first, 1: i} for i in range(1, 20)])
   ((message, code),) = exits
-  assert code == 69 and "lost process 1 (no heartbeat for 25 s)" in message and processes.RESUME in message
+  assert code == 69 and "lost process 2 (no heartbeat for 25 s)" in message and processes.RESUME in message
+
+
+def test_several_lost_processes_are_named(monkeypatch, exits):
+  with pytest.raises(Exited):
+    watch(monkeypatch, 20, beats=[{1: i, 3: min(i, 2)} for i in range(1, 20)], count=4)
+  assert "lost process 2 (" in exits[0][0] or "lost process 2, 3" in exits[0][0]
+
+
+def test_the_others_learn_from_process_0_which_one_is_lost(monkeypatch, exits):
+  with pytest.raises(Exited):
+    watch(monkeypatch, 20, own=1, lost=[RuntimeError("NOT_FOUND: nobody")] * 3 + ["2"])
+  ((message, code),) = exits
+  assert code == 69 and "lost process 2 (no heartbeat for 25 s)" in message
 
 
 def test_a_process_that_is_done_is_not_lost(monkeypatch, exits):
-  watch(monkeypatch, [2, "done"], 20)
+  watch(monkeypatch, 20, beats=[{1: "done", 2: i} for i in range(1, 30)])
   assert not exits
 
 
 def test_the_key_value_store_goes_with_process_0(monkeypatch, exits):
-  watch(monkeypatch, [RuntimeError("NOT_FOUND: no heartbeat yet"), 2], 2)
-  assert not exits
   with pytest.raises(Exited):
-    watch(monkeypatch, [RuntimeError("UNAVAILABLE: connection refused")], 20)
+    watch(monkeypatch, 20, own=1, lost=[RuntimeError("UNAVAILABLE: connection refused")])
   assert exits[0][1] == 69 and "lost process 0" in exits[0][0]
+
+
+def test_many_processes_ask_process_0_no_more_often_than_it_can_answer(monkeypatch):
+  for count, seconds in ((2, 2.0), (512, 2.0), (2048, 8.0)):
+    monkeypatch.setattr(jax, "process_count", lambda count=count: count)
+    assert processes._interval() == seconds

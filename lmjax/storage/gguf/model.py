@@ -12,7 +12,7 @@ from etils import epath
 
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models import decoder
-from lmjax.storage.base import Leaf, refuse_step
+from lmjax.storage.base import Leaf, Step, refuse_step
 from lmjax.storage.gguf.config import Architecture, NamedTensors, name_tensors, read_architecture, read_config
 from lmjax.storage.gguf.file import GGUF
 from lmjax.storage.gguf.tokenizer import special_ids, tokenizer_files
@@ -35,7 +35,7 @@ class QuantizedLeaf(Leaf):
 class GGUFFile(HuggingFaceFolder):
   """A GGUF file of a decoder, seen as the Hugging Face folder that it was made from."""
 
-  def __init__(self, path: epath.PathLike, step: int | None = None):
+  def __init__(self, path: epath.PathLike, step: Step = None):
     refuse_step(path, step)
     self.path = self.folder = epath.Path(path)
 

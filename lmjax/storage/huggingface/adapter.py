@@ -13,7 +13,7 @@ import numpy as np
 from etils import epath
 
 from lmjax.storage import base as storage
-from lmjax.storage.base import Leaf, refuse_step
+from lmjax.storage.base import Leaf, Step, refuse_step
 from lmjax.storage.huggingface.families import Family, note
 from lmjax.storage.huggingface.folder import HuggingFaceFolder
 from lmjax.storage.huggingface.load import TOKENIZERS, Loaded, assemble, depth_of, load, load_tokenizer, open_tensors
@@ -260,7 +260,7 @@ class AdapterFolder(HuggingFaceFolder):
     base: the folder of the base; default the one that the adapter names.
   """
 
-  def __init__(self, path: epath.PathLike, step: int | None = None, base: epath.PathLike | None = None):
+  def __init__(self, path: epath.PathLike, step: Step = None, base: epath.PathLike | None = None):
     refuse_step(path, step)
     self.folder = epath.Path(path)
     self._adapter = read_adapter(self.folder / CONFIG)

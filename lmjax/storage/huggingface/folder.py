@@ -14,7 +14,7 @@ from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.models.heads import Classifier
 from lmjax.models.image_decoder import ImageDecoder
 from lmjax.state import named_parameters
-from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, refuse_step, replace_dtype
+from lmjax.storage.base import LazyArray, Leaf, LoadedModel, SavedModel, Step, refuse_step, replace_dtype
 from lmjax.storage.huggingface.load import Loaded, load, open_tensors, read_config
 from lmjax.storage.huggingface.save import bare, family_of, save
 from lmjax.storage.huggingface.sentence import transformer_folder
@@ -36,7 +36,7 @@ from lmjax.utils.pytree import Tree
 class HuggingFaceFolder(SavedModel):
   """A folder with config.json and safetensors (or flax_model.msgpack); tensors are mapped, and read slice by slice."""
 
-  def __init__(self, path: epath.PathLike, step: int | None = None):
+  def __init__(self, path: epath.PathLike, step: Step = None):
     refuse_step(path, step)
     self.folder = epath.Path(path)
     self.path = transformer_folder(self.folder)
@@ -87,8 +87,7 @@ class HuggingFaceFolder(SavedModel):
   def parameters(self) -> dict[str, LazyArray]:
     return pytree.named_leaves(self._loaded.params)
 
-  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None, best: bool = False) -> LoadedModel:
-    refuse_step(self.path, None, best)
+  def load(self, dtype: str | None = None, overrides: dict[str, str] | None = None) -> LoadedModel:
     if self.tokenizer is None:
       raise UserError(f"{self.path} has no tokenizer; put its tokenizer.json (or vocab.txt, ...) beside config.json")
     layout = layout_of(overrides)
