@@ -104,11 +104,11 @@ def test_tensorboard_tags_are_grouped():
 
 
 def test_the_same_command_resumes_whatever_python_value_a_key_had(tmp_path):
-  """Tuples, integer keys and defaults are compared as config.json has them."""
+  """Tuples, whole numbers and defaults are compared as config.json has them."""
   text = write_text(tmp_path)
   changes = {
     "data.source.files": f"('{text}', '{text}')",
-    "optim.lr_multipliers": "{1: 0.5, 'x': 2}",
+    "optim.lr_multipliers": "{'embed': 1, 'n': 2}",
     "optim.frozen": "('norm',)",
   }
 
@@ -121,7 +121,7 @@ def test_the_same_command_resumes_whatever_python_value_a_key_had(tmp_path):
   for _ in range(2):
     assert train(settings(), tmp_path / "run") == 0
   plain = settings()
-  plain["optim"] |= {"frozen": ("norm",), "lr_multipliers": {1: 0.5, "x": 2.0}}
+  plain["optim"] |= {"frozen": ("norm",), "lr_multipliers": {"embed": 1.0, "n": 2.0}}
   plain["data"]["source"]["files"] = (str(text), str(text))
   assert train(plain, tmp_path / "run") == 0
 

@@ -128,7 +128,7 @@ class Reader:
     dataset = dataset.batch(own, batch_fn=_join)
     dataset = grain.experimental.ThreadPrefetchIterDataset(dataset, prefetch_buffer_size=self.prefetch)
     read, skipped = documents.report
-    return Batches(iter(dataset), positions, numbers, read, list(skipped))
+    return Batches(iter(dataset), positions, numbers, len(self.source), read, list(skipped))
 
   def validate(self, tokenizer: Tokenizer, batch: int, steps: int = 0) -> list[Batch]:
     """Returns the batches of one pass over the validation data, or the first `steps` of them; the last one is padded.
@@ -160,6 +160,7 @@ class Batches:
   iterator: grain.DatasetIterator
   positions: np.ndarray  # of all streams [streams, integers]; only those of this process advance
   streams: list[int]  # those of this process
+  records: int  # of the source, of which an epoch reads each once
   read: int  # records
   skipped: list[BadRecord]
   padding: float = 0.0  # fraction of padding in the last batch
@@ -173,15 +174,14 @@ class Batches:
     Raises:
       UserError: more than 1 % of at least 100 records were skipped.
     """
-    batch = next(self.iterator)
-    self.positions = self.positions.copy()
+    batch, self.positions = next(self.iterator), self.positions.copy()
     self.positions[self.streams] = batch.pop("position")
     batch.pop("bytes")
     read, skipped = batch.pop("report")
     self.read += read
-    self.skipped += skipped
+    self.skipped += [record for record in skipped if record not in self.skipped]  # of earlier epochs
     self.padding = float(np.mean(batch.get("segments", batch["weights"]) == 0))
-    check_skipped_fraction(self.read, self.skipped)
+    check_skipped_fraction(min(self.read, self.records), self.skipped)
     return batch
 
   def close(self) -> None:

@@ -82,6 +82,7 @@ def best_answer(
     first, last = np.unravel_index(np.argmax(np.where(allowed, sums, -np.inf)), sums.shape)
     if sums[first, last] > best.margin:
       begin, end = window.offsets[first][0], window.offsets[last][1]
-      best = Answer(context[begin:end], begin, float(sums[first, last]))
+      text = context[begin:end]  # tokens of byte-level BPE start with the space before a word
+      best = Answer(text.strip(), begin + len(text) - len(text.lstrip()), float(sums[first, last]))
   margin = best.margin - null
   return Answer("", 0, margin) if margin < 0 and not answerable else best._replace(margin=margin)

@@ -24,6 +24,7 @@ from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text
 
 STEP = 16  # lengths are padded to a multiple of it, so that few shapes are compiled
+OUTSIDE = "O"  # the tag of words outside of entities
 LONGEST = 30  # tokens of an answer
 
 
@@ -96,8 +97,9 @@ class Predictor(NamedTuple):
     }
 
   def _tags(self, words: list[str], scores_LxC: np.ndarray, places: list[int]) -> dict[str, Any]:
-    """Returns the tag of each word, by its first token; a word that is cut off, or has no token, has the first tag."""
-    probs = [_probs(scores_LxC[place]) if place >= 0 else np.eye(len(self.labels))[0] for place in places]
+    """Returns the tag of each word, by its first token; a word that is cut off, or has no token, is outside, O."""
+    outside = np.eye(len(self.labels))[self.labels.index(OUTSIDE) if OUTSIDE in self.labels else 0]
+    probs = [_probs(scores_LxC[place]) if place >= 0 else outside for place in places]
     return {
       "words": words,
       "tags": [self.labels[int(p.argmax())] for p in probs],
@@ -120,7 +122,7 @@ class Predictor(NamedTuple):
 
   def _answers(self, texts: Sequence[Text], batch: int) -> list[dict[str, Any]]:
     assert self.spans is not None
-    if any(text.other is None for text in texts):
+    if not all((text.other or "").strip() for text in texts):
       raise UserError("predict: each question needs its paragraph, as the other text")
     windows = [self.spans.windows(self.arrangement, text.text, text.other or "") for text in texts]
     scores = iter(self._scores([window.row for own in windows for window in own], batch))

@@ -15,6 +15,7 @@ from lmjax.optim.schedules import SCHEDULES, Schedule, schedule
 from lmjax.utils import names, pytree
 from lmjax.utils.pytree import Tree
 
+BY_PATTERN = "lmjax.optim.fine_tuning:scale_by_pattern"  # named, as most runs do not use it
 OPTIMIZERS = ("adamw", "adafactor", "lion", "muon", "sgd")
 
 
@@ -58,6 +59,8 @@ class Optimizer:
     for name in ("ema", "b1", "b2", "momentum"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+    if not self.bias_correction and self.optimizer != "adamw":
+      raise ValueError(f"bias_correction is a setting of adamw, not of {self.optimizer}")
     if self.microbatches < 1:
       raise ValueError(f"microbatches must be at least 1, not {self.microbatches}")
 
@@ -72,12 +75,12 @@ class Optimizer:
     if self.weight_decay:
       transformations.append(optax.add_decayed_weights(self.weight_decay, self._decay_mask))
     if self.lr_multipliers:
-      transformations.append(_scale_by_pattern(self.lr_multipliers))
+      transformations.append(names.load(BY_PATTERN)(self.lr_multipliers, "lr_multipliers"))
     if self.layer_decay != 1:
       transformations.append(names.load("lmjax.optim.fine_tuning:scale_by_layer")(self.layer_decay))
     transformations.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
     if self.frozen:
-      transformations.append(_scale_by_pattern(dict.fromkeys(self.frozen, 0.0)))
+      transformations.append(names.load(BY_PATTERN)(dict.fromkeys(self.frozen, 0.0), "frozen"))
     if self.ema:
       transformations.append(average(self.ema))
     return optax.chain(*transformations)
@@ -147,9 +150,3 @@ def averaged(opt_state: Tree, params: Tree) -> Tree:
   """Returns the moving average in an optimizer state, or `params` if the optimizer does not keep one."""
   last = opt_state[-1] if isinstance(opt_state, tuple) and opt_state else None
   return last.params if isinstance(last, Average) else params
-
-
-def _scale_by_pattern(factors: dict[str, float]) -> optax.GradientTransformation:
-  """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does."""
-  scale = lambda name, update: update * pytree.first_match(factors, name, 1.0)  # noqa: E731
-  return optax.stateless(lambda updates, params: pytree.map_named(scale, updates))

@@ -54,6 +54,30 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def scale_by_pattern(factors: dict[str, float], key: str) -> optax.GradientTransformation:
+  """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does.
+
+  Args:
+    key: of the config section `optim`, for errors.
+
+  Raises:
+    UserError: a pattern matches no parameter.
+  """
+
+  def init(params: Tree) -> optax.EmptyState:
+    paths = list(pytree.named_leaves(params))
+    for pattern in factors:
+      if not any(pytree.first_match({pattern: True}, path, False) for path in paths):
+        raise UserError(f"config.optim.{key}: no parameter matches {pattern!r}; they are {', '.join(paths)}")
+    return optax.EmptyState()
+
+  def update(updates, state, params=None):
+    scale = lambda name, update: update * pytree.first_match(factors, name, 1.0)  # noqa: E731
+    return pytree.map_named(scale, updates), state
+
+  return optax.GradientTransformation(init, update)
+
+
 def scale_by_bert_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:
   """Adam without the correction of its moments' bias towards 0, as in the code of BERT.
 

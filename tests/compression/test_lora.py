@@ -155,7 +155,7 @@ def test_at_full_rank_with_a_fixed_it_is_full_fine_tuning_of_the_same_kernels(fa
   base = dict(optimizer=optimizer, peak_lr=2e-2, schedule="constant", warmup=0, weight_decay=0.0, clip=0.0)
   plain = Optimizer(**base, frozen=(f"^(?!.*{kernels})",))
   lora = LoRA(targets=kernels, rank=32, alpha=32)
-  fixed = Optimizer(**base, frozen=("/a$", "^heads/"))
+  fixed = Optimizer(**base, frozen=("/a$|^heads/",))
   losses = []
   for transform, optim in ((Identity(), plain), (lora, fixed)):
     state, values = new_state(task, transform, optim), []

@@ -56,6 +56,8 @@ class Labelled(Reader):
       raise ValueError("buckets must be lengths from 1 to `length`")
     if any(not 0 <= weight < math.inf for weight in self.class_weights.values()):
       raise ValueError("class_weights are numbers of at least 0")
+    if self.labels and (unknown := [label for label in self.class_weights if label not in self.labels]):
+      raise ValueError(f"class_weights has {unknown[0]!r}, which is none of the labels {', '.join(self.labels)}")
 
   @classmethod
   def debug(cls, settings: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,8 @@ from lmjax.utils.errors import UserError, did_you_mean
 class LabelledTFDS(Form):
   """A dataset of TensorFlow Datasets, read without TensorFlow: `glue/sst2`, `super_glue/boolq`.
 
-  split, folder: as in `lmjax.data.sources.records:TFDS`. Labels have the names that the dataset gives them.
+  split, folder: as in `lmjax.data.sources.records:TFDS`. Labels have the names that the dataset gives them, but
+  false and true are written as in JSON, and choices have their numbers.
   """
 
   name: str = ""
@@ -33,7 +34,10 @@ class LabelledTFDS(Form):
     features = self._source.builder.info.features
     if self.label not in features:
       raise UserError(f"data: {self.name} has no key {self.label!r}{did_you_mean(self.label, list(features))}")
-    return getattr(features[self.label], "names", None) or []
+    names = getattr(features[self.label], "names", None) or []
+    if self.choices and isinstance(self.choices, tuple):  # such as choice1 and choice2 of COPA
+      return [str(i) for i in range(len(names))]
+    return [name.lower() if name in ("False", "True") else name for name in names]  # as in the files of SuperGLUE
 
   def __len__(self) -> int:
     return len(self._source)

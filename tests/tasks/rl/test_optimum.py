@@ -23,6 +23,7 @@ from tests.tasks.rl.policies import LENGTH, PROMPTS, policy_of, prompts_of, read
 
 PROMPTS = PROMPTS[:4]
 TOKENS = 4  # of an answer
+ROLLOUTS = 60
 METHODS = {
   "ppo": (PPO, dict(samples=8, minibatches=2, epochs=2, kl=0.01, decay=0.95)),
   "grpo": (GRPO, dict(samples=8, minibatches=2, kl=0.01)),
@@ -50,11 +51,13 @@ def setup(name, function=vowels, **changes):
     rewards=(FunctionReward(function=function),),
     **settings | changes,
   )
-  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(1e-2))
+  updates = ROLLOUTS * settings.get("minibatches", 1) * settings.get("epochs", 1)
+  rate = optax.linear_schedule(1e-2, 1e-3, updates)  # a constant one leaves the optimum again now and then
+  tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(rate))
   return task, tx, jax.jit(make_step(task, tx, Identity())), prompts_of(reader, tokenizer, len(PROMPTS))
 
 
-def learn(name, seed, rollouts=60, function=vowels, **changes):
+def learn(name, seed, rollouts=ROLLOUTS, function=vowels, **changes):
   """Trains a policy, and returns the metrics of each rollout."""
   task, tx, step, prompts = setup(name, function, **changes)
   layout, logged = Layout.build(MeshShape().build(jax.devices()[:1]), "ddp"), []
