@@ -41,7 +41,7 @@ def find_ticket(options: argparse.Namespace, task: str) -> pathlib.Path:
   last = folder / "0" / str(ROUNDS) / "ticket"
   if not (folder / "lottery.png").exists():
     lmjax("lottery", *config(options, task, options.start), "--workdir", str(folder), "--rounds", str(ROUNDS), "--rate",
-          f"{KERNELS}={RATE}", "--controls", "", "--metric", METRICS[task])  # fmt: skip
+          f"{KERNELS}={RATE}", "--controls", "", f"--metric=-{METRICS[task]}")  # fmt: skip
   return last
 
 

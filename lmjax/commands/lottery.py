@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
   parser.add_argument("--rewind", type=int, default=0, help="the step whose weights a round starts from")
   parser.add_argument("--seeds", default="0:1", help="FIRST:END, or numbers separated by commas")
   parser.add_argument("--controls", default=",".join(CONTROLS), help="arms besides the ticket; empty for none")
-  parser.add_argument("--metric", default="validation_loss", help="that is compared, of the config's evaluators")
+  parser.add_argument("--metric", default="validation_loss", help="of an evaluator; after a minus, the highest is best")
   options, overrides = parse_overrides(parser, arguments)
   rates, workdir = Rates.parse(options.rate, options.structure), epath.Path(options.workdir)
   arms = [TICKET, *filter(None, options.controls.split(","))]
@@ -58,8 +58,9 @@ def main(arguments: list[str]) -> int:
 def _run(options: argparse.Namespace, settings: dict, workdir: epath.Path, rates: Rates, arms: list[str]) -> int:
   """Trains what is not trained, writes and prints the results, and returns the exit code."""
   lottery.check_before(settings, rates, options.metric)
-  rows: list[dict[str, Any]] = []
-  for seed in parse_seeds(options.seeds):
+  seeds, rows = parse_seeds(options.seeds), list[dict[str, Any]]()
+  lottery.keep_settings(workdir, rates, options.rewind)
+  for seed in seeds:
     runs = _Seed(settings | {"seed": seed}, workdir / str(seed), rates, options.rewind, options.metric)
     for number in range(options.rounds + 1):
       for arm in arms if number else [DENSE]:
@@ -112,6 +113,6 @@ class _Seed:
       "arm": arm,
       "remaining": kept,
       "loss": list(values.values())[-1],
-      "best": min(values.values()),
-      "steps": lottery.steps_to(values, limit),
+      "best": lottery.better(self.metric)(values.values()),
+      "steps": lottery.steps_to(values, limit, self.metric),
     }

@@ -3,8 +3,9 @@
 import copy
 import dataclasses
 import functools
+import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,6 +26,7 @@ from lmjax.storage.start import load
 from lmjax.utils import files, pytree
 from lmjax.utils.errors import UserError, one_line
 
+SETTINGS = "settings.json"  # what the masks of a folder depend on
 TICKET, CONTROLS, DENSE = "ticket", ("new_weights", "random_mask"), "dense"
 Arrays = dict[str, jax.Array]
 
@@ -99,9 +101,22 @@ def check_before(settings: Mapping[str, Any], rates: Rates, metric: str) -> None
   """Raises UserError where no kernel of a config's model has a rate, or no evaluator logs the metric."""
   built = experiments.build(copy.deepcopy(dict(settings)), None, jax.devices())
   rates.kernels(pytree.named_leaves(built.named, is_leaf=is_partitioned))
-  if not any(metric.startswith(f"{name}_") for name in built.evaluators):
+  if not any(metric.removeprefix("-").startswith(f"{name}_") for name in built.evaluators):
     known = ", ".join(f"{name}_..." for name in built.evaluators) or "none"
     raise UserError(f"lottery: --metric {metric} is not one of the config's evaluators, which log {known}")
+
+
+def keep_settings(workdir: epath.Path, rates: Rates, rewind: int) -> None:
+  """Writes what the masks of all rounds depend on into settings.json.
+
+  Raises:
+    UserError: the folder has runs of other settings.
+  """
+  file, now = workdir / SETTINGS, json.loads(json.dumps(dataclasses.asdict(rates) | {"rewind": rewind}))
+  if file.exists() and (before := files.read_json(file)) != now:
+    raise UserError(f"lottery: {workdir} has runs of {before}, not of {now}; give these, or choose another --workdir")
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write(file, json.dumps(now, indent=2) + "\n")
 
 
 def weights_of(run: epath.PathLike, step: int | None = None) -> Arrays:
@@ -173,15 +188,21 @@ def curve(run: epath.PathLike, metric: str) -> dict[int, float]:
   Raises:
     UserError: it has not.
   """
-  values = {int(line["step"]): line[metric] for line in read_metrics(epath.Path(run)) if metric in line}
+  name = metric.removeprefix("-")
+  values = {int(line["step"]): line[name] for line in read_metrics(epath.Path(run)) if name in line}
   if not values:
     raise UserError(f"lottery: {run} has not logged {metric}; give --metric, one that an evaluator of the config logs")
   return values
 
 
-def steps_to(values: Mapping[int, float], limit: float) -> int | None:
-  """Returns the first step at which a loss is at or below a limit; None where it never is."""
-  return next((step for step, value in values.items() if value <= limit), None)
+def better(metric: str) -> Callable[..., float]:
+  """Returns max for a metric whose highest value is the best, which a minus precedes, and min for a loss."""
+  return max if metric.startswith("-") else min
+
+
+def steps_to(values: Mapping[int, float], limit: float, metric: str = "") -> int | None:
+  """Returns the first step at which a loss is at or below a limit, or another metric at or above it; None if never."""
+  return next((step for step, value in values.items() if better(metric)(value, limit) == value), None)
 
 
 def comparison(rows: Sequence[Mapping[str, Any]], metric: str) -> DisplayTable:

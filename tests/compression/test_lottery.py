@@ -151,6 +151,15 @@ def test_arms_start_from_what_they_are_called_by_and_a_second_command_repeats_no
   assert capsys.readouterr().out.count("is finished") == 2  # the dense model and the ticket of the first round
   assert all(path.stat().st_mtime_ns == time for path, time in times.items())
   assert RunFolder(folder / "0" / "2" / "ticket").step == 2 and len(times) == 4
+  for other in (["--rate", "0.4"], ["--rewind", "0"], ["--structure", "global"]):
+    assert main([*arguments, *other]) == 2, "the folder's runs are those of other masks"
+    assert "choose another --workdir" in capsys.readouterr().err
+
+
+def test_of_a_metric_after_a_minus_the_highest_is_the_best():
+  values = {10: 0.5, 20: 0.8, 30: 0.7}
+  assert lottery.steps_to(values, 0.7, "-dev_accuracy") == 20 and lottery.steps_to(values, 0.9, "-x") is None
+  assert lottery.steps_to(values, 0.6, "loss") == 10 and lottery.better("-x")(values.values()) == 0.8
 
 
 def test_controls_are_compared_with_the_ticket_of_their_seed():
