@@ -93,7 +93,7 @@ def nearest(x: jax.Array, scale: jax.Array, offset: jax.Array, dtype: str, symme
 def round_in_turn(
   weights_IxO: jax.Array, hessian_IxI: jax.Array, groups: int, dtype: str, symmetric: bool, damping: float
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Returns integers [I, O], and scales and offsets [groups, O]."""
+  """Returns integers [I, O], and scales and offsets [groups, O]; without offsets, a zero stays zero."""
   inputs, outputs = weights_IxO.shape
   importance_I = jnp.diagonal(hessian_IxI)
   scale, offset = clipped_grid(
@@ -102,18 +102,19 @@ def round_in_turn(
   order = jnp.argsort(-importance_I)
   scale_IxO, offset_IxO = (jnp.repeat(x[:, 0], inputs // groups, axis=0)[order] for x in (scale, offset))
   upper_IxI = inverse_factor(hessian_IxI[order][:, order], damping)
+  zero_IxO = (weights_IxO[order] == 0) & symmetric
   rows = ROWS if inputs % ROWS == 0 else inputs
 
   def block(number, carry):
     weights, values = carry
     start = number * rows
     cut = lambda x: jax.lax.dynamic_slice_in_dim(x, start, rows)  # noqa: E731
-    u_RxI, scale_RxO, offset_RxO = cut(upper_IxI), cut(scale_IxO), cut(offset_IxO)
+    u_RxI, scale_RxO, offset_RxO, zero_RxO = map(cut, (upper_IxI, scale_IxO, offset_IxO, zero_IxO))
     u_RxR = jax.lax.dynamic_slice_in_dim(u_RxI, start, rows, 1)
 
     def row(i, carry):
       part, integers, errors = carry
-      q = nearest(part[i], scale_RxO[i], offset_RxO[i], dtype, symmetric)
+      q = jnp.where(zero_RxO[i], 0, nearest(part[i], scale_RxO[i], offset_RxO[i], dtype, symmetric))
       error = (part[i] - q * scale_RxO[i] - offset_RxO[i]) / u_RxR[i, i]
       return part - u_RxR[i][:, None] * error[None], integers.at[i].set(q), errors.at[i].set(error)
 

@@ -156,6 +156,9 @@ def names_on(leaf: QTensor, names: tuple[str | None, ...], layout: Layout) -> tu
   )
 
 
+MOST_ZEROS = 0.1  # of a kernel that was not pruned
+
+
 @dataclasses.dataclass(frozen=True)
 class Quantize:
   """Rounding to the nearest value, without data.
@@ -205,6 +208,9 @@ class Quantize:
     if not plan:
       kernels = one_line(", ".join(name for name in params if name.endswith("kernel")))
       raise UserError(f"quantize: {self.targets!r} matches no kernel; those of this model: {kernels}")
+    for name in plan if not self.symmetric else ():
+      if name.endswith("kernel") and (zero := float(jnp.mean(params[name].value == 0))) > MOST_ZEROS:
+        raise UserError(f"quantize: {zero:.0%} of {name} is zero, which an offset does not keep: use no --asymmetric")
     return {
       name: self.mark(name, quantize(box.value, *plan[name])) if name in plan else box.value
       for name, box in params.items()

@@ -199,9 +199,9 @@ class Remove:
     """Returns the indices [layers, kept] of the highest scores, in their order."""
     units = scores.shape[1]
     lost = round(self.fraction * units)
-    if lost == units:
+    if lost in (0, units):
       what = "channels" if self.structure == "width" else self.structure
-      raise UserError(f"remove: {self.fraction} of {units} {what} leaves none")
+      raise UserError(f"remove: {self.fraction} of {units} {what} {'leaves' if lost else 'removes'} none")
     return jnp.sort(jnp.argsort(scores, axis=1, stable=True)[:, lost:], axis=1)
 
   def _changes(self, config: Any, kept: dict[str, jax.Array]) -> dict[str, Any]:

@@ -111,6 +111,8 @@ def compress(
     params = method.apply(task, boxed, inputs)
   described = [compressed.describe(method) for method in (*removals, *methods)]
   source = {"source": str(saved.path), "step": saved.step}
+  if isinstance(saved, compressed.CompressedFolder):
+    source["before"] = saved.config["compression"]
   compressed.save(output, saved, params, source | {"methods": described} | dict(record or {}), removed, tokenizer)
   errors, nonzero = {}, 0
   for name, value in params.items():

@@ -100,6 +100,8 @@ def test_methods_are_combined_and_compressed_again(run, tmp_path):
     params = storage.open(path).parameters()
     for name in names:
       assert np.mean(np.asarray(params[name]) == 0) >= 0.69, name
+  history = json.loads((both / "config.json").read_text())["compression"]
+  assert history["before"]["methods"][0]["sparsity"] == 0.7 and history["before"]["source"] == str(run)
   assert main(["generate", "--workdir", str(both), "--prompt", "The", "--max_new_tokens", "4"]) == 0
   assert main(["compress", "--workdir", str(both), "--output", str(tmp_path / "again"), "--quantize", "int8"]) == 2
   assert not (tmp_path / "again").exists()

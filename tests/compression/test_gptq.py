@@ -62,6 +62,30 @@ def test_it_is_gptq_of_numpy_and_keeps_the_outputs(symmetric, groups):
   assert lost(dense) < 0.9 * lost(np.asarray(nearest, np.float64))
 
 
+def test_zeros_of_a_pruned_kernel_stay_and_the_others_make_up_for_it():
+  rng = np.random.default_rng(1)
+  x = rng.standard_normal((200, 6)) @ rng.standard_normal((6, 64)) + 0.3 * rng.standard_normal((200, 64))
+  kept = rng.random((64, 5)) < 0.5
+  weights, hessian = rng.standard_normal((64, 5)) * kept, x.T @ x
+  arguments = (jnp.asarray(weights, jnp.float32), jnp.asarray(hessian, jnp.float32), 4)
+  values, scale, _ = round_in_turn(*arguments, "int4", True, 0.01)
+  dense = np.asarray(QTensor(values, scale).dense(jnp.float32), np.float64)
+  assert not dense[~kept].any() and dense[kept].any()
+  nearest = np.asarray(quantize(arguments[0], (4, 5), "int4").dense(jnp.float32), np.float64)
+  assert np.linalg.norm(x @ (dense - weights)) < 0.9 * np.linalg.norm(x @ (nearest - weights))
+
+
+def test_offsets_are_refused_where_they_would_lose_zeros():
+  task = tiny_task("GPT")
+  named = pytree.named_leaves(named_parameters(task, 2, 16), is_leaf=is_partitioned)
+  params = pytree.named_leaves(init_params(task, fake_batch(task)))
+  params = {name: jnp.where(jnp.abs(x) < jnp.median(jnp.abs(x)), 0, x) for name, x in params.items()}
+  boxes = {name: box.replace(value=params[name]) for name, box in named.items()}
+  with pytest.raises(UserError, match="50% of .* is zero, which an offset does not keep: use no --asymmetric"):
+    Quantize("int4", 16, symmetric=False).apply(task, boxes)
+  Quantize("int4", 16).apply(task, boxes)
+
+
 def test_more_inputs_than_a_block():
   rng = np.random.default_rng(0)
   x = rng.standard_normal((300, 40)) @ rng.standard_normal((40, 128)) + 0.5 * rng.standard_normal((300, 128))

@@ -183,6 +183,7 @@ def test_random_removal_depends_on_the_seed_alone():
     ("ModernBERT", Remove("layers", 0.5), "no layers that can leave"),
     ("GPT", Remove("mlp", 0.5, "taylor"), "need batches"),
     ("GPT", Remove("width", 0.99), "0.99 of 32 channels leaves none"),
+    ("GPT", Remove("heads", 0.1), "removes none"),
     ("ALBERT", Remove("width", 0.5), "several widths, 16, 32"),
     ("Transformer", Remove("width", 0.5), "from its width"),
   ],
