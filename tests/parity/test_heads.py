@@ -10,6 +10,8 @@ import pytest
 
 from lmjax import storage
 from lmjax.commands.convert import check
+from lmjax.data.objectives.arrange import Arrangement
+from lmjax.data.tokenizers.bpe import train_bpe
 from lmjax.models import encoder
 from lmjax.storage import huggingface
 from lmjax.storage.huggingface.families import FAMILIES
@@ -18,7 +20,7 @@ from lmjax.storage.huggingface.save import save
 from lmjax.tasks.classification import Classification
 from lmjax.tasks.spans import SpanExtraction
 from lmjax.tasks.tagging import Tagging
-from lmjax.testing import fake_batch, init_params
+from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.utils.errors import UserError
 from tests.families import tiny_task
 from tests.storage.huggingface_folders import SHAPES, write_model
@@ -160,3 +162,18 @@ def test_multiple_choice_of_every_kind(kind, tmp_path):
   huggingface.save(tmp_path / "again", loaded.model, loaded.params, settings=loaded.settings)
   assert json.loads((tmp_path / "again" / "config.json").read_text())["architectures"] == [name]
   assert check(tmp_path / "again")[0] == pytest.approx(difference, abs=1e-6 * max(largest, 1))
+
+
+def test_a_decoder_s_classifier_is_written_with_the_tokens_around_its_texts(tmp_path):
+  """As transformers reads them, too: the head reads the last token, which ends a text."""
+  import transformers
+
+  tokenizer = train_bpe(["the good film and a bad one"] * 4, 280)
+  task = Classification(tiny_decoder(vocabulary=tokenizer.size, length=32), labels=LABELS)
+  arrangement = Arrangement("decoder", tokenizer, 32)
+  params = init_params(task, fake_batch(task, 2, 32))
+  save(tmp_path / "hf", task.model, params, tokenizer, settings_of(task), template=arrangement.template)
+  theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "hf")
+  assert theirs("the good film").input_ids == arrangement("the good film")["inputs"].tolist()
+  assert theirs("the good film", "a bad one").input_ids == arrangement("the good film", "a bad one")["inputs"].tolist()
+  assert theirs("the good film").input_ids[-1] == tokenizer.end

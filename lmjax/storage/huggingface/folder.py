@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from lmjax.data.tokenizers.base import Tokenizer
+from lmjax.data.tokenizers.special import Template
 from lmjax.models.heads import Classifier
 from lmjax.models.image_decoder import ImageDecoder
 from lmjax.state import named_parameters
@@ -125,7 +126,20 @@ class HuggingFaceFolder(SavedModel):
       tokenizer = source.tokenizer if with_tokenizer else None
       if isinstance(source.task, Ranking):
         params = params | {"heads": _choice(source.task.model, params["heads"])}
-      save(folder, source.task.model, params, tokenizer, settings_of(source.task))
+      template = _template_of(source) if tokenizer is not None else None
+      save(folder, source.task.model, params, tokenizer, settings_of(source.task), template=template)
+
+
+def _template_of(source: SavedModel) -> Template | None:
+  """Returns what surrounds the texts that a decoder classifies, whose last token its head reads; None for others."""
+  arrangement = getattr(getattr(source, "experiment", None), "data", None)
+  if not isinstance(source.task, Downstream) or source.task.model.kind != "decoder" or arrangement is None:
+    return None
+  arrangement = arrangement.arrangement(source.tokenizer)
+  if arrangement.symmetric:
+    print("convert: the model adds the vectors of a pair in both orders; transformers reads one of them")
+  template: Template = arrangement.template
+  return template
 
 
 def _choice(model: nn.Module, heads: Tree) -> Tree:

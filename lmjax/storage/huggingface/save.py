@@ -11,6 +11,7 @@ from etils import epath
 from flax import linen as nn
 
 from lmjax.data.tokenizers.base import Tokenizer, ends_of
+from lmjax.data.tokenizers.special import Template
 from lmjax.models import decoder, encoder_decoder, expert_decoder
 from lmjax.storage import safetensors
 from lmjax.storage.huggingface import tokenizer as tokenizer_files
@@ -30,6 +31,7 @@ TIES = ("tie_word_embeddings", "scale_decoder_outputs", "logits_scaling")
 def save(
   folder: epath.PathLike, model: nn.Module, params: Tree, tokenizer: Tokenizer | None = None,
   settings: dict[str, Any] | None = None, files: epath.PathLike | None = None, with_tokenizer: bool = True,
+  template: Template | None = None,
 ) -> None:  # fmt: skip
   """Writes a model as a Hugging Face folder, one tensor at a time; the folder appears when it is complete.
 
@@ -38,6 +40,7 @@ def save(
     settings: the config.json of the folder that the model comes from; keys that follow from the model replace its own.
     files: a folder whose other files are copied, those of its tokenizer and of sentence-transformers; `tokenizer` is
       then not used. with_tokenizer: whether the tokenizer's files are among them.
+    template: what the tokenizer puts around texts; by default that of the kind of model.
 
   Raises:
     UserError: the model has no Hugging Face equivalent, or the folder is not empty or cannot be written.
@@ -62,8 +65,8 @@ def save(
       (part / name).parent.mkdir(parents=True, exist_ok=True)
       write(part / name, file if isinstance(file, str) else read_bytes(file))
     if tokenizer is not None:
-      template = {"encoder": "pair", "encoder_decoder": "source"}.get(model.kind, "start")
-      tokenizer_files.write(part, tokenizer, template)
+      usual = {"encoder": "pair", "encoder_decoder": "source"}.get(model.kind, "start")
+      tokenizer_files.write(part, tokenizer, template or usual)
 
 
 def bare(model: nn.Module, params: Tree) -> str:

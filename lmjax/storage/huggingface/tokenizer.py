@@ -30,12 +30,12 @@ ROLES = {
 }  # fmt: skip
 
 
-def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
+def write(folder: epath.Path, tokenizer: Tokenizer, template: str | Template) -> None:
   """Writes a tokenizer so that transformers encodes with the same ids.
 
   Args:
     template: the special tokens around a sequence: "pair" [CLS] a [SEP] b [SEP], "source" an end after each, "start" a
-      start before it, "" none. A tokenizer that came from a folder keeps what that says.
+      start before it, "" none; or a template itself. Where it is none, a tokenizer from a folder keeps its own.
 
   Raises:
     UserError: the kind of tokenizer is not known, or the written form would give other ids.
@@ -47,7 +47,7 @@ def write(folder: epath.Path, tokenizer: Tokenizer, template: str) -> None:
   special = {"bos": tokenizer.start, "eos": tokenizer.end}
   names = {role: None if number is None else fast.id_to_token(number) for role, number in special.items()}
   names |= {role: next((n for n in known if fast.token_to_id(n) is not None), None) for role, known in ROLES.items()}
-  own: Template | None = getattr(tokenizer, "template", None)
+  own: Template | None = template if isinstance(template, Template) else getattr(tokenizer, "template", None)
   if own is not None or (template == "start" and names["bos"]):
     fast.post_processor = _processor(own or prefix([tokenizer.start]), fast)
   elif template == "pair" and names["cls"] and names["sep"]:
