@@ -28,7 +28,7 @@ VARIANTS = [
   "ppo", "ppo:preset=instructgpt", "ppo:text=x",
   *(f"grpo:method={name}" for name in ("grpo", "rloo", "dr_grpo", "dapo", "gspo")),
   "images", "images:digits=mnist,vision=2", "scenes",
-  "glue", "glue:task=stsb", "similarity", "superglue", "superglue:task=wsc",
+  "glue", "glue:task=stsb", "glue_text", "glue_text:task=stsb", "similarity", "superglue", "superglue:task=wsc",
   "ner", "elmo_ner", "squad", "retriever", "fusion_in_decoder",
 ]  # fmt: skip
 # The sizes of a family share all their code: these take the step, of the others the state is built.

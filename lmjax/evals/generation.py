@@ -39,13 +39,8 @@ class Generation:
   bleu: bool = True
 
   def prepare(self, context: Context) -> Measure:
-    data, tokenizer = context.data, context.tokenizer
-    count = min(self.pairs or len(data.validation), len(data.validation))
-    pairs = [pair for pair in (read_document(data.validation, i) for i in range(count)) if isinstance(pair, Pair)]
-    if not pairs:
-      raise UserError("evals: generation needs validation data of source-target pairs; remove it from config.evals")
-    sources = [[*tokenizer.encode(pair.source)[: data.length - 1], tokenizer.end] for pair in pairs]
-    new = self.max_new_tokens or data.shared()["target_length"]
+    tokenizer, (pairs, sources) = context.tokenizer, pairs_of(context, self.pairs)
+    new = self.max_new_tokens or context.data.shared()["target_length"]
 
     def measure(params: Tree) -> dict[str, float]:
       outputs = generate(context.task, tokenizer, params, sources, new, self.beams, self.length_penalty)
@@ -58,15 +53,24 @@ class Generation:
     return measure
 
 
+def pairs_of(context: Context, most: int = 0) -> tuple[list[Pair], list[list[int]]]:
+  """Returns the first pairs of the validation data, all of them for 0, and the ids of their sources with an end token.
+
+  Raises:
+    UserError: there are none.
+  """
+  data, tokenizer = context.data, context.tokenizer
+  count = min(most or len(data.validation), len(data.validation))
+  pairs = [pair for pair in (read_document(data.validation, i) for i in range(count)) if isinstance(pair, Pair)]
+  if not pairs:
+    raise UserError("evals: generation needs validation data of source-target pairs; remove it from config.evals")
+  return pairs, [[*tokenizer.encode(pair.source)[: data.length - 1], tokenizer.end] for pair in pairs]
+
+
 def generate(
-  task: Task,
-  tokenizer: Tokenizer,
-  params: Tree,
-  sources: list[list[int]],
-  new: int,
-  beams: int = 1,
+  task: Task, tokenizer: Tokenizer, params: Tree, sources: list[list[int]], new: int, beams: int = 1,
   penalty: float = 0.6,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
   """Returns the generated text of each source; sources of similar length are decoded together.
 
   Args:

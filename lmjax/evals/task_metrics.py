@@ -2,7 +2,7 @@
 
 import dataclasses
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -100,18 +100,23 @@ class TaskMetrics:
 
     def measure(params: Tree) -> dict[str, float]:
       rows = np.concatenate(scores(params))[real]
-      predicted = rows.argmax(axis=1) if key == "labels" else rows[:, 0]
-      values, every = {}, np.arange(len(true))
-      for name in self.metrics:
-        metric = lambda rows, of=known[name]: of(true[rows], predicted[rows])  # noqa: E731
-        values[name] = metric(every)
-        if self.resamples and key == "labels":
-          values |= _class_limits(name, true, predicted, self.resamples)
-        else:
-          values |= limits(name, every, metric, resamples=self.resamples)
-      if key == "labels":
-        majority = np.full_like(true, np.bincount(true).argmax())
-        values |= {f"majority_{name}": known[name](true, majority) for name in self.metrics}
-      return {name: float(value) for name, value in values.items()}
+      return compare(self.metrics, true, rows.argmax(axis=1) if key == "labels" else rows[:, 0], self.resamples)
 
     return measure
+
+
+def compare(names: Sequence[str], true: np.ndarray, predicted: np.ndarray, resamples: int) -> dict[str, float]:
+  """Returns metrics of classes (whole numbers) or of numbers, all [N], as `TaskMetrics` describes them."""
+  values: dict[str, float] = {}
+  every, classes = np.arange(len(true)), np.issubdtype(true.dtype, np.integer)
+  for name in names:
+    metric = lambda rows, of=(CLASSES | NUMBERS)[name]: of(true[rows], predicted[rows])  # noqa: E731
+    values[name] = metric(every)
+    if resamples and classes:
+      values |= _class_limits(name, true, predicted, resamples)
+    else:
+      values |= limits(name, every, metric, resamples=resamples)
+  if classes:
+    majority = np.full_like(true, np.bincount(true).argmax())
+    values |= {f"majority_{name}": CLASSES[name](true, majority) for name in names}
+  return {name: float(value) for name, value in values.items()}

@@ -10,6 +10,7 @@ from flax import traverse_util
 
 # Dotted names, `package.module:Name`; a module alone stands for every name in it.
 MOVED: dict[str, str] = {
+  "lmjax.data.sources.labelled_pairs:AsText": "lmjax.data.sources.as_text:AsText",
   "lmjax.data.sources": "lmjax.data.sources.text",
   "lmjax.data.tables": "lmjax.data.sources.records",
   "lmjax.data.text_pairs": "lmjax.data.sources.pairs",

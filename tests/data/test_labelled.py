@@ -10,10 +10,10 @@ from lmjax.data import buckets
 from lmjax.data.objectives import labelled
 from lmjax.data.objectives.arrange import Arrangement
 from lmjax.data.objectives.labelled import Labelled, LabelledDocuments
+from lmjax.data.sources.as_text import AsText
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.examples import Example
+from lmjax.data.sources.examples import Example, MultipleChoice, Question, Tagged
 from lmjax.data.sources.labelled import Table
-from lmjax.data.sources.labelled_pairs import AsText
 from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.tokenizers.base import Bytes
 from lmjax.data.tokenizers.registry import TokenizerConfig
@@ -208,3 +208,29 @@ def test_examples_as_text_to_text(tmp_path):
   assert pairs[0] == ("sst2 sentence: fine", "positive") and isinstance(pairs[1], BadRecord) and len(pairs) == 2
   with pytest.raises(ValueError, match="other fields than"):
     AsText(source, "{sentence}")
+
+
+def test_every_kind_of_example_is_text_to_text():
+  """Questions, tags, choices and numbers; empty texts are malformed."""
+  made = [
+    Question("1", "Who?", "It was Ann.", (("Ann", 7),)),
+    Question("2", "Who?", "It rained.", ()),
+    Tagged(("Ann", "sang"), ("B-PER", "O")),
+    MultipleChoice("It rained.", ("The road was wet.", "It was dry."), "0"),
+    Example("a", "b", "2.57"),
+    Example(" ", None, "1", "x.tsv:5"),
+    Example("a", "", "1", "x.tsv:6"),
+  ]
+  pairs = AsText(made, "{text} | {other}")
+  assert [pairs[i] for i in range(4)] == [
+    ("Who? | It was Ann.", "Ann"),
+    ("Who? | It rained.", "unanswerable"),
+    ("Ann sang | ", "B-PER O"),
+    ("It rained. | choice1: The road was wet. choice2: It was dry.", "The road was wet."),
+  ]
+  assert AsText(made[4:5], "{text} {other}", rounded=0.2)[0] == ("a b", "2.6")
+  assert AsText(made[4:5], "{text} {other}", rounded=0.5)[0] == ("a b", "2.5")
+  assert (
+    AsText([Example("a", None, "many", "x:1")], rounded=0.2)[0].why == "has the label 'many', which is not a number"
+  )
+  assert [pairs[i] for i in (5, 6)] == [BadRecord(f"x.tsv:{i}", "has an empty text") for i in (5, 6)]

@@ -1,38 +1,7 @@
-"""Labelled examples as text to text, and examples for debugging."""
+"""Labelled examples for debugging, made of the documentation of Python."""
 
-import dataclasses
-from typing import Any
-
-from lmjax.data.sources.base import BadRecord, Source
 from lmjax.data.sources.examples import Example, Question, Tagged
-from lmjax.data.sources.pair import Pair
 from lmjax.data.sources.python_docs import PythonDocs
-
-
-@dataclasses.dataclass(frozen=True)
-class AsText:
-  """Examples of another source as text to text, as T5 reads them: the label's name is the target.
-
-  template: the source, with `{text}` and `{other}` in it, such as `sst2 sentence: {text}`.
-  """
-
-  examples: Source
-  template: str = "{text}"
-
-  def __post_init__(self):
-    try:
-      self.template.format(text="", other="")
-    except (KeyError, IndexError, ValueError) as error:
-      raise ValueError(f"template {self.template!r} has other fields than {{text}} and {{other}}: {error}") from error
-
-  def __len__(self) -> int:
-    return len(self.examples)
-
-  def __getitem__(self, index: int) -> Any:
-    example: Any = self.examples[index]
-    if isinstance(example, BadRecord):
-      return example
-    return Pair(self.template.format(text=example.text, other=example.other or ""), example.label)
 
 
 class PythonDocLabels(PythonDocs):

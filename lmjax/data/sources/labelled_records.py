@@ -4,24 +4,15 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.examples import Example
+from lmjax.data.sources.examples import Example, MultipleChoice
 from lmjax.data.sources.indexed import Lines
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text
 
 FIELD = re.compile(r"\{([\w.]+)\}")
-
-
-class MultipleChoice(NamedTuple):
-  """A context, the choices of which one follows it, the number of that from 0, and where it was read."""
-
-  text: str
-  choices: tuple[str, ...]
-  label: str
-  where: str = ""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

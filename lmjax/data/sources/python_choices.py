@@ -1,6 +1,6 @@
 """Multiple choice for debugging."""
 
-from lmjax.data.sources.labelled_records import MultipleChoice
+from lmjax.data.sources.examples import MultipleChoice
 from lmjax.data.sources.python_docs import PythonDocs
 
 
