@@ -51,6 +51,7 @@ NAMES = {
   "lmjax.evals.generation": "Generation",
   "lmjax.evals.ngrams": "Ngrams",
   "lmjax.evals.kneser_ney": "KneserNey",
+  "lmjax.data.sources.labelled_pairs": "AsText",
 }
 DOTTED = [f"{module}:{name}" for module, names in NAMES.items() for name in names.split()]
 

@@ -12,7 +12,8 @@ from lmjax.data.objectives.arrange import Arrangement
 from lmjax.data.objectives.labelled import Labelled, LabelledDocuments
 from lmjax.data.sources.as_text import AsText
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.examples import Example, MultipleChoice, Question, Tagged
+from lmjax.data.sources.choices import MultipleChoice
+from lmjax.data.sources.examples import Example, Question, Tagged
 from lmjax.data.sources.labelled import Table
 from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.tokenizers.base import Bytes

@@ -7,7 +7,8 @@ import pytest
 
 from lmjax.data.objectives.ranking import Ranking
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.examples import Example, MultipleChoice
+from lmjax.data.sources.choices import MultipleChoice
+from lmjax.data.sources.examples import Example
 from lmjax.data.sources.labelled_records import JsonRecords
 from lmjax.data.sources.labelled_tfds import LabelledTFDS
 from lmjax.data.sources.records import prepare_tfds

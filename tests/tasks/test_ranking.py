@@ -10,7 +10,7 @@ import pytest
 from lmjax.__main__ import main
 from lmjax.compression.base import Identity
 from lmjax.data.objectives.ranking import Ranking as Rows
-from lmjax.data.sources.examples import MultipleChoice
+from lmjax.data.sources.choices import MultipleChoice
 from lmjax.data.tokenizers.registry import TokenizerConfig
 from lmjax.data.tokenizers.words import Words
 from lmjax.optim import Optimizer

@@ -10,7 +10,7 @@ from lmjax.data.objectives.arrange import Arrangement, pad
 from lmjax.data.objectives.labelled import Labelled, LabelledDocuments, LabelledRows, examples
 from lmjax.data.packer import Row
 from lmjax.data.sources.base import BadRecord, Source
-from lmjax.data.sources.examples import MultipleChoice
+from lmjax.data.sources.choices import MultipleChoice
 from lmjax.data.tokenizers.base import Tokenizer
 from lmjax.utils.errors import UserError
 

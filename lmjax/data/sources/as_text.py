@@ -4,7 +4,8 @@ import dataclasses
 from typing import Any
 
 from lmjax.data.sources.base import BadRecord, Source
-from lmjax.data.sources.examples import MultipleChoice, Question, Tagged
+from lmjax.data.sources.choices import MultipleChoice
+from lmjax.data.sources.examples import Question, Tagged
 from lmjax.data.sources.pair import Pair
 
 

@@ -31,12 +31,3 @@ class Question(NamedTuple):
   context: str
   answers: tuple[tuple[str, int], ...]
   where: str = ""
-
-
-class MultipleChoice(NamedTuple):
-  """A context, the choices of which one follows it, the number of that from 0, and where it was read."""
-
-  text: str
-  choices: tuple[str, ...]
-  label: str
-  where: str = ""

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.examples import Example, MultipleChoice
+from lmjax.data.sources.choices import MultipleChoice
+from lmjax.data.sources.examples import Example
 from lmjax.data.sources.indexed import Lines
 from lmjax.utils.errors import UserError
 from lmjax.utils.files import parse_json, read_text

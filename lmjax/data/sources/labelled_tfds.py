@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from lmjax.data.sources.base import BadRecord
-from lmjax.data.sources.examples import Example, MultipleChoice
+from lmjax.data.sources.choices import MultipleChoice
+from lmjax.data.sources.examples import Example
 from lmjax.data.sources.labelled_records import Form
 from lmjax.data.sources.records import TFDS
 from lmjax.utils.errors import UserError, did_you_mean

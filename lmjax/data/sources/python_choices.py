@@ -1,6 +1,6 @@
 """Multiple choice for debugging."""
 
-from lmjax.data.sources.examples import MultipleChoice
+from lmjax.data.sources.choices import MultipleChoice
 from lmjax.data.sources.python_docs import PythonDocs
 
 
