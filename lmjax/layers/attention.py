@@ -49,11 +49,11 @@ class Attention(nn.Module):
     q_BxLxHxK = Einsum("BLD,DHK->BLHK", sizes, self.bias, smaller, self.deviation, name="query")(x_BxLxD)
     k_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="key")(x_BxLxD)
     v_BxMxGxK = Einsum("BLD,DGK->BLGK", sizes, self.bias, deviation=self.deviation, name="value")(x_BxLxD)
+    self.sow("taps", "values", v_BxMxGxK, reduce_fn=lambda _, v: v, init_fn=lambda: None)
     if self.norm:
       q_BxLxHxK, k_BxMxGxK = self.norm(name="query_norm")(q_BxLxHxK), self.norm(name="key_norm")(k_BxMxGxK)
     if rotary := self.window_rotary if self.window_rotary and layer in self.window_layers else self.rotary:
-      q_BxLxHxK = rotary(q_BxLxHxK, positions_BxL)
-      k_BxMxGxK = rotary(k_BxMxGxK, positions_BxL)
+      q_BxLxHxK, k_BxMxGxK = rotary(q_BxLxHxK, positions_BxL), rotary(k_BxMxGxK, positions_BxL)
     if not self.scale_scores:
       q_BxLxHxK *= self.head_size**0.5
     if self.score_scale is not None:

@@ -59,7 +59,7 @@ class Stack(nn.Module):
   ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the last layer's output and what was tapped: `hidden` [N, B, L, D], `attention` [N, B, H, L, L].
 
-    Also what MLPs sow in the collection `taps`, by its own name.
+    Also what attention and MLPs sow in the collection `taps`, by its own name: `values` [N, B, L, G, K].
     """
     layers = self._parameters(x_BxLxD, positions_BxL, mask)
     rng = self.make_rng("dropout") if self.has_rng("dropout") else None
@@ -71,7 +71,7 @@ class Stack(nn.Module):
       (y, _, weights), sown = self._block().apply(
         {"params": params}, x_BxLxD, positions_BxL, mask, None, number, "attention" in taps, rngs=rngs, mutable="taps"
       )
-      values = {"hidden": y, "attention": weights} | sown.get("taps", {}).get("mlp", {})
+      values = {"hidden": y, "attention": weights} | {k: v for p in sown.get("taps", {}).values() for k, v in p.items()}
       return y, {key: value for key, value in values.items() if key in taps}
 
     if REMAT[self.remat] is not None:

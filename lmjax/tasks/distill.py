@@ -20,6 +20,7 @@ from lmjax.utils.metrics import Mean
 from lmjax.utils.pytree import Tree
 
 TEACHER, PROJECTION = "teacher", "projection"
+PARTS = ("soft", "hidden", "attention", "values")  # of what is learned from a teacher
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Distill(Base):
 
     loss = hard_weight * loss of the task + soft_weight * T^2 KL(p_teacher || p_student)
          + hidden_weight * distance of hidden states + attention_weight * distance of attention maps
+         + values_weight * KL of value relations, see `divergences.relations`
 
   p = softmax(scores / T), T the temperature (Hinton et al., 2015, arXiv:1503.02531): of the words at each token that
   the task scores, or of a head's classes; of a number, the squared difference. hidden: `cosine`, 1 - cos(h, h') (Sanh
@@ -49,6 +51,7 @@ class Distill(Base):
   soft_weight: float = 1.0
   hidden_weight: float = 0.0
   attention_weight: float = 0.0
+  values_weight: float = 0.0
   hidden_distance: str = "cosine"
   attention_distance: str = "kl"
   layer_map: tuple[int, ...] = ()
@@ -61,9 +64,9 @@ class Distill(Base):
       object.__setattr__(self, "task", dataclasses.replace(self.task, model=self.model))
     if not self.temperature > 0:
       raise ValueError(f"temperature is above 0, not {self.temperature}")
-    weights = (self.hard_weight, self.soft_weight, self.hidden_weight, self.attention_weight)
+    weights = [getattr(self, f"{name}_weight") for name in ("hard", *PARTS)]
     if not min(weights) >= 0 or not max(weights[1:]) > 0:
-      raise ValueError("weights are at least 0, and one of soft, hidden and attention is above 0")
+      raise ValueError(f"weights are at least 0, and one of {', '.join(PARTS)} is above 0")
     for name, distances in (("hidden", divergences.HIDDEN), ("attention", divergences.ATTENTION)):
       if (chosen := getattr(self, f"{name}_distance")) not in distances:
         raise ValueError(f"{name}_distance is one of {', '.join(distances)}, not {chosen!r}")
@@ -78,7 +81,7 @@ class Distill(Base):
   @property
   def _learned(self) -> tuple[str, ...]:
     """What is learned from the teacher."""
-    return tuple(name for name in ("soft", "hidden", "attention") if getattr(self, f"{name}_weight"))
+    return tuple(name for name in PARTS if getattr(self, f"{name}_weight"))
 
   @property
   def _taps(self) -> tuple[str, ...]:
@@ -115,9 +118,7 @@ class Distill(Base):
 
   def counts(self, batch: Batch) -> dict[str, jax.Array]:
     own = {named(name): count for name, count in self.task.counts(batch).items()}
-    counts = {"soft": lambda: jnp.sum(weights_of(batch)), "hidden": lambda: jnp.sum(_real(batch))}
-    counts["attention"] = counts["hidden"]
-    return own | {name: counts[name]() for name in self._learned}
+    return own | {n: jnp.sum(weights_of(batch) if n == "soft" else _real(_segments(batch))) for n in self._learned}
 
   def loss(
     self, params: Tree, frozen: Mapping[str, FrozenModel], carry: Tree, batch: Batch, *, rng: jax.Array | None = None
@@ -139,10 +140,11 @@ class Distill(Base):
       terms["soft"] = Mean(jnp.sum(weights * score(student, teacher, batch)), jnp.sum(weights))
     if self._taps:
       hidden = student.hidden(batch), teacher.hidden(batch)
-      real = _real(batch).reshape(hidden[0].tokens.shape[:2])
+      segments = _segments(batch).reshape(hidden[0].tokens.shape[:2])
+      compare = {"hidden": self._hidden, "attention": self._attention, "values": self._values}
       for name in self._taps:
-        compare = self._hidden if name == "hidden" else self._attention
-        terms[name] = Mean(jnp.sum(real * compare(params, *self._pairs(name, *hidden))), jnp.sum(real))
+        distances = compare[name](params, *self._pairs(name, *hidden), segments)
+        terms[name] = Mean(jnp.sum(_real(segments) * distances), jnp.sum(_real(segments)))
     return terms, carry
 
   def _tokens(self, student: "OnePass", teacher: "OnePass", batch: Batch) -> jax.Array:
@@ -163,7 +165,9 @@ class Distill(Base):
     wanted, scores = (jnp.where(batch["segments"][..., None] > 0, x, -1e9).swapaxes(1, 2) for x in (wanted, scores))
     return jnp.mean(divergences.classes(wanted, scores, self.temperature), axis=1)
 
-  def _hidden(self, params: Tree, student_NxBxLxD: jax.Array, teacher_NxBxLxD: jax.Array) -> jax.Array:
+  def _hidden(
+    self, params: Tree, student_NxBxLxD: jax.Array, teacher_NxBxLxD: jax.Array, segments: jax.Array
+  ) -> jax.Array:
     if self._projection():
       layers, rows, length, _ = student_NxBxLxD.shape
       x = self.head(PROJECTION, params, student_NxBxLxD.reshape(layers * rows, length, -1))
@@ -175,12 +179,22 @@ class Distill(Base):
       )
     return jnp.mean(divergences.HIDDEN[self.hidden_distance](student_NxBxLxD, teacher_NxBxLxD), axis=0)
 
-  def _attention(self, params: Tree, student_NxBxHxLxM: jax.Array, teacher_NxBxHxLxM: jax.Array) -> jax.Array:
+  def _attention(
+    self, params: Tree, student_NxBxHxLxM: jax.Array, teacher_NxBxHxLxM: jax.Array, segments: jax.Array
+  ) -> jax.Array:
     if student_NxBxHxLxM.shape != teacher_NxBxHxLxM.shape:
       sizes = f"{student_NxBxHxLxM.shape[2]} heads are compared with {teacher_NxBxHxLxM.shape[2]}"
       raise UserError(f"config.task.attention_weight: attention maps of {sizes}; set it to 0")
     distances = divergences.ATTENTION[self.attention_distance](student_NxBxHxLxM, teacher_NxBxHxLxM)
     return jnp.mean(distances, axis=(0, 2))
+
+  def _values(
+    self, params: Tree, student_NxBxLxGxK: jax.Array, teacher_NxBxLxGxK: jax.Array, segments: jax.Array
+  ) -> jax.Array:
+    if student_NxBxLxGxK.shape[3] != teacher_NxBxLxGxK.shape[3]:
+      sizes = f"{student_NxBxLxGxK.shape[3]} heads are compared with {teacher_NxBxLxGxK.shape[3]}"
+      raise UserError(f"config.task.values_weight: values of {sizes}; set it to 0")
+    return jnp.mean(divergences.relations(student_NxBxLxGxK, teacher_NxBxLxGxK, segments), axis=0)
 
   def _pairs(self, name: str, student: Hidden, teacher: Hidden) -> tuple[jax.Array, jax.Array]:
     """Returns what was tapped in the layers that are compared, float32 and without a gradient in the teacher."""
@@ -258,8 +272,12 @@ def weights_of(batch: Batch) -> jax.Array:
   return batch["row_weights"] if "row_weights" in batch else batch["weights"]
 
 
-def _real(batch: Batch) -> jax.Array:
-  """Returns 1.0 for tokens that are not padding, [B, L]; of the decoder where there is one."""
-  keys = ("decoder_segments", "segments")
-  segments = next((batch[key] for key in keys if key in batch), None)
-  return jnp.ones(batch["inputs"].shape) if segments is None else (segments > 0).astype(jnp.float32)
+def _real(segments: jax.Array) -> jax.Array:
+  """Returns 1.0 for tokens that are not padding."""
+  return (segments > 0).astype(jnp.float32)
+
+
+def _segments(batch: Batch) -> jax.Array:
+  """Returns the segments of tokens, 0 for padding, [B, L]; of the decoder where there is one."""
+  segments = next((batch[key] for key in ("decoder_segments", "segments") if key in batch), None)
+  return jnp.ones(batch["inputs"].shape, jnp.int32) if segments is None else segments

@@ -67,6 +67,20 @@ def _relative_entropy(x: jax.Array, wanted: jax.Array) -> jax.Array:
   return jnp.sum(wanted * logs, axis=-1)
 
 
+def relations(x_NxBxLxGxK: jax.Array, wanted_NxBxLxGxK: jax.Array, segments_BxL: jax.Array) -> jax.Array:
+  """Returns KL(R' || R) of value relations, R = softmax(V V^T / sqrt(K)) of each head among the tokens of a segment.
+
+  Wang et al., 2020, arXiv:2002.10957, equation 8; [N, B, L], the mean over heads. K may differ between the two.
+  """
+  same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None]
+
+  def relation(v):
+    scores = jnp.einsum("nblgk,nbmgk->nbglm", v, v) / v.shape[-1] ** 0.5
+    return jax.nn.softmax(jnp.where(same_BxLxL[None, :, None], scores, -1e9))
+
+  return jnp.mean(_relative_entropy(relation(x_NxBxLxGxK), relation(wanted_NxBxLxGxK)), axis=2)
+
+
 # Distances of the last axis: of vectors, and of probabilities.
 HIDDEN: dict[str, Distance] = {"cosine": _cosine, "mse": _mean_square}
 ATTENTION: dict[str, Distance] = {"kl": _relative_entropy, "mse": _mean_square}

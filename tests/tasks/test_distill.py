@@ -27,8 +27,8 @@ from lmjax.testing import fake_batch, init_params, tiny_decoder
 from lmjax.utils.errors import UserError
 from tests.families import tiny_task
 
-ALL = dict(soft_weight=1.0, hidden_weight=1.0, attention_weight=1.0)
-FROM_TEACHER = ("soft", "hidden", "attention")
+ALL = dict(soft_weight=1.0, hidden_weight=1.0, attention_weight=1.0, values_weight=1.0)
+FROM_TEACHER = ("soft", "hidden", "attention", "values")
 
 
 def pair(task, teacher=None, **settings):
@@ -124,6 +124,20 @@ def test_divergences_are_those_of_scipy():
   np.testing.assert_allclose(divergences.HIDDEN["mse"](scores, wanted), np.mean((wanted - scores) ** 2, -1), rtol=1e-5)
 
 
+def test_value_relations_are_those_of_numpy():
+  """Of each head, among the tokens of a segment; the sizes of heads may differ."""
+  rng = np.random.default_rng(0)
+  x, wanted = rng.standard_normal((2, 2, 6, 3, 4)), rng.standard_normal((2, 2, 6, 3, 8))
+  segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+  got = divergences.relations(*(jnp.asarray(a, jnp.float32) for a in (x, wanted)), jnp.asarray(segments))
+  for layer, row, token in np.ndindex(2, 2, 6):
+    same = segments[row] == segments[row, token]
+    rows = [[special.softmax(v[layer, row, same, g] @ v[layer, row, token, g] / v.shape[-1] ** 0.5) for g in range(3)]
+            for v in (wanted, x)]  # fmt: skip
+    expected = np.mean([stats.entropy(p, q) for p, q in zip(*rows, strict=True)])
+    np.testing.assert_allclose(got[layer, row, token], expected, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("distance", divergences.HIDDEN)
 def test_distances_have_finite_gradients_at_zero(distance):
   gradient = jax.grad(lambda x: jnp.sum(divergences.HIDDEN[distance](x, jnp.ones((2, 4)))))(jnp.zeros((2, 4)))
@@ -161,7 +175,8 @@ def test_each_model_is_applied_once(name, monkeypatch):
     return hidden(self, params, batch, **options)
 
   monkeypatch.setattr(Base, "hidden", counted)
-  for settings, taps in ((ALL, ("hidden", "attention")), (dict(hidden_weight=0.0, attention_weight=0.0), ())):
+  soft = dict(hidden_weight=0.0, attention_weight=0.0, values_weight=0.0)
+  for settings, taps in ((ALL, ("hidden", "attention", "values")), (soft, ())):
     distill, params, frozen, batch = pair(TASKS[name](), **settings)
     passes.clear()
     jax.eval_shape(lambda d=distill, p=params, f=frozen, b=batch: d.loss(p, f, {}, b, rng=jax.random.key(0)))
@@ -237,7 +252,7 @@ def test_an_lstm_has_no_attention_maps():
   "changes, words",
   [
     (dict(temperature=0), "temperature is above 0"),
-    (dict(soft_weight=0.0), "one of soft, hidden and attention is above 0"),
+    (dict(soft_weight=0.0), "one of soft, hidden, attention, values is above 0"),
     (dict(hidden_weight=-1.0), "hidden_weight must be at least 0"),
     (dict(hidden_distance="kl"), "hidden_distance is one of cosine, mse"),
     (dict(task=dict(kind="lmjax.tasks.causal_lm:CausalLM", model=3)), "task.task.model: no such key; another section"),
