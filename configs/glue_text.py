@@ -3,7 +3,8 @@
     lmjax train --config configs/glue_text.py:task=sst2,start=... --workdir runs/sst2-text
     lmjax generate --workdir runs/sst2-text --best --prompt "sst2 sentence: a film that works"
 
-task, data: as in configs/glue.py, whose files, recipe and metrics these are, with the prefixes of T5. start: a run
+task, data: as in configs/glue.py, whose files, recipe and metrics these are, with the prefixes of T5; numbers of STS-B
+are rounded to 0.2, also those of the dev set. start: a run
 folder or a Hugging Face folder of an encoder-decoder such as T5; the model and its tokenizer are taken from it. What
 is none of the labels counts as a wrong one. Hardware: two CPU cores with T5-small. Time and expected result: not
 measured.
@@ -61,4 +62,6 @@ def get_config(argument: str = "") -> ConfigDict:
       ),
     )
   )
+  if choice.debug:
+    settings.checkpoint.metric = "-dev_accuracy"
   return config.debug(settings) if choice.debug else settings

@@ -344,6 +344,7 @@ def _restore_or_init(
   if restored := checkpoints.restore(abstract, data):
     state, data = restored
     return with_frozen(run, state), abstract, data
+  names.load("lmjax.optim.fine_tuning:check_settings")(run.optimizer, abstract.params)
   loaded, report = load(run.start, run.named, run.layout)
   if run.start.path:
     shown.say(str(report))

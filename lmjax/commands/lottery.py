@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace, settings: dict, workdir: epath.Path, rates
   """Trains what is not trained, writes and prints the results, and returns the exit code."""
   lottery.check_before(settings, rates, options.metric)
   seeds, rows = parse_seeds(options.seeds), list[dict[str, Any]]()
-  lottery.keep_settings(workdir, rates, options.rewind)
+  keep_settings = lottery.settings_of(workdir, rates, options.rewind)
   for seed in seeds:
     runs = _Seed(settings | {"seed": seed}, workdir / str(seed), rates, options.rewind, options.metric)
     for number in range(options.rounds + 1):
@@ -68,9 +68,10 @@ def _run(options: argparse.Namespace, settings: dict, workdir: epath.Path, rates
           return code
         rows.append({"seed": seed, "round": number} | runs.row(number, arm))
         jax.clear_caches()  # each run compiles its own step
+        keep_settings()
         files.write(workdir / "lottery.json", json.dumps(rows, indent=2) + "\n")
-  lottery.plot(rows, options.metric, workdir / "lottery.png")
-  show(lottery.comparison(rows, options.metric).rich())
+  lottery.plot(rows, options.metric.removeprefix("-"), workdir / "lottery.png")
+  show(lottery.comparison(rows, options.metric.removeprefix("-")).rich())
   return 0
 
 

@@ -50,10 +50,10 @@ def main(arguments: list[str]) -> int:
       except DivergedError as error:
         console.print(f"seed {seed}: {error}", markup=False)
         results[seed] = {}
-        continue
-      if code:
-        return code
-      results[seed] = _scores(folder)
+      else:
+        if code:
+          return code
+        results[seed] = _scores(folder)
       jax.clear_caches()  # each run compiles its own step
   report = summarize(results, settings["checkpoint"].get("metric", "validation_loss"))
   if jax.process_index() == 0:
@@ -89,6 +89,7 @@ def _scores(folder: epath.Path) -> dict[str, float]:
   if not (folder / SCORES).exists() or scores.get("step") != best_step(folder):
     loaded = storage.open(folder, storage.BEST).load()
     scores = evaluate(loaded, make_evaluation(loaded, folder, None, {}))
+    scores = {key: value for key, value in scores.items() if math.isfinite(value)}
     if jax.process_index() == 0:
       files.write(folder / SCORES, json.dumps(scores, indent=2) + "\n")
   return scores

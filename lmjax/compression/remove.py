@@ -78,6 +78,8 @@ class Remove:
     groups = self._groups(params)
     scores = self._scores(task, params, groups, batches)
     kept = {group: self._keep(score) for group, score in scores.items()}
+    if all(kept[group].shape[1] == scores[group].shape[1] for group in kept):
+      raise UserError(f"remove: {self.fraction} of the {self.structure} of this model removes none")
     arrays = {name: box.value for name, box in params.items()}
     units = self._units(config)
     for group, names in groups.items():
@@ -199,9 +201,9 @@ class Remove:
     """Returns the indices [layers, kept] of the highest scores, in their order."""
     units = scores.shape[1]
     lost = round(self.fraction * units)
-    if lost in (0, units):
+    if lost == units:
       what = "channels" if self.structure == "width" else self.structure
-      raise UserError(f"remove: {self.fraction} of {units} {what} {'leaves' if lost else 'removes'} none")
+      raise UserError(f"remove: {self.fraction} of {units} {what} leaves none")
     return jnp.sort(jnp.argsort(scores, axis=1, stable=True)[:, lost:], axis=1)
 
   def _changes(self, config: Any, kept: dict[str, jax.Array]) -> dict[str, Any]:

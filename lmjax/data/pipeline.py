@@ -178,8 +178,8 @@ class Batches:
     self.positions[self.streams] = batch.pop("position")
     batch.pop("bytes")
     read, skipped = batch.pop("report")
+    self.skipped += skipped if self.read < self.records else []  # each record counts once, in the first epoch
     self.read += read
-    self.skipped += [record for record in skipped if record not in self.skipped]  # of earlier epochs
     self.padding = float(np.mean(batch.get("segments", batch["weights"]) == 0))
     check_skipped_fraction(min(self.read, self.records), self.skipped)
     return batch

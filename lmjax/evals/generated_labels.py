@@ -32,12 +32,12 @@ class GeneratedLabels:
 
   def prepare(self, context: Context) -> Measure:
     pairs, sources = pairs_of(context)
-    labels = list(self.labels or sorted({pair.target for pair in pairs}))
-    classes = self.metrics[0] in CLASSES
-    unknown = next((pair.target for pair in pairs if classes and pair.target not in labels), None)
+    targets, classes = [pair.target.strip() for pair in pairs], self.metrics[0] in CLASSES
+    labels = [label.strip() for label in self.labels] or sorted(set(targets))
+    unknown = next((target for target in targets if classes and target not in labels), None)
     if unknown is not None:
       raise UserError(f"evals: the validation data has the label {unknown!r}, which is none of {', '.join(labels)}")
-    true = np.array([labels.index(pair.target) if classes else _number(pair.target) for pair in pairs])
+    true = np.array([labels.index(target) if classes else _number(target) for target in targets])
     new = context.data.shared()["target_length"]
 
     def measure(params: Tree) -> dict[str, float]:

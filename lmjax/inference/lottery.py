@@ -106,8 +106,8 @@ def check_before(settings: Mapping[str, Any], rates: Rates, metric: str) -> None
     raise UserError(f"lottery: --metric {metric} is not one of the config's evaluators, which log {known}")
 
 
-def keep_settings(workdir: epath.Path, rates: Rates, rewind: int) -> None:
-  """Writes what the masks of all rounds depend on into settings.json.
+def settings_of(workdir: epath.Path, rates: Rates, rewind: int) -> Callable[[], None]:
+  """Returns what writes settings.json, with what the masks of all rounds depend on, to be called after a run.
 
   Raises:
     UserError: the folder has runs of other settings.
@@ -115,8 +115,7 @@ def keep_settings(workdir: epath.Path, rates: Rates, rewind: int) -> None:
   file, now = workdir / SETTINGS, json.loads(json.dumps(dataclasses.asdict(rates) | {"rewind": rewind}))
   if file.exists() and (before := files.read_json(file)) != now:
     raise UserError(f"lottery: {workdir} has runs of {before}, not of {now}; give these, or choose another --workdir")
-  workdir.mkdir(parents=True, exist_ok=True)
-  files.write(file, json.dumps(now, indent=2) + "\n")
+  return lambda: files.write(file, json.dumps(now, indent=2) + "\n")
 
 
 def weights_of(run: epath.PathLike, step: int | None = None) -> Arrays:
@@ -231,7 +230,9 @@ def comparison(rows: Sequence[Mapping[str, Any]], metric: str) -> DisplayTable:
     lines.append((str(number), *cells))
   names = tuple(name for arm in controls for name in (arm, "above the ticket"))
   return DisplayTable(
-    f"{metric}: means of {len({row['seed'] for row in rows})} seeds", ("round", "weights", TICKET, *names), tuple(lines)
+    f"{metric}: means of {len({row['seed'] for row in rows})} seeds",
+    ("round", "weights", TICKET, *names),
+    tuple(lines),
   )
 
 
@@ -254,7 +255,10 @@ def plot(rows: Sequence[Mapping[str, Any]], metric: str, file: epath.Path) -> No
 
   figure = Figure(figsize=(10, 4), layout="constrained")
   for axes, key, label in zip(
-    figure.subplots(1, 2), ("loss", "steps"), (metric, "steps to that of the dense model"), strict=True
+    figure.subplots(1, 2),
+    ("loss", "steps"),
+    (metric, "steps to that of the dense model"),
+    strict=True,
   ):
     for arm in dict.fromkeys(row["arm"] for row in rows if row["arm"] != DENSE):
       points: dict[float, list[Any]] = {}

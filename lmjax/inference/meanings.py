@@ -56,6 +56,7 @@ WORDS = {
   "hidden_weight": "coefficient of the loss on hidden vectors",
   "hidden_distance": "between hidden vectors",
   "attention_weight": "coefficient of the loss on attention weights",
+  "values_weight": "coefficient of the loss on relations of values",
   "attention_distance": "between attention weights",
   "beta": "coefficient of the divergence from the reference model",
   "form": "of the loss on preferences",

@@ -59,8 +59,6 @@ class Optimizer:
     for name in ("ema", "b1", "b2", "momentum"):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-    if not self.bias_correction and self.optimizer != "adamw":
-      raise ValueError(f"bias_correction is a setting of adamw, not of {self.optimizer}")
     if self.microbatches < 1:
       raise ValueError(f"microbatches must be at least 1, not {self.microbatches}")
 
@@ -75,12 +73,12 @@ class Optimizer:
     if self.weight_decay:
       transformations.append(optax.add_decayed_weights(self.weight_decay, self._decay_mask))
     if self.lr_multipliers:
-      transformations.append(names.load(BY_PATTERN)(self.lr_multipliers, "lr_multipliers"))
+      transformations.append(names.load(BY_PATTERN)(self.lr_multipliers))
     if self.layer_decay != 1:
       transformations.append(names.load("lmjax.optim.fine_tuning:scale_by_layer")(self.layer_decay))
     transformations.append(optax.scale_by_learning_rate(self.learning_rate(steps)))
     if self.frozen:
-      transformations.append(names.load(BY_PATTERN)(dict.fromkeys(self.frozen, 0.0), "frozen"))
+      transformations.append(names.load(BY_PATTERN)(dict.fromkeys(self.frozen, 0.0)))
     if self.ema:
       transformations.append(average(self.ema))
     return optax.chain(*transformations)

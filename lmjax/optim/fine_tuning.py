@@ -1,6 +1,7 @@
 """What fine-tuning changes about an optimizer: learning rates that fall towards the bottom, Adam as BERT had it."""
 
 import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -54,28 +55,21 @@ def scale_by_layer(decay: float) -> optax.GradientTransformation:
   return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def scale_by_pattern(factors: dict[str, float], key: str) -> optax.GradientTransformation:
-  """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does.
+def scale_by_pattern(factors: dict[str, float]) -> optax.GradientTransformation:
+  """Multiplies each update by the factor of the first pattern that matches its path; 1 if none does."""
+  scale = lambda name, update: update * pytree.first_match(factors, name, 1.0)  # noqa: E731
+  return optax.stateless(lambda updates, params: pytree.map_named(scale, updates))
 
-  Args:
-    key: of the config section `optim`, for errors.
 
-  Raises:
-    UserError: a pattern matches no parameter.
-  """
-
-  def init(params: Tree) -> optax.EmptyState:
-    paths = list(pytree.named_leaves(params))
-    for pattern in factors:
+def check_settings(optimizer: Any, params: Tree) -> None:
+  """Raises UserError where a setting of a new run's optimizer applies to nothing."""
+  paths = list(pytree.named_leaves(params))
+  for key in ("lr_multipliers", "frozen"):
+    for pattern in getattr(optimizer, key):
       if not any(pytree.first_match({pattern: True}, path, False) for path in paths):
         raise UserError(f"config.optim.{key}: no parameter matches {pattern!r}; they are {', '.join(paths)}")
-    return optax.EmptyState()
-
-  def update(updates, state, params=None):
-    scale = lambda name, update: update * pytree.first_match(factors, name, 1.0)  # noqa: E731
-    return pytree.map_named(scale, updates), state
-
-  return optax.GradientTransformation(init, update)
+  if not optimizer.bias_correction and optimizer.optimizer != "adamw":
+    raise UserError(f"config.optim.bias_correction is a setting of adamw, not of {optimizer.optimizer}")
 
 
 def scale_by_bert_adam(b1: float, b2: float, epsilon: float) -> optax.GradientTransformation:

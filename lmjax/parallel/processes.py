@@ -26,7 +26,7 @@ from lmjax.utils.files import parse_json
 
 VARIABLES = ("LMJAX_COORDINATOR", "LMJAX_PROCESSES", "LMJAX_PROCESS")
 TIMEOUT = 300.0  # seconds to wait for all processes at the start; LMJAX_TIMEOUT overrides it
-SILENCE = 25.0  # seconds without a heartbeat after which a process counts as lost
+SILENCE = 25.0  # seconds without a heartbeat after which a process counts as lost, at least
 ALIVE, LOST = "lmjax/alive", "lmjax/lost"  # keys: the heartbeats of the processes, and which of them are lost
 DONE = "done"  # the last heartbeat of a process that has ended its run
 REQUESTS = 256  # heartbeats a second that process 0 receives at most
@@ -49,7 +49,7 @@ def join() -> None:
     UserError: processes are missing after the timeout, or have different numbers of devices.
   """
   timeout = _timeout()
-  options: dict[str, Any] = {"initialization_timeout": int(timeout)}
+  options: dict[str, Any] = {"initialization_timeout": int(timeout), "heartbeat_timeout_seconds": 60}
   variables = _read_variables()
   if variables and variables[1] == 1 or not (variables or _launched_by_cluster()):
     return
@@ -177,39 +177,49 @@ def _interval() -> float:
   return max(2.0, jax.process_count() / REQUESTS)
 
 
+def _silence() -> float:
+  """Returns the seconds without a heartbeat after which a process counts as lost."""
+  return max(SILENCE, 3 * _interval())
+
+
 def _watch() -> None:
   """Stops this process with a message when the heartbeat of another one stops; jax alone would abort without one.
 
   Heartbeats are counters in jax's key-value store, which needs no device and runs in process 0. Process 0 alone reads
-  them, and writes which are silent, so that each process makes two requests an interval, however many there are.
+  them all, and writes which are silent; the others read its own. So each process makes three requests an interval,
+  however many there are.
   """
   client, own, beat = distributed.global_state.client, jax.process_index(), 0
-  others = range(1, jax.process_count()) if own == 0 else ()
+  others = range(1, jax.process_count()) if own == 0 else (0,)
   heartbeats = {str(p): ("", time.monotonic()) for p in others}  # (the last one, its time)
   while not _leaving.wait(_interval()):
     beat += 1
     try:
       client.key_value_set(f"{ALIVE}/{own}", str(beat), allow_overwrite=True)
-      if heartbeats and (silent := _silent(client, heartbeats)):
-        client.key_value_set(LOST, ", ".join(silent), allow_overwrite=True)
-      lost = client.key_value_try_get(LOST)
+      lost = ", ".join(_silent(client, heartbeats))
+      if lost and own == 0:
+        client.key_value_set(LOST, lost, allow_overwrite=True)
+      lost = lost or client.key_value_try_get(LOST)
     except Exception as error:
       if "NOT_FOUND" not in str(error) and not _leaving.is_set():
         _stop(f"hosts: lost process 0, stopping; {RESUME}", EXIT_PEER_LOST)
       continue
-    if own == 0:
-      time.sleep(2 * _interval())  # the store ends with this process: the others read it first
-    _stop(f"hosts: lost process {lost} (no heartbeat for {SILENCE:g} s), stopping; {RESUME}", EXIT_PEER_LOST)
+    if own == 0 and _leaving.wait(2 * _interval()):  # the store ends with this process: the others read it first
+      return
+    _stop(f"hosts: lost process {lost} (no heartbeat for {_silence():g} s), stopping; {RESUME}", EXIT_PEER_LOST)
 
 
 def _silent(client: Any, heartbeats: dict[str, tuple[str, float]]) -> list[str]:
   """Brings the heartbeats of the other processes up to date, and returns which of them are lost."""
   now = time.monotonic()
-  read = {key.rpartition("/")[2]: value for key, value in client.key_value_dir_get(ALIVE)}
+  if "0" in heartbeats:
+    read = {"0": client.key_value_try_get(f"{ALIVE}/0")}
+  else:
+    read = {key.rpartition("/")[2]: value for key, value in client.key_value_dir_get(ALIVE)}
   for process, (last, _) in heartbeats.items():
     if (value := read.get(process, "")) != last:
       heartbeats[process] = (value, now)
-  return [p for p, (last, since) in heartbeats.items() if last != DONE and now - since > SILENCE]
+  return [p for p, (last, since) in heartbeats.items() if last != DONE and now - since > _silence()]
 
 
 @contextlib.contextmanager

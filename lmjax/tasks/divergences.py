@@ -70,7 +70,7 @@ def _relative_entropy(x: jax.Array, wanted: jax.Array) -> jax.Array:
 def relations(x_NxBxLxGxK: jax.Array, wanted_NxBxLxGxK: jax.Array, segments_BxL: jax.Array) -> jax.Array:
   """Returns KL(R' || R) of value relations, R = softmax(V V^T / sqrt(K)) of each head among the tokens of a segment.
 
-  Wang et al., 2020, arXiv:2002.10957, equation 8; [N, B, L], the mean over heads. K may differ between the two.
+  Wang et al., 2020, arXiv:2002.10957; [N, B, L], the mean over heads. K may differ between the two.
   """
   same_BxLxL = segments_BxL[:, :, None] == segments_BxL[:, None]
 

@@ -36,8 +36,8 @@ class Replay(Distill):
   same ones: the divergence of k + 1 outcomes, of which the last is all others. It is at most that of all words, and
   equal to it where k is the vocabulary.
 
-  scores: the folder. top: k, that of the folder. The temperature is that of the folder, too. Hidden states and
-  attention maps are not in it: their weights are 0. Evaluations during the run read rows that the teacher has not
+  scores: the folder. top: k, that of the folder. The temperature is that of the folder, too. Hidden states, attention
+  maps and values are not in it: their weights are 0. Evaluations during the run read rows that the teacher has not
   read: there `soft` is 0.
 
   Raises:
@@ -52,8 +52,8 @@ class Replay(Distill):
     super().__post_init__()
     if not self.scores or self.top < 1:
       raise ValueError("scores names the folder that lmjax teacher has written, and top is its number of words")
-    if self.hidden_weight or self.attention_weight:
-      raise ValueError("hidden states and attention maps are not in the folder of scores: set their weights to 0")
+    if self.hidden_weight or self.attention_weight or self.values_weight:
+      raise ValueError("hidden states, attention maps and values are not in the folder of scores: their weights are 0")
     if not predicts_tokens(self.task) and not getattr(self.task, "labels", ()):
       raise ValueError(f"task: {type(self.task).__name__} has neither words nor classes, of which scores are kept")
 

@@ -82,6 +82,18 @@ def reader(tmp_path, content, validation=None, **options):
   return Labelled(source, other, **({"length": 16, "tokenizer": TokenizerConfig("bytes")} | options))
 
 
+def test_a_malformed_row_of_a_small_set_counts_once_in_all_epochs(tmp_path):
+  """And a weight of a class that there is not is refused."""
+  rows = "".join(f"text {i}\t{'ab'[i % 2]}\n" for i in range(59)) + " \ta\n"
+  batches = reader(tmp_path, rows, labels=("a", "b")).train(Bytes(), 8, 0)
+  for _ in range(40):  # five epochs
+    next(batches)
+  assert batches.read > 250 and len(batches.skipped) == 1
+  batches.close()
+  with pytest.raises(UserError, match="data.class_weights: 'c' is none of the labels a, b"):
+    reader(tmp_path, rows, labels=("a", "b"), class_weights={"c": 2.0}).train(Bytes(), 8, 0)
+
+
 def test_labels_come_from_the_training_data_and_others_are_skipped(tmp_path, capsys):
   data = reader(tmp_path, "x\tb\ny\ta\n", "x\ta\ny\tc\n \ta\nz\tb\n")
   assert data.learned() == {"labels": ("a", "b")}

@@ -116,6 +116,9 @@ def test_the_best_span_of_all_windows_is_the_answer(tmp_path):
   scores[number, first, 0] = scores[number, last, 1] = 2.0
   scores[:, 2, :] = 9.0  # of the question
   assert best_answer(CONTEXT, windows, scores, 30, False)[:2] == ("1899", 25)
+  before = scores.copy()
+  before[number, first - 1, 0] = 3.0  # the space: tokens of byte-level BPE start with it
+  assert best_answer(CONTEXT, windows, before, 30, False)[:2] == ("1899", 25)
   scores[:, 0] = 3.0
   assert best_answer(CONTEXT, windows, scores, 30, False) == ("", 0, -2.0)
   assert best_answer(CONTEXT, windows, scores, 30, True)[:2] == ("1899", 25)

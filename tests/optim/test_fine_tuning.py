@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from lmjax.optim import Optimizer
-from lmjax.optim.fine_tuning import layer_rates
+from lmjax.optim.fine_tuning import check_settings, layer_rates
 from lmjax.testing import fake_batch, init_params
 from lmjax.utils import pytree
 from lmjax.utils.errors import UserError
@@ -69,3 +69,19 @@ def test_adam_without_bias_correction():
 def test_a_decay_that_rises_towards_the_bottom_is_refused(decay):
   with pytest.raises(UserError, match="layer_decay is above 0 and at most 1"):
     Optimizer(layer_decay=decay).build(10)
+
+
+@pytest.mark.parametrize(
+  ("settings", "words"),
+  [
+    (dict(frozen=("embed", "embedd")), "config.optim.frozen: no parameter matches 'embedd'; they are model/"),
+    (dict(lr_multipliers={"haeds": 10.0}), "config.optim.lr_multipliers: no parameter matches 'haeds'"),
+    (dict(optimizer="lion", bias_correction=False), "bias_correction is a setting of adamw, not of lion"),
+  ],
+)
+def test_settings_that_apply_to_nothing_are_refused_in_a_new_run(settings, words):
+  task = tiny_task("GPT")
+  params = init_params(task, fake_batch(task))
+  with pytest.raises(UserError, match=words):
+    check_settings(Optimizer(**settings), params)
+  check_settings(Optimizer(frozen=("embed",), lr_multipliers={"mlp": 0.5}), params)

@@ -208,7 +208,7 @@ def test_an_error_of_one_of_several_processes_exits_at_once(monkeypatch, exits, 
 class Store:
   """jax's key-value store, as the watching thread of a process uses it.
 
-  beats: the heartbeats of the other processes, by round. lost: what process 0 writes about the lost ones, by round.
+  beats: the heartbeats of the other processes that it reads, by round. lost: what process 0 writes, by round.
   """
 
   def __init__(self, own, beats, lost):
@@ -223,6 +223,9 @@ class Store:
     return [(f"{key}/{process}", str(beat)) for process, beat in next(self.beats).items()]
 
   def key_value_try_get(self, key):
+    if key == "lmjax/alive/0":
+      assert self.own
+      return str(next(self.beats, {0: len(self.written[f"lmjax/alive/{self.own}"])})[0])
     assert key == "lmjax/lost"
     if key in self.written:
       return self.written[key][-1]
@@ -240,7 +243,7 @@ def watch(monkeypatch, rounds, own=0, beats=(), lost=(), count=3):
     """The event at the end of the run."""
 
     def wait(self, seconds):
-      clock[0] += 10
+      clock[0] += 10 if seconds == processes._interval() else 0
       return clock[0] > 10 * rounds
 
     def is_set(self):
@@ -281,6 +284,14 @@ def test_the_others_learn_from_process_0_which_one_is_lost(monkeypatch, exits):
     watch(monkeypatch, 20, own=1, lost=[RuntimeError("NOT_FOUND: nobody")] * 3 + ["2"])
   ((message, code),) = exits
   assert code == 69 and "lost process 2 (no heartbeat for 25 s)" in message
+
+
+def test_the_others_notice_a_process_0_that_is_stuck(monkeypatch, exits):
+  """Its store may still answer."""
+  with pytest.raises(Exited):
+    watch(monkeypatch, 20, own=1, beats=[{0: min(i, 3)} for i in range(1, 20)])
+  ((message, code),) = exits
+  assert code == 69 and "lost process 0 (no heartbeat for 25 s)" in message
 
 
 def test_a_process_that_is_done_is_not_lost(monkeypatch, exits):

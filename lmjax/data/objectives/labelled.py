@@ -56,8 +56,6 @@ class Labelled(Reader):
       raise ValueError("buckets must be lengths from 1 to `length`")
     if any(not 0 <= weight < math.inf for weight in self.class_weights.values()):
       raise ValueError("class_weights are numbers of at least 0")
-    if self.labels and (unknown := [label for label in self.class_weights if label not in self.labels]):
-      raise ValueError(f"class_weights has {unknown[0]!r}, which is none of the labels {', '.join(self.labels)}")
 
   @classmethod
   def debug(cls, settings: dict[str, Any]) -> dict[str, Any]:
@@ -98,6 +96,9 @@ class Labelled(Reader):
     return Arrangement(self.model_kind, tokenizer, self.length, self.delimiter, self.symmetric, self.characters)
 
   def documents(self, source: Source, tokenizer: Tokenizer, seed: int | None, streams: int) -> Documents:
+    unknown = [label for label in self.class_weights if label not in self.labels]
+    if unknown and seed is not None:  # of training
+      raise UserError(f"data.class_weights: {unknown[0]!r} is none of the labels {', '.join(self.labels)}")
     return LabelledDocuments(self, source, tokenizer, seed, streams)
 
   def rows(self, lengths: tuple[int, ...], order: list[int]) -> "LabelledRows":

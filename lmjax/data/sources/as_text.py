@@ -38,13 +38,15 @@ class AsText:
     example: Any = self.examples[index]
     if isinstance(example, BadRecord):
       return example
+    if isinstance(example, MultipleChoice) and not 0 <= int(example.label) < len(example.choices):
+      return BadRecord(example.where, f"has no choice {example.label}")
     text, other, target = _sides(example)
     if not text.strip() or (other is not None and not other.strip()):
       return BadRecord(example.where, "has an empty text")
     if self.rounded:
       try:
         target = f"{round(float(target) / self.rounded) * self.rounded:.{len(f'{self.rounded:g}'.partition('.')[2])}f}"
-      except ValueError:
+      except (ValueError, OverflowError):
         return BadRecord(example.where, f"has the label {target!r}, which is not a number")
     return Pair(self.template.format(text=text, other=other or ""), target)
 
