@@ -31,7 +31,7 @@ def test_every_row_has_its_prediction_in_the_labels_of_glue(task, tmp_path, monk
   rows = rng.permutation(40).tolist()
   own = glue.TESTS[task].labels
   scores = [{"label": str(rng.choice(list(own)))} if own else {"value": float(rng.normal(2, 3))} for _ in rows]
-  loaded = types.SimpleNamespace(load=lambda best: types.SimpleNamespace(layout=None))
+  loaded = types.SimpleNamespace(load=lambda: types.SimpleNamespace(layout=None))
   monkeypatch.setattr(predict.storage, "open", lambda path, step: loaded)
   monkeypatch.setattr(predict, "use_layout", lambda layout: monkeypatch.context())
   monkeypatch.setattr(predict, "make_predictor", lambda loaded, path: lambda texts, batch: scores[: len(texts)])
