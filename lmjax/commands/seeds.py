@@ -46,14 +46,12 @@ def main(arguments: list[str]) -> int:
     for seed in seeds:
       folder = epath.Path(options.workdir) / str(seed)
       try:
-        code = train(copy.deepcopy(settings) | {"seed": seed}, folder)
+        if code := train(copy.deepcopy(settings) | {"seed": seed}, folder):
+          return code
+        results[seed] = _scores(folder)
       except DivergedError as error:
         console.print(f"seed {seed}: {error}", markup=False)
         results[seed] = {}
-      else:
-        if code:
-          return code
-        results[seed] = _scores(folder)
       jax.clear_caches()  # each run compiles its own step
   report = summarize(results, settings["checkpoint"].get("metric", "validation_loss"))
   if jax.process_index() == 0:

@@ -112,7 +112,8 @@ def settings_of(workdir: epath.Path, rates: Rates, rewind: int) -> Callable[[], 
   Raises:
     UserError: the folder has runs of other settings.
   """
-  file, now = workdir / SETTINGS, json.loads(json.dumps(dataclasses.asdict(rates) | {"rewind": rewind}))
+  file = workdir / SETTINGS
+  now = {"rates": [list(rate) for rate in rates.rates], "structure": rates.structure, "rewind": rewind}
   if file.exists() and (before := files.read_json(file)) != now:
     raise UserError(f"lottery: {workdir} has runs of {before}, not of {now}; give these, or choose another --workdir")
   return lambda: files.write(file, json.dumps(now, indent=2) + "\n")
