@@ -15,7 +15,6 @@ import re
 from etils import epath
 
 from lmjax.commands.options import new_parser, parse
-from lmjax.commands.values import add_step
 from lmjax.inference.indexing import Builder
 from lmjax.inference.progress import ProgressBar
 from lmjax.inference.retrieval import NAME, Settings, open_encoder
@@ -32,7 +31,7 @@ def main(arguments: list[str]) -> int:
   add = parser.add_argument
   add("--files", action="append", required=True, help="text files, by path, glob or folder; may be given several times")
   add("--workdir", required=True, help="the encoder: a run folder, a Hugging Face folder, or hf:owner/name")
-  add_step(parser)
+  add("--step", type=int, help="the step of the checkpoint; default the latest")
   add("--output", required=True, help="the folder of the index")
   add("--tokens", type=int, least=1, default=128, help="of a chunk at most")
   add("--prompt", help="text that precedes every chunk; default the folder's own")

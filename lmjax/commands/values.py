@@ -53,10 +53,11 @@ def new_file(text: str) -> str:
 
 
 def add_step(parser: argparse.ArgumentParser) -> None:
-  """Adds the options that choose the checkpoint of a run, as `step`."""
-  parser.add_argument("--step", type=int, help="of a run: the step of the checkpoint; default the latest")
+  """Adds the options that choose the checkpoint of a run, as `step`; one of them at most."""
+  group = parser.add_mutually_exclusive_group()
+  group.add_argument("--step", type=number(int), help="of a run: the step of the checkpoint; default the latest")
   best = "of a run: the best checkpoint, by config.checkpoint.metric"
-  parser.add_argument("--best", action="store_const", const="best", dest="step", help=best)
+  group.add_argument("--best", action="store_const", const="best", dest="step", help=best)
 
 
 class Help(argparse.RawTextHelpFormatter):
